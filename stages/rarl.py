@@ -1,0 +1,19 @@
+"""Stage `rarl`: GRPO with the reasoning reward besides, and with diverse prompts (paper, 3.3)."""
+
+import click
+
+from stages.errors import stage_main
+from stages.params import load_params
+
+
+@click.command()
+@stage_main
+def main():
+    params = load_params()
+    from stages.training.rl import train_rl
+
+    train_rl("rarl", params)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The three records that flow through the pipeline, and their reading and writing.
+
+A `Sample` is one question about one image. A `Prediction` is what a model said to it. A `Verdict`
+is what a judge thinks of that. All are written as JSON lines, one record a line, in UTF-8.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stages.errors import UserError
+
+Kind = Literal["yes_no", "choice", "number", "open"]
+Modality = Literal["mri", "ct", "xray", "pathology", "other", "unknown"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sample(Record):
+    """One question about one image."""
+
+    id: str
+    """Unique within the project: `<dataset>/<split>/<source id>`."""
+    dataset: str
+    split: str
+    image: str
+    """Path of the image relative to `data.root`, with forward slashes."""
+    image_sha256: str
+    """Hash of the image file's bytes: the same picture in two data sets has the same hash."""
+    question: str
+    answers: list[str]
+    """Every accepted reference answer; the first is the one to train on. Never empty."""
+    reasoning: str | None = None
+    """The annotated explanation, or None where nobody wrote one."""
+    kind: Kind
+    choices: list[str] = []
+    """The options of a multiple-choice question, in order; empty otherwise."""
+    modality: Modality = "unknown"
+    category: str = ""
+    """The release's own category of the question (SLAKE content type, VQA-Med category, CV-Bench task)."""
+    source_id: str = ""
+    """The row's id or number in the release."""
+
+
+class Prediction(Record):
+    """One completion of one model for one sample."""
+
+    id: str
+    """The sample's id."""
+    completion: str
+    think: str | None = None
+    """Text of the `<think>` part, None where there is none."""
+    answer: str
+    """The answer as read from the completion; may be empty."""
+    tokens: int = 0
+    truncated: bool = False
+    """The completion reached the token limit without an end."""
+    error: str | None = None
+    """Why the machinery could not ask the model (image unreadable); None when it did."""
+
+
+class Verdict(Record):
+    """What one judge says of one prediction, in the schema of the paper's appendix B."""
+
+    id: str
+    """The sample's id."""
+    evaluation: str = ""
+    """One sentence that justifies the scores."""
+    reasoning_score: Literal[0, 1] | None = None
+    """None where the sample has no annotated reasoning, or nothing was scored."""
+    prediction_score: Literal[0, 1] | None = None
+    """None where the judge could not score: then `unscored` says why."""
+    unscored: str | None = None
+
+
+R = TypeVar("R", bound=Record)
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> int:
+    """Write records as JSON lines; the file appears whole or not at all. Returns how many."""
+    count = 0
+    with atomic_file(path) as file:
+        for record in records:
+            file.write(record.model_dump_json(exclude_defaults=False) + "\n")
+            count += 1
+    return count
+
+
+def read_records(path: str | Path, kind: type[R]) -> list[R]:
+    """Read a JSON-lines file of one kind of record.
+
+    Raises:
+        UserError: the file is missing or a line is not such a record (named with its number).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(str(path), "no such file", f"a file of {kind.__name__} records",
+                        "run `dvc repro`, or `dvc pull` if another machine has made it")
+    records = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                records.append(kind.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise UserError(f"{path}, line {number}", f"{first['msg']} at {'.'.join(map(str, first['loc']))}",
+                                f"a {kind.__name__} record", "make the file again with `dvc repro`") from None
+    return records
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a JSON file with sorted, stable formatting; it appears whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+class atomic_file:
+    """A text file for writing that takes its place only when the block ends without an error."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.partial.open("w", encoding="utf-8", newline="\n")
+        return self.file
+
+    def __exit__(self, kind, *_):
+        self.file.close()
+        if kind is None:
+            os.replace(self.partial, self.path)
+        else:
+            self.partial.unlink(missing_ok=True)
+
+
+def batches(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,19 @@
+"""Stage `sft`: supervised fine-tuning, the first baseline."""
+
+import click
+
+from stages.errors import stage_main
+from stages.params import load_params
+
+
+@click.command()
+@stage_main
+def main():
+    params = load_params()
+    from stages.training.sft import train_sft
+
+    train_sft(params)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""GRPO, plain and reasoning-aware: TRL's GRPOTrainer with the paper's objective and rewards.
+
+Plain GRPO and RARL differ in rewards and prompts only (`params.grpo`, `params.rarl`).
+"""
+
+import math
+from pathlib import Path
+
+from trl import GRPOConfig, GRPOTrainer
+
+from stages.models.generation import vision_tokens
+from stages.params import Method, Params
+from stages.rewards import reward_functions
+from stages.rewards.bertscore import BertScorer
+from stages.training.data import choose, schedule, turn, with_images
+from stages.training.run import Run
+
+
+def train_rl(name: str, params: Params) -> dict:
+    """Train `grpo` or `rarl` and write `data/models/<name>`. Returns the run's metrics."""
+    rl, method = params.rl, getattr(params, name)
+    run = Run(name, params, {"rl": rl.model_dump(), **method.model_dump(), "encoder": params.encoder.model_dump()})
+    samples = choose(run.train, params.train.samples, params.seed)
+    announce(name, method, samples)
+    steps = rl.max_steps if rl.max_steps > 0 else math.ceil(len(samples) * rl.epochs / rl.prompts_per_step)
+    epochs = math.ceil(steps * rl.prompts_per_step / len(samples))
+    rows = [
+        {
+            "prompt": turn(prompt, sample.question), "path": sample.image, "answers": list(sample.answers),
+            "kind": sample.kind, "choices": list(sample.choices), "reasoning": sample.reasoning,
+        }
+        for sample, prompt in schedule(samples, method.prompts, epochs, params.seed)
+    ]  # fmt: skip
+    functions, weights = reward_functions(
+        method.rewards, lambda: BertScorer(params.encoder.source, params.encoder.num_layers)
+    )
+    loaded = run.load()
+    trainer = GRPOTrainer(
+        model=loaded.model,
+        reward_funcs=functions,
+        args=GRPOConfig(
+            **run.common_arguments(),
+            max_steps=steps,
+            per_device_train_batch_size=rl.micro_prompts * rl.group_size,
+            gradient_accumulation_steps=max(1, rl.prompts_per_step // rl.micro_prompts),
+            num_generations=rl.group_size,
+            learning_rate=rl.learning_rate, warmup_steps=rl.warmup_ratio,
+            # Equations (1) to (3); TRL's own defaults are dapo and no KL term.
+            loss_type="grpo", scale_rewards="group", beta=rl.beta, epsilon=rl.epsilon, num_iterations=1,
+            temperature=rl.temperature, top_p=rl.top_p, top_k=0, max_completion_length=rl.max_completion_length,
+            generation_kwargs={"suppress_tokens": vision_tokens(loaded.processor)},
+            reward_weights=weights, shuffle_dataset=False, log_completions=False,
+        ),
+        train_dataset=with_images(rows, Path(params.data.root), "image"),
+        processing_class=loaded.processor,
+        peft_config=run.lora(),
+    )  # fmt: skip
+    return run.train_to_end(trainer, loaded)
+
+
+def announce(name: str, method: Method, samples: list) -> None:
+    """Say which rewards are at work, and plainly when the reasoning reward has nothing to compare with."""
+    weights = {reward: weight for reward, weight in method.rewards.model_dump().items() if weight}
+    print(f"{name}: {len(samples)} rows, prompts {', '.join(method.prompts)}, rewards {weights}", flush=True)
+    annotated = sum(sample.reasoning is not None for sample in samples)
+    if "reasoning" in weights:
+        print(f"{name}: {annotated} of {len(samples)} rows are annotated"
+              + ("" if annotated else ": the reasoning reward is idle, and what is left is GRPO under these prompts"), flush=True)

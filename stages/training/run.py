@@ -1,0 +1,236 @@
+"""A training run from parameters to a model folder: its key, its checkpoints, its log and its choice.
+
+Checkpoints lie in `.cache/training/<key>/`, outside the stage's outputs and named by all that the run
+depends on: a stopped run goes on from its last one, and never from another run's.
+"""
+
+import csv
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from stages.answers import matches
+from stages.cache import CACHE, key_of
+from stages.errors import UserError
+from stages.models.features import FeatureStore, tower
+from stages.models.generation import Request, ask_all
+from stages.models.inference import to_prediction
+from stages.models.loading import Loaded, load
+from stages.params import Params
+from stages.prompts import render
+from stages.records import Sample, atomic_file, read_records, write_json
+
+CURATED = Path("data/curated")
+FEATURES = Path("data/features/training")
+CODE = ("stages/training", "stages/models", "stages/rewards", "stages/prompts", "stages/answers.py")
+#: What the trainers log under their own names, and the names that our logs use.
+LOGGED = {
+    "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "entropy", "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy",
+    "completions/mean_length": "completion_length", "completions/clipped_ratio": "truncated_share",
+    "frac_reward_zero_std": "zero_signal_share", "clip_ratio/region_mean": "clip_ratio",
+    **{f"rewards/{name}/mean": f"reward_{name}" for name in ("format", "length", "accuracy", "reasoning")},
+}  # fmt: skip
+
+
+class Run:
+    """One method's training run.
+
+    Args:
+        method: `sft`, `grpo` or `rarl`.
+        settings: the parameters that the run depends on, beside the shared ones.
+    """
+
+    def __init__(self, method: str, params: Params, settings: dict):
+        self.method, self.params = method, params
+        start = params.train.start if method != "sft" else "base"
+        self.start = Path("data/models") / start
+        self.output = Path("data/models") / method
+        shared = {name: getattr(params, name).model_dump() for name in ("model", "lora", "train", "decoding")}
+        key = key_of(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start, *CODE,
+                     method=method, seed=params.seed, settings=settings, **shared)  # fmt: skip
+        self.folder = CACHE / "training" / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.train = read_records(CURATED / "train.jsonl", Sample)
+        self.dev = read_records(CURATED / "dev.jsonl", Sample)[: params.train.dev_samples]
+        if not self.train:
+            raise UserError(str(CURATED / "train.jsonl"), "no training row", "at least one",
+                            "see metrics/curate.json for what became of the release's rows")
+        self.started = time.perf_counter()
+
+    def load(self) -> Loaded:
+        loaded = load(self.start, self.params.model)
+        FeatureStore.load(FEATURES).attach(loaded.model)
+        loaded.model.train()
+        return loaded
+
+    def lora(self) -> LoraConfig | None:
+        """The adapter of section 2.3; None for full weights, or when a loaded adapter is trained on."""
+        if self.params.train.trainable == "full" or self.start.name != "base":
+            return None
+        lora = self.params.lora
+        return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
+                          target_modules=list(lora.target_modules), exclude_modules=r".*visual.*")  # fmt: skip
+
+    def common_arguments(self) -> dict:
+        """Trainer arguments that SFT and RL share."""
+        params = self.params
+        return {
+            "output_dir": str(self.folder), "seed": params.seed, "data_seed": params.seed,
+            "max_grad_norm": params.train.max_grad_norm, "logging_steps": 1, "report_to": "none",
+            "save_strategy": "steps", "save_steps": params.train.eval_steps, "save_total_limit": 2,
+            "bf16": params.model.dtype == "bfloat16", "activation_checkpointing": params.train.gradient_checkpointing,
+            "use_cpu": params.model.device == "cpu", "dataloader_num_workers": 0, "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(), "remove_unused_columns": False,
+            "logging_nan_inf_filter": False, "lr_scheduler_type": "linear",
+        }  # fmt: skip
+
+    def train_to_end(self, trainer, loaded: Loaded) -> dict:
+        """Train, resume if there is a checkpoint, choose the peak on the development split, write the outputs.
+
+        Returns the run's metrics (also written to `metrics/train/<method>.json`).
+        """
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)  # prints a line of numbers a step; Log shows a bar
+        network = trainer.model
+        frozen = [p for p in tower(network).parameters() if p.requires_grad]
+        if frozen:
+            raise RuntimeError("the vision tower must be frozen")
+        log = Log(self, loaded, network)
+        trainer.add_callback(log)
+        last = get_last_checkpoint(str(self.folder))
+        if last:
+            tqdm.write(f"{self.method}: going on from {last}")
+        trainer.train(resume_from_checkpoint=last)
+        steps = trainer.state.global_step
+        if not log.scores or log.scores[-1]["step"] != steps:
+            log.score_and_keep(steps)
+        best = log.best()
+        shutil.rmtree(self.output, ignore_errors=True)
+        shutil.copytree(self.folder / "best", self.output)
+        shutil.copy(self.start / "base.json", self.output / "base.json")
+        rows = log.table(trainer.state.log_history)
+        metrics = {
+            "steps": steps,
+            "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+            "best_step": best["step"],
+            "dev_score": best["dev_score"],
+            **first_and_last(rows),
+        }
+        write_json(f"metrics/train/{self.method}.json", metrics)
+        write_csv(Path(f"metrics/train/{self.method}.csv"), rows)
+        write_json(f"metrics/cost/{self.method}.json", {"seconds": round(time.perf_counter() - self.started, 1)})
+        print(f"{self.method}: {steps} steps, best at {best['step']} (development score {best['dev_score']}), "
+              f"{time.perf_counter() - self.started:.0f} s", flush=True)
+        return metrics
+
+
+class Log(TrainerCallback):
+    """Scores the development split at each checkpoint, keeps the best weights, and gathers the log."""
+
+    def __init__(self, run: Run, loaded: Loaded, network):
+        self.run, self.loaded, self.network = run, loaded, network
+        self.file = run.folder / "dev_scores.json"
+        self.scores = json.loads(self.file.read_text()) if self.file.is_file() else []
+
+    def best(self) -> dict:
+        """The peak; the earliest of equals. Without development rows, the last checkpoint."""
+        if self.scores[-1]["dev_score"] is None:
+            return self.scores[-1]
+        return max(self.scores, key=lambda score: (score["dev_score"], -score["step"]))
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.run.method, unit="step", mininterval=1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+        if state.global_step % self.run.params.train.eval_steps == 0:
+            self.score_and_keep(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
+        shown = {LOGGED[name]: f"{float(logs[name]):.3f}" for name in ("loss", "reward", "rewards/accuracy/mean") if name in logs}
+        if self.scores:
+            shown["dev"] = self.scores[-1]["dev_score"]
+        self.bar.set_postfix(shown, refresh=False)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise UserError(f"{self.run.method}, step {state.global_step}", f"{name} = {logs[name]}", "a finite number",
+                                f"lower the learning rate; the last good checkpoint is in {self.run.folder}")
+
+    def score_and_keep(self, step: int) -> None:
+        self.scores = [score for score in self.scores if score["step"] < step]
+        self.scores.append({"step": step, "dev_score": self.dev_score()})
+        if self.best()["step"] == step:
+            folder = self.run.folder / "best"
+            shutil.rmtree(folder, ignore_errors=True)
+            full = self.run.params.train.trainable == "full"
+            self.network.save_pretrained(folder / "full" if full else folder)
+            (folder / "README.md").unlink(missing_ok=True)
+        write_json(self.file, self.scores)
+
+    def dev_score(self) -> float | None:
+        """Percent of development answers that are right under the reasoning prompt, decoded greedily."""
+        run = self.run
+        if not run.dev:
+            return None
+        root = Path(run.params.data.root)
+        requests = [Request(sample.id, render("reasoning", sample.question), root / sample.image) for sample in run.dev]
+        training, cache = self.network.training, self.network.config.use_cache
+        self.network.eval()
+        self.network.config.use_cache = True
+        asked = Loaded(self.network, self.loaded.processor, self.loaded.device, self.loaded.attention)
+        replies = {}
+        for batch in ask_all(asked, requests, run.params.decoding.batch_size, run.params.decoding.max_new_tokens):
+            replies |= {reply.id: to_prediction(reply).answer for reply in batch}
+        self.network.config.use_cache = cache
+        self.network.train(training)
+        right = sum(matches(replies[s.id], s.answers, s.kind, s.choices) for s in run.dev)
+        return round(100 * right / len(run.dev), 2)
+
+    def table(self, history: list[dict]) -> list[dict]:
+        """One row a step, under our names; times are left out, so that equal runs have equal logs."""
+        rows = {}
+        for entry in history:
+            values = {ours: entry[theirs] for theirs, ours in LOGGED.items() if entry.get(theirs) is not None}
+            if values:
+                rows.setdefault(entry["step"], {"step": entry["step"]}).update(
+                    {name: float(f"{float(value):.6g}") for name, value in values.items()}
+                )
+        for score in self.scores:
+            rows.setdefault(score["step"], {"step": score["step"]})["dev_score"] = score["dev_score"]
+        return [rows[step] for step in sorted(rows)]
+
+
+def first_and_last(rows: list[dict], share: float = 0.1) -> dict:
+    """Mean of each reward over the first and the last tenth of the steps; single steps are too noisy."""
+    metrics = {}
+    for name in ("reward", "reward_format", "reward_length", "reward_accuracy", "reward_reasoning"):
+        values = [row[name] for row in rows if name in row]
+        if values:
+            n = max(1, round(len(values) * share))
+            metrics[f"{name}_first"] = round(sum(values[:n]) / n, 4)
+            metrics[f"{name}_last"] = round(sum(values[-n:]) / n, 4)
+    return metrics
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    names = list(dict.fromkeys(["step", "dev_score", *LOGGED.values()]))
+    names = [name for name in names if any(name in row for row in rows) or name == "dev_score"]
+    with atomic_file(path) as file:
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+

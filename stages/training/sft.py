@@ -1,0 +1,40 @@
+"""Supervised fine-tuning, the paper's first baseline: TRL's SFTTrainer on annotated reasoning and answers."""
+
+import math
+from pathlib import Path
+
+from trl import SFTConfig, SFTTrainer
+
+from stages.params import Params
+from stages.training.data import choose, schedule, target, turn, with_images
+from stages.training.run import Run
+
+
+def train_sft(params: Params) -> dict:
+    """Train and write `data/models/sft`. Returns the run's metrics."""
+    sft = params.sft
+    run = Run("sft", params, sft.model_dump())
+    samples = choose(run.train, params.train.samples, params.seed)
+    epochs = math.ceil(sft.epochs)
+    rows = [
+        {"prompt": turn(prompt, sample.question), "completion": [{"role": "assistant", "content": target(sample)}], "path": sample.image}
+        for sample, prompt in schedule(samples, ["reasoning"], epochs, params.seed)
+    ]
+    loaded = run.load()
+    trainer = SFTTrainer(
+        model=loaded.model,
+        args=SFTConfig(
+            **run.common_arguments(),
+            max_steps=math.ceil(len(samples) * sft.epochs / sft.batch_size),
+            per_device_train_batch_size=sft.micro_batch_size,
+            gradient_accumulation_steps=max(1, sft.batch_size // sft.micro_batch_size),
+            learning_rate=sft.learning_rate, warmup_steps=sft.warmup_ratio,
+            completion_only_loss=True, max_length=None, train_sampling_strategy="sequential",
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=with_images(rows, Path(params.data.root), "images"),
+        processing_class=loaded.processor,
+        peft_config=run.lora(),
+    )  # fmt: skip
+    return run.train_to_end(trainer, loaded)
+
