@@ -16,14 +16,20 @@ from stages.records import write_json, write_records
 
 
 @click.command()
-@click.option("--set", "name", type=click.Choice(BENCHMARKS), required=True, help="The benchmark's slug.")
-@click.option("--output", type=click.Path(path_type=Path), help="[default: data/benchmarks/<set>.jsonl]")
-@click.option("--metrics", type=click.Path(path_type=Path), help="[default: metrics/benchmark/<set>.json]")
+@click.option(
+    "--set", "name", type=click.Choice(BENCHMARKS), required=True, help="The benchmark's slug."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="[default: data/benchmarks/<set>.jsonl]"
+)
+@click.option(
+    "--metrics", type=click.Path(path_type=Path), help="[default: metrics/benchmark/<set>.json]"
+)
 @stage_main
 def main(name: str, output: Path | None, metrics: Path | None) -> None:
     """Read one benchmark's test rows."""
     from stages.datasets import ADAPTERS
-    from stages.datasets.release import Release, find_release, require_release, require_root
+    from stages.datasets.release import MissingRelease, Release, require_root
 
     start = time.monotonic()
     data = load_params().data
@@ -31,10 +37,13 @@ def main(name: str, output: Path | None, metrics: Path | None) -> None:
     metrics = metrics or Path(f"metrics/benchmark/{name}.json")
     root = require_root(data.root)
     adapter = ADAPTERS[name]
-    available = find_release(root, adapter.FOLDERS) is not None
-    if not available and data.missing == "stop":
-        require_release(root, adapter.FOLDERS, name)
-    release = adapter.read(root, "test") if available else Release(name, "test")
+    absent = None
+    try:
+        release = adapter.read(root, "test")
+    except MissingRelease as error:
+        if data.missing == "stop":
+            raise
+        release, absent = Release(name, "test"), error
     if release.missing_images and data.missing == "stop":
         row, image = release.missing_images[0]
         raise UserError(
@@ -45,7 +54,7 @@ def main(name: str, output: Path | None, metrics: Path | None) -> None:
         )
     samples = release.samples
     summary = {
-        "available": available,
+        "available": absent is None,
         "rows": release.rows,
         "read": len(samples),
         "refused": dict(sorted(Counter(reason for _, reason in release.refused).items())),
@@ -53,7 +62,9 @@ def main(name: str, output: Path | None, metrics: Path | None) -> None:
         "missing_images": len({image for _, image in release.missing_images}),
         "images": len({sample.image_sha256 for sample in samples}),
         "kinds": dict(sorted(Counter(sample.kind for sample in samples).items())),
-        "categories": dict(sorted(Counter(sample.category for sample in samples if sample.category).items())),
+        "categories": dict(
+            sorted(Counter(sample.category for sample in samples if sample.category).items())
+        ),
         "notes": {key: count for key, count in sorted(release.notes.items()) if count},
     }
     if name == "slake":
@@ -62,9 +73,13 @@ def main(name: str, output: Path | None, metrics: Path | None) -> None:
     write_records(output, samples)
     write_json(metrics, summary)
 
-    if not available:
-        places = " or ".join(f"{folder}/" for folder in adapter.FOLDERS)
-        click.secho(f"WARNING: benchmark {name}: no {places} below {root}. It is left out of every table.", fg="yellow", err=True)
+    if absent is not None:
+        click.secho(
+            f"WARNING: benchmark {name} is NOT AVAILABLE and left out of every table.",
+            fg="yellow",
+            err=True,
+        )
+        click.echo(absent.format_message(), err=True)
         return
     if release.missing_images:
         click.secho(
@@ -78,7 +93,9 @@ def main(name: str, output: Path | None, metrics: Path | None) -> None:
     for note, count in summary["notes"].items():
         click.echo(f"  {note.replace('_', ' ')}: {count}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
-    click.echo(f"benchmark {name}: {len(samples)} of {release.rows} rows ({kinds}), {time.monotonic() - start:.1f} s")
+    click.echo(
+        f"benchmark {name}: {len(samples)} of {release.rows} rows ({kinds}), {time.monotonic() - start:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Rebuild Silvar-Med's train, development and test rows from SLAKE, and audit them.
 
-Writes `data/curated/{train,dev,test}.jsonl` and `metrics/curate.json`.
+Writes `data/curated/{train,dev,test}.jsonl`, `data/curated/near_duplicates.csv` and `metrics/curate.json`.
 """
 
 import os
@@ -13,15 +13,22 @@ import click
 
 from stages.errors import UserError, stage_main
 from stages.params import load_params
-from stages.records import write_json, write_records
+from stages.records import atomic_file, write_json, write_records
 
 #: Our splits and SLAKE's: `validate.json` is not used by the paper and picks checkpoints here.
 SPLITS = {"train": "train", "dev": "validate", "test": "test"}
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path), default=Path("data/curated"), show_default=True)
-@click.option("--metrics", type=click.Path(path_type=Path), default=Path("metrics/curate.json"), show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("data/curated"), show_default=True
+)
+@click.option(
+    "--metrics",
+    type=click.Path(path_type=Path),
+    default=Path("metrics/curate.json"),
+    show_default=True,
+)
 @stage_main
 def main(output: Path, metrics: Path) -> None:
     """Curate the train, development and test rows, and audit them."""
@@ -46,15 +53,20 @@ def main(output: Path, metrics: Path) -> None:
     samples = {split: release.samples for split, release in releases.items()}
     if not samples["train"]:
         raise UserError(
-            f"{root}: SLAKE train", "no usable Abnormality row", "rows to train on", "check the images below slake/imgs/"
+            f"{root}: SLAKE train",
+            "no usable Abnormality row",
+            "rows to train on",
+            "check the images below slake/imgs/",
         )
-    audit = _audit(root, samples, params.benchmarks)
+    audit, near = _audit(root, samples, params.benchmarks)
 
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         for split, rows in samples.items():
             write_records(partial / f"{split}.jsonl", rows)
+        with atomic_file(partial / "near_duplicates.csv") as file:
+            file.writelines(",".join(pair) + "\n" for pair in [("image", "looks_like"), *near])
         shutil.rmtree(output, ignore_errors=True)
         os.replace(partial, output)
     finally:
@@ -78,7 +90,9 @@ _IDLE = {
 def _say_what_is_left_out(split: str, release) -> None:
     if release.missing_images:
         images = len({image for _, image in release.missing_images})
-        click.echo(f"  WARNING: {split}: {len(release.missing_images)} of {release.rows} rows left out, {images} images are missing")
+        click.echo(
+            f"  WARNING: {split}: {len(release.missing_images)} of {release.rows} rows left out, {images} images are missing"
+        )
     for reason, count in Counter(reason for _, reason in release.refused).most_common():
         click.echo(f"  WARNING: {split}: {count} rows refused: {reason}")
 
@@ -100,15 +114,18 @@ def _counts(release) -> dict:
     }
 
 
-def _audit(root: Path, samples: dict, benchmarks: list[str]) -> dict:
+def _audit(root: Path, samples: dict, benchmarks: list[str]) -> tuple[dict, list[tuple[str, str]]]:
     """Compare the splits with each other and with the benchmarks that are there.
+
+    Returns:
+        The counts, and the pairs of near duplicates.
 
     Raises:
         UserError: a picture is in two of the own splits.
     """
     from stages.datasets import ADAPTERS
     from stages.datasets.audit import conflicting_answers, near_duplicates, shared_images
-    from stages.datasets.release import find_release
+    from stages.datasets.release import MissingRelease
 
     for first, second in (("train", "dev"), ("train", "test"), ("dev", "test")):
         pairs = shared_images(samples[first], samples[second])
@@ -120,29 +137,32 @@ def _audit(root: Path, samples: dict, benchmarks: list[str]) -> dict:
                 "get the release's original files: a shared image would make the scores too good",
             )
     near = near_duplicates(root, samples)
-    for first, second in near[:5]:
-        click.echo(f"  near duplicates: {first} and {second}")
-    if len(near) > 5:
-        click.echo(f"  ... and {len(near) - 5} more pairs")
+    if near:
+        click.echo(
+            f"  {len(near)} pairs of near duplicates across splits, listed in near_duplicates.csv; first {' and '.join(near[0])}"
+        )
     audit = {
         "shared_images": 0,
         "near_duplicates": len(near),
-        "near_duplicate_pairs": [list(pair) for pair in near],
-        "conflicting_answers": {split: conflicting_answers(rows) for split, rows in samples.items()},
+        "conflicting_answers": {
+            split: conflicting_answers(rows) for split, rows in samples.items()
+        },
         "training_images_in_benchmarks": {},
     }
     for name in benchmarks:
-        adapter = ADAPTERS[name]
-        if find_release(root, adapter.FOLDERS) is None:
-            continue
-        theirs = adapter.read(root, "test").samples
+        try:
+            theirs = ADAPTERS[name].read(root, "test").samples
+        except MissingRelease:
+            continue  # said, and decided upon, by the benchmark stage
         shared = shared_images(samples["train"], theirs)
         hashes = {sample.image_sha256 for sample in samples["train"]}
         rows = sum(sample.image_sha256 in hashes for sample in theirs)
         audit["training_images_in_benchmarks"][name] = {"images": len(shared), "rows": rows}
         if shared:
-            click.echo(f"  WARNING: {len(shared)} training images are in {name} ({rows} of {len(theirs)} rows)")
-    return audit
+            click.echo(
+                f"  WARNING: {len(shared)} training images are in {name} ({rows} of {len(theirs)} rows)"
+            )
+    return audit, near
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""A small world for the tiny tier: a random Qwen2-VL on disk, drawn pictures, and a project folder around them."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from stages.datasets.phantom import general
+from stages.params import load_params
+from stages.records import Sample, write_json, write_records
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "/tests/tiny/" in str(item.path):
+            item.add_marker(pytest.mark.tiny)
+
+
+@pytest.fixture(scope="session")
+def random_base(tmp_path_factory):
+    """Folder of a randomly initialised Qwen2-VL of the embedded base's shape, and its parts."""
+    import torch
+    from transformers import Qwen2VLForConditionalGeneration
+
+    from stages.models.pretraining import corpus
+    from stages.models.tiny import build_config, build_processor, train_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(corpus(0, 60), 800)
+    processor = build_processor(tokenizer)
+    model = Qwen2VLForConditionalGeneration(build_config(tokenizer)).eval()
+    folder = tmp_path_factory.mktemp("base")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder, model, processor
+
+
+@pytest.fixture(scope="session")
+def params():
+    """The shipped parameters, shortened to a run of seconds."""
+    params = load_params("params.yaml")
+    params.model.threads = 1
+    params.train.eval_steps = 2
+    params.train.dev_samples = 4
+    params.sft.epochs, params.sft.batch_size, params.sft.micro_batch_size = 1, 4, 4
+    params.rl.max_steps, params.rl.group_size, params.rl.prompts_per_step, params.rl.micro_prompts = 4, 4, 2, 2
+    params.rl.max_completion_length = params.decoding.max_new_tokens = 12
+    params.decoding.batch_size = 4
+    params.benchmarks = []
+    return params
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, random_base, params):
+    """A project folder with 16 training, 4 development and 6 test rows on drawn pictures; the test works in it."""
+    rng = np.random.default_rng(1)
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / params.data.root
+    for split, count in (("train", 16), ("dev", 4), ("test", 6)):
+        rows = []
+        for index in range(count):
+            scene = general.draw_grey(rng)
+            image = f"pictures/{split}{index}.png"
+            (root / image).parent.mkdir(parents=True, exist_ok=True)
+            scene.image.save(root / image)
+            bright = any(thing.colour == "bright" for thing in scene.things)
+            rows.append(
+                Sample(
+                    id=f"drawn/{split}/{index}", dataset="drawn", split=split, image=image,
+                    image_sha256=hashlib.sha256((root / image).read_bytes()).hexdigest(),
+                    question="Is there a bright spot in this image?", answers=["Yes" if bright else "No"], kind="yes_no",
+                    reasoning="There is a bright spot." if bright and index % 2 else None, modality="other",
+                )
+            )  # fmt: skip
+        write_records(f"data/curated/{split}.jsonl", rows)
+    write_json("data/models/base/base.json", {"source": str(random_base[0]), "revision": None, "sha256": "0"})
+    return tmp_path

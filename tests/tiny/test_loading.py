@@ -1,0 +1,122 @@
+"""The code that loads the embedded base loads a folder laid out like the hub's."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from stages.errors import UserError
+from stages.models.loading import base_pointer, choose_attention, load
+from stages.models.processor import chat
+from stages.params import Base
+from stages.records import write_json
+
+
+@pytest.fixture(scope="module")
+def hub_folder(random_base, tmp_path_factory):
+    """The random base as the hub lays Qwen2-VL-2B-Instruct out: flat config, older weight names, older files."""
+    source, model, processor = random_base
+    folder = tmp_path_factory.mktemp("hub")
+    text, vision = model.config.text_config, model.config.vision_config
+    write_json(folder / "config.json", {
+        "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl",
+        "attention_dropout": 0.0, "hidden_act": "silu", "initializer_range": 0.02, "max_window_layers": text.num_hidden_layers,
+        "bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size, "max_position_embeddings": text.max_position_embeddings,
+        "num_attention_heads": text.num_attention_heads, "num_hidden_layers": text.num_hidden_layers,
+        "num_key_value_heads": text.num_key_value_heads, "rms_norm_eps": text.rms_norm_eps, "vocab_size": text.vocab_size,
+        "rope_theta": 10000.0, "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}, "sliding_window": 32768,
+        "use_sliding_window": False, "use_cache": True, "tie_word_embeddings": True, "torch_dtype": "float32",
+        "vision_start_token_id": model.config.vision_start_token_id, "vision_end_token_id": model.config.vision_end_token_id,
+        "vision_token_id": processor.tokenizer.convert_tokens_to_ids("<|vision_pad|>"),
+        "image_token_id": model.config.image_token_id, "video_token_id": model.config.video_token_id,
+        "vision_config": {
+            "depth": vision.depth, "embed_dim": vision.embed_dim, "mlp_ratio": 4, "num_heads": vision.num_heads,
+            "in_chans": 3, "hidden_size": vision.hidden_size, "patch_size": 14, "spatial_merge_size": 2,
+            "spatial_patch_size": 14, "temporal_patch_size": 2,
+        },
+    })  # fmt: skip
+    weights = {}
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied, and not stored
+        old = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+        weights[old] = value.contiguous().clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "preprocessor_config.json", {
+        "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
+    })  # fmt: skip
+    write_json(folder / "chat_template.json", {"chat_template": processor.chat_template})
+    write_json(folder / "generation_config.json", {
+        "bos_token_id": text.bos_token_id, "do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.001,
+        "eos_token_id": [text.eos_token_id, text.bos_token_id], "pad_token_id": text.bos_token_id,
+    })  # fmt: skip
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text((source / name).read_text(encoding="utf-8"), encoding="utf-8")
+    return folder
+
+
+def logits(loaded):
+    text = chat(loaded.processor, "Is there a bright spot in this image?")
+    inputs = loaded.processor(text=[text], images=[Image.new("RGB", (100, 140), (90, 90, 90))], return_tensors="pt")
+    with torch.no_grad():
+        return loaded.model(**inputs).logits
+
+
+def pointed(folder, tmp_path):
+    write_json(tmp_path / "base.json", {"source": str(folder), "revision": None, "sha256": None})
+    return tmp_path
+
+
+def test_hub_layout_gives_the_same_model(hub_folder, random_base, params, tmp_path):
+    ours = load(pointed(random_base[0], tmp_path), params.model)
+    hub = load(pointed(hub_folder, tmp_path), params.model)
+    torch.testing.assert_close(logits(hub), logits(ours), rtol=0, atol=0)
+    assert hub.model.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
+    assert not hub.model.generation_config.do_sample, "the hub's sampling settings must not reach our decoding"
+
+
+def test_loading_needs_no_torchvision(hub_folder, tmp_path):
+    """In a fresh interpreter where importing torchvision fails, as beside the CPU build of torch."""
+    script = (
+        "import sys; sys.modules['torchvision'] = None\n"
+        "from stages.models.processor import load_processor\n"
+        f"print(type(load_processor({str(hub_folder)!r}, None, 3136, 12544).image_processor).__name__)"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "Qwen2VLImageProcessorPil"
+
+
+def test_the_tower_is_frozen_and_nothing_else(random_base, params, tmp_path):
+    model = load(pointed(random_base[0], tmp_path), params.model).model
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("visual" not in name), name
+
+
+def test_attention_falls_back_to_sdpa_without_a_gpu(params):
+    assert choose_attention(params.model, torch.device("cpu")) == "sdpa"
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    with pytest.raises(UserError, match=r"base\.source"):
+        base_pointer(Base(source=str(tmp_path)))
+
+
+def test_pointer_changes_with_the_weights(random_base, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(random_base[0], folder)
+    before = base_pointer(Base(source=str(folder)))["sha256"]
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert base_pointer(Base(source=str(folder)))["sha256"] != before
