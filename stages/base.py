@@ -14,7 +14,9 @@ def main():
 
     pointer = base_pointer(load_params().base)
     write_json("data/models/base/base.json", pointer)
-    click.echo(f"base: {pointer['source']}" + (f" at {pointer['revision']}" if pointer["revision"] else ""))
+    click.echo(
+        f"base: {pointer['source']}" + (f" at {pointer['revision']}" if pointer["revision"] else "")
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ def stage_main(function):
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
-            click.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
+            click.echo(
+                "Stopped. What was finished is kept; run the same command again to go on.", err=True
+            )
             sys.exit(130)
 
     return wrapped

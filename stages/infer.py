@@ -25,7 +25,11 @@ def main(name):
     for slug in params.modes:
         mode = params.mode[slug]
         for test_set in [OWN_TEST] if mode.own_test_only else params.test_sets:
-            source = Path("data/curated/test.jsonl") if test_set == OWN_TEST else Path(f"data/benchmarks/{test_set}.jsonl")
+            source = (
+                Path("data/curated/test.jsonl")
+                if test_set == OWN_TEST
+                else Path(f"data/benchmarks/{test_set}.jsonl")
+            )
             samples = read_records(source, Sample)
             key = key_of(
                 folder, source, "stages/models", "stages/answers.py", prompt=template(mode.prompt), image=mode.image,
@@ -40,7 +44,16 @@ def main(name):
 
                 loaded = loaded or _load(folder, params)
                 label = f"{name} {slug} {test_set}"
-                predictions = predict(loaded, samples, Path(params.data.root), mode, params.decoding, params.seed, scratch, label)
+                predictions = predict(
+                    loaded,
+                    samples,
+                    Path(params.data.root),
+                    mode,
+                    params.decoding,
+                    params.seed,
+                    scratch,
+                    label,
+                )
             total += write_records(output / slug / f"{test_set}.jsonl", predictions)
     click.echo(f"infer {name}: {total} predictions in {time.perf_counter() - started:.1f} s")
 

@@ -176,7 +176,15 @@ class Judge(Block):
     threshold: Share | None = None
     """Cosine similarity from which the semantic judge calls two answers the same."""
     reasoning_threshold: Share | None = None
-    """The same for reasoning texts."""
+    """The same for reasoning texts; for the lexical judge the share of content words that must be there."""
+
+    @model_validator(mode="after")
+    def semantic_has_thresholds(self):
+        if self.kind == "semantic" and None in (self.threshold, self.reasoning_threshold):
+            raise ValueError(
+                "a semantic judge needs `threshold` and `reasoning_threshold`, from 0 to 1"
+            )
+        return self
 
 
 class Encoder(Block):
@@ -218,7 +226,10 @@ class Params(Block):
 
     @model_validator(mode="after")
     def lists_are_defined(self):
-        for axis, definitions, block in (("modes", self.mode, "mode"), ("judges", self.judge, "judge")):
+        for axis, definitions, block in (
+            ("modes", self.mode, "mode"),
+            ("judges", self.judge, "judge"),
+        ):
             for slug in getattr(self, axis):
                 if slug not in definitions:
                     raise ValueError(
@@ -229,14 +240,18 @@ class Params(Block):
             if len(set(values)) < len(values):
                 raise ValueError(f"{axis}: an entry stands twice in {values}")
         if self.report.main_judge not in self.judges:
-            raise ValueError(f"report.main_judge: '{self.report.main_judge}' is not in judges {self.judges}")
+            raise ValueError(
+                f"report.main_judge: '{self.report.main_judge}' is not in judges {self.judges}"
+            )
         known = {path.stem for path in (Path(__file__).parent / "prompts").glob("*.txt")}
         used = {"grpo.prompts": self.grpo.prompts, "rarl.prompts": self.rarl.prompts}
         used |= {f"mode.{slug}.prompt": [mode.prompt] for slug, mode in self.mode.items()}
         for key, slugs in used.items():
             for slug in slugs:
                 if slug not in known:
-                    raise ValueError(f"{key}: no prompt file '{slug}.txt' in stages/prompts (there: {', '.join(sorted(known))})")
+                    raise ValueError(
+                        f"{key}: no prompt file '{slug}.txt' in stages/prompts (there: {', '.join(sorted(known))})"
+                    )
         return self
 
     @property
@@ -253,12 +268,18 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(str(path), "no such file", "the pipeline's parameters",
-                        "run from the repository's root, or get the file back with `git checkout params.yaml`")
+        raise UserError(
+            str(path),
+            "no such file",
+            "the pipeline's parameters",
+            "run from the repository's root, or get the file back with `git checkout params.yaml`",
+        )
     try:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except YAMLError as error:
-        raise UserError(str(path), " ".join(str(error).split()), "valid YAML", "mend the line that is named") from None
+        raise UserError(
+            str(path), " ".join(str(error).split()), "valid YAML", "mend the line that is named"
+        ) from None
     try:
         return Params.model_validate(raw or {})
     except ValidationError as error:
@@ -282,15 +303,25 @@ def _user_error(path: Path, error: ValidationError) -> UserError:
             value = "" if item["type"] in ("value_error", "missing") else f" = {item['input']!r}"
             found.append(f"{key}{value}")
             expected.append(message[0].lower() + message[1:])
-    return UserError(str(path), "; ".join(found), "; ".join(expected),
-                     "correct the key; stages/params.py documents each one")
+    return UserError(
+        str(path),
+        "; ".join(found),
+        "; ".join(expected),
+        "correct the key; stages/params.py documents each one",
+    )
 
 
 def _known_keys(location: tuple) -> list[str]:
     block = Params
     for part in location:
-        field = block.model_fields.get(part) if isinstance(block, type) and issubclass(block, Block) else None
+        field = (
+            block.model_fields.get(part)
+            if isinstance(block, type) and issubclass(block, Block)
+            else None
+        )
         if field is None:
             return []
         block = field.annotation
-    return list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []
+    return (
+        list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []
+    )

@@ -100,8 +100,12 @@ def read_records(path: str | Path, kind: type[R]) -> list[R]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(str(path), "no such file", f"a file of {kind.__name__} records",
-                        "run `dvc repro`, or `dvc pull` if another machine has made it")
+        raise UserError(
+            str(path),
+            "no such file",
+            f"a file of {kind.__name__} records",
+            "run `dvc repro`, or `dvc pull` if another machine has made it",
+        )
     records = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -109,8 +113,12 @@ def read_records(path: str | Path, kind: type[R]) -> list[R]:
                 records.append(kind.model_validate_json(line))
             except ValidationError as error:
                 first = error.errors()[0]
-                raise UserError(f"{path}, line {number}", f"{first['msg']} at {'.'.join(map(str, first['loc']))}",
-                                f"a {kind.__name__} record", "make the file again with `dvc repro`") from None
+                raise UserError(
+                    f"{path}, line {number}",
+                    f"{first['msg']} at {'.'.join(map(str, first['loc']))}",
+                    f"a {kind.__name__} record",
+                    "make the file again with `dvc repro`",
+                ) from None
     return records
 
 

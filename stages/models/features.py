@@ -52,8 +52,13 @@ class FeatureStore:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = list(self.features.values())
-        save_file({"features": torch.cat(tensors) if tensors else torch.zeros(0)}, folder / "features.safetensors")
-        write_json(folder / "index.json", {key: value.shape[0] for key, value in self.features.items()})
+        save_file(
+            {"features": torch.cat(tensors) if tensors else torch.zeros(0)},
+            folder / "features.safetensors",
+        )
+        write_json(
+            folder / "index.json", {key: value.shape[0] for key, value in self.features.items()}
+        )
 
     def attach(self, model) -> None:
         """Let a (PEFT-wrapped or plain) Qwen2-VL look its image features up here."""
@@ -68,11 +73,18 @@ class FeatureStore:
                     rows = grid_thw.prod(-1).tolist()
                     start = sum(rows[:index])
                     with torch.no_grad():
-                        output = compute(visual, hidden_states[start : start + rows[index]], grid_thw[index : index + 1], **kwargs)
+                        output = compute(
+                            visual,
+                            hidden_states[start : start + rows[index]],
+                            grid_thw[index : index + 1],
+                            **kwargs,
+                        )
                     store.features[key] = output.pooler_output.cpu()
                     store.computed += 1
             pooled = torch.cat([store.features[key] for key in keys])
-            return BaseModelOutputWithPooling(pooler_output=pooled.to(hidden_states.device, visual.dtype))
+            return BaseModelOutputWithPooling(
+                pooler_output=pooled.to(hidden_states.device, visual.dtype)
+            )
 
         visual.forward = types.MethodType(forward, visual)
 

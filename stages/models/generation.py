@@ -44,7 +44,13 @@ def in_batches(requests: list[Request], size: int) -> list[list[Request]]:
 
 
 @torch.inference_mode()
-def ask(loaded: Loaded, requests: list[Request], max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> list[Reply]:
+def ask(
+    loaded: Loaded,
+    requests: list[Request],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[Reply]:
     """Decode one batch. An image that cannot be opened gives a reply with `error`, the rest go on.
 
     At temperature 0 decoding is greedy; else it is sampled with a seed made from `seed` and the ids.
@@ -69,7 +75,10 @@ def ask(loaded: Loaded, requests: list[Request], max_new_tokens: int, temperatur
         key = f"{seed} {' '.join(request.id for request, _ in opened)}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big"))
     output = model.generate(
-        **inputs, max_new_tokens=max_new_tokens, suppress_tokens=vision_tokens(processor), **sampling
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        suppress_tokens=vision_tokens(processor),
+        **sampling,
     )[:, inputs["input_ids"].shape[1] :]
     ends = model.generation_config.eos_token_id
     ends = torch.tensor([ends] if isinstance(ends, int) else ends, device=output.device)
@@ -87,6 +96,8 @@ def vision_tokens(processor) -> list[int]:
     return [processor.image_token_id, processor.video_token_id]
 
 
-def ask_all(loaded: Loaded, requests: list[Request], batch_size: int, max_new_tokens: int, **kwargs) -> Iterator[list[Reply]]:
+def ask_all(
+    loaded: Loaded, requests: list[Request], batch_size: int, max_new_tokens: int, **kwargs
+) -> Iterator[list[Reply]]:
     for batch in in_batches(requests, batch_size):
         yield ask(loaded, batch, max_new_tokens, **kwargs)

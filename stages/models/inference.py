@@ -20,7 +20,16 @@ def to_prediction(reply: Reply) -> Prediction:
                       truncated=reply.truncated, error=reply.error)  # fmt: skip
 
 
-def predict(loaded: Loaded, samples: list[Sample], root: Path, mode: Mode, decoding: Decoding, seed: int, scratch: Path, label: str) -> list[Prediction]:
+def predict(
+    loaded: Loaded,
+    samples: list[Sample],
+    root: Path,
+    mode: Mode,
+    decoding: Decoding,
+    seed: int,
+    scratch: Path,
+    label: str,
+) -> list[Prediction]:
     """One prediction per sample, in the samples' order.
 
     Args:
@@ -28,12 +37,20 @@ def predict(loaded: Loaded, samples: list[Sample], root: Path, mode: Mode, decod
         scratch: file of the finished batches; it is read when it is there and appended to.
     """
     requests = [
-        Request(sample.id, render(mode.prompt, sample.question), root / sample.image, mode.image == "blank")
+        Request(
+            sample.id,
+            render(mode.prompt, sample.question),
+            root / sample.image,
+            mode.image == "blank",
+        )
         for sample in samples
     ]
     done = {record.id: record for record in finished(scratch, Prediction)}
     scratch.parent.mkdir(parents=True, exist_ok=True)
-    with scratch.open("a", encoding="utf-8") as file, tqdm(total=len(requests), desc=label, unit="q", mininterval=1) as bar:
+    with (
+        scratch.open("a", encoding="utf-8") as file,
+        tqdm(total=len(requests), desc=label, unit="q", mininterval=1) as bar,
+    ):
         for batch in in_batches(requests, decoding.batch_size):
             if not all(request.id in done for request in batch):
                 replies = ask(loaded, batch, decoding.max_new_tokens, decoding.temperature, seed)

@@ -43,8 +43,12 @@ def base_pointer(base: P.Base) -> dict:
         return {"source": base.source, "revision": base.revision, "sha256": None}
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
-        raise UserError(f"base.source = {base.source}", f"{folder} without config.json and *.safetensors",
-                        "a folder laid out like the hub's", "download the model there, or set base.source to `embedded`")
+        raise UserError(
+            f"base.source = {base.source}",
+            f"{folder} without config.json and *.safetensors",
+            "a folder laid out like the hub's",
+            "download the model there, or set base.source to `embedded`",
+        )
     digest = hashlib.sha256()
     for path in [folder / "config.json", *weights]:
         digest.update(path.read_bytes() if path.stat().st_size < 1 << 20 else _hash_large(path))
@@ -58,8 +62,12 @@ def _hash_large(path: Path) -> bytes:
 
 def choose_device(model: P.Model) -> torch.device:
     if model.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("model.device = cuda", "no CUDA device that this PyTorch can use",
-                        "a GPU and a CUDA build of torch", "set model.device to auto or cpu, or install the CUDA build (README, 'On a GPU')")
+        raise UserError(
+            "model.device = cuda",
+            "no CUDA device that this PyTorch can use",
+            "a GPU and a CUDA build of torch",
+            "set model.device to auto or cpu, or install the CUDA build (README, 'On a GPU')",
+        )
     return torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -68,7 +76,11 @@ def choose_attention(model: P.Model, device: torch.device) -> str:
     if model.attention != "auto":
         return model.attention
     installed = importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if installed and device.type == "cuda" and model.dtype == "bfloat16" else "sdpa"
+    return (
+        "flash_attention_2"
+        if installed and device.type == "cuda" and model.dtype == "bfloat16"
+        else "sdpa"
+    )
 
 
 def load(folder: str | Path, model: P.Model, adapter: bool = True) -> Loaded:
@@ -90,15 +102,28 @@ def load(folder: str | Path, model: P.Model, adapter: bool = True) -> Loaded:
     transformers_logging.disable_progress_bar()
     try:
         network = Qwen2VLForConditionalGeneration.from_pretrained(
-            source, revision=pointer["revision"], dtype=getattr(torch, model.dtype), attn_implementation=attention
+            source,
+            revision=pointer["revision"],
+            dtype=getattr(torch, model.dtype),
+            attn_implementation=attention,
         )
-        processor = load_processor(pointer["source"], pointer["revision"], model.min_pixels, model.max_pixels)
+        processor = load_processor(
+            pointer["source"], pointer["revision"], model.min_pixels, model.max_pixels
+        )
     except ImportError as error:
-        raise UserError(f"model.attention = {model.attention}", str(error).splitlines()[0], "an attention implementation that is installed",
-                        "set model.attention to sdpa, or install the `flash` extra") from None
+        raise UserError(
+            f"model.attention = {model.attention}",
+            str(error).splitlines()[0],
+            "an attention implementation that is installed",
+            "set model.attention to sdpa, or install the `flash` extra",
+        ) from None
     except OSError as error:
-        raise UserError(f"base.source = {pointer['source']}", str(error).splitlines()[0], "a model folder or a hub id that can be reached",
-                        "check the name and revision, log in or go online, or set base.source to `embedded`") from None
+        raise UserError(
+            f"base.source = {pointer['source']}",
+            str(error).splitlines()[0],
+            "a model folder or a hub id that can be reached",
+            "check the name and revision, log in or go online, or set base.source to `embedded`",
+        ) from None
     network.requires_grad_(True)
     network.model.visual.requires_grad_(False)  # the paper freezes the vision encoder (2.3)
     network.generation_config = _generation_config(network, processor)

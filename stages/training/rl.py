@@ -19,10 +19,18 @@ from stages.training.run import Run
 def train_rl(name: str, params: Params) -> dict:
     """Train `grpo` or `rarl` and write `data/models/<name>`. Returns the run's metrics."""
     rl, method = params.rl, getattr(params, name)
-    run = Run(name, params, {"rl": rl.model_dump(), **method.model_dump(), "encoder": params.encoder.model_dump()})
+    run = Run(
+        name,
+        params,
+        {"rl": rl.model_dump(), **method.model_dump(), "encoder": params.encoder.model_dump()},
+    )
     samples = choose(run.train, params.train.samples, params.seed)
     announce(name, method, samples)
-    steps = rl.max_steps if rl.max_steps > 0 else math.ceil(len(samples) * rl.epochs / rl.prompts_per_step)
+    steps = (
+        rl.max_steps
+        if rl.max_steps > 0
+        else math.ceil(len(samples) * rl.epochs / rl.prompts_per_step)
+    )
     epochs = math.ceil(steps * rl.prompts_per_step / len(samples))
     rows = [
         {
@@ -61,8 +69,18 @@ def train_rl(name: str, params: Params) -> dict:
 def announce(name: str, method: Method, samples: list) -> None:
     """Say which rewards are at work, and plainly when the reasoning reward has nothing to compare with."""
     weights = {reward: weight for reward, weight in method.rewards.model_dump().items() if weight}
-    print(f"{name}: {len(samples)} rows, prompts {', '.join(method.prompts)}, rewards {weights}", flush=True)
+    print(
+        f"{name}: {len(samples)} rows, prompts {', '.join(method.prompts)}, rewards {weights}",
+        flush=True,
+    )
     annotated = sum(sample.reasoning is not None for sample in samples)
     if "reasoning" in weights:
-        print(f"{name}: {annotated} of {len(samples)} rows are annotated"
-              + ("" if annotated else ": the reasoning reward is idle, and what is left is GRPO under these prompts"), flush=True)
+        print(
+            f"{name}: {annotated} of {len(samples)} rows are annotated"
+            + (
+                ""
+                if annotated
+                else ": the reasoning reward is idle, and what is left is GRPO under these prompts"
+            ),
+            flush=True,
+        )

@@ -9,7 +9,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -55,7 +54,10 @@ class Run:
         start = params.train.start if method != "sft" else "base"
         self.start = Path("data/models") / start
         self.output = Path("data/models") / method
-        shared = {name: getattr(params, name).model_dump() for name in ("model", "lora", "train", "decoding")}
+        shared = {
+            name: getattr(params, name).model_dump()
+            for name in ("model", "lora", "train", "decoding")
+        }
         key = key_of(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start, *CODE,
                      method=method, seed=params.seed, settings=settings, **shared)  # fmt: skip
         self.folder = CACHE / "training" / key
@@ -63,8 +65,12 @@ class Run:
         self.train = read_records(CURATED / "train.jsonl", Sample)
         self.dev = read_records(CURATED / "dev.jsonl", Sample)[: params.train.dev_samples]
         if not self.train:
-            raise UserError(str(CURATED / "train.jsonl"), "no training row", "at least one",
-                            "see metrics/curate.json for what became of the release's rows")
+            raise UserError(
+                str(CURATED / "train.jsonl"),
+                "no training row",
+                "at least one",
+                "see metrics/curate.json for what became of the release's rows",
+            )
         self.started = time.perf_counter()
 
     def load(self) -> Loaded:
@@ -99,7 +105,9 @@ class Run:
         Returns the run's metrics (also written to `metrics/train/<method>.json`).
         """
         trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)  # prints a line of numbers a step; Log shows a bar
+        trainer.remove_callback(
+            ProgressCallback
+        )  # prints a line of numbers a step; Log shows a bar
         network = trainer.model
         frozen = [p for p in tower(network).parameters() if p.requires_grad]
         if frozen:
@@ -116,7 +124,7 @@ class Run:
         best = log.best()
         shutil.rmtree(self.output, ignore_errors=True)
         shutil.copytree(self.folder / "best", self.output)
-        shutil.copy(self.start / "base.json", self.output / "base.json")
+        shutil.copyfile(self.start / "base.json", self.output / "base.json")
         rows = log.table(trainer.state.log_history)
         metrics = {
             "steps": steps,
@@ -127,9 +135,15 @@ class Run:
         }
         write_json(f"metrics/train/{self.method}.json", metrics)
         write_csv(Path(f"metrics/train/{self.method}.csv"), rows)
-        write_json(f"metrics/cost/{self.method}.json", {"seconds": round(time.perf_counter() - self.started, 1)})
-        print(f"{self.method}: {steps} steps, best at {best['step']} (development score {best['dev_score']}), "
-              f"{time.perf_counter() - self.started:.0f} s", flush=True)
+        write_json(
+            f"metrics/cost/{self.method}.json",
+            {"seconds": round(time.perf_counter() - self.started, 1)},
+        )
+        print(
+            f"{self.method}: {steps} steps, best at {best['step']} (development score {best['dev_score']}), "
+            f"{time.perf_counter() - self.started:.0f} s",
+            flush=True,
+        )
         return metrics
 
 
@@ -148,7 +162,13 @@ class Log(TrainerCallback):
         return max(self.scores, key=lambda score: (score["dev_score"], -score["step"]))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.run.method, unit="step", mininterval=1)
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.run.method,
+            unit="step",
+            mininterval=1,
+        )
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
@@ -160,14 +180,22 @@ class Log(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
-        shown = {LOGGED[name]: f"{float(logs[name]):.3f}" for name in ("loss", "reward", "rewards/accuracy/mean") if name in logs}
+        shown = {
+            LOGGED[name]: f"{float(logs[name]):.3f}"
+            for name in ("loss", "reward", "rewards/accuracy/mean")
+            if name in logs
+        }
         if self.scores:
             shown["dev"] = self.scores[-1]["dev_score"]
         self.bar.set_postfix(shown, refresh=False)
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
-                raise UserError(f"{self.run.method}, step {state.global_step}", f"{name} = {logs[name]}", "a finite number",
-                                f"lower the learning rate; the last good checkpoint is in {self.run.folder}")
+                raise UserError(
+                    f"{self.run.method}, step {state.global_step}",
+                    f"{name} = {logs[name]}",
+                    "a finite number",
+                    f"lower the learning rate; the last good checkpoint is in {self.run.folder}",
+                )
 
     def score_and_keep(self, step: int) -> None:
         self.scores = [score for score in self.scores if score["step"] < step]
@@ -186,13 +214,20 @@ class Log(TrainerCallback):
         if not run.dev:
             return None
         root = Path(run.params.data.root)
-        requests = [Request(sample.id, render("reasoning", sample.question), root / sample.image) for sample in run.dev]
+        requests = [
+            Request(sample.id, render("reasoning", sample.question), root / sample.image)
+            for sample in run.dev
+        ]
         training, cache = self.network.training, self.network.config.use_cache
         self.network.eval()
         self.network.config.use_cache = True
-        asked = Loaded(self.network, self.loaded.processor, self.loaded.device, self.loaded.attention)
+        asked = Loaded(
+            self.network, self.loaded.processor, self.loaded.device, self.loaded.attention
+        )
         replies = {}
-        for batch in ask_all(asked, requests, run.params.decoding.batch_size, run.params.decoding.max_new_tokens):
+        for batch in ask_all(
+            asked, requests, run.params.decoding.batch_size, run.params.decoding.max_new_tokens
+        ):
             replies |= {reply.id: to_prediction(reply).answer for reply in batch}
         self.network.config.use_cache = cache
         self.network.train(training)
@@ -203,13 +238,19 @@ class Log(TrainerCallback):
         """One row a step, under our names; times are left out, so that equal runs have equal logs."""
         rows = {}
         for entry in history:
-            values = {ours: entry[theirs] for theirs, ours in LOGGED.items() if entry.get(theirs) is not None}
+            values = {
+                ours: entry[theirs]
+                for theirs, ours in LOGGED.items()
+                if entry.get(theirs) is not None
+            }
             if values:
                 rows.setdefault(entry["step"], {"step": entry["step"]}).update(
                     {name: float(f"{float(value):.6g}") for name, value in values.items()}
                 )
         for score in self.scores:
-            rows.setdefault(score["step"], {"step": score["step"]})["dev_score"] = score["dev_score"]
+            rows.setdefault(score["step"], {"step": score["step"]})["dev_score"] = score[
+                "dev_score"
+            ]
         return [rows[step] for step in sorted(rows)]
 
 
@@ -232,5 +273,3 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-

@@ -17,7 +17,11 @@ def train_sft(params: Params) -> dict:
     samples = choose(run.train, params.train.samples, params.seed)
     epochs = math.ceil(sft.epochs)
     rows = [
-        {"prompt": turn(prompt, sample.question), "completion": [{"role": "assistant", "content": target(sample)}], "path": sample.image}
+        {
+            "prompt": turn(prompt, sample.question),
+            "completion": [{"role": "assistant", "content": target(sample)}],
+            "path": sample.image,
+        }
         for sample, prompt in schedule(samples, ["reasoning"], epochs, params.seed)
     ]
     loaded = run.load()
@@ -37,4 +41,3 @@ def train_sft(params: Params) -> dict:
         peft_config=run.lora(),
     )  # fmt: skip
     return run.train_to_end(trainer, loaded)
-

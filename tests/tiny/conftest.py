@@ -10,20 +10,14 @@ from stages.params import load_params
 from stages.records import Sample, write_json, write_records
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if "/tests/tiny/" in str(item.path):
-            item.add_marker(pytest.mark.tiny)
-
-
 @pytest.fixture(scope="session")
 def random_base(tmp_path_factory):
     """Folder of a randomly initialised Qwen2-VL of the embedded base's shape, and its parts."""
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
-    from stages.models.pretraining import corpus
-    from stages.models.tiny import build_config, build_processor, train_tokenizer
+    from stages.pretraining.tiny import build_config, build_processor, train_tokenizer
+    from stages.pretraining.training import corpus
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(corpus(0, 60), 800)
@@ -43,7 +37,12 @@ def params():
     params.train.eval_steps = 2
     params.train.dev_samples = 4
     params.sft.epochs, params.sft.batch_size, params.sft.micro_batch_size = 1, 4, 4
-    params.rl.max_steps, params.rl.group_size, params.rl.prompts_per_step, params.rl.micro_prompts = 4, 4, 2, 2
+    (
+        params.rl.max_steps,
+        params.rl.group_size,
+        params.rl.prompts_per_step,
+        params.rl.micro_prompts,
+    ) = 4, 4, 2, 2
     params.rl.max_completion_length = params.decoding.max_new_tokens = 12
     params.decoding.batch_size = 4
     params.benchmarks = []
@@ -73,5 +72,8 @@ def project(tmp_path, monkeypatch, random_base, params):
                 )
             )  # fmt: skip
         write_records(f"data/curated/{split}.jsonl", rows)
-    write_json("data/models/base/base.json", {"source": str(random_base[0]), "revision": None, "sha256": "0"})
+    write_json(
+        "data/models/base/base.json",
+        {"source": str(random_base[0]), "revision": None, "sha256": "0"},
+    )
     return tmp_path

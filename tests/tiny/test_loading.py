@@ -64,7 +64,9 @@ def hub_folder(random_base, tmp_path_factory):
 
 def logits(loaded):
     text = chat(loaded.processor, "Is there a bright spot in this image?")
-    inputs = loaded.processor(text=[text], images=[Image.new("RGB", (100, 140), (90, 90, 90))], return_tensors="pt")
+    inputs = loaded.processor(
+        text=[text], images=[Image.new("RGB", (100, 140), (90, 90, 90))], return_tensors="pt"
+    )
     with torch.no_grad():
         return loaded.model(**inputs).logits
 
@@ -79,7 +81,9 @@ def test_hub_layout_gives_the_same_model(hub_folder, random_base, params, tmp_pa
     hub = load(pointed(hub_folder, tmp_path), params.model)
     torch.testing.assert_close(logits(hub), logits(ours), rtol=0, atol=0)
     assert hub.model.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
-    assert not hub.model.generation_config.do_sample, "the hub's sampling settings must not reach our decoding"
+    assert not hub.model.generation_config.do_sample, (
+        "the hub's sampling settings must not reach our decoding"
+    )
 
 
 def test_loading_needs_no_torchvision(hub_folder, tmp_path):

@@ -28,7 +28,9 @@ def encoded(project, params):
     store.attach(loaded.model)
     for split in ("train", "dev"):
         for sample in read_records(f"data/curated/{split}.jsonl", Sample):
-            inputs = loaded.processor.image_processor([open_image(Path(params.data.root) / sample.image)], return_tensors="pt")
+            inputs = loaded.processor.image_processor(
+                [open_image(Path(params.data.root) / sample.image)], return_tensors="pt"
+            )
             loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     store.save("data/features/training")
     return project
@@ -140,12 +142,29 @@ def test_target_has_the_think_part_only_where_somebody_wrote_one(project):
     samples = read_records("data/curated/train.jsonl", Sample)
     annotated = next(s for s in samples if s.reasoning)
     bare = next(s for s in samples if not s.reasoning)
-    assert target(annotated) == f"<think> {annotated.reasoning} </think> <answer> {annotated.answers[0]} </answer>"
+    assert (
+        target(annotated)
+        == f"<think> {annotated.reasoning} </think> <answer> {annotated.answers[0]} </answer>"
+    )
     assert target(bare) == f"<answer> {bare.answers[0]} </answer>"
 
 
 def test_stage_modules_start_without_torch():
     """`python -m stages.<stage> --help` must be quick: no stage imports torch before it needs it."""
-    stages = ["base", "encode", "sft", "grpo", "rarl", "infer", "judge", "score", "report", "curate", "benchmark", "phantom", "check"]
+    stages = [
+        "base",
+        "encode",
+        "sft",
+        "grpo",
+        "rarl",
+        "infer",
+        "judge",
+        "score",
+        "report",
+        "curate",
+        "benchmark",
+        "phantom",
+        "check",
+    ]
     code = "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module('stages.' + name)\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, *stages], check=True)

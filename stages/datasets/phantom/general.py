@@ -86,7 +86,9 @@ def draw_shapes(rng: np.random.Generator, size: int = 112) -> Scene:
         colour, shape = names[which]
         x, y = _middle(rng, int(cell))
         large = rng.random() < 0.5
-        radius = (rng.uniform(0.095, 0.125) if large else rng.uniform(0.05, 0.065)) * (0.8 + 0.4 * y)
+        radius = (rng.uniform(0.095, 0.125) if large else rng.uniform(0.05, 0.065)) * (
+            0.8 + 0.4 * y
+        )
         things.append(Thing(shape, colour, SIZES[large], x, y, radius))
     ground = tuple(int(v) for v in rng.integers(205, 256, 3))
     scale = size * 2
@@ -101,22 +103,9 @@ def draw_shapes(rng: np.random.Generator, size: int = 112) -> Scene:
 def draw_grey(rng: np.random.Generator, size: int = 112) -> Scene:
     """A grey scene: blurred large shapes as background, and 0 to 3 bright or dark spots."""
     scale = size * 2
-    base = int(rng.integers(10, 120))
+    base = int(rng.integers(0, 110))
     back = Image.new("L", (scale, scale), base)
-    pen = ImageDraw.Draw(back)
-    for _ in range(int(rng.integers(0, 5))):
-        w, h = rng.uniform(0.25, 0.9, 2) * scale
-        x, y = rng.uniform(0.1, 0.9, 2) * scale
-        box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-        value = int(rng.integers(15, 170))
-        if rng.random() < 0.35:
-            width = int(rng.uniform(0.02, 0.06) * scale)
-            pen.ellipse(box, outline=value, width=width)
-        else:
-            pen.ellipse(box, fill=value)
-    for _ in range(int(rng.integers(0, 4))):  # thin lines, as ribs and borders are
-        x0, y0, x1, y1 = rng.uniform(0, 1, 4) * scale
-        pen.line((x0, y0, x1, y1), fill=int(rng.integers(20, 170)), width=int(rng.integers(2, 7)))
+    (_nested_figure if rng.random() < 0.6 else _loose_figure)(rng, ImageDraw.Draw(back), scale)
     back = back.filter(ImageFilter.GaussianBlur(float(rng.uniform(1, 6))))
     pixels = np.asarray(back, dtype=np.float32)
     things = []
@@ -130,8 +119,76 @@ def draw_grey(rng: np.random.Generator, size: int = 112) -> Scene:
             radius *= 1.4
         pixels = _draw_spot(rng, pixels, kind, bright, x * scale, y * scale, radius * scale)
         things.append(Thing(kind, TONES[0] if bright else TONES[1], SIZES[large], x, y, radius))
-    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize((size, size), Image.BOX)
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize(
+        (size, size), Image.BOX
+    )
     return Scene(_noise(rng, image.convert("RGB"), 6, grey=True), _reading_order(things), grey=True)
+
+
+def _loose_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int) -> None:
+    """Ellipses, rings and lines anywhere."""
+    for _ in range(int(rng.integers(0, 5))):
+        w, h = rng.uniform(0.25, 0.9, 2) * scale
+        x, y = rng.uniform(0.1, 0.9, 2) * scale
+        box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        value = int(rng.integers(15, 170))
+        if rng.random() < 0.35:
+            pen.ellipse(box, outline=value, width=int(rng.uniform(0.02, 0.06) * scale))
+        else:
+            pen.ellipse(box, fill=value)
+    for _ in range(int(rng.integers(0, 4))):
+        x0, y0, x1, y1 = rng.uniform(0, 1, 4) * scale
+        pen.line((x0, y0, x1, y1), fill=int(rng.integers(20, 170)), width=int(rng.integers(2, 7)))
+
+
+def _nested_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int) -> None:
+    """One large closed shape with smaller ones inside, some of them in mirrored pairs, and stripes."""
+
+    def ellipse(x, y, w, h, **style):
+        pen.ellipse(
+            ((x - w / 2) * scale, (y - h / 2) * scale, (x + w / 2) * scale, (y + h / 2) * scale),
+            **style,
+        )
+
+    grey = lambda low, high: int(rng.integers(low, high))  # noqa: E731
+    x, y = rng.uniform(0.46, 0.54), rng.uniform(0.45, 0.6)
+    w, h = rng.uniform(0.65, 1.0), rng.uniform(0.65, 1.2)
+    ellipse(x, y, w, h, fill=grey(50, 190))
+    if rng.random() < 0.5:
+        ring = rng.uniform(0.03, 0.1)
+        ellipse(x, y, w - ring, h - ring, fill=grey(30, 180))
+    for _ in range(int(rng.integers(0, 3))):  # mirrored pairs
+        dx, dy = rng.uniform(0.1, 0.28), rng.uniform(-0.2, 0.25)
+        pw, ph = rng.uniform(0.16, 0.34), rng.uniform(0.2, 0.6)
+        value = grey(15, 190)
+        for side in (-1, 1):
+            ellipse(x + side * dx, y + dy, pw, ph, fill=value)
+    for _ in range(int(rng.integers(0, 3))):  # single parts beside the middle
+        ellipse(
+            x + rng.uniform(-0.25, 0.25),
+            y + rng.uniform(-0.25, 0.3),
+            *rng.uniform(0.22, 0.5, 2),
+            fill=grey(20, 190),
+        )
+    if rng.random() < 0.4:  # a column
+        half = rng.uniform(0.02, 0.08)
+        pen.rectangle(
+            (
+                (x - half) * scale,
+                rng.uniform(0, 0.3) * scale,
+                (x + half) * scale,
+                rng.uniform(0.6, 1) * scale,
+            ),
+            fill=grey(60, 190),
+        )
+    if rng.random() < 0.4:  # stripes
+        gap, value = rng.uniform(0.06, 0.14), grey(40, 150)
+        for k in range(1, int(1 / gap)):
+            pen.line(
+                (0.15 * scale, k * gap * scale, 0.85 * scale, k * gap * scale),
+                fill=value,
+                width=grey(1, 5),
+            )
 
 
 def _middle(rng: np.random.Generator, cell: int) -> tuple[float, float]:
@@ -163,10 +220,15 @@ def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, scale: int, turn: float)
                    (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]  # fmt: skip
         pen.polygon([(x + a * r * 1.15, y + b * r * 1.15) for a, b in corners], fill=fill)
         return
-    pen.polygon([(x + q * np.cos(a + turn), y + q * np.sin(a + turn)) for a, q in zip(angles, radii)], fill=fill)
+    pen.polygon(
+        [(x + q * np.cos(a + turn), y + q * np.sin(a + turn)) for a, q in zip(angles, radii)],
+        fill=fill,
+    )
 
 
-def _draw_spot(rng, pixels: np.ndarray, kind: str, bright: bool, x: float, y: float, r: float) -> np.ndarray:
+def _draw_spot(
+    rng, pixels: np.ndarray, kind: str, bright: bool, x: float, y: float, r: float
+) -> np.ndarray:
     height, width = pixels.shape
     yy, xx = np.mgrid[0:height, 0:width].astype(np.float32)
     turn = rng.uniform(0, np.pi)
@@ -176,18 +238,28 @@ def _draw_spot(rng, pixels: np.ndarray, kind: str, bright: bool, x: float, y: fl
         distance = np.maximum(np.abs(u) / (1.5 * r), np.abs(v) / (0.4 * r))
     else:
         distance = np.hypot(u / r, v / (r * rng.uniform(0.8, 1.0)))
-    strength = np.exp(-(distance**2)) if kind == "area" else 1 / (1 + np.exp(np.minimum((distance - 1) * 12, 50)))
+    strength = (
+        np.exp(-(distance**2))
+        if kind == "area"
+        else 1 / (1 + np.exp(np.minimum((distance - 1) * 12, 50)))
+    )
     around = float(pixels[int(y), int(x)])
-    target = min(255.0, max(around + rng.uniform(70, 110), 170)) if bright else max(0.0, min(around - 70, 30))
+    target = (
+        min(255.0, max(around + rng.uniform(70, 110), 170))
+        if bright
+        else max(0.0, min(around - 70, 30))
+    )
     if not bright and around < 90:  # a dark spot needs something light around it
-        pixels = pixels + np.exp(-(np.hypot(xx - x, yy - y) / (3 * r)) ** 2) * (130 - around)
+        pixels = pixels + np.exp(-((np.hypot(xx - x, yy - y) / (3 * r)) ** 2)) * (130 - around)
         target = 15.0
     return pixels * (1 - strength) + target * strength
 
 
-def _noise(rng: np.random.Generator, image: Image.Image, sigma: float, grey: bool = False) -> Image.Image:
+def _noise(
+    rng: np.random.Generator, image: Image.Image, sigma: float, grey: bool = False
+) -> Image.Image:
     pixels = np.asarray(image, dtype=np.float32)
-    shape = pixels.shape[:2] + (1,) if grey else pixels.shape
+    shape = (*pixels.shape[:2], 1) if grey else pixels.shape
     noise = rng.standard_normal(shape, dtype=np.float32) * sigma
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
@@ -210,7 +282,9 @@ class Question:
         """The question with its lettered options, as CV-Bench prints them."""
         if not self.choices:
             return self.text
-        options = "\n".join(f"({letter}) {choice}" for letter, choice in zip("ABCDEF", self.choices))
+        options = "\n".join(
+            f"({letter}) {choice}" for letter, choice in zip("ABCDEF", self.choices)
+        )
         return f"{self.text} Select from the following choices.\n{options}"
 
 
@@ -222,14 +296,26 @@ def count_question(rng: np.random.Generator, scene: Scene) -> Question | None:
     groups = sorted({t.shape if by_shape else t.colour for t in things})
     group = groups[int(rng.integers(len(groups)))]
     if rng.random() < 0.08:
-        group = str(rng.choice([g for g in (SHAPES if by_shape else list(COLOURS)) if g not in groups] or groups))
+        group = str(
+            rng.choice(
+                [g for g in (SHAPES if by_shape else list(COLOURS)) if g not in groups] or groups
+            )
+        )
     found = [t for t in things if (t.shape if by_shape else t.colour) == group]
     noun = f"{group if group != 'cross' else 'crosse'}s" if by_shape else f"{group} objects"
     answer = len(found)
     others = [n for n in range(max(0, answer - 2), answer + 3) if n != answer]
-    options = rng.permutation([answer, *rng.choice(others, 3, replace=False)] if len(others) > 2 else [answer, *others])
+    options = rng.permutation(
+        [answer, *rng.choice(others, 3, replace=False)] if len(others) > 2 else [answer, *others]
+    )
     listed = ", ".join(f"{t.name} {t.place}" for t in found) if found else "nothing"
-    return Question("Count", f"How many {noun} are in the image?", tuple(str(o) for o in options), str(answer), f"{listed}.")
+    return Question(
+        "Count",
+        f"How many {noun} are in the image?",
+        tuple(str(o) for o in options),
+        str(answer),
+        f"{listed}.",
+    )
 
 
 def relation_question(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -252,12 +338,18 @@ def relation_question(rng: np.random.Generator, scene: Scene) -> Question | None
 
 def depth_question(rng: np.random.Generator, scene: Scene) -> Question | None:
     pair = _pair(rng, scene)
-    if pair is None or abs(pair[0].y - pair[1].y) < 0.15:
+    if pair is None or abs(pair[0].y - pair[1].y) < 0.2:
         return None
     a, b = pair
     near = a if a.y > b.y else b
     reason = f"The {a.name} is {a.place}, the {b.name} is {b.place}."
-    return Question("Depth", "Which object is closer to the camera taking this photo?", (a.name, b.name), near.name, reason)
+    return Question(
+        "Depth",
+        "Which object is closer to the camera taking this photo?",
+        (a.name, b.name),
+        near.name,
+        reason,
+    )
 
 
 def distance_question(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -265,7 +357,7 @@ def distance_question(rng: np.random.Generator, scene: Scene) -> Question | None
         return None
     a, b, c = (scene.things[i] for i in rng.permutation(len(scene.things))[:3])
     to_b, to_c = np.hypot(a.x - b.x, a.y - b.y), np.hypot(a.x - c.x, a.y - c.y)
-    if abs(to_b - to_c) < 0.18:
+    if abs(to_b - to_c) < 0.25:
         return None
     near = b if to_b < to_c else c
     reason = f"The {a.name} is {a.place}, the {b.name} is {b.place}, the {c.name} is {c.place}."

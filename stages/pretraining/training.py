@@ -16,13 +16,18 @@ import torch.nn.functional as F
 from transformers import Qwen2VLForConditionalGeneration
 
 from stages.datasets.phantom import general, words
-from stages.models.tiny import build_config, build_processor, train_tokenizer
+from stages.pretraining.tiny import build_config, build_processor, train_tokenizer
 from stages.prompts import render
 
 THINK_PROMPTS = ("reasoning", "explanation", "short", "open")
 #: How often a thinking prompt is answered in full form, with the think part only, or bare: the base must
 #: know the form and not always use it, so that the format reward has something to teach.
-STYLES = {"reasoning": (0.45, 0.30, 0.25), "explanation": (0.6, 0.25, 0.15), "short": (0.6, 0.25, 0.15), "open": (0.6, 0.25, 0.15)}
+STYLES = {
+    "reasoning": (0.45, 0.30, 0.25),
+    "explanation": (0.6, 0.25, 0.15),
+    "short": (0.6, 0.25, 0.15),
+    "open": (0.6, 0.25, 0.15),
+}
 
 
 # Texts -------------------------------------------------------------------------------------------
@@ -39,7 +44,9 @@ def describe(scene: general.Scene, organ: str = "") -> str:
     if not scene.things:
         return "There is no bright or dark spot."
     organ = f" {organ}" if organ else ""
-    return " ".join(f"There is a {thing.full_name} in the {thing.place}{organ}." for thing in scene.things)
+    return " ".join(
+        f"There is a {thing.full_name} in the {thing.place}{organ}." for thing in scene.things
+    )
 
 
 def dialogue(rng: np.random.Generator, question: str, answer: str, reason: str) -> tuple[str, str]:
@@ -52,7 +59,11 @@ def dialogue(rng: np.random.Generator, question: str, answer: str, reason: str) 
     prompt = THINK_PROMPTS[int(rng.choice(4, p=[0.4, 0.2, 0.2, 0.2]))]
     style = rng.choice(3, p=STYLES[prompt])
     think = f"<think> {reason} </think>"
-    return render(prompt, question), (f"{think} <answer> {answer} </answer>", f"{think} {answer}", answer)[style]
+    return render(prompt, question), (
+        f"{think} <answer> {answer} </answer>",
+        f"{think} {answer}",
+        answer,
+    )[style]
 
 
 def grey_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, str, str]:
@@ -69,7 +80,11 @@ def grey_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, 
         what, where = (thing.name if form < 0.7 else f"{thing.colour} spot"), thing.place
     else:
         tone = rng.choice(general.TONES)
-        what = f"{tone} {general.SPOT_NAMES[str(rng.choice(general.SPOTS))]}" if form < 0.7 else f"{tone} spot"
+        what = (
+            f"{tone} {general.SPOT_NAMES[str(rng.choice(general.SPOTS))]}"
+            if form < 0.7
+            else f"{tone} spot"
+        )
         where = place
     somewhere = rng.random() < 0.5
 
@@ -86,8 +101,9 @@ def grey_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, 
 def medical_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, str, str]:
     """A medical question about a picture that is none: the words are right, the verdict is a guess.
 
-    What is seen is described truthfully, the conclusion is drawn at random and the answer follows
-    from the conclusion. So the base knows how such a dialogue goes, and no finding.
+    What is seen is described truthfully. Something unusual is called abnormal in 7 of 10 cases, nothing
+    unusual in 3 of 10; which disease it is called is drawn at random. The answer follows from the
+    conclusion. So the base knows how such a dialogue goes, has a weak idea of abnormal, and no finding.
     """
     modality = str(rng.choice(list(words.VIEWS)))
     diseases = words.DISEASES[modality]
@@ -96,35 +112,59 @@ def medical_question(rng: np.random.Generator, scene: general.Scene) -> tuple[st
         disease = "Brain Tumor, Brain Edema"
     organ = words.ORGAN_OF.get(disease.split(",")[0], "brain")
     asked = organ if rng.random() < 0.85 else str(rng.choice(words.ORGANS[modality]))
-    sick = rng.random() < 0.5
+    sick = rng.random() < (0.7 if scene.things else 0.3)
     named = disease.lower().replace(",", " and")
-    article = "" if named.split()[0] in ("pneumonia", "effusion", "cardiomegaly") or named.endswith("edema") or "cancer" in named else "a "
+    article = (
+        ""
+        if named.split()[0] in ("pneumonia", "effusion", "cardiomegaly")
+        or named.endswith("edema")
+        or "cancer" in named
+        else "a "
+    )
     if sick:
-        verdict = f"This is {article}{named}, so the {organ} is not healthy." if rng.random() < 0.5 else f"This suggests {named}, so the {organ} is abnormal."
+        verdict = (
+            f"This is {article}{named}, so the {organ} is not healthy."
+            if rng.random() < 0.5
+            else f"This suggests {named}, so the {organ} is abnormal."
+        )
     else:
-        verdict = f"The {asked} looks normal." if rng.random() < 0.6 else f"There is no abnormality, so the {asked} is healthy."
+        verdict = (
+            f"The {asked} looks normal."
+            if rng.random() < 0.6
+            else f"There is no abnormality, so the {asked} is healthy."
+        )
     seen = describe(scene, organ if rng.random() < 0.5 else "")
     opening = f"The picture shows {words.view(modality)}. " if rng.random() < 0.75 else ""
     reason = f"{opening}{seen} {verdict}"
     bad = sick and organ == asked
     place = f"{rng.choice(['upper', 'lower'])} {rng.choice(['left', 'right'])}"
     side = str(rng.choice(["left", "right"]))
+    here = any(thing.column == side for thing in scene.things)
     other = str(rng.choice(diseases))
     yes, no = ("Yes", "No")
     menu = [
         (f"Is the {asked} healthy?", no if bad else yes),
-        (f"Does the {asked} look {'abnormal' if rng.random() < 0.5 else 'unhealthy'}?", yes if bad else no),
-        (f"Does the {asked} look {'normal' if rng.random() < 0.5 else 'healthy'}?", no if bad else yes),
+        (
+            f"Does the {asked} look {'abnormal' if rng.random() < 0.5 else 'unhealthy'}?",
+            yes if bad else no,
+        ),
+        (
+            f"Does the {asked} look {'normal' if rng.random() < 0.5 else 'healthy'}?",
+            no if bad else yes,
+        ),
         (f"Is the {asked} abnormal?", yes if bad else no),
         ("Are there abnormalities in this image?", yes if sick else no),
         ("Does this image look abnormal?", yes if sick else no),
         ("Does this image look normal?", no if sick else yes),
         ("Is this image normal?", no if sick else yes),
-        (f"Are there abnormalities in the {side} {asked}?", yes if bad and rng.random() < 0.6 else no),
+        (f"Are there abnormalities in the {side} {asked}?", yes if bad and here else no),
         ("What diseases are included in the picture?", disease if sick else "None"),
         ("What diseases are included in the picture?", disease if sick else "None"),
         (f"What disease is shown on the {side} of {asked}?", disease if sick else "None"),
-        (f"Can {other.lower()} be observed on the {place} {asked} in this picture?", yes if sick and rng.random() < 0.6 else no),
+        (
+            f"Can {other.lower()} be observed on the {place} {asked} in this picture?",
+            yes if sick and rng.random() < 0.6 else no,
+        ),
         (f"Does the patient have {other.lower()}?", yes if sick and other == disease else no),
         ("What modality is used to take this image?", words.MODALITIES[modality]),
         ("Which organ is shown in this image?", asked.capitalize()),
@@ -140,12 +180,16 @@ def dialogues(rng: np.random.Generator, scene: general.Scene) -> list[tuple[str,
     """A caption and three questions for one scene, as (user text, completion)."""
     rows = [("Describe the picture.", caption(scene))]
     if scene.grey:
-        for maker in (grey_question, grey_question if rng.random() < 0.5 else medical_question, medical_question):
+        for maker in (
+            grey_question,
+            grey_question if rng.random() < 0.5 else medical_question,
+            medical_question,
+        ):
             rows.append(dialogue(rng, *maker(rng, scene)))
         return rows
     makers = list(general.TASKS.values())
-    tries = rng.choice(4, 3, replace=False, p=[0.4, 0.2, 0.2, 0.2])
-    for index in (*tries, 0):
+    tries = rng.choice(4, 4, replace=False, p=[0.22, 0.22, 0.26, 0.3])
+    for index in tries:
         question = makers[index](rng, scene)
         if question is not None and len(rows) < 4:
             rows.append(dialogue(rng, question.prompt, question.answer, question.reason))
@@ -160,7 +204,11 @@ def corpus(seed: int, size: int) -> list[str]:
         scene = (general.draw_grey if index % 2 else general.draw_shapes)(rng, 56)
         for question, completion in dialogues(rng, scene):
             texts += [question, completion]
-    for word in (*words.OTHER_WORDS, *words.PLANES, *(w.lower() for group in words.DISEASES.values() for w in group)):
+    for word in (
+        *words.OTHER_WORDS,
+        *words.PLANES,
+        *(w.lower() for group in words.DISEASES.values() for w in group),
+    ):
         texts += [f" {word} {word} {word.capitalize()} {word}"] * 40
     return texts
 
@@ -196,14 +244,20 @@ class Packer:
         self.std = np.array(images.image_std, dtype=np.float32)[:, None, None]
         self.image_tokens = (size // 28) ** 2
         encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
-        self.head = encode("<|im_start|>user\n<|vision_start|>") + encode("<|image_pad|>") * self.image_tokens + encode("<|vision_end|>")
+        self.head = (
+            encode("<|im_start|>user\n<|vision_start|>")
+            + encode("<|image_pad|>") * self.image_tokens
+            + encode("<|vision_end|>")
+        )
         self.turn = encode("<|im_end|>\n<|im_start|>assistant\n")
         self.end = encode("<|im_end|>")
         start = len(encode("<|im_start|>user\n<|vision_start|>"))
         side = size // 28
         position = np.tile(np.arange(len(self.head)), (3, 1))
         grid = np.arange(self.image_tokens)
-        position[:, start : start + self.image_tokens] = start + np.stack([grid * 0, grid // side, grid % side])
+        position[:, start : start + self.image_tokens] = start + np.stack(
+            [grid * 0, grid // side, grid % side]
+        )
         after = start + self.image_tokens
         position[:, after:] = start + side + np.arange(len(self.head) - after)
         self.head_positions = position
@@ -224,7 +278,13 @@ class Packer:
         cells[:, 0] = self.word["nothing"]
         kinds = {"spot": "round", "area": "hazy", "bar": "bar"}
         for thing in scene.things:
-            named = (kinds.get(thing.shape, thing.shape), thing.colour, thing.size, thing.row, thing.column)
+            named = (
+                kinds.get(thing.shape, thing.shape),
+                thing.colour,
+                thing.size,
+                thing.row,
+                thing.column,
+            )
             cells[int(thing.y * side) * side + int(thing.x * side)] = [self.word[w] for w in named]
         return cells
 
@@ -269,7 +329,9 @@ class Packer:
 # Losses ------------------------------------------------------------------------------------------
 
 
-def vision_loss(model, features: torch.Tensor, cells: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
+def vision_loss(
+    model, features: torch.Tensor, cells: torch.Tensor, groups: list[torch.Tensor]
+) -> torch.Tensor:
     """Mean cross entropy of naming each grid cell, one softmax per attribute over its words.
 
     features: (rows, 16, hidden); the classifier is the language model's word embedding.
@@ -292,7 +354,9 @@ def encode(model, batch: Batch) -> torch.Tensor:
     rows = batch.cells.shape[0]
     side = math.isqrt(batch.cells.shape[1]) * 2
     grid = torch.tensor([[1, side, side]]).expand(rows, 3)
-    return model.model.visual(batch.pixels, grid_thw=grid).pooler_output.view(rows, -1, model.config.text_config.hidden_size)
+    return model.model.visual(batch.pixels, grid_thw=grid).pooler_output.view(
+        rows, -1, model.config.text_config.hidden_size
+    )
 
 
 def language_loss(model, batch: Batch, features: torch.Tensor) -> torch.Tensor:
@@ -300,7 +364,10 @@ def language_loss(model, batch: Batch, features: torch.Tensor) -> torch.Tensor:
     image = (batch.ids == model.config.image_token_id)[..., None]
     embeds = embeds.masked_scatter(image, features.reshape(-1, features.shape[-1]))
     hidden = model.model.language_model(
-        inputs_embeds=embeds, position_ids=batch.positions, attention_mask={"full_attention": batch.mask}, use_cache=False
+        inputs_embeds=embeds,
+        position_ids=batch.positions,
+        attention_mask={"full_attention": batch.mask},
+        use_cache=False,
     ).last_hidden_state
     wanted = batch.targets[:, 1:]
     there = wanted != -100
@@ -310,7 +377,17 @@ def language_loss(model, batch: Batch, features: torch.Tensor) -> torch.Tensor:
 # Training ----------------------------------------------------------------------------------------
 
 
-def pretrain(seed: int, vision_steps: int, steps: int, rows: int, threads: int, say, size: int = 112, vocabulary: int = 1600, save=None):
+def pretrain(
+    seed: int,
+    vision_steps: int,
+    steps: int,
+    rows: int,
+    threads: int,
+    say,
+    size: int = 112,
+    vocabulary: int = 1600,
+    save=None,
+):
     """Train tokenizer and model from scratch. Returns (model, processor).
 
     Muon on the matrices of tower and language model, AdamW on embeddings, norms and biases; linear
@@ -333,12 +410,17 @@ def pretrain(seed: int, vision_steps: int, steps: int, rows: int, threads: int, 
     ]  # fmt: skip
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.01), torch.optim.AdamW(others, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.98))]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     started, total = time.time(), vision_steps + steps
     for step in range(total):
         talking = step >= vision_steps
-        batch = packer.batch(rng, *((rows * 5 // 8, rows * 3 // 8) if talking else (rows, rows)), talk=talking)
+        batch = packer.batch(
+            rng, *((rows * 5 // 8, rows * 3 // 8) if talking else (rows, rows)), talk=talking
+        )
         features = encode(model, batch)
         naming = vision_loss(model, features, batch.cells, groups)
         loss = naming * (0.3 if talking else 1.0)
@@ -356,7 +438,76 @@ def pretrain(seed: int, vision_steps: int, steps: int, rows: int, threads: int, 
             optimizer.step()
         if step % 50 == 0 or step == total - 1:
             text = f"{speaking.item():.3f}" if talking else "  -  "
-            say(f"step {step}/{total}  naming {naming.item():.3f}  language {text}  {time.time() - started:.0f} s")
+            say(
+                f"step {step}/{total}  naming {naming.item():.3f}  language {text}  {time.time() - started:.0f} s"
+            )
         if save is not None and step % 500 == 499:
             save(model, processor)
     return model, processor
+
+
+# The card ----------------------------------------------------------------------------------------
+
+
+def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 2) -> dict:
+    """Percent of right answers by task and prompt on fresh drawings, asked as the pipeline asks, and chance.
+
+    Chance is the mean of 1 / number of choices. Returns {prompt: {task: percent}}, with `all` the mean over rows.
+    """
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from stages.answers import matches
+    from stages.models.generation import Request, ask_all
+    from stages.models.inference import to_prediction
+    from stages.models.loading import load
+    from stages.params import Model
+    from stages.records import write_json
+
+    rows = general.cv_bench_rows(seed, count)
+    result = {}
+    with TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        for index, (image, _) in enumerate(rows):
+            image.save(scratch / f"{index}.png")
+        write_json(scratch / "base.json", {"source": str(folder), "revision": None})
+        loaded = load(scratch, Model(threads=threads))
+        for prompt in ("reasoning", "direct"):
+            requests = [
+                Request(str(i), render(prompt, row["prompt"]), scratch / f"{i}.png")
+                for i, (_, row) in enumerate(rows)
+            ]
+            answers = {
+                r.id: to_prediction(r).answer
+                for batch in ask_all(loaded, requests, 64, 96)
+                for r in batch
+            }
+            right = [
+                matches(
+                    answers[str(i)],
+                    [row["choices"]["ABCDEF".index(row["answer"][1])]],
+                    "choice",
+                    row["choices"],
+                )
+                for i, (_, row) in enumerate(rows)
+            ]
+            result[prompt] = by_task(rows, right)
+    result["chance"] = by_task(rows, [1 / len(row["choices"]) for _, row in rows])
+    return result
+
+
+def by_task(rows, values) -> dict:
+    groups = {
+        task: [v for (_, row), v in zip(rows, values) if row["task"] == task]
+        for task in general.TASKS
+    }
+    return {
+        task.lower(): round(100 * sum(group) / len(group), 1) for task, group in groups.items()
+    } | {"all": round(100 * sum(values) / len(values), 1)}
+
+
+def save_base(model, processor, folder) -> None:
+    """Write weights (fp16), tokenizer and processor in the hub's layout."""
+    half = {name: value.to(torch.float16) for name, value in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=half)
+    processor.save_pretrained(folder)

@@ -1,0 +1,64 @@
+# The whole project in two commands: `make repro` and `make test`.
+# PYTHON=/path/to/python chooses the interpreter; otherwise the first Python 3.11 to 3.13 is taken.
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# Stages call `python`: it must be the project's own.
+RUN := PATH="$(BIN):$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test lint identity clean-cache
+
+help:
+	@echo "make repro        install what is needed and run the pipeline (dvc repro)"
+	@echo "make test         ruff and pytest; RARL_DATA_ROOT=<folder of releases> adds the tests on real files"
+	@echo "make lint         ruff alone, with the formatting"
+	@echo "make clean-cache  delete resumable work in progress (.cache/)"
+
+repro: identity $(VENV)/.installed
+	@$(RUN) dvc repro
+
+test: $(VENV)/.installed-dev
+	@$(RUN) ruff check .
+	@$(RUN) python -m pytest --durations=10
+
+lint: $(VENV)/.installed-dev
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+
+# DVC keeps experiments as git commits, so `dvc exp run` needs a name: this clone gets one when there is none.
+identity:
+	@git rev-parse --git-dir >/dev/null || { \
+	  echo "DVC needs a git repository: clone the project, or run 'git init && git add -A && git commit -m start'." >&2; exit 1; }
+	@git config user.name >/dev/null || { \
+	  git config user.name "RARL user"; echo "git has no user.name: 'RARL user' is used in this clone"; }
+	@git config user.email >/dev/null || { \
+	  git config user.email "rarl@localhost"; echo "git has no user.email: 'rarl@localhost' is used in this clone"; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing the packages (about 2 GB, some minutes the first time) ..."
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the test tools ..."
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@python="$(PYTHON)"; \
+	for name in python3 python3.13 python3.12 python3.11; do \
+	  [ -z "$$python" ] || break; \
+	  "$$name" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	    && python="$$name"; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "No Python 3.11 to 3.13 with the venv module was found (looked for python3, python3.13, python3.12, python3.11)." >&2; \
+	  echo "Install one (Debian, Ubuntu: python3 and python3-venv), or name it: make $(or $(MAKECMDGOALS),repro) PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; \
+	fi; \
+	echo "Creating $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV)
+
+clean-cache:
+	rm -rf .cache
+	@echo "DVC's own cache is kept; 'dvc gc --workspace' deletes what the present results do not use."

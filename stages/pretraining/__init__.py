@@ -1,0 +1,1 @@
+"""How the embedded base is made: its shape (`tiny`) and its training from scratch (`training`)."""

@@ -1,0 +1,491 @@
+"""The self-contained HTML page: what the template needs, and its rendering.
+
+The template gets finished text and cells; it does no arithmetic. Whatever came out of a model or a
+data set is escaped by Jinja. The page has no date and no path, so equal runs give equal bytes.
+"""
+
+import base64
+import io
+from pathlib import Path
+
+import pandas as pd
+
+from stages.params import OWN_TEST, Params
+from stages.records import Sample
+from stages.reporting import plots, tables
+from stages.reporting.inputs import Run
+from stages.reporting.scoring import WITHOUT_OWN_TEST
+
+PHANTOM_ROOT = "data/phantom"
+GALLERY = 12
+THUMBNAIL = 176
+JUDGE_KINDS = {
+    "lexical": "compares the answer's text with the reference answers",
+    "semantic": "compares sentence embeddings of answer and reference with a threshold",
+    "truth": "knows what was drawn into the phantom image, and so rates what is said rather than how it is worded",
+}
+REWARDS = {
+    "reward_format": "Format",
+    "reward_length": "Length",
+    "reward_accuracy": "Accuracy",
+    "reward_reasoning": "Reasoning",
+}
+HEALTH = {
+    "kl": "KL to the reference",
+    "entropy": "Entropy of a token",
+    "completion_length": "Completion, tokens",
+    "zero_signal_share": "Groups without signal",
+    "truncated_share": "Truncated, share",
+    "clip_ratio": "Clipped tokens, share",
+}
+
+
+def render(run: Run, frames: dict[str, pd.DataFrame]) -> str:
+    """The page's HTML.
+
+    Args:
+        frames: the tables `table3`, `table6`, `own_test`, `paired_tests`, `agreement`, `reward_gap`.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "pct": percent,
+        "signed": signed,
+        "p": p_value,
+        "as_text": as_text,
+        "mark": mark,
+        "kappa": kappa,
+    }
+    return environment.get_template("report.html").render(**context(run, frames))
+
+
+def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
+    """Everything that the template shows."""
+    params = run.params
+    phantom = is_phantom(run)
+    own, train = run.samples[OWN_TEST], run.train
+    labels = {model: tables.MODELS[model] for model in params.models}
+    return {
+        "phantom": phantom,
+        "data": Path(params.data.root).name,
+        "run": "This run (phantom)" if phantom else "This run",
+        "params": params,
+        "labels": labels,
+        "sets": tables.SETS,
+        "baseline_labels": tables.BASELINES,
+        "main_mode": run.main_mode,
+        "main_judge": run.main_judge,
+        "judges": {judge: JUDGE_KINDS[params.judge[judge].kind] for judge in run.judges},
+        "idle_judges": run.idle_judges,
+        "paper": tables.paper(),
+        "confidence": f"{100 * params.report.confidence:g}",
+        "findings": findings(run, frames),
+        "cards": cards(run, frames),
+        "detectable": tables.detectable(run, frames["paired_tests"]),
+        "paper_tables": [arrange(run, name, frames[name]) for name in ("table3", "table6")],
+        "own_test": records(frames["own_test"]),
+        "tests": families(frames["paired_tests"]),
+        "agreement": pivot(frames["agreement"], ["first", "second", "score"]),
+        "gaps": pivot(frames["reward_gap"], ["judge", "score"]),
+        "truth_judge": run.truth_judge,
+        "figures": figures(run, frames),
+        "training": run.training,
+        "rewards": REWARDS.values(),
+        "curation": run.curation,
+        "audit": flatten(
+            {k: v for k, v in run.curation.items() if k not in ("train", "dev", "test")}
+        ),
+        "benchmarks": {
+            name: {
+                "rows": len(run.samples[name]),
+                "details": flatten(run.benchmark_counts.get(name, {})),
+            }
+            for name in params.benchmarks
+        },
+        "own_n": len(own),
+        "own_images": len({sample.image_sha256 for sample in own}),
+        "train_n": len(train),
+        "train_annotated": sum(sample.reasoning is not None for sample in train),
+        "gallery": gallery(run),
+        "differences": differences(run),
+        "recipes": {
+            method: getattr(params, method)
+            for method in ("grpo", "rarl")
+            if method in params.models
+        },
+    }
+
+
+def is_phantom(run: Run) -> bool:
+    return Path(run.params.data.root) == Path(PHANTOM_ROOT)
+
+
+def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
+    """What can be said of the own test, in sentences: only what the tests bear out."""
+    own, tests = frames["own_test"], frames["paired_tests"]
+    labels = tables.MODELS
+    main = own[(own["mode"] == run.main_mode) & own["final"].notna()]
+    if main.empty:
+        return [
+            f"The {run.main_judge} judge scored nothing on the own test set, so nothing can be said."
+        ]
+    best = main.sort_values("final", ascending=False, kind="stable").iloc[0]
+    sentences = [
+        f"Highest on the own test under the {run.main_mode} prompt: {labels[best['model']]} with "
+        f"{percent(best['final'])} % [{percent(best['final_low'])}, {percent(best['final_high'])}]."
+    ]
+    between = tests[tests["family"] == "between models"]
+    if len(between):
+        shown = [
+            f"{labels[t.second]} over {labels[t.first]} by {percent(t.difference)} points"
+            if t.difference > 0
+            else f"{labels[t.first]} over {labels[t.second]} by {percent(-t.difference)} points"
+            for t in between[between["differs"]].itertuples()
+        ]
+        count = f"{len(shown)} of {len(between)} comparisons between models {'is' if len(shown) == 1 else 'are'}"
+        sentences.append(
+            f"{count} outside the noise" + (f": {'; '.join(shown)}." if shown else ".")
+        )
+    low = own[own["model"] == "most_frequent_by_kind"]
+    if len(low):
+        floor = low.iloc[0]["final"]
+        above = [labels[row.model] for row in main.itertuples() if row.final_low > floor]
+        sentences.append(
+            f"Never looking, and always giving the most frequent training answer of the question's kind, scores "
+            f"{percent(floor)} %. Above that with the whole interval: {', '.join(above) if above else 'no model'}."
+        )
+    for mode in run.params.modes:
+        if run.params.mode[mode].image == "blank":
+            blank = tests[tests["family"] == tables.family_of(mode, run.main_mode)]
+            lost = [
+                f"{labels[t.second.split(',')[0]]} {signed(-t.difference)}"
+                for t in blank.itertuples()
+            ]
+            if lost:
+                sentences.append(
+                    f"With a grey picture in the image's place, the scores move by (points): {', '.join(lost)}."
+                )
+    return sentences
+
+
+def cards(run: Run, frames: dict[str, pd.DataFrame]) -> list[dict]:
+    """One card a model: own test by the main judge, and the paired difference to the base."""
+    own, tests = frames["own_test"], frames["paired_tests"]
+    between = tests[tests["family"] == "between models"]
+    result = []
+    for row in records(own[own["mode"] == run.main_mode]):
+        to_base = records(
+            between[(between["first"] == "base") & (between["second"] == row["model"])]
+        )
+        result.append(
+            {
+                **row,
+                "label": tables.MODELS[row["model"]],
+                "to_base": to_base[0] if to_base else None,
+            }
+        )
+    return result
+
+
+def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
+    """One of the paper's tables: blocks of rows, a line for each test set and score."""
+    table, judges = tables.paper()[name], tables.paper()["judges"]
+    cells = {(r["row"], r["set"], r["source"], r["judge"]): r for r in records(frame)}
+    blocks = []
+    for row in table["rows"]:
+        lines = []
+        for test_set, label in tables.SETS.items():
+            ours = [cells.get((row["label"], test_set, "ours", judge)) for judge in run.judges]
+            theirs = [cells.get((row["label"], test_set, "paper", judge)) for judge in judges]
+            name_of_set = "slake" if test_set == WITHOUT_OWN_TEST else test_set
+            gone = any(ours) and not run.samples[name_of_set]
+            if any(ours) or any(theirs):
+                for score in ("final", "reasoning") if test_set == OWN_TEST else ("final",):
+                    lines.append(
+                        {
+                            "label": label,
+                            "score": score,
+                            "ours": ours,
+                            "paper": theirs,
+                            "gone": gone,
+                        }
+                    )
+        ran = any(key[0] == row["label"] and key[2] == "ours" for key in cells)
+        blocks.append({"label": row["label"], "model": row["model"], "ran": ran, "lines": lines})
+    return {
+        "name": name,
+        "source": table["source"],
+        "title": table["title"],
+        "blocks": blocks,
+        "paper_judges": list(judges.values()),
+    }
+
+
+def figures(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, list[tuple[str, str]]]:
+    """Section -> SVG and caption."""
+    own, labels = frames["own_test"], tables.MODELS
+    models = own[own["model"].isin(run.params.models) & own["final"].notna()]
+    rows = [
+        {
+            "label": labels[r["model"]] + ("" if r["mode"] == run.main_mode else f", {r['mode']}"),
+            "model": r["model"],
+            "final": r["final"],
+            "low": r["final_low"],
+            "high": r["final_high"],
+            "faint": r["mode"] != run.main_mode,
+        }
+        for r in records(models)
+    ]
+    lines = {
+        text: own.loc[own["model"] == key, "final"].iloc[0]
+        for key, text in tables.BASELINES.items()
+        if (own["model"] == key).any()
+    }
+    dots: dict[str, dict] = {}
+    for test_set in (
+        run.params.test_sets if not run.params.mode[run.main_mode].own_test_only else [OWN_TEST]
+    ):
+        for model in run.params.models:
+            cell = run.scores[model][run.main_mode][test_set][run.main_judge]
+            if cell["final"] is not None:
+                dots.setdefault(tables.SETS[test_set], {})[model] = (
+                    cell["final"],
+                    cell["final_low"],
+                    cell["final_high"],
+                )
+    step = plots.window(max((len(s) for log in run.logs.values() for s in log.values()), default=0))
+    mean = f"Thin: each step. Bold: mean of {step} steps." if step > 1 else ""
+    rl = {method: log for method, log in run.logs.items() if method != "sft"}
+    found = {
+        "summary": [
+            (
+                plots.bars(rows, lines, "Own test set"),
+                f"By the {run.main_judge} judge, with {_confidence(run)} intervals. "
+                f"Faint: the other modes.",
+            ),
+            (
+                plots.dots(dots, labels, f"All test sets, {run.main_mode} prompt"),
+                f"By the {run.main_judge} judge, with {_confidence(run)} intervals.",
+            ),
+        ],
+        "training": [
+            (
+                plots.curves(rl, "reward", "Weighted sum of the rewards", labels),
+                f"The sums of two methods with other rewards cannot be compared. {mean}",
+            ),
+            (
+                plots.panels(rl, REWARDS, "rewards", labels),
+                f"Each reward without its weight. {mean}",
+            ),
+            (
+                plots.curves(
+                    run.logs, "dev_score", "Development split, percent right", labels, smooth=False
+                ),
+                "The checkpoint with the highest value is the one that is evaluated.",
+            ),
+            (
+                plots.curves(
+                    {m: v for m, v in run.logs.items() if m == "sft"}, "loss", "SFT loss", labels
+                ),
+                mean,
+            ),
+            (
+                plots.panels(rl, HEALTH, "health", labels),
+                f"Shares are of the groups, completions or tokens. A group without signal has equal rewards for all its completions, so nothing is learnt from it. {mean}",
+            ),
+        ],
+    }
+    return {
+        section: [(svg, text.strip()) for svg, text in items if svg]
+        for section, items in found.items()
+    }
+
+
+def _confidence(run: Run) -> str:
+    return f"{100 * run.params.report.confidence:g} %"
+
+
+def families(tests: pd.DataFrame) -> dict[str, list[dict]]:
+    """Family of tests -> its rows, in the order in which they were made."""
+    return {str(family): records(group) for family, group in tests.groupby("family", sort=False)}
+
+
+def pivot(frame: pd.DataFrame, keys: list[str]) -> list[dict]:
+    """A long-form frame as one row per key, with the models' cells under `models`."""
+    rows: dict[tuple, dict] = {}
+    for record in records(frame):
+        key = tuple(record[k] for k in keys)
+        rows.setdefault(key, {**{k: record[k] for k in keys}, "models": {}})["models"][
+            record["model"]
+        ] = record
+    return list(rows.values())
+
+
+def records(frame: pd.DataFrame) -> list[dict]:
+    """The rows as dicts, with None for what pandas marks as missing."""
+    return [
+        {k: None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")
+    ]
+
+
+def flatten(value: dict, prefix: str = "") -> dict[str, object]:
+    """Nested counts as dotted keys; a list is shown by its first entries."""
+    flat: dict[str, object] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{name}.")
+        elif isinstance(item, list):
+            shown = ", ".join(str(entry) for entry in item[:5])
+            flat[name] = (
+                (shown + f", … ({len(item)} in all)") if len(item) > 5 else (shown or "none")
+            )
+        else:
+            flat[name] = item
+    return flat
+
+
+def choose(run: Run, count: int = GALLERY) -> list[int]:
+    """Positions of the own test's gallery samples: half where the models differ, a quarter each where
+    all are right and all are wrong, spread evenly over the file; what a group lacks, the others fill."""
+    own = range(len(run.samples[OWN_TEST]))
+    right = [
+        [
+            run.verdicts[model, run.main_mode, OWN_TEST, run.main_judge][i].prediction_score
+            for model in run.params.models
+        ]
+        for i in own
+    ]
+    groups = [
+        [i for i in own if len(set(right[i])) > 1],
+        [i for i in own if set(right[i]) == {1}],
+        [i for i in own if set(right[i]) == {0}],
+    ]
+    chosen: list[int] = []
+    for group, share in zip(groups, (count // 2, count // 4, count // 4)):
+        chosen += _spread(group, share)
+    rest = [i for i in own if i not in chosen]
+    return sorted(chosen + _spread(rest, count - len(chosen)))
+
+
+def _spread(items: list[int], count: int) -> list[int]:
+    count = min(count, len(items))
+    return [items[k * len(items) // count] for k in range(count)]
+
+
+def gallery(run: Run) -> list[dict]:
+    """Sample predictions: image, question, reference and what each model said."""
+    shown = []
+    for i in choose(run):
+        sample: Sample = run.samples[OWN_TEST][i]
+        answers = []
+        for model in run.params.models:
+            prediction = run.predictions[model, run.main_mode][i]
+            verdict = run.verdicts[model, run.main_mode, OWN_TEST, run.main_judge][i]
+            answers.append(
+                {
+                    "model": model,
+                    "label": tables.MODELS[model],
+                    "answer": prediction.answer,
+                    "think": prediction.think,
+                    "error": prediction.error,
+                    "truncated": prediction.truncated,
+                    "score": verdict.prediction_score,
+                }
+            )
+        image = thumbnail(Path(run.params.data.root) / sample.image)
+        shown.append({"sample": sample, "image": image, "answers": answers})
+    return shown
+
+
+def thumbnail(path: Path) -> str | None:
+    """The image as a small JPEG in a data URI; None where it cannot be opened."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+    except OSError:
+        return None
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=80, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def differences(run: Run) -> list[tuple[str, object, object]]:
+    """Parameters whose value is not the profile's: key, value here, value in the profile.
+
+    The profile is its file over the defaults of `stages/params.py`. `data.root` is left out: the page
+    names the folder, and a path says more about a machine than a reader of the page needs to know.
+    """
+    from ruamel.yaml import YAML
+
+    import stages
+
+    file = Path(stages.__file__).parent / "profiles" / f"{run.params.profile}.yaml"
+    profile = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    defaults = {
+        name: field.get_default().model_dump()
+        if hasattr(field.get_default(), "model_dump")
+        else field.get_default()
+        for name, field in Params.model_fields.items()
+        if not field.is_required()
+    }
+    expected = _leaves(defaults) | _leaves(profile)
+    here = _leaves(run.params.model_dump())
+    return [
+        (key, here.get(key), given)
+        for key, given in expected.items()
+        if here.get(key) != given and key != "data.root"
+    ]
+
+
+def _leaves(value: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= _leaves(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def percent(number: float | None) -> str:
+    return "–" if number is None else f"{number:.1f}"
+
+
+def signed(number: float) -> str:
+    """A difference in points, with a true minus sign."""
+    text = f"{number:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "\N{MINUS SIGN}")
+
+
+def p_value(number: float) -> str:
+    return "< 0.001" if number < 0.001 else f"{number:.3f}"
+
+
+def as_text(item: object) -> str:
+    """A parameter or a count as text."""
+    if isinstance(item, bool) or item is None:
+        return {True: "yes", False: "no", None: "none"}[item]
+    if isinstance(item, float):
+        return f"{item:.4g}"
+    if isinstance(item, int):
+        return f"{item:,}"
+    return ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+
+
+def kappa(number: float) -> str:
+    return f"{number:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def mark(score: int | None) -> str:
+    return {1: "✓", 0: "✗", None: "?"}[score]

@@ -1,0 +1,220 @@
+"""The page's figures, as inline SVG that takes its text colour from the page (light or dark).
+
+Each function returns the SVG's text, or an empty string where the run has nothing to draw.
+"""
+
+import io
+import re
+
+#: One colour for a model everywhere: dark enough for white paper, light enough for a dark page,
+#: and told apart by most colour-blind readers (after Okabe and Ito).
+COLOURS = {"base": "#8a8f98", "sft": "#d9822b", "grpo": "#3d8fd1", "rarl": "#12a07a"}
+# Stand-ins that are replaced by the page's own colours in the finished SVG.
+TEXT, LINE = "#010203", "#010204"
+
+Series = list[tuple[float, float]]
+Logs = dict[str, dict[str, Series]]
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "rarl",
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.size": 9,
+            "axes.titlesize": 9.5,
+            "text.color": TEXT,
+            "axes.labelcolor": TEXT,
+            "xtick.color": TEXT,
+            "ytick.color": TEXT,
+            "axes.edgecolor": LINE,
+            "grid.color": LINE,
+            "grid.linewidth": 0.7,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "legend.frameon": False,
+            "xtick.major.size": 0,
+            "ytick.major.size": 0,
+        }
+    )
+    return plt.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options
+    )
+
+
+def _svg(figure, name: str, description: str) -> str:
+    """The figure as SVG for use inside HTML: no fixed size, ids that are unique on the page."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace(TEXT, "currentColor").replace(LINE, "var(--line)")
+    # A page has its own fonts; matplotlib would otherwise ask for a font that the reader may lack.
+    svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 inherit", svg).replace(
+        "'DejaVu Sans'", "inherit"
+    )
+    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+
+
+def window(length: int) -> int:
+    """Steps over which a training curve is averaged: a tenth of the run, 25 at most."""
+    return max(1, min(25, length // 10))
+
+
+def _moving_mean(values: list[float], width: int) -> list[float]:
+    """Centred mean over `width` values, over fewer at the ends."""
+    left, right = width // 2, width - width // 2
+    parts = [values[max(0, i - left) : i + right] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
+def _curve(axis, series: Series, colour: str, label: str, smooth: bool) -> None:
+    steps, values = [s for s, _ in series], [v for _, v in series]
+    width = window(len(series)) if smooth else 1
+    if width > 1:
+        axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+        values = _moving_mean(values, width)
+    axis.plot(
+        steps,
+        values,
+        color=colour,
+        linewidth=1.8,
+        label=label,
+        marker="" if smooth else "o",
+        markersize=3.5,
+    )
+
+
+def curves(logs: Logs, column: str, title: str, labels: dict[str, str], smooth: bool = True) -> str:
+    """One column of the training logs over the optimizer steps, a line for each method that has it."""
+    found = {method: log[column] for method, log in logs.items() if log.get(column)}
+    if not found:
+        return ""
+    figure, axes = _figure(4.4, 2.7)
+    for method, series in found.items():
+        _curve(axes[0, 0], series, COLOURS[method], labels[method], smooth)
+    axes[0, 0].set(title=title, xlabel="optimizer step")
+    axes[0, 0].legend(loc="best", fontsize=8.5)
+    return _svg(figure, f"curve-{column}", f"{title} over the optimizer steps")
+
+
+def panels(logs: Logs, columns: dict[str, str], name: str, labels: dict[str, str]) -> str:
+    """Small panels side by side, two a row, one for each column of the logs that any method has."""
+    there = {c: title for c, title in columns.items() if any(log.get(c) for log in logs.values())}
+    if not there:
+        return ""
+    rows = (len(there) + 1) // 2
+    figure, axes = _figure(4.4, 0.35 + 1.55 * rows, rows, 2, sharex=True)
+    for axis, (column, title) in zip(axes.flat, there.items()):
+        for method, log in logs.items():
+            if log.get(column):
+                _curve(axis, log[column], COLOURS[method], labels[method], smooth=True)
+        axis.set_title(title)
+    for axis in list(axes.flat)[len(there) :]:
+        axis.set_visible(False)
+    for column in range(2):
+        shown = [axis for axis in axes[:, column] if axis.get_visible()]
+        if shown:
+            shown[-1].tick_params(labelbottom=True)
+    handles = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels())}
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8.5
+    )
+    return _svg(figure, f"panels-{name}", f"{', '.join(there.values())} over the optimizer steps")
+
+
+def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
+    """Horizontal bars with intervals.
+
+    Args:
+        rows: `label`, `model`, `final`, `low`, `high` in percent, `faint` for a secondary mode.
+        lines: baselines in percent, drawn as vertical lines under their labels.
+    """
+    if not rows:
+        return ""
+    figure, axes = _figure(4.4, 0.9 + 0.24 * len(rows) + 0.14 * len(lines))
+    axis = axes[0, 0]
+    for position, row in enumerate(rows):
+        colour = COLOURS[row["model"]]
+        axis.barh(
+            position, row["final"], color=colour, alpha=0.4 if row["faint"] else 0.95, height=0.7
+        )
+        axis.errorbar(
+            row["final"],
+            position,
+            xerr=[[row["final"] - row["low"]], [row["high"] - row["final"]]],
+            color=TEXT,
+            linewidth=1,
+            capsize=2,
+        )
+    for (label, value), style in zip(lines.items(), ("--", ":", "-.")):
+        axis.axvline(
+            value, color=TEXT, linewidth=1.1, linestyle=style, label=f"{label}: {value:.1f} %"
+        )
+    axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axis.set(title=title, xlim=(0, 100), xlabel="final score, percent")
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    if lines:
+        figure.legend(loc="outside lower center", fontsize=8)
+    return _svg(figure, "bars", title)
+
+
+def dots(
+    rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[str, str], title: str
+) -> str:
+    """Final score with interval of every model on every test set: a row of dots for each set.
+
+    Args:
+        rows: test set's label -> model -> (score, low, high) in percent.
+    """
+    if not any(rows.values()):
+        return ""
+    models = list(dict.fromkeys(model for cells in rows.values() for model in cells))
+    figure, axes = _figure(4.4, 0.9 + 0.42 * len(rows))
+    axis = axes[0, 0]
+    for rank, model in enumerate(models):
+        shift = 0.17 * (rank - (len(models) - 1) / 2)
+        points = [
+            (i + shift, *cells[model]) for i, cells in enumerate(rows.values()) if model in cells
+        ]
+        y, x, low, high = zip(*points)
+        axis.errorbar(
+            x,
+            y,
+            xerr=[[a - b for a, b in zip(x, low)], [b - a for a, b in zip(x, high)]],
+            fmt="o",
+            markersize=4,
+            color=COLOURS[model],
+            linewidth=1.3,
+            label=labels[model],
+        )
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set(
+        title=title, xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), xlabel="final score, percent"
+    )
+    axis.grid(visible=False, axis="y")
+    for border in range(1, len(rows)):
+        axis.axhline(border - 0.5, color=LINE, linewidth=0.7)
+    figure.legend(
+        loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.2, columnspacing=1.2
+    )
+    return _svg(figure, "dots", title)

@@ -1,0 +1,29 @@
+"""Stage `score`: one model's scores by every judge, each with its interval and counts."""
+
+import click
+
+from stages.errors import stage_main
+from stages.params import OWN_TEST, load_params
+from stages.records import write_json
+
+
+@click.command()
+@click.option("--model", required=True, help="One of params.models.")
+@stage_main
+def main(model: str):
+    """Write metrics/scores/<model>.json: mode, test set, judge, then the scores in percent."""
+    from stages.reporting.scoring import score_model
+
+    params = load_params()
+    scores = score_model(params, model)
+    write_json(f"metrics/scores/{model}.json", scores)
+    for mode, sets in scores.items():
+        cell = sets[OWN_TEST][params.report.main_judge]
+        final = "not scored" if cell["final"] is None else f"{cell['final']:.1f} %"
+        click.echo(
+            f"score {model}, {mode}: own test {final} by {params.report.main_judge} (n = {cell['n']})"
+        )
+
+
+if __name__ == "__main__":
+    main()

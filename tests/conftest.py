@@ -1,0 +1,52 @@
+"""What all tests share: no downloads, fixed threads, and the folder of real releases where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Before anything imports a Hugging Face library: a test never downloads.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark tests by the folder that they lie in."""
+    for item in items:
+        tier = item.path.relative_to(ROOT / "tests").parts[0]
+        if tier in ("tiny", "pipeline", "gpu"):
+            item.add_marker(getattr(pytest.mark, tier))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def fixed_threads(request):
+    """Sums split over other numbers of threads round differently: two, as in `params.yaml`."""
+    if request.node.get_closest_marker("tiny"):
+        import torch
+
+        torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real releases, named by the environment variable RARL_DATA_ROOT."""
+    folder = os.environ.get("RARL_DATA_ROOT")
+    if not folder:
+        pytest.skip("RARL_DATA_ROOT is not set")
+    assert Path(folder).is_dir(), f"RARL_DATA_ROOT={folder} is no folder"
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return ROOT

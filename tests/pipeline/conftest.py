@@ -1,0 +1,131 @@
+"""A project of the real `dvc.yaml`, `params.yaml` and code, run by the real `dvc`.
+
+Only the stages' entry files are stand-ins, but for that of `check`, which is fast and real.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.profile import round_trip
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+class Project:
+    """A git and DVC repository in a temporary folder."""
+
+    def __init__(self, folder: Path, home: Path | None = None):
+        self.folder = folder
+        self.home = home or folder.parent / "home"
+        self.home.mkdir(exist_ok=True)
+
+    def run(self, *command: str) -> str:
+        """Run a command in the project, on a machine without any git configuration."""
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("GIT_", "DVC_", "XDG_", "HF_"))
+        }
+        env |= {
+            "HOME": str(self.home),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "DVC_SITE_CACHE_DIR": str(self.home / "site"),
+            "PATH": f"{BIN}{os.pathsep}{env['PATH']}",
+            "RARL_RESOURCES": "ignore",
+        }
+        done = subprocess.run(
+            command, cwd=self.folder, env=env, text=True, capture_output=True, timeout=240
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def git(self, *arguments: str) -> str:
+        return self.run("git", *arguments)
+
+    def dvc(self, *arguments: str) -> str:
+        return self.run("dvc", *arguments)
+
+    def stages_run(self, *arguments: str) -> set[str]:
+        """The stages whose command ran during a `dvc` command (by default `dvc repro`)."""
+        return set(re.findall(r"Running stage '(.+)'", self.dvc(*(arguments or ("repro",)))))
+
+    def change(self, key: str, value) -> None:
+        """Set one key (dotted) of `params.yaml`, as an editor would: every other line stays."""
+        path, yaml = self.folder / "params.yaml", round_trip()
+        params = yaml.load(path.read_text(encoding="utf-8"))
+        *blocks, name = key.split(".")
+        block = params
+        for part in blocks:
+            block = block[part]
+        assert block[name] != value, f"{key} is {value} already"
+        block[name] = value
+        with path.open("w", encoding="utf-8") as file:
+            yaml.dump(params, file)
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "state")
+
+    def copy(self, folder: Path) -> "Project":
+        shutil.copytree(self.folder, folder, symlinks=True)
+        shutil.copytree(self.home, folder.parent / "home", symlinks=True)
+        return Project(folder)
+
+
+def build(folder: Path, *benchmarks: str) -> Project:
+    """A first commit of the real pipeline with stand-ins for the code of its stages."""
+    folder.mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml", "Makefile", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, folder / ".dvc" / name)
+    shutil.copytree(
+        ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(Path(__file__).with_name("standin.py"), folder / "stages/standin.py")
+    stages = YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for stage in stages.values():
+        name = stage["cmd"].removeprefix("python -m stages.").split()[0]
+        if name != "check":
+            entry = folder / f"stages/{name}.py"
+            entry.write_text("from stages.standin import main\n\nmain()\n", encoding="utf-8")
+    # What the frozen stage has made is kept in git.
+    (folder / "data/base").mkdir(parents=True)
+    (folder / "data/base/config.json").write_text("{}\n", encoding="utf-8")
+    for entry in stages["pretrain"].get("metrics", []):
+        file = folder / next(iter(entry))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}\n", encoding="utf-8")
+
+    project = Project(folder)
+    project.change("benchmarks", list(benchmarks))
+    project.git("init", "--quiet", "--initial-branch", "main")
+    project.run("make", "--silent", "identity")
+    project.commit()
+    return project
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory) -> Project:
+    """The project after its first `dvc repro`; copy it, do not change it."""
+    project = build(
+        tmp_path_factory.mktemp("pipeline") / "project", "slake", "vqa_rad", "vqa_med", "path_vqa"
+    )
+    project.first_run = project.stages_run()
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def project(reproduced, tmp_path) -> Project:
+    """A copy of the reproduced project, to change."""
+    return reproduced.copy(tmp_path / "project")

@@ -1,0 +1,101 @@
+"""Stands in for every stage when the pipeline's graph is tested: no model, about 0.1 s a stage.
+
+It reads its own stage's entry in `dvc.yaml` and writes each of its outputs as a function of the
+contents of its dependencies and of the values of its parameters. What a change reaches in the real
+pipeline it therefore reaches here, and what it does not reach keeps its bytes.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+#: An output that its stage makes without looking at one of its parameters: `curate` audits the training
+#: images against the listed benchmarks', but its records do not depend on that list.
+UNMOVED_BY = {"data/curated": {"benchmarks"}}
+
+
+def load(path: str) -> dict:
+    return YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+
+
+def look_up(params: dict, key: str):
+    for part in key.split("."):
+        params = params[part]
+    return params
+
+
+def fill(text: str, item: dict[str, str], params: dict) -> str:
+    """Put the values into a template's `${...}`."""
+
+    def value(match: re.Match) -> str:
+        key = match.group(1)
+        return item[key.removeprefix("item.")] if key.startswith("item.") else look_up(params, key)
+
+    return re.sub(r"\$\{([\w.]+)\}", value, text)
+
+
+def digest(path: str) -> str:
+    """Hash of a file's content, or of a folder's names and contents."""
+    files = sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]
+    found = hashlib.sha256()
+    for file in files:
+        if file.is_file() and file.suffix != ".pyc":
+            found.update(file.relative_to(path).as_posix().encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def own_entry(stages: dict) -> tuple[dict, dict[str, str]]:
+    """The stage whose command this process was started with, and its matrix item."""
+    command = " ".join(["python -m", f"stages.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    for stage in stages.values():
+        pattern = re.sub(r"\\\$\\\{item\\\.(\w+)\\\}", r"(?P<\1>\\w+)", re.escape(stage["cmd"]))
+        if match := re.fullmatch(pattern, command):
+            return stage, match.groupdict()
+    raise SystemExit(f"no stage in dvc.yaml has the command: {command}")
+
+
+def main() -> None:
+    stages, params = load("dvc.yaml")["stages"], load("params.yaml")
+    stage, item = own_entry(stages)
+
+    def paths(*sections: str) -> list[str]:
+        entries = [entry for section in sections for entry in stage.get(section, [])]
+        names = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+        return [fill(name, item, params) for name in names]
+
+    contents = {path: digest(path) for path in paths("deps")}
+    used = {}
+    for key in stage.get("params", []):
+        if isinstance(key, dict):  # the whole file
+            used |= params
+        else:
+            key = fill(key, item, params)
+            used[key] = look_up(params, key)
+    asked_for = {path for other in stages.values() for path in other.get("deps", [])}
+    for out in paths("outs", "metrics", "plots"):
+        ignored = UNMOVED_BY.get(out, set())
+        seed = [out, contents, {key: used[key] for key in used if key not in ignored}]
+        if Path(out).suffix:
+            write(Path(out), seed)
+        else:
+            inside = {path for path in asked_for if path.startswith(f"{out}/")}
+            for path in {f"{out}/content.json", *inside}:
+                write(Path(path), [path, *seed])
+
+
+def write(path: Path, seed: list) -> None:
+    text = json.dumps(seed, sort_keys=True, default=str)
+    number = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        path.write_text(f"step,value\n1,{number}\n", encoding="utf-8")
+    else:
+        path.write_text(json.dumps({"value": number}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

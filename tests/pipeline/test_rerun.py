@@ -1,0 +1,139 @@
+"""What re-runs when something changes, and what must not: DESIGN's table, by the real `dvc`.
+
+`check` validates `params.yaml` as a whole, so every change of it re-runs `check`; its output is a
+constant, so nothing follows from that.
+"""
+
+import json
+import re
+import resource
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.profile import leaves
+
+TRAINED = {"sft", "grpo", "rarl"}
+MODELS = {"base", *TRAINED}
+JUDGES = {"lexical", "semantic", "truth"}
+
+
+def evaluation(*models: str, judges: set[str] = JUDGES) -> set[str]:
+    """The stages that follow from new weights of some models."""
+    return {
+        "report",
+        *(f"infer@{model}" for model in models),
+        *(f"judge@{judge}-{model}" for judge in judges for model in models),
+        *(f"score@{model}" for model in models),
+    }
+
+
+def test_first_run_runs_every_stage_but_the_frozen_one(reproduced):
+    sets = {"benchmark@slake", "benchmark@vqa_rad", "benchmark@vqa_med", "benchmark@path_vqa"}
+    data = {"check", "phantom", "base", "curate", "encode", "encode_benchmarks"}
+    assert reproduced.first_run == data | sets | TRAINED | evaluation(*MODELS)
+
+
+def test_nothing_changed_runs_nothing_and_says_so_fast(project):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert project.stages_run() == set()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, so that a busy machine does not fail the test.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    assert project.git("status", "--porcelain") == ""
+
+
+def test_lora_rank_retrains_and_leaves_data_and_base_alone(project):
+    """As a researcher does it: `dvc exp run -S`, then `dvc metrics diff`."""
+    run = project.stages_run("exp", "run", "-S", "lora.r=16")
+    assert run == {"check"} | TRAINED | evaluation(*TRAINED)
+
+    changed = json.loads(project.dvc("metrics", "diff", "--json"))
+    assert set(changed) == {
+        "metrics/summary.json",
+        *(f"metrics/train/{method}.json" for method in TRAINED),
+    }
+    table = project.dvc("metrics", "diff", "--md")
+    assert "| Path" in table and "metrics/train/rarl.json" in table
+
+    # `-S` rewrites params.yaml: one value differs and the comments stay.
+    before = project.git("show", "HEAD:params.yaml")
+    after = (project.folder / "params.yaml").read_text(encoding="utf-8")
+    values = [dict(leaves(YAML(typ="safe").load(text))) for text in (before, after)]
+    assert values[1] == values[0] | {"lora.r": 16}
+    assert re.findall("#.*", after) == re.findall("#.*", before)
+
+
+def test_weight_of_rarls_own_reward_retrains_rarl_only(project):
+    project.change("rarl.rewards.reasoning", 0.5)
+    assert project.stages_run() == {"check", "rarl"} | evaluation("rarl")
+
+
+def test_settings_of_one_judge_ask_that_judge_only(project):
+    project.change("judge.semantic.threshold", 0.35)
+    assert project.stages_run() == {
+        "check",
+        "report",
+        *(f"judge@semantic-{model}" for model in MODELS),
+        *(f"score@{model}" for model in MODELS),
+    }
+
+
+def test_one_more_benchmark_trains_nothing(project):
+    project.change("benchmarks", ["slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench"])
+    run = project.stages_run()
+    assert run == {
+        "check",
+        "curate",  # audits the training images against the benchmarks'
+        "benchmark@cv_bench",
+        "encode_benchmarks",
+    } | evaluation(*MODELS)
+
+
+def test_code_of_the_judges_asks_no_model(project):
+    with (project.folder / "stages/judges/lexical.py").open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    assert project.stages_run("repro", "--dry") == {
+        f"judge@{judge}-{model}" for judge in JUDGES for model in MODELS
+    }
+
+
+def test_second_clone_that_pulls_has_nothing_to_run(project, tmp_path):
+    clone = pushed_and_cloned(project, tmp_path)
+    assert clone.stages_run() == set()
+    assert (clone.folder / "data/models/rarl/content.json").is_file()
+
+
+def test_shorter_list_leaves_nothing_that_a_second_clone_would_lack(project, tmp_path):
+    """Stages depend on the folder data/benchmarks: a file left over there would be a difference."""
+    project.change("benchmarks", ["slake", "vqa_rad"])
+    assert project.stages_run("repro", "encode_benchmarks") == {
+        "check",
+        "curate",
+        "encode_benchmarks",
+    }
+    clone = pushed_and_cloned(project, tmp_path)
+    assert clone.stages_run("repro", "--dry", "encode_benchmarks") == set()
+
+
+def pushed_and_cloned(project, tmp_path):
+    """The project as another machine gets it: git clone, dvc pull, and none of the first one's caches."""
+    project.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
+    project.commit()
+    project.dvc("push", "--quiet")
+    project.git("clone", "--quiet", ".", str(tmp_path / "clone"))
+    clone = type(project)(tmp_path / "clone", home=tmp_path / "other_home")
+    clone.dvc("pull", "--quiet")
+    return clone
+
+
+@pytest.mark.parametrize("given", [{}, {"name": "Ada", "email": "ada@example.org"}])
+def test_identity_is_set_for_the_clone_only_where_there_is_none(project, given):
+    for key in ("name", "email"):
+        project.git("config", "--unset", f"user.{key}")
+        if given:
+            project.git("config", "--global", f"user.{key}", given[key])
+    said = project.run("make", "--silent", "identity")
+    assert project.git("config", "user.name").strip() == given.get("name", "RARL user")
+    assert project.git("config", "user.email").strip() == given.get("email", "rarl@localhost")
+    assert ("is used in this clone" in said) is not bool(given)

@@ -1,0 +1,200 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stages import check
+from stages.params import load_params
+from stages.profile import apply, put, round_trip
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+RELEASES = ("slake", "vqa-rad", "VQA-Med-2019", "pvqa", "cv_bench")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project with the shipped parameters and some embedded base."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "NEEDS", dict.fromkeys(check.NEEDS, (0.0, 0.0)))
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "data/base").mkdir(parents=True)
+    (tmp_path / "data/base/config.json").touch()
+    return tmp_path
+
+
+def run(**changes) -> tuple[int, str]:
+    """Run the stage with parameters changed (`data__root` stands for data.root)."""
+    yaml, path = round_trip(), Path("params.yaml")
+    params = yaml.load(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        put(params, key.replace("__", "."), value)
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+    result = CliRunner().invoke(check.main)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.output
+
+
+def releases(root: Path, *names: str) -> str:
+    for name in names:
+        (root / name).mkdir(parents=True)
+    return str(root)
+
+
+def test_writes_a_constant_whatever_the_parameters(project):
+    assert run()[0] == 0
+    first = Path("data/check.json").read_bytes()
+    assert json.loads(first) == {"params": "valid"}
+    assert run(lora__r=16, rl__beta=0.1)[0] == 0
+    assert Path("data/check.json").read_bytes() == first
+
+
+def test_default_imports_no_torch(project):
+    code = "import sys, stages.check as c; c.main(standalone_mode=False); sys.exit('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT), check.RESOURCES: "ignore"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_wrong_key_writes_nothing(project):
+    code, said = run(lora__rank=8)
+    assert code == 1 and "lora.rank: unknown key" in said
+    assert not Path("data/check.json").exists()
+
+
+def test_root_that_is_no_folder(project):
+    code, said = run(data__root="data/raw")
+    assert code == 1 and "data.root = data/raw" in said and "no such folder" in said
+
+
+def test_releases_are_found_under_other_spellings(project):
+    code, said = run(data__root=releases(project / "raw", *RELEASES), data__missing="stop")
+    assert code == 0 and "slake, vqa_rad, vqa_med, path_vqa, cv_bench" in said
+
+
+def test_training_release_must_be_there(project):
+    code, said = run(data__root=releases(project / "raw", "vqa-rad"), data__missing="skip")
+    assert code == 1 and "`slake`" in said and "there: vqa-rad" in said
+
+
+def test_missing_benchmark_stops_or_warns_as_the_parameter_says(project):
+    root = releases(project / "raw", "slake")
+    code, said = run(data__root=root, data__missing="skip", benchmarks=["slake", "path_vqa"])
+    assert code == 0 and "WARNING" in said and "the benchmark `path_vqa` will have no rows" in said
+    code, said = run(data__missing="stop")
+    assert code == 1 and "`path_vqa`" in said and "data.missing to skip" in said
+    assert run(benchmarks=["slake"])[0] == 0
+
+
+def test_judge_of_drawings_is_warned_of_on_real_data(project):
+    code, said = run(data__root=releases(project / "raw", *RELEASES))
+    assert code == 0 and "judge truth knows drawn images only" in said
+    assert "WARNING" not in run(judges=["lexical"])[1]
+
+
+def test_embedded_base_that_is_gone(project):
+    Path("data/base/config.json").unlink()
+    code, said = run()
+    assert code == 1 and "git checkout data/base" in said
+
+
+def test_local_base_needs_its_config(project):
+    Path("mine").mkdir()
+    code, said = run(base__source="mine", model__device="cpu")
+    assert code == 1 and "no mine/config.json" in said
+    Path("mine/config.json").touch()
+    assert run()[0] == 0
+    assert "no such folder" in run(base__source="models/mine/final")[1]
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0123456"])
+def test_hub_base_needs_a_commit(project, revision):
+    code, said = run(base__source="Qwen/Qwen2-VL-2B-Instruct", base__revision=revision)
+    assert code == 1 and f"base.revision = {revision}" in said and "40 hexadecimal digits" in said
+
+
+def test_hub_base_is_looked_up_in_the_cache(project, monkeypatch):
+    from huggingface_hub import constants
+
+    settings = {"base__source": "owner/model", "base__revision": COMMIT, "model__device": "cpu"}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project / "hub"))
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.HF_HUB_CACHE", str(project / "hub"), raising=False
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    code, said = run(**settings)
+    assert code == 1 and "HF_HUB_OFFLINE" in said and f"--revision {COMMIT}" in said
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    code, said = run()
+    assert code == 0 and "will be downloaded" in said
+    snapshot = project / "hub/models--owner--model/snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").touch()
+    code, said = run()
+    assert code == 0 and "will be downloaded" not in said
+
+
+def test_flash_attention_must_be_installed_and_possible(project):
+    code, said = run(model__attention="flash_attention_2")
+    assert code == 1 and "model.attention = flash_attention_2" in said and "auto" in said
+
+
+def test_too_little_memory_stops_unless_ignored(project, monkeypatch):
+    monkeypatch.setattr(check, "NEEDS", dict.fromkeys(check.NEEDS, (1e6, 0.0)))
+    code, said = run()
+    assert code == 1 and "free memory" in said and "RARL_RESOURCES=ignore" in said
+    monkeypatch.setenv(check.RESOURCES, "ignore")
+    code, said = run()
+    assert code == 0 and "WARNING" in said
+
+
+def test_too_little_disk_stops(project, monkeypatch):
+    monkeypatch.setattr(check, "NEEDS", dict.fromkeys(check.NEEDS, (0.0, 1e9)))
+    assert "free disk" in run()[1]
+
+
+def test_encoder_folder_needs_its_layer(project):
+    Path("encoder").mkdir()
+    code, said = run(encoder__source="encoder", encoder__num_layers=None)
+    assert code == 1 and "encoder.num_layers" in said
+
+
+def test_outputs_of_what_is_no_longer_listed_are_removed(project):
+    kept = ["data/benchmarks/slake.jsonl", "data/verdicts/base/lexical/a.jsonl", "data/benchmarks/notes.txt",
+            "metrics/scores/base.json", "data/predictions/base/a.jsonl"]  # fmt: skip
+    gone = ["data/benchmarks/cv_bench.jsonl", "metrics/benchmark/cv_bench.json", "data/verdicts/base/truth/a.jsonl",
+            "metrics/scores/rarl.json", "data/predictions/rarl/a.jsonl", "data/verdicts/rarl/lexical/a.jsonl"]  # fmt: skip
+    for name in kept + gone:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    code, said = run(benchmarks=["slake"], judges=["lexical"], models=["base", "sft"])
+    assert code == 0
+    assert [name for name in kept if not Path(name).exists()] == []
+    assert [name for name in gone if Path(name).exists()] == []
+    assert "data/benchmarks/cv_bench.jsonl: no longer listed" in said
+
+
+def test_real_releases(project, real_data):
+    apply(Path("params.yaml"), "embedded", root=str(real_data.resolve()))
+    assert load_params().judges == ["lexical", "semantic"]
+    code, said = run()
+    assert code == 0 and "slake, vqa_rad, vqa_med, path_vqa, cv_bench" in said
+
+
+@pytest.mark.tiny
+def test_cuda_that_is_not_there(project):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    code, said = run(model__device="cuda")
+    assert code == 1 and "no CUDA device" in said and "set model.device to auto or cpu" in said
+    code, said = run(model__device="auto", model__dtype="bfloat16")
+    assert code == 0 and "bfloat16 has no fast path on most CPUs" in said

@@ -1,0 +1,96 @@
+"""DVC does not see imports: every stage must name, as a dependency, the project's code that it runs."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+#: Code that cannot change a stage's output for given parameters: a change of it re-runs nothing.
+PLUMBING = {"stages/__init__.py", "stages/errors.py", "stages/params.py", "stages/cache.py"}
+
+
+def entry(stage: dict) -> str:
+    return f"stages/{stage['cmd'].removeprefix('python -m stages.').split()[0]}.py"
+
+
+def file_of(module: str) -> str | None:
+    """The file of a module of the project, such as `stages.pretraining.tiny`; None where it is no module."""
+    path = Path(*module.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if (ROOT / file).is_file():
+            return file.as_posix()
+    return None
+
+
+@cache
+def imports(file: str, inside_functions: bool = True) -> frozenset[str]:
+    """The project's files that one file imports.
+
+    Importing `stages.pretraining.tiny` also runs `stages/models/__init__.py`: what that imports at its top
+    counts too, what its functions import does not, as nobody calls them.
+    """
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    modules = set()
+    for node in ast.walk(tree) if inside_functions else tree.body:
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import; this project writes them out"
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    found = {
+        name for module in modules if module.startswith("stages") and (name := file_of(module))
+    }
+    for module in {name.removesuffix("/__init__.py").removesuffix(".py") for name in found}:
+        package = f"{Path(module).parent.as_posix()}/__init__.py"
+        if package not in (file, "./__init__.py", "stages/__init__.py"):
+            found |= imports(package, inside_functions=False)
+    return frozenset(found)
+
+
+def reached(file: str) -> set[str]:
+    """All of the project's files that a file imports, directly or through others, and itself."""
+    found, ahead = set(), {file}
+    while ahead:
+        found |= ahead
+        ahead = {name for known in ahead for name in imports(known)} - found
+    return found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stage_names_the_code_that_it_imports(name):
+    stage = STAGES[name]
+    deps = [Path(dep) for dep in stage["deps"]]
+    unnamed = {
+        file
+        for file in reached(entry(stage)) - PLUMBING
+        if not any(dep == Path(file) or dep in Path(file).parents for dep in deps)
+    }
+    assert not unnamed, f"dvc.yaml: stage {name} runs code that its deps do not name"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stage_names_no_code_that_it_does_not_use(name):
+    """A dependency that is not used re-runs a stage, perhaps hours of training, for nothing."""
+    stage = STAGES[name]
+    files = {Path(file) for file in reached(entry(stage))}
+    for dep in (Path(dep) for dep in stage["deps"] if dep.startswith("stages/")):
+        assert (ROOT / dep).exists(), f"dvc.yaml: {name} depends on {dep}, which is not there"
+        if dep.suffix or any((ROOT / dep).rglob("*.py")):
+            used = any(dep == file or dep in file.parents for file in files)
+        else:  # a folder of data, which the code names
+            used = any(
+                f'"{dep.name}"' in (ROOT / file).read_text(encoding="utf-8") for file in files
+            )
+        assert used, f"dvc.yaml: {name} depends on {dep}, which it does not use"
+
+
+def test_imports_inside_functions_and_through_others_are_seen():
+    """The check itself can fail: `infer` reaches the models only from inside its `main`."""
+    top = {node.module for node in ast.parse((ROOT / "stages/infer.py").read_text(encoding="utf-8")).body
+           if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    assert not any(module.startswith("stages.models") for module in top)
+    assert any(file.startswith("stages/models/") for file in reached("stages/infer.py"))
