@@ -1,7 +1,11 @@
-"""Errors that are the user's to fix: shown as one message, without a traceback."""
+"""What every stage's `main` is wrapped in: errors for the user to read, and the cost of the run."""
 
 import functools
+import json
+import resource
 import sys
+import time
+from pathlib import Path
 
 import click
 
@@ -21,16 +25,36 @@ class UserError(click.ClickException):
 
 
 def stage_main(function):
-    """Wrap a stage's `main`: a user's mistake ends it with one message, Ctrl-C with one line."""
+    """Wrap a stage's `main`: a user's mistake ends it with one message, Ctrl-C with one line.
+
+    A stage that comes to its end writes its time and memory to `metrics/cost/`, apart from all metrics.
+    """
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
+        started = time.perf_counter()
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
         except KeyboardInterrupt:
             click.echo(
                 "Stopped. What was finished is kept; run the same command again to go on.", err=True
             )
             sys.exit(130)
+        stage = Path(sys.modules[function.__module__].__file__).stem
+        write_cost([stage, *map(str, kwargs.values())], time.perf_counter() - started)
+        return result
 
     return wrapped
+
+
+def write_cost(name: list[str], seconds: float) -> None:
+    """`metrics/cost/<stage>[_<item>].json`: wall-clock seconds and peak resident memory in MB."""
+    slug = "_".join(part for part in name if part.replace("_", "").isalnum())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1 << 20 if sys.platform == "darwin" else 1 << 10
+    )
+    path = Path("metrics/cost") / f"{slug}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"seconds": round(seconds, 1), "peak_memory_mb": round(peak)}) + "\n"
+    )

@@ -273,12 +273,15 @@ def reward_gap(run: Run) -> pd.DataFrame:
 def summary(run: Run) -> dict:
     """model -> mode -> test set -> `final` (own test also `reasoning`), by the main judge, in percent.
 
-    What was not scored or not annotated has no key, so that every line of `dvc metrics diff` is a number.
+    The first mode has every test set, the others the own test only, so that `dvc metrics diff` fits on a
+    screen; `metrics/scores/` has all. What was not scored or not annotated has no key, so that every line
+    of the difference is a number.
     """
     result: dict = {}
     for model in run.params.models:
         for mode in run.params.modes:
-            for name in sets_of(run.params, mode):
+            sets = sets_of(run.params, mode) if mode == run.params.modes[0] else [OWN_TEST]
+            for name in sets:
                 cell = run.scores[model][mode][name][run.main_judge]
                 keys = ("final", "reasoning") if name == OWN_TEST else ("final",)
                 values = {key: cell[key] for key in keys if cell[key] is not None}

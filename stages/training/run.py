@@ -135,10 +135,6 @@ class Run:
         }
         write_json(f"metrics/train/{self.method}.json", metrics)
         write_csv(Path(f"metrics/train/{self.method}.csv"), rows)
-        write_json(
-            f"metrics/cost/{self.method}.json",
-            {"seconds": round(time.perf_counter() - self.started, 1)},
-        )
         print(
             f"{self.method}: {steps} steps, best at {best['step']} (development score {best['dev_score']}), "
             f"{time.perf_counter() - self.started:.0f} s",
