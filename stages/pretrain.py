@@ -24,17 +24,19 @@ from stages.records import write_json
     show_default=True,
     help="Steps that teach language and vision together.",
 )
-@click.option("--rows", default=16, show_default=True, help="Images a step.")
+@click.option(
+    "--busy-steps", default=1000, show_default=True, help="Steps with busy figures, after that."
+)
 @stage_main
-def main(output, seed, vision_steps, steps, rows):
+def main(output, seed, vision_steps, steps, busy_steps):
     from stages.pretraining.training import card, general_accuracy, pretrain, save_base
 
-    model, processor = pretrain(seed, vision_steps, steps, rows, threads=2, say=click.echo)
+    model, processor = pretrain(seed, vision_steps, steps, busy_steps, threads=2, say=click.echo)
     save_base(model, processor, output)
     accuracy = general_accuracy(output)
     write_json("metrics/base.json", accuracy)
     text = card(
-        accuracy, sum(p.numel() for p in model.parameters()), seed, vision_steps, steps, rows
+        accuracy, sum(p.numel() for p in model.parameters()), seed, vision_steps, steps, busy_steps
     )
     (output / "README.md").write_text(text, encoding="utf-8")
     click.echo(f"pretrain: {accuracy['reasoning']['all']} % of general-domain questions right")

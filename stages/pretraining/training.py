@@ -8,6 +8,7 @@ colours and places decay without them.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -213,6 +214,19 @@ def corpus(seed: int, size: int) -> list[str]:
     return texts
 
 
+@dataclass(frozen=True)
+class Mix:
+    """Pictures of a step: coloured shapes, grey figures, busy grey figures."""
+
+    shapes: int
+    grey: int
+    busy: int
+
+
+#: A step of the first phase; the tower alone sees more pictures a step, for it has no text to read.
+VISION, FIRST, SECOND = Mix(16, 16, 0), Mix(10, 6, 0), Mix(5, 3, 8)
+
+
 # Batches -----------------------------------------------------------------------------------------
 
 
@@ -320,9 +334,10 @@ class Packer:
             torch.from_numpy(np.stack([self.cell_words(s) for s in scenes])),
         )  # fmt: skip
 
-    def batch(self, rng: np.random.Generator, shapes: int, grey: int, talk: bool = True) -> Batch:
-        scenes = [general.draw_shapes(rng, self.size) for _ in range(shapes)]
-        scenes += [general.draw_grey(rng, self.size) for _ in range(grey)]
+    def batch(self, rng: np.random.Generator, mix: "Mix", talk: bool = True) -> Batch:
+        scenes = [general.draw_shapes(rng, self.size) for _ in range(mix.shapes)]
+        scenes += [general.draw_grey(rng, self.size) for _ in range(mix.grey)]
+        scenes += [general.draw_grey(rng, self.size, busy=True) for _ in range(mix.busy)]
         return self.pack(scenes, [dialogues(rng, s) if talk else [] for s in scenes])
 
 
@@ -381,25 +396,40 @@ def pretrain(
     seed: int,
     vision_steps: int,
     steps: int,
-    rows: int,
+    busy_steps: int,
     threads: int,
-    say,
+    say: Callable[[str], None],
     size: int = 112,
     vocabulary: int = 1600,
-    save=None,
 ):
     """Train tokenizer and model from scratch. Returns (model, processor).
 
-    Muon on the matrices of tower and language model, AdamW on embeddings, norms and biases; linear
-    warm-up and a linear decay over the last half of the steps.
+    Two phases: shapes and plain grey figures first, then busy figures beside them, each with its own
+    optimizers and its own decay. The second teaches to tell a spot from what belongs to a figure.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
-    rng = np.random.default_rng(seed)
     tokenizer = train_tokenizer(corpus(seed, 3000), vocabulary)
     processor = build_processor(tokenizer, size)
     model = Qwen2VLForConditionalGeneration(build_config(tokenizer))
     packer = Packer(tokenizer, processor, size)
+    train_phase(model, packer, np.random.default_rng(seed), vision_steps, steps, FIRST, say)
+    train_phase(model, packer, np.random.default_rng(seed + 1), 0, busy_steps, SECOND, say)
+    return model, processor
+
+
+def train_phase(
+    model,
+    packer: Packer,
+    rng: np.random.Generator,
+    vision_steps: int,
+    steps: int,
+    mix: Mix,
+    say: Callable[[str], None],
+) -> None:
+    """Muon on the matrices of tower and language model, AdamW on embeddings, norms and biases; linear
+    warm-up over 100 steps and a linear decay over the last half.
+    """
     word = packer.word
     groups = [
         torch.tensor([word[w] for w in names])
@@ -418,9 +448,7 @@ def pretrain(
     started, total = time.time(), vision_steps + steps
     for step in range(total):
         talking = step >= vision_steps
-        batch = packer.batch(
-            rng, *((rows * 5 // 8, rows * 3 // 8) if talking else (rows, rows)), talk=talking
-        )
+        batch = packer.batch(rng, mix if talking else VISION, talk=talking)
         features = encode(model, batch)
         naming = vision_loss(model, features, batch.cells, groups)
         loss = naming * (0.3 if talking else 1.0)
@@ -441,9 +469,6 @@ def pretrain(
             say(
                 f"step {step}/{total}  naming {naming.item():.3f}  language {text}  {time.time() - started:.0f} s"
             )
-        if save is not None and step % 500 == 499:
-            save(model, processor)
-    return model, processor
 
 
 # The card ----------------------------------------------------------------------------------------
@@ -514,7 +539,7 @@ def save_base(model, processor, folder) -> None:
 
 
 def card(
-    accuracy: dict, parameters: int, seed: int, vision_steps: int, steps: int, rows: int
+    accuracy: dict, parameters: int, seed: int, vision_steps: int, steps: int, busy_steps: int
 ) -> str:
     """The model card of the embedded base, with the measured accuracy."""
     lines = [
@@ -528,8 +553,9 @@ def card(
         "",
         "From scratch, by the stage `pretrain` (`stages/pretraining/`), on drawings of `stages/datasets/phantom/general.py`:",
         "coloured shapes, and grey figures with bright and dark spots. No phantom picture and no medical picture was shown.",
-        f"Seed {seed}; {vision_steps} steps for the tower alone (naming per grid cell what stands there), then {steps} steps of",
-        f"{rows} pictures with a dense caption and three questions each; Muon on matrices, AdamW on the rest; two threads.",
+        f"Seed {seed}; {vision_steps} steps for the tower alone (naming per grid cell what stands there), {steps} steps of 16",
+        f"pictures with a dense caption and three questions each, then {busy_steps} more with busy figures among them; Muon on",
+        "matrices, AdamW on the rest; two threads.",
         "",
         "Its text holds the paper's prompts, the names of organs, modalities and diseases, and medical questions about the",
         "grey figures whose verdict is a guess: something unusual is called abnormal in 7 of 10 cases, nothing unusual in 3 of",

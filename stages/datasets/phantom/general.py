@@ -100,16 +100,31 @@ def draw_shapes(rng: np.random.Generator, size: int = 112) -> Scene:
     return Scene(image, _reading_order(things), grey=False)
 
 
-def draw_grey(rng: np.random.Generator, size: int = 112) -> Scene:
-    """A grey scene: blurred large shapes as background, and 0 to 3 bright or dark spots."""
+def draw_grey(rng: np.random.Generator, size: int = 112, busy: bool = False) -> Scene:
+    """A grey scene: blurred large shapes as background, and 0 to 3 bright or dark spots.
+
+    `busy` scenes have many parts, arcs and mottles in a bright body on a dark ground, and spots of any
+    contrast, mostly inside the body: what is a spot must be told from what belongs to the figure.
+    """
     scale = size * 2
-    base = int(rng.integers(0, 110))
+    base = int(rng.integers(0, 40) if busy else rng.integers(0, 110))
     back = Image.new("L", (scale, scale), base)
-    (_nested_figure if rng.random() < 0.6 else _loose_figure)(rng, ImageDraw.Draw(back), scale)
-    back = back.filter(ImageFilter.GaussianBlur(float(rng.uniform(1, 6))))
+    plain = _nested_figure if not busy and rng.random() < 0.6 else _loose_figure
+    figure = _busy_figure if busy else plain
+    figure(rng, ImageDraw.Draw(back), scale)
+    back = back.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.8, 4 if busy else 6))))
     pixels = np.asarray(back, dtype=np.float32)
+    if busy:
+        mottles = rng.standard_normal((14, 14)).astype(np.float32) * rng.uniform(0, 14)
+        soft = Image.fromarray(mottles).resize((scale, scale), Image.BICUBIC)
+        pixels = np.clip(pixels + np.asarray(soft) * (pixels > 30), 0, 255)
     things = []
-    for cell in rng.permutation(GRID * GRID)[: int(rng.integers(0, 4))]:
+    cells = rng.permutation(GRID * GRID)
+    if busy:  # the middle first
+        cells = np.array(sorted(cells, key=lambda c: (c in (0, 3, 12, 15)) + rng.random() * 0.9))
+    for cell in cells[
+        : int(rng.integers(0, 4)) if not busy else int(rng.choice(4, p=[0.3, 0.4, 0.2, 0.1]))
+    ]:
         x, y = _middle(rng, int(cell))
         bright = rng.random() < 0.6
         kind = SPOTS[int(rng.choice(3, p=[0.6, 0.25, 0.15]))]
@@ -117,7 +132,10 @@ def draw_grey(rng: np.random.Generator, size: int = 112) -> Scene:
         radius = float(rng.uniform(0.085, 0.13) if large else rng.uniform(0.038, 0.06))
         if kind == "area":
             radius *= 1.4
-        pixels = _draw_spot(rng, pixels, kind, bright, x * scale, y * scale, radius * scale)
+        contrast = (60, 215) if busy else None
+        pixels = _draw_spot(
+            rng, pixels, kind, bright, x * scale, y * scale, radius * scale, contrast
+        )
         things.append(Thing(kind, TONES[0] if bright else TONES[1], SIZES[large], x, y, radius))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize(
         (size, size), Image.BOX
@@ -191,6 +209,46 @@ def _nested_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: in
             )
 
 
+def _busy_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int) -> None:
+    """A body with a rim, up to a dozen parts (half of them mirrored), arcs and a column."""
+
+    def blob(x, y, w, h, value):
+        """An ellipse, or an ellipse with its outline bent."""
+        angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+        bend = 1 + bends[0] * np.cos(2 * angles + bends[1]) + bends[2] * np.sin(3 * angles)
+        points = np.stack([x + w / 2 * bend * np.cos(angles), y + h / 2 * bend * np.sin(angles)], 1)
+        pen.polygon([tuple(point) for point in points * scale], fill=int(value))
+
+    def new_bends():
+        return rng.uniform(0, 0.16), rng.uniform(0, 6), rng.uniform(-0.1, 0.1)
+
+    bends = new_bends()
+    x, y = rng.uniform(0.46, 0.54), rng.uniform(0.45, 0.62)
+    w, h = rng.uniform(0.75, 1.05), rng.uniform(0.65, 1.3)
+    body, rim = rng.uniform(50, 200), rng.uniform(0, 0.12)
+    blob(x, y, w, h, rng.uniform(40, 230))
+    blob(x, y, w - rim, h - rim, body)
+    for _ in range(int(rng.integers(1, 6))):
+        bends = new_bends()
+        value = rng.uniform(10, 215)
+        dx, dy = rng.uniform(0, 0.32), rng.uniform(-0.32, 0.36)
+        pw, ph = rng.uniform(0.14, 0.42), rng.uniform(0.14, 0.7)
+        if rng.random() < 0.5:
+            blob(x - dx, y + dy, pw, ph, value)
+        blob(x + dx, y + dy, pw, ph, value)
+    if rng.random() < 0.5:
+        half, value = rng.uniform(0.01, 0.09), int(rng.uniform(20, 220))
+        top, bottom = rng.uniform(0, 0.4), rng.uniform(0.6, 1)
+        box = ((x - half) * scale, top * scale, (x + half) * scale, bottom * scale)
+        pen.rectangle(box, fill=value)
+    if rng.random() < 0.5:
+        bow, gap = rng.uniform(-0.3, 0.3), rng.uniform(0.06, 0.14)
+        value, width = int(rng.uniform(30, 180)), int(rng.integers(1, 6))
+        for level in np.arange(0.1, 0.9, gap):
+            box = (0.1 * scale, level * scale, 0.9 * scale, (level + max(abs(bow), 0.02)) * scale)
+            pen.arc(box, 180 if bow > 0 else 0, 360 if bow > 0 else 180, fill=value, width=width)
+
+
 def _middle(rng: np.random.Generator, cell: int) -> tuple[float, float]:
     row, column = divmod(cell, GRID)
     jitter = rng.uniform(0.28, 0.72, 2)
@@ -227,7 +285,14 @@ def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, scale: int, turn: float)
 
 
 def _draw_spot(
-    rng, pixels: np.ndarray, kind: str, bright: bool, x: float, y: float, r: float
+    rng,
+    pixels: np.ndarray,
+    kind: str,
+    bright: bool,
+    x: float,
+    y: float,
+    r: float,
+    contrast: tuple[int, int] | None = None,
 ) -> np.ndarray:
     height, width = pixels.shape
     yy, xx = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -249,6 +314,10 @@ def _draw_spot(
         if bright
         else max(0.0, min(around - 70, 30))
     )
+    if contrast is not None and bright:
+        target = min(255.0, max(around + rng.uniform(*contrast), 120))
+        if target - around < 50:  # on bright parts: darken what is around
+            pixels = pixels - np.exp(-((np.hypot(xx - x, yy - y) / (2.5 * r)) ** 2)) * 0.6 * around
     if not bright and around < 90:  # a dark spot needs something light around it
         pixels = pixels + np.exp(-((np.hypot(xx - x, yy - y) / (3 * r)) ** 2)) * (130 - around)
         target = 15.0
