@@ -41,7 +41,8 @@ def stage_main(function):
             )
             sys.exit(130)
         stage = Path(sys.modules[function.__module__].__file__).stem
-        write_cost([stage, *map(str, kwargs.values())], time.perf_counter() - started)
+        items = [Path(value).name for value in kwargs.values() if isinstance(value, str | Path)]
+        write_cost([stage, *items], time.perf_counter() - started)
         return result
 
     return wrapped
@@ -49,7 +50,7 @@ def stage_main(function):
 
 def write_cost(name: list[str], seconds: float) -> None:
     """`metrics/cost/<stage>[_<item>].json`: wall-clock seconds and peak resident memory in MB."""
-    slug = "_".join(part for part in name if part.replace("_", "").isalnum())
+    slug = "_".join(dict.fromkeys(part for part in name if part.replace("_", "").isalnum()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         1 << 20 if sys.platform == "darwin" else 1 << 10
     )

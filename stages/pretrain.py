@@ -1,6 +1,6 @@
 """Stage `pretrain` (frozen): make the embedded base again, from scratch, on general-domain drawings.
 
-Takes about half an hour on two cores. Its weights are kept in git, so nobody needs to run it; who wants to:
+Takes under an hour on two cores. Its weights are kept in git, so nobody needs to run it; who wants to:
 `dvc unfreeze pretrain && dvc repro --single-item pretrain`.
 """
 
@@ -15,29 +15,15 @@ from stages.records import write_json
 @click.command()
 @click.option("--output", required=True, type=click.Path(path_type=Path))
 @click.option("--seed", default=3, show_default=True)
-@click.option(
-    "--vision-steps", default=500, show_default=True, help="Steps that teach the tower alone."
-)
-@click.option(
-    "--steps",
-    default=2300,
-    show_default=True,
-    help="Steps that teach language and vision together.",
-)
-@click.option(
-    "--busy-steps", default=1000, show_default=True, help="Steps with busy figures, after that."
-)
 @stage_main
-def main(output, seed, vision_steps, steps, busy_steps):
+def main(output, seed):
     from stages.pretraining.training import card, general_accuracy, pretrain, save_base
 
-    model, processor = pretrain(seed, vision_steps, steps, busy_steps, threads=2, say=click.echo)
+    model, processor = pretrain(seed, threads=2, say=click.echo)
     save_base(model, processor, output)
     accuracy = general_accuracy(output)
     write_json("metrics/base.json", accuracy)
-    text = card(
-        accuracy, sum(p.numel() for p in model.parameters()), seed, vision_steps, steps, busy_steps
-    )
+    text = card(accuracy, sum(p.numel() for p in model.parameters()), seed)
     (output / "README.md").write_text(text, encoding="utf-8")
     click.echo(f"pretrain: {accuracy['reasoning']['all']} % of general-domain questions right")
 

@@ -177,7 +177,11 @@ def medical_question(rng: np.random.Generator, scene: general.Scene) -> tuple[st
     return question, answer, reason
 
 
-def dialogues(rng: np.random.Generator, scene: general.Scene) -> list[tuple[str, str]]:
+def dialogues(
+    rng: np.random.Generator,
+    scene: general.Scene,
+    tasks: tuple[float, ...] = (0.22, 0.22, 0.26, 0.3),
+) -> list[tuple[str, str]]:
     """A caption and three questions for one scene, as (user text, completion)."""
     rows = [("Describe the picture.", caption(scene))]
     if scene.grey:
@@ -189,7 +193,7 @@ def dialogues(rng: np.random.Generator, scene: general.Scene) -> list[tuple[str,
             rows.append(dialogue(rng, *maker(rng, scene)))
         return rows
     makers = list(general.TASKS.values())
-    tries = rng.choice(4, 4, replace=False, p=[0.22, 0.22, 0.26, 0.3])
+    tries = rng.choice(4, 4, replace=False, p=tasks)
     for index in tries:
         question = makers[index](rng, scene)
         if question is not None and len(rows) < 4:
@@ -221,10 +225,17 @@ class Mix:
     shapes: int
     grey: int
     busy: int
+    tasks: tuple[float, ...] = (0.22, 0.22, 0.26, 0.3)
+    """How often Count, Relation, Depth and Distance are asked first about a picture of shapes."""
 
 
-#: A step of the first phase; the tower alone sees more pictures a step, for it has no text to read.
-VISION, FIRST, SECOND = Mix(16, 16, 0), Mix(10, 6, 0), Mix(5, 3, 8)
+#: The tower alone sees more pictures a step, for it has no text to read.
+VISION = Mix(16, 16, 0)
+#: The phases' mixes: plain scenes; busy figures, so that a spot is told from what belongs to a figure; both;
+#: and shapes again, with the hardest question asked most.
+STEPS = (2300, 800, 800, 450)
+VISION_STEPS = 500
+PHASES = (Mix(10, 6, 0), Mix(4, 2, 10), Mix(8, 1, 7), Mix(11, 1, 4, (0.15, 0.2, 0.15, 0.5)))
 
 
 # Batches -----------------------------------------------------------------------------------------
@@ -338,7 +349,7 @@ class Packer:
         scenes = [general.draw_shapes(rng, self.size) for _ in range(mix.shapes)]
         scenes += [general.draw_grey(rng, self.size) for _ in range(mix.grey)]
         scenes += [general.draw_grey(rng, self.size, busy=True) for _ in range(mix.busy)]
-        return self.pack(scenes, [dialogues(rng, s) if talk else [] for s in scenes])
+        return self.pack(scenes, [dialogues(rng, s, mix.tasks) if talk else [] for s in scenes])
 
 
 # Losses ------------------------------------------------------------------------------------------
@@ -394,18 +405,16 @@ def language_loss(model, batch: Batch, features: torch.Tensor) -> torch.Tensor:
 
 def pretrain(
     seed: int,
-    vision_steps: int,
-    steps: int,
-    busy_steps: int,
     threads: int,
     say: Callable[[str], None],
     size: int = 112,
     vocabulary: int = 1600,
+    vision_steps: int = VISION_STEPS,
+    steps: tuple[int, ...] = STEPS,
 ):
     """Train tokenizer and model from scratch. Returns (model, processor).
 
-    Two phases: shapes and plain grey figures first, then busy figures beside them, each with its own
-    optimizers and its own decay. The second teaches to tell a spot from what belongs to a figure.
+    One phase after the other, each with its own mix of pictures, its own optimizers and its own decay.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
@@ -413,8 +422,10 @@ def pretrain(
     processor = build_processor(tokenizer, size)
     model = Qwen2VLForConditionalGeneration(build_config(tokenizer))
     packer = Packer(tokenizer, processor, size)
-    train_phase(model, packer, np.random.default_rng(seed), vision_steps, steps, FIRST, say)
-    train_phase(model, packer, np.random.default_rng(seed + 1), 0, busy_steps, SECOND, say)
+    for number, (mix, count) in enumerate(zip(PHASES, steps)):
+        say(f"phase {number + 1} of {len(steps)}: {mix}")
+        rng = np.random.default_rng(seed + number)
+        train_phase(model, packer, rng, 0 if number else vision_steps, count, mix, say)
     return model, processor
 
 
@@ -538,9 +549,7 @@ def save_base(model, processor, folder) -> None:
     processor.save_pretrained(folder)
 
 
-def card(
-    accuracy: dict, parameters: int, seed: int, vision_steps: int, steps: int, busy_steps: int
-) -> str:
+def card(accuracy: dict, parameters: int, seed: int) -> str:
     """The model card of the embedded base, with the measured accuracy."""
     lines = [
         "# The embedded base",
@@ -553,8 +562,8 @@ def card(
         "",
         "From scratch, by the stage `pretrain` (`stages/pretraining/`), on drawings of `stages/datasets/phantom/general.py`:",
         "coloured shapes, and grey figures with bright and dark spots. No phantom picture and no medical picture was shown.",
-        f"Seed {seed}; {vision_steps} steps for the tower alone (naming per grid cell what stands there), {steps} steps of 16",
-        f"pictures with a dense caption and three questions each, then {busy_steps} more with busy figures among them; Muon on",
+        f"Seed {seed}; {VISION_STEPS} steps for the tower alone (naming per grid cell what stands there), then {' + '.join(map(str, STEPS))}",
+        "steps of 16 pictures with a dense caption and three questions each, in four mixes of pictures (`PHASES`); Muon on",
         "matrices, AdamW on the rest; two threads.",
         "",
         "Its text holds the paper's prompts, the names of organs, modalities and diseases, and medical questions about the",
@@ -562,7 +571,7 @@ def card(
         "10, and the disease is drawn at random. So it knows the words and the form, and has to learn every finding. It",
         "answers in the full `<think> <answer>` form only part of the time, so that the format reward has something to teach.",
         "",
-        "To make it again: `dvc unfreeze pretrain && dvc repro --single-item pretrain` (half an hour on two cores).",
+        "To make it again: `dvc unfreeze pretrain && dvc repro --single-item pretrain` (under an hour on two cores).",
         "",
         "## General-domain accuracy",
         "",

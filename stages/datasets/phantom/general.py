@@ -125,7 +125,7 @@ def draw_grey(rng: np.random.Generator, size: int = 112, busy: bool = False) -> 
     for cell in cells[
         : int(rng.integers(0, 4)) if not busy else int(rng.choice(4, p=[0.3, 0.4, 0.2, 0.1]))
     ]:
-        x, y = _middle(rng, int(cell))
+        x, y = _middle(rng, int(cell), 0.02 if busy else 0.28)
         bright = rng.random() < 0.6
         kind = SPOTS[int(rng.choice(3, p=[0.6, 0.25, 0.15]))]
         large = rng.random() < 0.5
@@ -232,7 +232,7 @@ def _busy_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int)
         bends = new_bends()
         value = rng.uniform(10, 215)
         dx, dy = rng.uniform(0, 0.32), rng.uniform(-0.32, 0.36)
-        pw, ph = rng.uniform(0.14, 0.42), rng.uniform(0.14, 0.7)
+        pw, ph = rng.uniform(0.22, 0.45), rng.uniform(0.22, 0.7)
         if rng.random() < 0.5:
             blob(x - dx, y + dy, pw, ph, value)
         blob(x + dx, y + dy, pw, ph, value)
@@ -249,9 +249,10 @@ def _busy_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int)
             pen.arc(box, 180 if bow > 0 else 0, 360 if bow > 0 else 180, fill=value, width=width)
 
 
-def _middle(rng: np.random.Generator, cell: int) -> tuple[float, float]:
+def _middle(rng: np.random.Generator, cell: int, margin: float = 0.28) -> tuple[float, float]:
+    """A place in a grid cell, at least `margin` cells from its border."""
     row, column = divmod(cell, GRID)
-    jitter = rng.uniform(0.28, 0.72, 2)
+    jitter = rng.uniform(margin, 1 - margin, 2)
     return float((column + jitter[0]) / GRID), float((row + jitter[1]) / GRID)
 
 
