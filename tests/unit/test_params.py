@@ -40,8 +40,8 @@ def test_every_parameter_of_the_model_stands_in_the_shipped_file():
 @pytest.mark.parametrize("spelling", ["2e-05", "2e-5", "0.00002", "2.0e-5"])
 def test_numbers_as_dvc_writes_them_are_numbers(edited, spelling):
     """`-S x=2e-5` writes `2e-05`, which YAML 1.1 reads as a string."""
-    path = edited("  beta: 0.04", f"  beta: {spelling}")
-    assert load_params(path).rl.beta == 2e-5
+    path = edited("  epsilon: 0.2", f"  epsilon: {spelling}")
+    assert load_params(path).rl.epsilon == 2e-5
 
 
 @pytest.mark.parametrize(
