@@ -250,8 +250,8 @@ class Log(TrainerCallback):
         return [rows[step] for step in sorted(rows)]
 
 
-def first_and_last(rows: list[dict], share: float = 0.1) -> dict:
-    """Mean of each reward over the first and the last tenth of the steps; single steps are too noisy."""
+def first_and_last(rows: list[dict], share: float = 0.2) -> dict:
+    """Mean of each reward over the first and the last fifth of the steps; single steps are too noisy."""
     metrics = {}
     for name in ("reward", "reward_format", "reward_length", "reward_accuracy", "reward_reasoning"):
         values = [row[name] for row in rows if name in row]
