@@ -10,9 +10,16 @@ import click
 
 from stages.cache import CACHE, finished, key_of
 from stages.errors import stage_main
-from stages.params import OWN_TEST, load_params
+from stages.params import load_params
 from stages.prompts import template
-from stages.records import Prediction, Sample, read_records, write_records
+from stages.records import (
+    Prediction,
+    Sample,
+    predictions_file,
+    read_records,
+    samples_file,
+    write_records,
+)
 
 
 @click.command()
@@ -20,16 +27,12 @@ from stages.records import Prediction, Sample, read_records, write_records
 @stage_main
 def main(name):
     params = load_params()
-    folder, output = Path("data/models") / name, Path("data/predictions") / name
+    folder = Path("data/models") / name
     loaded, started, total = None, time.perf_counter(), 0
     for slug in params.modes:
         mode = params.mode[slug]
-        for test_set in [OWN_TEST] if mode.own_test_only else params.test_sets:
-            source = (
-                Path("data/curated/test.jsonl")
-                if test_set == OWN_TEST
-                else Path(f"data/benchmarks/{test_set}.jsonl")
-            )
+        for test_set in params.sets_of(slug):
+            source = samples_file(test_set)
             samples = read_records(source, Sample)
             key = key_of(
                 folder, source, "stages/models", "stages/answers.py", prompt=template(mode.prompt), image=mode.image,
@@ -54,7 +57,7 @@ def main(name):
                     scratch,
                     label,
                 )
-            total += write_records(output / slug / f"{test_set}.jsonl", predictions)
+            total += write_records(predictions_file(name, slug, test_set), predictions)
     click.echo(f"infer {name}: {total} predictions in {time.perf_counter() - started:.1f} s")
 
 

@@ -14,8 +14,17 @@ from pathlib import Path
 import click
 
 from stages.errors import UserError, stage_main
-from stages.params import OWN_TEST, Params, load_params
-from stages.records import Prediction, Sample, Verdict, read_records, write_records
+from stages.params import Params, load_params
+from stages.records import (
+    Prediction,
+    Sample,
+    Verdict,
+    predictions_file,
+    read_records,
+    samples_file,
+    verdicts_file,
+    write_records,
+)
 
 CACHE = Path(".cache/verdicts")
 TRUTH = Path("data/phantom_truth.jsonl")
@@ -36,29 +45,28 @@ def main(name: str, model: str) -> None:
             "define it under `judge:` in params.yaml",
         )
     for mode in params.modes:
-        own_only = params.mode[mode].own_test_only
-        judge_mode(params, name, model, mode, [OWN_TEST] if own_only else params.test_sets)
+        judge_mode(params, name, model, mode, params.sets_of(mode))
 
 
 def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str]) -> None:
     """Write the verdicts of one mode, set by set, and say how they came out."""
     started, verdicts, from_cache = time.monotonic(), [], 0
     for test_set in sets:
-        samples_file = samples_path(test_set)
-        predictions_file = Path("data/predictions", model, mode, f"{test_set}.jsonl")
-        for path in (samples_file, predictions_file):
+        questions = samples_file(test_set)
+        predicted = predictions_file(model, mode, test_set)
+        for path in (questions, predicted):
             if not path.is_file():
                 raise UserError(
                     str(path), "no such file", "the input of the judges", "run `dvc repro judge`"
                 )
-        cached = CACHE / f"{cache_key(params, name, samples_file, predictions_file)}.jsonl"
+        cached = CACHE / f"{cache_key(params, name, questions, predicted)}.jsonl"
         if cached.is_file():
             new = read_records(cached, Verdict)
             from_cache += 1
         else:
-            new = _judged(params, name, samples_file, predictions_file)
+            new = _judged(params, name, questions, predicted)
             write_records(cached, new)
-        write_records(Path("data/verdicts", model, name, mode, f"{test_set}.jsonl"), new)
+        write_records(verdicts_file(model, name, mode, test_set), new)
         verdicts += new
     right = sum(verdict.prediction_score == 1 for verdict in verdicts)
     unscored = sum(verdict.unscored is not None for verdict in verdicts)
@@ -69,22 +77,15 @@ def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str]
     )
 
 
-def samples_path(test_set: str) -> Path:
-    """Where the samples of a test set are."""
-    if test_set == OWN_TEST:
-        return Path("data/curated/test.jsonl")
-    return Path("data/benchmarks", f"{test_set}.jsonl")
-
-
-def cache_key(params: Params, name: str, samples_file: Path, predictions_file: Path) -> str:
+def cache_key(params: Params, name: str, questions: Path, predicted: Path) -> str:
     """SHA-256 of everything that the verdicts depend on."""
     settings = params.judge[name]
-    files = {"samples": samples_file, "predictions": predictions_file}
+    files = {"samples": questions, "predictions": predicted}
     if settings.kind == "truth":
         files["truth"] = TRUTH
     code = Path(__file__).parent
     files |= {path.name: path for path in sorted((code / "judges").glob("*.py"))}
-    files |= {path: code / path for path in ("answers.py", "records.py")}
+    files |= {path: code / path for path in ("answers.py", "encoder.py", "records.py")}
     depends = {
         "settings": settings.model_dump(),
         "encoder": params.encoder.model_dump() if settings.kind == "semantic" else None,
@@ -97,12 +98,12 @@ def _file_hash(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _judged(params: Params, name: str, samples_file: Path, predictions_file: Path) -> list[Verdict]:
+def _judged(params: Params, name: str, questions: Path, predicted: Path) -> list[Verdict]:
     from stages.judges import JUDGES
 
-    samples = read_records(samples_file, Sample)
-    predictions = read_records(predictions_file, Prediction)
-    samples = paired(samples, predictions, samples_file, predictions_file)
+    samples = read_records(questions, Sample)
+    predictions = read_records(predicted, Prediction)
+    samples = paired(samples, predictions, questions, predicted)
     settings = params.judge[name]
     return JUDGES[settings.kind](
         samples, predictions, settings, encoder=params.encoder, truth_file=TRUTH
@@ -110,7 +111,7 @@ def _judged(params: Params, name: str, samples_file: Path, predictions_file: Pat
 
 
 def paired(
-    samples: list[Sample], predictions: list[Prediction], samples_file: Path, predictions_file: Path
+    samples: list[Sample], predictions: list[Prediction], questions: Path, predicted: Path
 ) -> list[Sample]:
     """The samples in the order of the predictions.
 
@@ -131,9 +132,9 @@ def paired(
     ]
     if found:
         raise UserError(
-            str(predictions_file),
+            str(predicted),
             f"{len(asked)} predictions: {'; '.join(found)}",
-            f"one prediction for each of the {len(by_id)} samples in {samples_file}",
+            f"one prediction for each of the {len(by_id)} samples in {questions}",
             "make the predictions again with `dvc repro infer`",
         )
     return [by_id[i] for i in asked]

@@ -259,6 +259,10 @@ class Params(Block):
         """Everything that is evaluated: the own test set first, then the benchmarks."""
         return [OWN_TEST, *self.benchmarks]
 
+    def sets_of(self, mode: str) -> list[str]:
+        """The test sets that one mode is run on."""
+        return [OWN_TEST] if self.mode[mode].own_test_only else self.test_sets
+
 
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and validate `params.yaml` (YAML 1.2, so that `2e-05` is a number).

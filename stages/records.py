@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.errors import UserError
+from stages.params import OWN_TEST
 
 Kind = Literal["yes_no", "choice", "number", "open"]
 Modality = Literal["mri", "ct", "xray", "pathology", "other", "unknown"]
@@ -80,6 +81,21 @@ class Verdict(Record):
 
 
 R = TypeVar("R", bound=Record)
+
+
+def samples_file(test_set: str) -> Path:
+    """Where the samples of a test set are: the own one by curation, the others by `benchmark`."""
+    return Path(
+        "data/curated/test.jsonl" if test_set == OWN_TEST else f"data/benchmarks/{test_set}.jsonl"
+    )
+
+
+def predictions_file(model: str, mode: str, test_set: str) -> Path:
+    return Path("data/predictions", model, mode, f"{test_set}.jsonl")
+
+
+def verdicts_file(model: str, judge: str, mode: str, test_set: str) -> Path:
+    return Path("data/verdicts", model, judge, mode, f"{test_set}.jsonl")
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:

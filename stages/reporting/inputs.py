@@ -8,26 +8,18 @@ from pathlib import Path
 
 from stages.errors import UserError
 from stages.params import METHODS, OWN_TEST, Params
-from stages.records import Prediction, Sample, Verdict, read_json, read_records
+from stages.records import (
+    Prediction,
+    Sample,
+    Verdict,
+    predictions_file,
+    read_json,
+    read_records,
+    samples_file,
+    verdicts_file,
+)
 
 CURATED = Path("data/curated")
-
-
-def records_file(name: str) -> Path:
-    return CURATED / "test.jsonl" if name == OWN_TEST else Path("data/benchmarks") / f"{name}.jsonl"
-
-
-def sets_of(params: Params, mode: str) -> list[str]:
-    """The test sets that one mode is run on."""
-    return [OWN_TEST] if params.mode[mode].own_test_only else params.test_sets
-
-
-def predictions_file(model: str, mode: str, name: str) -> Path:
-    return Path("data/predictions") / model / mode / f"{name}.jsonl"
-
-
-def verdicts_file(model: str, judge: str, mode: str, name: str) -> Path:
-    return Path("data/verdicts") / model / judge / mode / f"{name}.jsonl"
 
 
 def in_order(path: Path, samples: list[Sample], kind: type[Prediction] | type[Verdict]) -> list:
@@ -69,7 +61,7 @@ class Run:
 
     @cached_property
     def samples(self) -> dict[str, list[Sample]]:
-        return {name: read_records(records_file(name), Sample) for name in self.params.test_sets}
+        return {name: read_records(samples_file(name), Sample) for name in self.params.test_sets}
 
     @cached_property
     def train(self) -> list[Sample]:
@@ -102,7 +94,7 @@ class Run:
             )
             for model in self.params.models
             for mode in self.params.modes
-            for name in sets_of(self.params, mode)
+            for name in self.params.sets_of(mode)
             for judge in self.params.judges
         }
 

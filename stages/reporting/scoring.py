@@ -3,8 +3,16 @@
 from collections.abc import Sequence
 
 from stages.params import OWN_TEST, Params
-from stages.records import Prediction, Sample, Verdict, read_records
-from stages.reporting.inputs import in_order, predictions_file, records_file, sets_of, verdicts_file
+from stages.records import (
+    Prediction,
+    Sample,
+    Verdict,
+    predictions_file,
+    read_records,
+    samples_file,
+    verdicts_file,
+)
+from stages.reporting.inputs import in_order
 from stages.reporting.statistics import by_question, wilson
 
 #: SLAKE without the rows that are also the own test set, which is drawn from SLAKE.
@@ -57,13 +65,13 @@ def score_model(params: Params, model: str) -> dict:
     Raises:
         UserError: a file of predictions or verdicts is missing or does not fit its questions.
     """
-    samples = {name: read_records(records_file(name), Sample) for name in params.test_sets}
+    samples = {name: read_records(samples_file(name), Sample) for name in params.test_sets}
     kept = outside_own_test(samples["slake"], samples[OWN_TEST]) if "slake" in samples else []
     confidence = params.report.confidence
     scores: dict = {}
     for mode in params.modes:
         scores[mode] = {}
-        for name in sets_of(params, mode):
+        for name in params.sets_of(mode):
             predictions = in_order(predictions_file(model, mode, name), samples[name], Prediction)
             for judge in params.judges:
                 verdicts = in_order(verdicts_file(model, judge, mode, name), samples[name], Verdict)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from stages.params import OWN_TEST
 from stages.records import read_json
-from stages.reporting.inputs import Run, sets_of
+from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST
 from stages.reporting.statistics import (
     agreement,
@@ -217,7 +217,7 @@ def detectable(run: Run, tests: pd.DataFrame) -> float | None:
 def judge_agreement(run: Run) -> pd.DataFrame:
     """Each pair of judges per model, over all modes and test sets: percent agreement and Cohen's kappa."""
     lines = []
-    places = [(mode, name) for mode in run.params.modes for name in sets_of(run.params, mode)]
+    places = [(mode, name) for mode in run.params.modes for name in run.params.sets_of(mode)]
     for model in run.params.models:
         for first, second in combinations(run.judges, 2):
             for score in ("final", "reasoning"):
@@ -280,7 +280,7 @@ def summary(run: Run) -> dict:
     result: dict = {}
     for model in run.params.models:
         for mode in run.params.modes:
-            sets = sets_of(run.params, mode) if mode == run.params.modes[0] else [OWN_TEST]
+            sets = run.params.sets_of(mode) if mode == run.params.modes[0] else [OWN_TEST]
             for name in sets:
                 cell = run.scores[model][mode][name][run.main_judge]
                 keys = ("final", "reasoning") if name == OWN_TEST else ("final",)

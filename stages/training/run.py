@@ -30,7 +30,14 @@ from stages.records import Sample, atomic_file, read_records, write_json
 
 CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
-CODE = ("stages/training", "stages/models", "stages/rewards", "stages/prompts", "stages/answers.py")
+CODE = (
+    "stages/training",
+    "stages/models",
+    "stages/rewards",
+    "stages/prompts",
+    "stages/answers.py",
+    "stages/encoder.py",
+)
 #: What the trainers log under their own names, and the names that our logs use.
 LOGGED = {
     "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "entropy", "grad_norm": "grad_norm",

@@ -6,11 +6,12 @@ import time
 import pytest
 
 from stages.answers import read_completion
+from stages.encoder import encoder_path
 from stages.judges import semantic
 from stages.params import Encoder, Judge, Rewards
 from stages.records import Prediction, Sample
 from stages.rewards import reward_functions
-from stages.rewards.bertscore import BertScorer, encoder_path
+from stages.rewards.bertscore import BertScorer
 
 pytestmark = pytest.mark.tiny
 

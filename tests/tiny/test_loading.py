@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from stages.base import base_pointer
 from stages.errors import UserError
-from stages.models.loading import base_pointer, choose_attention, load
+from stages.models.loading import choose_attention, load
 from stages.models.processor import chat
 from stages.params import Base
 from stages.records import write_json
@@ -94,7 +95,7 @@ def test_loading_needs_no_torchvision(hub_folder, tmp_path):
         f"print(type(load_processor({str(hub_folder)!r}, None, 3136, 12544).image_processor).__name__)"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "Qwen2VLImageProcessorPil"
+    assert out.stdout.strip() == "ImageProcessor"
 
 
 def test_the_tower_is_frozen_and_nothing_else(random_base, params, tmp_path):
@@ -124,3 +125,25 @@ def test_pointer_changes_with_the_weights(random_base, tmp_path):
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert base_pointer(Base(source=str(folder)))["sha256"] != before
+
+
+def test_kept_patches_are_those_of_the_stock_processor(random_base):
+    """Images of several sizes, met again in another order and beyond what is kept."""
+    import numpy as np
+    from PIL import Image
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from stages.models.processor import KEPT_IMAGES, load_processor
+
+    ours = load_processor(str(random_base[0]), None, 3136, 12544).image_processor
+    stock = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12544})
+    noise = np.random.default_rng(0)
+    images = [
+        Image.fromarray(noise.integers(0, 256, (60 + 9 * i, 90, 3), dtype=np.uint8))
+        for i in range(KEPT_IMAGES + 3)
+    ]
+    for batch in (images, images[::-1], [images[1], images[0], images[1]]):
+        got, wanted = ours(batch, return_tensors="pt"), stock(batch, return_tensors="pt")
+        for name in ("pixel_values", "image_grid_thw"):
+            assert torch.equal(got[name], wanted[name])
+    assert len(ours._kept) == KEPT_IMAGES

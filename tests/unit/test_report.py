@@ -16,9 +16,9 @@ from ruamel.yaml import YAML
 import stages.report
 import stages.score
 from stages.params import OWN_TEST, load_params
-from stages.records import Prediction, Sample, Verdict, write_json, write_records
+from stages.records import Prediction, Sample, Verdict, samples_file, write_json, write_records
 from stages.reporting import page, tables
-from stages.reporting.inputs import Run, records_file, sets_of
+from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST, outside_own_test, score_cell
 
 SKILL = {"base": 0.35, "sft": 0.6, "grpo": 0.62, "rarl": 0.75}
@@ -61,7 +61,9 @@ def make_run(
         changes: keys of params.yaml to replace; `data__root` stands for `data.root`.
     """
     profile = Path(page.__file__).parents[1] / "profiles" / "embedded.yaml"
-    raw = YAML(typ="safe", pure=True).load(profile.read_text(encoding="utf-8")) | copy.deepcopy(PARAMS)
+    raw = YAML(typ="safe", pure=True).load(profile.read_text(encoding="utf-8")) | copy.deepcopy(
+        PARAMS
+    )
     for key, value in changes.items():
         *blocks, last = key.split("__")
         place = raw
@@ -96,7 +98,7 @@ def make_run(
         )
     for model in params.models:
         for mode in params.modes:
-            for name in sets_of(params, mode):
+            for name in params.sets_of(mode):
                 _answers(rng, root, params, model, mode, name, sets[name], truth)
     write_json(
         root / "metrics/curate.json",
@@ -553,8 +555,8 @@ def test_gallery_shows_differences_first(full):
     assert sum(len({s[i] for s in series}) > 1 for i in chosen) >= page.GALLERY // 2
 
 
-def test_records_file_of_the_own_test_is_the_curated_one():
-    assert records_file(OWN_TEST) == Path("data/curated/test.jsonl")
+def test_samples_file_of_the_own_test_is_the_curated_one():
+    assert samples_file(OWN_TEST) == Path("data/curated/test.jsonl")
 
 
 def test_settings_name_what_differs_from_the_profile(tmp_path, monkeypatch):
