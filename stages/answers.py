@@ -18,31 +18,65 @@ _THINK = re.compile(r"<think>((?:(?!</?think>).)*)</think>", re.DOTALL | re.IGNO
 _OPEN_THINK = re.compile(r"<think>.*", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 
+#: "The answer is", the last time it is said, and what a short sentence begins with.
 _LEAD_IN = re.compile(
-    r"^(?:the\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|option|choice)\s*(?:is\b\s*:?|:)\s*"
+    r"(?:(?:.*\banswer|(?:the\s+)?(?:\w+\s+)?(?:option|choice))(?:\s+to\s+(?:the|this)\s+question)?"
+    r"[*_]*\s*(?:is\b\s*:?|:)|(?:it|this|there)\s+(?:is|are)\b|it's\b)\s*",
+    re.DOTALL,
 )
-_ARTICLE = re.compile(r"^(?:the|an|a)\s+(?=\S)")
-_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=\w)|(?<=\d)-(?=[^\W\d_])")
+#: Marks and articles before an answer; a sign or a point before a digit belongs to it.
+_LEADING = re.compile(r"(?:[\s,;:!?\"'`*_#]|[-.](?!\.?\d)|(?:the|an|a)\s+(?=\S))+")
 _END_MARKS = " .,;:!?\"'`*_#-"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
-_TYPOGRAPHIC = str.maketrans("‘’‚“”„‐‑‒–—−", "'''\"\"\"------")
-
-_LIST_MARK = re.compile(r"\s*(?:[,;&\n]|\band\b)\s*")
-_YES_NO = re.compile(r"(yes|no)(?=$|\s*[.,;:!?()\"'*\n]|\s+-|-\s)")
-_OTHER_YES_NO = re.compile(r"\W*(?:(?:and|or|but)\b\W*)?(yes|no)(?=$|\s*[.,;:!?()\"'*\n])")
-_LETTER = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?([a-z])[)\].:]*", re.IGNORECASE)
-_LETTER_AND_TEXT = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?[(\[]?([a-z])(?:[)\].,:]+\s*|\s+-?\s*)(\S.*)",
-    re.IGNORECASE | re.DOTALL,
+_HYPHEN_IN_WORD = re.compile(r"(?<=[^\W\d_]) ?- ?(?=\w)|(?<=\w) ?- ?(?=[^\W\d_])")
+_HYPHEN_IN_RANGE = re.compile(r"(?<=\d) ?- ?(?=\d)")
+_BLANK = re.compile(r" (?!\d)|(?<!\d) ")
+_TYPOGRAPHIC = str.maketrans(
+    dict.fromkeys("‘’‚", "'")
+    | dict.fromkeys("“”„", '"')
+    | dict.fromkeys("‐‑‒–−", "-")
+    | {"—": " - ", "。": ".", "、": ",", "•": "*"}
+    | dict.fromkeys("\u00ad\u200b\u2060\ufeff")  # not to be seen
 )
 
-_UP_TO_TWENTY = (
-    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|"
-    "fifteen|sixteen|seventeen|eighteen|nineteen|twenty"
+_LIST_MARK = re.compile(r"[,;&\n]|\band\b")
+_ITEM_NUMBER = re.compile(r"\A\s*\d+[.)]\s")
+#: "Yes it is", but not "yes no"; "no" by itself or before a statement, but not "no gear".
+_YES_NO = re.compile(
+    r"[\W_]*(?:(yes)(?!-?[^\W_])(?!\s+no\b)|(no)(?=\W*$|_|\s*[^\w\s-]|\s*-\s|\s+-"
+    r"|\s+(?:it|this|that|there|the|these|they|i|because)\b))"
 )
-_NUMBER_WORDS = {word: float(value) for value, word in enumerate(_UP_TO_TWENTY.split("|"))}
+_YES_NO_ALONE = re.compile(r"(?<![^\W_])(yes|no)(?=\s*(?:$|[^\w\s-]|_|-\s))")
+
+#: An option's letter: "a" before a word is an article, "it's" and "i.e." hold no letters.
+_LETTER = re.compile(
+    r"(?<![\w'.-])(?!(?<!option )(?<!choice )(?<!answer )a\s+(?!(?:and|or|is|because|since)\b)\w)"
+    r"([a-z])(?![\w'-]|\.\w)"
+)
+_SENTENCE_END = re.compile(r"(?<!\b[a-z])[.!?;]\s+|\n")
+#: What names an option or a number without choosing it.
+_HEDGE = re.compile(
+    r"\b(?:not|cannot|no|nor|neither|or|either|than|except|without|rather|instead|unlike|between|"
+    r"at (?:least|most)|up to)\b|n't\b|[<>≤≥]"
+)
+
+_ONES = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|"
+    "sixteen|seventeen|eighteen|nineteen"
+)
+_TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+_NUMBER_WORDS = {word: float(value) for value, word in enumerate(_ONES.split("|"))} | {
+    f"{ten} {one}".strip(): 10.0 * tens + ones
+    for tens, ten in enumerate(_TENS.split("|"), 2)
+    for ones, one in enumerate(["", *_ONES.split("|")[1:10]])
+}
 _NUMERAL = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+")
-_COUNTED = re.compile(r"(?:there\s+(?:is|are)\s+)?(\S+)(?:\s+[^\W\d_]+)?")
+#: A number that stands by itself: not "T2", "2-3", "3/4", "3rd", "5%".
+_NUMBER = re.compile(
+    rf"(?<![^\s(\[\"'*_:=])(?:{_NUMERAL.pattern}|{'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})"
+    r"(?=[.,;:!?)\]\"'*_]*(?:\s|$))"
+)
+_NOUGHT = re.compile(r"(?:none|there (?:is|are) no(?:ne)?|no (?:\w+ )?\w+s)\b")
 
 
 def read_completion(text: str) -> tuple[str | None, str]:
@@ -78,15 +112,16 @@ def normalise(text: str) -> str:
     >>> normalise(" The  X‑Ray. ")
     'x ray'
     """
-    text = unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHIC).casefold()
-    text = " ".join(text.split())
+    text = _hyphens(" ".join(_unify(text).split()))
     before = None
     while before != text:
         before = text
-        text = text.strip(_END_MARKS)
+        text = text.rstrip(_END_MARKS)
+        if leading := _LEADING.match(text):
+            text = text[leading.end() :]
         if len(text) > 1 and _BRACKETS.get(text[0]) == text[-1] and text[0] not in text[1:]:
-            text = text[1:-1]
-    return " ".join(_ARTICLE.sub("", _HYPHEN.sub(" ", text)).split())
+            text = text[1:-1].strip()
+    return text
 
 
 def kind_of(answer: str, question: str = "", choices: Sequence[str] = ()) -> Kind:
@@ -117,12 +152,18 @@ def matches(
 ) -> bool:
     """Whether an answer is one of the accepted references. An empty answer never is.
 
-    * any kind: equal after `normalise`; comma lists are sets ("Edema, Tumor" is "tumor and edema").
-    * `yes_no`: the leading word, where a mark, the end of the line or of the text follows it and
-      the other word does not come next: "Yes, there is." but neither "yes and no" nor "normal".
-    * `choice`: by letter ("(B)", "b)", "The answer is B") or by an option's text or by both, if
-      both say the same.
-    * `number`: by value (3, three, 3.0), alone or before one counted word ("3 nodules").
+    "The answer is ..." is heeded first, wherever it stands. Then:
+
+    * a reference "yes" or "no": the leading word. "No" counts by itself or before a statement ("No
+      it is not"), not before a noun: "No disease" is a yes to "Is it healthy?". A "yes and no", or
+      an answer that takes itself back, is neither.
+    * with `choices`: the options that are named, by letter ("(B)", "b)", "B is right"), by text or by
+      both, are those of the reference. "(B) Heart" names two where (B) is the brain.
+    * `number`: the one number that stands in it, by value (3, three, 3.0, "There are 3 nodules").
+    * else: equal after `normalise`, blanks and hyphens apart ("X-Ray", "xray"); comma lists are sets
+      ("Edema, Tumor" is "tumor and edema"). A longer sentence is for the judges.
+
+    An option or a number in a sentence with "not", "or", "than" and the like is not chosen.
 
     >>> matches("Yes, there is.", ["yes"], "yes_no"), matches("Yes and no", ["yes"], "yes_no")
     (True, False)
@@ -140,86 +181,121 @@ def list_items(text: str) -> list[str]:
     >>> list_items("Brain Edema, Brain Tumor and the Nodule.")
     ['brain edema', 'brain tumor', 'nodule']
     """
-    parts = _LIST_MARK.split(unicodedata.normalize("NFKC", text).casefold())
+    parts = (_ITEM_NUMBER.sub("", part, count=1) for part in _LIST_MARK.split(_unify(text)))
     return [item for part in parts if (item := normalise(part))]
 
 
 def _equal(answer: str, reference: str, kind: Kind, choices: Sequence[str]) -> bool:
-    if not normalise(reference):
+    plain = normalise(reference)
+    if not plain:
         return False
-    if kind == "yes_no" and (expected := _yes_or_no(reference)):
-        return _yes_or_no(answer) == expected
-    if kind == "choice" and choices and (expected := _chosen(reference, choices)) is not None:
-        return _chosen(answer, choices) == expected
+    if choices and (expected := _first(_chosen, reference, choices)) is not None:
+        return _first(_chosen, answer, choices) == expected
+    if plain in ("yes", "no"):
+        return _first(_yes_or_no, answer) == plain
     if kind == "number" and (expected := _number(reference)) is not None:
-        return _count(answer) == expected
-    given = _LEAD_IN.sub("", _fold(answer))
-    return normalise(given) == normalise(reference) or set(list_items(given)) == set(
-        list_items(reference)
+        return _first(_count, answer) == expected
+    wanted = {_compact(item) for item in list_items(reference)}
+    return any(
+        _compact(normalise(part)) == _compact(plain)
+        or {_compact(item) for item in list_items(part)} == wanted != set()
+        for part in _parts(answer)
     )
 
 
-def _fold(text: str) -> str:
-    """Case, compatibility forms and outer blanks and emphasis; line breaks and marks stay."""
-    folded = unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHIC).casefold()
-    return folded.strip().lstrip("\"'`*_# ")
+def _unify(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHIC).casefold()
 
 
-def _yes_or_no(text: str) -> str | None:
-    folded = _LEAD_IN.sub("", _fold(text)).lstrip("\"'`*([ ")
-    first = _YES_NO.match(folded)
+def _hyphens(text: str) -> str:
+    return _HYPHEN_IN_WORD.sub(" ", _HYPHEN_IN_RANGE.sub("-", text))
+
+
+def _compact(plain: str) -> str:
+    """Without the blanks between words, so that "x ray" is "xray" and "5 cm" is "5cm"."""
+    return _BLANK.sub("", plain)
+
+
+def _parts(text: str) -> list[str]:
+    """What follows "the answer is", if that is said, and the whole; line breaks and marks stay."""
+    whole = _unify(text).strip().lstrip("\"'`*_# ")
+    lead_in = _LEAD_IN.match(whole)
+    return [whole[lead_in.end() :], whole] if lead_in else [whole]
+
+
+def _first(read, text: str, *arguments):
+    """What `read` finds in the first of the text's parts in which it finds something, else None."""
+    found = (read(part, *arguments) for part in _parts(text))
+    return next((value for value in found if value is not None), None)
+
+
+def _yes_or_no(part: str) -> str | None:
+    first = _YES_NO.match(part)
     if first is None:
         return None
-    second = _OTHER_YES_NO.match(folded, first.end())
-    if second is not None and second.group(1) != first.group(1):
-        return None
-    return first.group(1)
+    word = first.group(1) or first.group(2)
+    later = {alone.group(1) for alone in _YES_NO_ALONE.finditer(part, first.end())}
+    return word if later <= {word} else None
 
 
-def _chosen(text: str, choices: Sequence[str]) -> int | None:
-    """The index of the option that the text names, or None where it names none or contradicts itself."""
-    options = [normalise(choice) for choice in choices]
-    given = _LEAD_IN.sub("", _fold(text)).strip().strip("\"'`*_ ")
-    named = _option(given, options)
-    if named is not None:
-        return named
-    if letter := _LETTER.fullmatch(given):
-        return _index(letter.group(1), options)
-    if both := _LETTER_AND_TEXT.fullmatch(given):
-        named = _option(both.group(2), options)
-        return named if named is not None and named == _index(both.group(1), options) else None
-    return None
-
-
-def _option(text: str, options: list[str]) -> int | None:
-    plain = normalise(text)
+def _chosen(part: str, choices: Sequence[str]) -> frozenset[int] | None:
+    """The indices of the options that the text names; None where it names none, or denies one."""
+    options = [_spelt(normalise(choice)) for choice in choices]
+    plain = _spelt(normalise(part))
     if plain in options:
-        return options.index(plain)
-    values = [_number(option) for option in options]
-    value = _number(text)
-    return values.index(value) if value is not None and value in values else None
+        return frozenset([options.index(plain)])
+    if (word := _yes_or_no(part)) in options:
+        return frozenset([options.index(word)])
+    chosen = set()
+    for sentence in _SENTENCE_END.split(part):
+        named, rest = set(), _spelt(_hyphens(sentence))
+        # Longest first, so that "left lung" does not name "lung" too.
+        for option in sorted(filter(None, options), key=len, reverse=True):
+            # "No disease" does not choose "no".
+            end = r"\s*(?:$|[^\w\s-])" if option in ("yes", "no") else r"$|[^\w%.-]|\.(?!\d)"
+            rest, count = re.subn(rf"(?<![\w.-]){re.escape(option)}(?={end})", "|", rest)
+            if count:
+                named.add(options.index(option))
+        letters = {ord(letter) - ord("a") for letter in _LETTER.findall(rest)}
+        named |= {index for index in letters if index < len(options)}
+        if len(options) == 2 and re.search(r"\bboth\b", rest):
+            named |= {0, 1}
+        if named and _HEDGE.search(rest):
+            return None
+        chosen |= named
+    if not chosen and "0.0" in options and _NOUGHT.match(part):
+        chosen = {options.index("0.0")}
+    return frozenset(chosen) or None
 
 
-def _index(letter: str, options: list[str]) -> int | None:
-    index = ord(letter.lower()) - ord("a")
-    return index if index < len(options) else None
+def _spelt(text: str) -> str:
+    """Every number in one spelling."""
+    return _NUMBER.sub(lambda number: repr(_value(number.group())), text)
+
+
+def _value(number: str) -> float:
+    return _NUMBER_WORDS[number] if number in _NUMBER_WORDS else float(number.replace(",", ""))
 
 
 def _number(text: str) -> float | None:
     """The value of a bare number in digits or words; None for anything else ("T2", "5 cm", "3-4")."""
-    plain = _fold(text).strip().rstrip(".,;:!?\"'`*_ ").strip("()[]")
-    if plain in _NUMBER_WORDS:
-        return _NUMBER_WORDS[plain]
-    return float(plain.replace(",", "")) if _NUMERAL.fullmatch(plain) else None
+    plain = normalise(text)
+    return _value(plain) if plain in _NUMBER_WORDS or _NUMERAL.fullmatch(plain) else None
 
 
-def _count(text: str) -> float | None:
-    """A number as an answer to "how many": alone, or before one counted word; "none" is 0."""
-    given = _LEAD_IN.sub("", _fold(text)).rstrip(".,;:!?\"'`*_ ")
-    if normalise(given) == "none":
-        return 0.0
-    counted = _COUNTED.fullmatch(given)
-    return _number(counted.group(1)) if counted else None
+def _count(part: str) -> float | None:
+    """The one number in an answer to "how many", in whatever words; "none" and "no nodules" are 0."""
+    if (bare := _number(part)) is not None:
+        return bare
+    values = set()
+    for sentence in _SENTENCE_END.split(_hyphens(part)):
+        found = {_value(number) for number in _NUMBER.findall(sentence)}
+        if found and _HEDGE.search(sentence):
+            return None
+        values |= found
+    if not values:
+        return 0.0 if _NOUGHT.match(part) else None
+    return values.pop() if len(values) == 1 else None
 
 
 def _offers(question: str, plain_answer: str) -> bool:

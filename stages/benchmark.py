@@ -1,9 +1,11 @@
 """Read one benchmark release into the common record.
 
-Writes `data/benchmarks/<set>.jsonl` and `metrics/benchmark/<set>.json`. A release that is not there
-gives an empty file and `available: false`, or an error where `data.missing` is `stop`.
+Writes `data/benchmarks/<set>.jsonl`, `data/benchmarks/pictures/<set>/` (pictures that lie in a table or in a
+DICOM file; else empty) and `metrics/benchmark/<set>.json`. A release that is not there gives an empty file
+and `available: false`, or an error where `data.missing` is `stop`.
 """
 
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,31 +21,37 @@ from stages.records import write_json, write_records
 @click.option(
     "--set", "name", type=click.Choice(BENCHMARKS), required=True, help="The benchmark's slug."
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="[default: data/benchmarks/<set>.jsonl]"
-)
-@click.option(
-    "--metrics", type=click.Path(path_type=Path), help="[default: metrics/benchmark/<set>.json]"
-)
 @stage_main
-def main(name: str, output: Path | None, metrics: Path | None) -> None:
+def main(name: str) -> None:
     """Read one benchmark's test rows."""
     from stages.datasets import ADAPTERS
-    from stages.datasets.release import MissingRelease, Release, require_root
+    from stages.datasets.audit import declared, deviations, measure, refuse, selection
+    from stages.datasets.release import MissingRelease, Pictures, Release, read, require_root
 
     start = time.monotonic()
-    data = load_params().data
-    output = output or Path(f"data/benchmarks/{name}.jsonl")
-    metrics = metrics or Path(f"metrics/benchmark/{name}.json")
+    params = load_params()
+    data = params.data
+    output = Path(f"data/benchmarks/{name}.jsonl")
+    pictures = Path(f"data/benchmarks/pictures/{name}")
+    metrics = Path(f"metrics/benchmark/{name}.json")
     root = require_root(data.root)
     adapter = ADAPTERS[name]
-    absent = None
+    shutil.rmtree(pictures, ignore_errors=True)
+    pictures.mkdir(parents=True)  # an output of the stage, so it is there even when it is empty
+    absent, found = None, []
     try:
-        release = adapter.read(root, "test")
+        release = read(
+            adapter, root, "test", pictures=Pictures(root, pictures), **selection(name, params)
+        )
     except MissingRelease as error:
         if data.missing == "stop":
             raise
         release, absent = Release(name, "test"), error
+    else:
+        found = deviations(release, measure(release), declared(root, adapter, release))
+        for line in found:
+            click.secho(f"WARNING: not as declared: {line}", fg="yellow", err=True)
+        refuse(root, found, data.deviation)
     if release.missing_images and data.missing == "stop":
         row, image = release.missing_images[0]
         raise UserError(
@@ -55,6 +63,7 @@ def main(name: str, output: Path | None, metrics: Path | None) -> None:
     samples = release.samples
     summary = {
         "available": absent is None,
+        "as_declared": not found,
         "rows": release.rows,
         "read": len(samples),
         "refused": dict(sorted(Counter(reason for _, reason in release.refused).items())),
@@ -67,9 +76,6 @@ def main(name: str, output: Path | None, metrics: Path | None) -> None:
         ),
         "notes": {key: count for key, count in sorted(release.notes.items()) if count},
     }
-    if name == "slake":
-        # The own test set's rows are inside SLAKE's English test rows: scores are shown with and without them.
-        summary["own_test_overlap"] = sum(sample.category == "Abnormality" for sample in samples)
     write_records(output, samples)
     write_json(metrics, summary)
 

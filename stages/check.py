@@ -17,7 +17,8 @@ from stages.params import BENCHMARKS, Params, load_params
 from stages.records import write_json
 
 PHANTOM = Path("data/phantom")
-TRAINING_RELEASE = "slake"
+#: The release that the training rows come from, by `train.source`: Silvar-Med's are a part of SLAKE.
+TRAINING_RELEASE = {"silvar_med": "slake", "own": "own", "sat": "sat"}
 #: Free memory and disk in GB that a run needs, estimated generously: (memory, disk).
 #: A 2B base: 9 GB of float32 weights, gradients and activations on a CPU; features of 1.6 MB an image.
 NEEDS = {"embedded": (4, 2), "large, cpu": (16, 12), "large, cuda": (8, 12)}
@@ -32,40 +33,64 @@ def warn(message: str) -> None:
 def check_releases(params: Params) -> str:
     """Look for the training release and the listed benchmarks under `data.root`."""
     root = Path(params.data.root)
-    if root.resolve() == PHANTOM.resolve():
-        return f"{root}, drawn by the stage `phantom`"
-    if not root.is_dir():
+    training = TRAINING_RELEASE[params.train.source]
+    drawn = root.resolve() == PHANTOM.resolve()
+    if drawn and params.train.source != "silvar_med":
+        raise UserError(
+            f"train.source = {params.train.source}, data.root = {root}", f"no {training}/ among the drawings, which hold no such rows",
+            f"a folder with {training}/ in it", _how(training, "data/raw") + ", and set data.root to data/raw",
+        )  # fmt: skip
+    if not drawn and not root.is_dir():
         raise UserError(
             f"data.root = {root}", "no such folder", "a folder that holds the releases (slake/, vqa_rad/, ...)",
-            "download the releases there (README, 'Real data'), or set data.root to data/phantom",
+            "get the releases (data/README.md, 'Your own releases'), or set data.root to data/phantom",
         )  # fmt: skip
-    from stages.datasets import ADAPTERS
-    from stages.datasets.release import find_release
-
-    wanted = dict.fromkeys([TRAINING_RELEASE, *params.benchmarks])
-    missing = [name for name in wanted if find_release(root, ADAPTERS[name].FOLDERS) is None]
-    for name in missing:
-        folders = ADAPTERS[name].FOLDERS
-        if name == TRAINING_RELEASE or params.data.missing == "stop":
+    wanted = dict.fromkeys([training, *params.benchmarks])
+    # The drawings may still be to be drawn, but your own data is never among them.
+    missing = {name: _missing(root, name, params) for name in wanted if name == "own" or not drawn}
+    for name, (found, fix) in ((name, lack) for name, lack in missing.items() if lack):
+        if name == training or params.data.missing == "stop":
             raise UserError(
-                f"data.root = {root}", f"no folder of the release `{name}` (there: {_names(root)})",
-                f"one of the folders {', '.join(folders)}",
-                "download it (README, 'Real data')" + ("" if name == TRAINING_RELEASE else
-                f", take `{name}` off `benchmarks`, or set data.missing to skip"),
+                f"data.root = {root}", found, f"the release `{name}`",
+                fix + ("" if name == training else f", take `{name}` off `benchmarks`, or set data.missing to skip"),
             )  # fmt: skip
-        warn(f"{root} holds no {' or '.join(folders)}: the benchmark `{name}` will have no rows")
+        warn(f"{found}: the benchmark `{name}` will have no rows; {fix}")
+    if drawn:
+        return f"{root}, drawn by the stage `phantom`"
     if truth := [slug for slug in params.judges if params.judge[slug].kind == "truth"]:
         warn(
             f"judge {', '.join(truth)} knows drawn images only: on {root} all its verdicts are 'unscored'"
         )
-    return f"{root}: {', '.join(name for name in wanted if name not in missing)}"
+    return f"{root}: {', '.join(name for name in wanted if missing[name] is None)}"
+
+
+def _missing(root: Path, name: str, params: Params) -> tuple[str, str] | None:
+    """(what was found instead of a release, what to do), or None where the release is there."""
+    from stages.datasets import ADAPTERS, SOURCES, own
+    from stages.datasets.release import find_release
+
+    folders = (SOURCES | ADAPTERS)[name].FOLDERS
+    folder = find_release(root, folders)
+    if folder is None:
+        return f"{root} holds no {' or '.join(folders)} (there: {_names(root)})", _how(name, root)
+    if name == "own" and not (folder / params.own.table).is_file():
+        tables = ", ".join(own.tables(folder)) or "none"
+        return (
+            f"{folder} holds no {params.own.table} (own.table; tables there: {tables})",
+            "put your table of questions there, or correct own.table",
+        )
+    return None
+
+
+def _how(name: str, root: str | Path) -> str:
+    if name == "own":
+        return f"make {root}/own with your images and a table (data/README.md, 'Your own images')"
+    return f"get it with `python -m stages.download {name}` (into data/raw)"
 
 
 def _names(folder: Path) -> str:
-    return (
-        ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())[:12])
-        or "no folder"
-    )
+    folders = folder.iterdir() if folder.is_dir() else []
+    return ", ".join(sorted(path.name for path in folders if path.is_dir())[:12]) or "no folder"
 
 
 def check_base(params: Params) -> str:
@@ -182,12 +207,14 @@ def remove_leftovers(params: Params) -> list[Path]:
     models = ("base", "sft", "grpo", "rarl")
     gone = [set_ for set_ in BENCHMARKS if set_ not in params.benchmarks]
     paths = [Path(f"data/benchmarks/{name}.jsonl") for name in gone]
+    paths += [Path(f"data/benchmarks/pictures/{name}") for name in gone]
     paths += [Path(f"metrics/benchmark/{name}.json") for name in gone]
     for model in models:
         outputs = [
             Path(f"data/predictions/{model}"),
             Path(f"data/verdicts/{model}"),
             Path(f"metrics/scores/{model}.json"),
+            Path(f"metrics/breakdown/{model}.csv"),
         ]
         if model not in params.models:
             paths += outputs

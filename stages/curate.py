@@ -1,8 +1,11 @@
-"""Rebuild Silvar-Med's train, development and test rows from SLAKE, and audit them.
+"""Read the training source's train, development and test rows: Silvar-Med rebuilt from SLAKE, your own, or SAT.
 
-Writes `data/curated/{train,dev,test}.jsonl`, `data/curated/near_duplicates.csv` and `metrics/curate.json`.
+Writes `data/curated/{train,dev,test}.jsonl`, `data/curated/pictures/` (pictures that lie in a table or in a
+DICOM file), `data/curated/unmatched_explanations.csv` (Silvar-Med's that belong to no row) and
+`metrics/curate.json`. How the rows compare with the benchmarks, the stage `audit` says.
 """
 
+import csv
 import os
 import shutil
 import time
@@ -15,76 +18,122 @@ from stages.errors import UserError, stage_main
 from stages.params import load_params
 from stages.records import atomic_file, write_json, write_records
 
-#: Our splits and SLAKE's: `validate.json` is not used by the paper and picks checkpoints here.
-SPLITS = {"train": "train", "dev": "validate", "test": "test"}
+OUTPUT = Path("data/curated")
+PICTURES = OUTPUT / "pictures"
+UNMATCHED = OUTPUT / "unmatched_explanations.csv"
+METRICS = Path("metrics/curate.json")
 
 
 @click.command()
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("data/curated"), show_default=True
-)
-@click.option(
-    "--metrics",
-    type=click.Path(path_type=Path),
-    default=Path("metrics/curate.json"),
-    show_default=True,
-)
 @stage_main
-def main(output: Path, metrics: Path) -> None:
-    """Curate the train, development and test rows, and audit them."""
-    from stages.datasets import silvar_med
-    from stages.datasets.release import require_root
+def main() -> None:
+    """Curate the train, development and test rows."""
+    from stages.datasets import SOURCES
+    from stages.datasets.audit import declared, deviations, measure, own_splits_apart, refuse
+    from stages.datasets.release import Pictures, require_root
 
     start = time.monotonic()
     params = load_params()
-    root = require_root(params.data.root)
-    click.echo(f"curate: reading SLAKE below {root} ...")
-    releases = {split: silvar_med.read(root, theirs) for split, theirs in SPLITS.items()}
+    root, source = require_root(params.data.root), params.train.source
+    adapter = SOURCES[source]
+    click.echo(f"curate: reading {source} below {root} ...")
+    releases = adapter.training(root, params, Pictures(root, PICTURES))
     for split, release in releases.items():
         _say_what_is_left_out(split, release)
         if release.missing_images and params.data.missing == "stop":
             row, image = release.missing_images[0]
             raise UserError(
-                f"{root}: SLAKE {SPLITS[split]}",
+                f"{root}: {source}, {split} rows",
                 f"{len(release.missing_images)} rows without their image, first {image} (row {row})",
                 "every image (data.missing is `stop`)",
                 "get the images, or set data.missing to skip",
             )
-    samples = {split: release.samples for split, release in releases.items()}
-    if not samples["train"]:
+    found = [
+        line
+        for release in releases.values()
+        for line in deviations(release, measure(release), declared(root, adapter, release))
+    ]
+    for line in found:
+        click.echo(f"  WARNING: not as declared: {line}")
+    refuse(root, found, params.data.deviation)
+    if not releases["train"].samples:
         raise UserError(
-            f"{root}: SLAKE train",
-            "no usable Abnormality row",
+            f"{root}: {source}, train rows",
+            "no usable row",
             "rows to train on",
-            "check the images below slake/imgs/",
+            "check what was refused, and that the images are there",
         )
-    audit, near = _audit(root, samples, params.benchmarks)
-
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        for split, rows in samples.items():
-            write_records(partial / f"{split}.jsonl", rows)
-        with atomic_file(partial / "near_duplicates.csv") as file:
-            file.writelines(",".join(pair) + "\n" for pair in [("image", "looks_like"), *near])
-        shutil.rmtree(output, ignore_errors=True)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    own_splits_apart(root, releases)
+    unmatched = adapter.unmatched(root, releases.values()) if source == "silvar_med" else []
+    _write(releases, unmatched)
     counts = {split: _counts(release) for split, release in releases.items()}
-    write_json(metrics, {**counts, "audit": audit})
+    joined = _explanations(releases) if source == "silvar_med" else {}
+    more = {"explanations": joined} if joined else {}
+    if source == "own":
+        without = sum(release.notes["rows_without_patient"] for release in releases.values())
+        more["split"] = {**params.own.model_dump(), "rows_without_patient": without}
+    write_json(METRICS, {**counts, **more})
     for split, count in counts.items():
         click.echo(f"  {split:<6}" + ", ".join(f"{value} {name}" for name, value in count.items()))
         if count["total"] and not count["annotated"]:
-            click.echo(f"  NOTE: 0 of {count['total']} {split} rows are annotated" + _IDLE[split])
+            click.echo(
+                f"  NOTE: 0 of {count['total']} {split} rows are annotated" + _IDLE.get(split, ".")
+            )
+            if split == "train" and source in _ANNOTATE:
+                click.echo(f"  {_ANNOTATE[source]}")
+    if joined.get("read"):
+        click.echo(
+            "  explanations: " + ", ".join(f"{value} {name}" for name, value in joined.items())
+        )
+    if unmatched:
+        click.echo(f"  WARNING: {len(unmatched)} explanations have no row, see {UNMATCHED}")
     click.echo(f"curate: done in {time.monotonic() - start:.1f} s")
 
 
 _IDLE = {
-    "train": ": the reasoning reward is idle, and SFT learns answers only. Put Silvar-Med's explanations in silvar_med/.",
-    "dev": ".",
+    "train": ": the reasoning reward is idle, and SFT learns answers only.",
     "test": ": reasoning scores will read `not annotated`.",
 }
+_ANNOTATE = {
+    "silvar_med": "Put Silvar-Med's explanations in silvar_med/ below data.root.",
+    "own": "Write explanations into the column `reasoning` of your table.",
+}
+
+
+def _explanations(releases: dict) -> dict[str, int]:
+    """What became of Silvar-Med's explanations: read, joined to a row, and not."""
+    notes = sum((release.notes for release in releases.values()), Counter())
+    return {
+        "read": notes["explanations_read"],
+        "matched_rows": notes["explanations_matched"],
+        "empty": notes["explanations_empty"],
+        "without_a_row": notes["explanations_without_a_row"],
+        "rows_with_differing": notes["rows_with_differing_explanations"],
+    }
+
+
+def _write(releases: dict, unmatched: list) -> None:
+    """The folder appears whole or not at all, with the pictures that its rows name and no others."""
+    partial = OUTPUT.with_name(OUTPUT.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        named = set()
+        for split, release in releases.items():
+            write_records(partial / f"{split}.jsonl", release.samples)
+            named |= {sample.image for sample in release.samples}
+        with atomic_file(partial / UNMATCHED.name) as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["file", "row", "image", "question"])
+            rows.writerows([of.file, of.row, of.image, of.question] for of in unmatched)
+        if PICTURES.is_dir():
+            for path in PICTURES.iterdir():
+                if path.as_posix() not in named:
+                    path.unlink()
+            os.replace(PICTURES, partial / PICTURES.name)
+        shutil.rmtree(OUTPUT, ignore_errors=True)
+        os.replace(partial, OUTPUT)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _say_what_is_left_out(split: str, release) -> None:
@@ -112,57 +161,6 @@ def _counts(release) -> dict:
         "missing_rows": len(release.missing_images),
         "refused": len(release.refused),
     }
-
-
-def _audit(root: Path, samples: dict, benchmarks: list[str]) -> tuple[dict, list[tuple[str, str]]]:
-    """Compare the splits with each other and with the benchmarks that are there.
-
-    Returns:
-        The counts, and the pairs of near duplicates.
-
-    Raises:
-        UserError: a picture is in two of the own splits.
-    """
-    from stages.datasets import ADAPTERS
-    from stages.datasets.audit import conflicting_answers, near_duplicates, shared_images
-    from stages.datasets.release import MissingRelease
-
-    for first, second in (("train", "dev"), ("train", "test"), ("dev", "test")):
-        pairs = shared_images(samples[first], samples[second])
-        if pairs:
-            raise UserError(
-                f"{root}: SLAKE {SPLITS[first]} and {SPLITS[second]}",
-                f"{len(pairs)} images are in both, first {pairs[0][0]} = {pairs[0][1]}",
-                "no shared image between training, development and test",
-                "get the release's original files: a shared image would make the scores too good",
-            )
-    near = near_duplicates(root, samples)
-    if near:
-        click.echo(
-            f"  {len(near)} pairs of near duplicates across splits, listed in near_duplicates.csv; first {' and '.join(near[0])}"
-        )
-    audit = {
-        "shared_images": 0,
-        "near_duplicates": len(near),
-        "conflicting_answers": {
-            split: conflicting_answers(rows) for split, rows in samples.items()
-        },
-        "training_images_in_benchmarks": {},
-    }
-    for name in benchmarks:
-        try:
-            theirs = ADAPTERS[name].read(root, "test").samples
-        except MissingRelease:
-            continue  # said, and decided upon, by the benchmark stage
-        shared = shared_images(samples["train"], theirs)
-        hashes = {sample.image_sha256 for sample in samples["train"]}
-        rows = sum(sample.image_sha256 in hashes for sample in theirs)
-        audit["training_images_in_benchmarks"][name] = {"images": len(shared), "rows": rows}
-        if shared:
-            click.echo(
-                f"  WARNING: {len(shared)} training images are in {name} ({rows} of {len(theirs)} rows)"
-            )
-    return audit, near
 
 
 if __name__ == "__main__":

@@ -19,9 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 #: The benchmarks that have an adapter in `stages/datasets/`. The own test set is always evaluated.
-BENCHMARKS = ("slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench")
-#: The name of the own test set in predictions, scores and tables.
-OWN_TEST = "silvar_med"
+BENCHMARKS = ("slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench", "own")
 METHODS = ("sft", "grpo", "rarl")
 
 
@@ -34,6 +32,21 @@ class Data(Block):
     """Folder that holds the releases (`slake/`, `vqa_rad/`, ...). `data/phantom` is the embedded default."""
     missing: Literal["skip", "stop"] = "skip"
     """An image or benchmark release that is not there: count it, say so and go on, or stop."""
+    deviation: Literal["stop", "report"] = "stop"
+    """A release whose counts are not the published ones (`DECLARED` of its adapter, or `declared.json` in `root`)."""
+
+
+class Own(Block):
+    """Your own images and questions: the folder `own/` below `data.root` (format: `stages/datasets/own.py`)."""
+
+    table: str = "rows.csv"
+    """The CSV or JSONL file in that folder: image, question, answer, and optionally reasoning, modality, patient, split."""
+    split_by: Literal["patient", "image"] = "patient"
+    """Rows that share this value stay together, so that no patient is both trained on and tested."""
+    dev_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    seed: int = 7
+    """Seed of the split, which is stratified by modality."""
 
 
 class Phantom(Block):
@@ -47,6 +60,8 @@ class Phantom(Block):
     """Share of the training rows that carry a reasoning text (ours; the paper mixes annotated and other rows)."""
     benchmark_rows: Positive = 100
     """Rows drawn for each benchmark."""
+    sat_rows: Positive = 1000
+    """Rows drawn for SAT's training split, the general-domain source (`train.source: sat`)."""
 
 
 class Base(Block):
@@ -82,7 +97,9 @@ class Lora(Block):
 class Train(Block):
     """What the three methods share."""
 
-    source: Literal["silvar_med"] = "silvar_med"
+    source: Literal["silvar_med", "own", "sat"] = "silvar_med"
+    """Where the training, development and own test rows come from: Silvar-Med (paper), your own folder (`own`),
+    or SAT, the general-domain set of the paper's Table 2."""
     samples: Positive | None = None
     """Train on the first N rows of a seeded shuffle; None for all."""
     trainable: Literal["lora", "full"] = "lora"
@@ -92,6 +109,9 @@ class Train(Block):
     """Score the development split and keep a checkpoint every N optimizer steps (paper profile: 100, 2.3)."""
     dev_samples: Positive = 132
     """Development rows scored at each checkpoint."""
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints that are kept to go on from (the best weights are kept besides); older ones are deleted.
+    At least two: the newest may be cut short by a kill."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Ours: the Trainer's default."""
     gradient_checkpointing: bool = False
@@ -150,6 +170,34 @@ class Rewards(Block):
     reasoning: Weight = 0.0
 
 
+class Guards(Block):
+    """Switches against what a policy may exploit (`stages/rewards/guards.py`). Ours: the paper has none."""
+
+    empty_answer: bool = False
+    """No full format reward for a think or answer part without a word."""
+    text_after_answer: bool = False
+    """Accuracy 0 where anything follows the last `</answer>`."""
+    repetition: bool = False
+    """Length and reasoning reward 0 where too many word 4-grams repeat."""
+    many_answers: bool = False
+    """Accuracy 0 where more answers are given than the reference has."""
+
+
+class Reward(Block):
+    """How each reward is computed, the same for both RL methods."""
+
+    length_per_token: Weight = 0.001
+    """Length reward of one completion token (paper, 2.2.2)."""
+    length_cap: Weight = 1.0
+    """Largest length reward (paper, 2.2.2)."""
+    reasoning: Literal["bertscore", "terms", "mix"] = "bertscore"
+    """How the think text is compared with the annotation. Ours: the paper names the reward without a formula;
+    `metrics/studies/reasoning_reward.md` compares the three."""
+    terms_share: Share = 0.5
+    """Weight of the terms in `mix`; the rest is BERTScore F1 (ours)."""
+    guards: Guards = Guards()
+
+
 class Method(Block):
     prompts: Annotated[list[Slug], Field(min_length=1)]
     """Training prompts (`stages/prompts/<slug>.txt`), mixed evenly and deterministically per sample and epoch."""
@@ -193,6 +241,14 @@ class Encoder(Block):
     num_layers: Positive | None = 6
 
 
+class Accelerate(Block):
+    """Training and inference on several processes; one process each GPU."""
+
+    processes: Positive = 1
+    config: str | None = None
+    """A config file of Hugging Face Accelerate (`accelerate config`, or one of `stages/accelerate/`); None for DDP."""
+
+
 class Report(Block):
     main_judge: Slug = "lexical"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -202,6 +258,7 @@ class Params(Block):
     profile: Literal["embedded", "paper"] = "embedded"
     seed: int = 7
     data: Data = Data()
+    own: Own = Own()
     phantom: Phantom = Phantom()
     base: Base = Base()
     model: Model = Model()
@@ -209,11 +266,13 @@ class Params(Block):
     train: Train = Train()
     sft: Sft = Sft()
     rl: Rl = Rl()
+    reward: Reward = Reward()
+    """How the rewards are computed; their weights stand under the methods."""
     grpo: Method
     rarl: Method
     encoder: Encoder = Encoder()
     """The encoder of BERTScore, in rewards and in the semantic judge."""
-    benchmarks: list[Literal[BENCHMARKS]] = list(BENCHMARKS)
+    benchmarks: list[Literal[BENCHMARKS]] = list(BENCHMARKS[:-1])
     models: Annotated[list[Literal["base", "sft", "grpo", "rarl"]], Field(min_length=1)]
     modes: Annotated[list[Slug], Field(min_length=1)]
     mode: dict[Slug, Mode]
@@ -222,6 +281,7 @@ class Params(Block):
     judges: Annotated[list[Slug], Field(min_length=1)]
     judge: dict[Slug, Judge]
     """What each judge is, under its slug."""
+    accelerate: Accelerate = Accelerate()
     report: Report = Report()
 
     @model_validator(mode="after")
@@ -239,6 +299,10 @@ class Params(Block):
             values = getattr(self, axis)
             if len(set(values)) < len(values):
                 raise ValueError(f"{axis}: an entry stands twice in {values}")
+        if self.own_test in self.benchmarks:
+            raise ValueError(
+                f"benchmarks: '{self.own_test}' is the training source (train.source) and tested as such"
+            )
         if self.report.main_judge not in self.judges:
             raise ValueError(
                 f"report.main_judge: '{self.report.main_judge}' is not in judges {self.judges}"
@@ -255,13 +319,23 @@ class Params(Block):
         return self
 
     @property
+    def own_test(self) -> str:
+        """The name of the training source's own test set in predictions, scores and tables."""
+        return self.train.source
+
+    @property
     def test_sets(self) -> list[str]:
         """Everything that is evaluated: the own test set first, then the benchmarks."""
-        return [OWN_TEST, *self.benchmarks]
+        return [self.own_test, *self.benchmarks]
 
     def sets_of(self, mode: str) -> list[str]:
         """The test sets that one mode is run on."""
-        return [OWN_TEST] if self.mode[mode].own_test_only else self.test_sets
+        return [self.own_test] if self.mode[mode].own_test_only else self.test_sets
+
+    def samples_file(self, test_set: str) -> Path:
+        """Where the samples of a test set are: the own one by `curate`, the others by `benchmark`."""
+        own = test_set == self.own_test
+        return Path("data/curated/test.jsonl" if own else f"data/benchmarks/{test_set}.jsonl")
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

@@ -1,7 +1,8 @@
 """Draw the phantom releases and the truth about them.
 
 Writes `data/phantom/` (SLAKE, Silvar-Med, VQA-RAD, VQA-Med, Path-VQA and CV-Bench, each in the
-real release's on-disk format) and `data/phantom_truth.jsonl` (what was drawn, for the truth judge).
+real release's on-disk format, with `declared.json`: how many rows and pictures there are) and
+`data/phantom_truth.jsonl` (what was drawn, for the truth judge).
 """
 
 import json

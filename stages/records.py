@@ -13,7 +13,6 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.errors import UserError
-from stages.params import OWN_TEST
 
 Kind = Literal["yes_no", "choice", "number", "open"]
 Modality = Literal["mri", "ct", "xray", "pathology", "other", "unknown"]
@@ -31,7 +30,8 @@ class Sample(Record):
     dataset: str
     split: str
     image: str
-    """Path of the image relative to `data.root`, with forward slashes."""
+    """Path of the image relative to `data.root`, or to the repository where it starts with `data/` (pictures that were
+    unpacked from a table or from DICOM), with forward slashes."""
     image_sha256: str
     """Hash of the image file's bytes: the same picture in two data sets has the same hash."""
     question: str
@@ -45,6 +45,8 @@ class Sample(Record):
     modality: Modality = "unknown"
     category: str = ""
     """The release's own category of the question (SLAKE content type, VQA-Med category, CV-Bench task)."""
+    origin: str = ""
+    """Where the picture was taken from, when a release is scored by it (CV-Bench: ADE20K, COCO, Omni3D)."""
     source_id: str = ""
     """The row's id or number in the release."""
 
@@ -83,11 +85,13 @@ class Verdict(Record):
 R = TypeVar("R", bound=Record)
 
 
-def samples_file(test_set: str) -> Path:
-    """Where the samples of a test set are: the own one by curation, the others by `benchmark`."""
-    return Path(
-        "data/curated/test.jsonl" if test_set == OWN_TEST else f"data/benchmarks/{test_set}.jsonl"
-    )
+#: Pictures that were unpacked from a table or from DICOM lie below this folder of the repository.
+UNPACKED = "data/"
+
+
+def image_file(root: str | Path, image: str) -> Path:
+    """The file of a `Sample.image`."""
+    return Path(image) if image.startswith(UNPACKED) else Path(root) / image
 
 
 def predictions_file(model: str, mode: str, test_set: str) -> Path:

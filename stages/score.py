@@ -3,22 +3,24 @@
 import click
 
 from stages.errors import stage_main
-from stages.params import OWN_TEST, load_params
-from stages.records import write_json
+from stages.params import load_params
+from stages.records import atomic_file, write_json
 
 
 @click.command()
 @click.option("--model", required=True, help="One of params.models.")
 @stage_main
 def main(model: str):
-    """Write metrics/scores/<model>.json: mode, test set, judge, then the scores in percent."""
-    from stages.reporting.scoring import score_model
+    """Write metrics/scores/<model>.json (mode, test set, judge, scores in percent) and metrics/breakdown/<model>.csv."""
+    from stages.reporting.scoring import breakdown, score_model
 
     params = load_params()
     scores = score_model(params, model)
     write_json(f"metrics/scores/{model}.json", scores)
+    with atomic_file(f"metrics/breakdown/{model}.csv") as file:
+        breakdown(params, model).to_csv(file, index=False, lineterminator="\n")
     for mode, sets in scores.items():
-        cell = sets[OWN_TEST][params.report.main_judge]
+        cell = sets[params.own_test][params.report.main_judge]
         final = "not scored" if cell["final"] is None else f"{cell['final']:.1f} %"
         click.echo(
             f"score {model}, {mode}: own test {final} by {params.report.main_judge} (n = {cell['n']})"

@@ -6,124 +6,164 @@ item in the real format, with made-up values:
     {"img_id": "test_9999", "labelf": {"pvqa": [{"gears": 1}, {"yes": 1}]},
      "sentf": {"pvqa": ["what is present?", "are the gears round ?"]}}
 
-19,755 / 6,279 / 6,761 rows. Licence: see GitHub `UCSD-AI4H/PathVQA`. He et al., "PathVQA: 30000+ questions
-for medical visual question answering", arXiv 2003.10286.
+19,755 / 6,279 / 6,761 rows. The hub's form (`flaviagiammarino/path-vqa`, parquet with image, question, answer)
+leaves some out: 19,654 / 6,259 / 6,719. Licence: see GitHub `UCSD-AI4H/PathVQA`. He et al., "PathVQA: 30000+
+questions for medical visual question answering", arXiv 2003.10286.
 
 Quirks: CMYK and greyscale JPEGs; blanks around answers and before the question mark; items without a
-question; 951 test rows (236 groups of one image and question) have conflicting answers, 3 groups both yes
-and no: any answer of its group is accepted for a row. The older release also comes as pickle files, which
-are never opened: a pickle runs code.
+question; 952 test rows (951 in the hub's form; 236 groups of one image and question) have conflicting
+answers, 3 groups both yes and no: any answer of its group is accepted for a row, its own first. The older
+release also comes as pickle files, which are never opened: a pickle runs code.
 """
 
+import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from stages.answers import kind_of, normalise
+from stages.answers import normalise
+from stages.datasets import hub
 from stages.datasets.release import (
+    Declared,
     MissingRelease,
-    Pictures,
-    Release,
+    Refused,
+    Row,
     fold,
     load_rows,
     relative,
-    require_release,
     require_split,
 )
-from stages.records import Sample
 
 FOLDERS = ("path_vqa", "path-vqa", "PathVQA", "pathvqa", "pvqa")
 FILES = {"train": "pvqa_train.json", "validate": "pvqa_val.json", "test": "pvqa_test.json"}
 IMAGE_FOLDERS = {"train": "train", "validate": "val", "test": "test"}
+DECLARED = Declared(
+    counts={
+        "original": {
+            "train": {"rows": 19755},
+            "validate": {"rows": 6279},
+            "test": {
+                "rows": 6761,
+                "images": 858,
+                "duplicate_rows": 559,
+                "conflicting_groups": 236,
+                "rows_in_conflicting_groups": 952,
+                "groups_with_yes_and_no": 3,
+            },
+        },
+        "hub": {
+            "train": {"rows": 19654},
+            "validate": {"rows": 6259},
+            "test": {"rows": 6719, "rows_in_conflicting_groups": 951},
+        },
+    },
+    known=(
+        "236 groups of one test image and question have conflicting answers, 3 of them both yes and no: any "
+        "answer of its group is accepted for a row.",
+        "42 test rows stand twice to the letter, as many as the hub's form has fewer; with case and blanks "
+        "before the question mark folded, 650 do (608 in the hub's form).",
+        "443 of the hub's 6,719 test rows have a CMYK picture: they are converted to RGB.",
+    ),
+    licence="not stated clearly: see https://github.com/UCSD-AI4H/PathVQA",
+    page="https://github.com/UCSD-AI4H/PathVQA",
+    citation="He et al., arXiv 2003.10286",
+)
 _BEFORE_MARK = re.compile(r"\s+\?")
 
 
-def read(root: Path, split: str) -> Release:
-    """Read one split (`train`, `validate` or `test`).
+def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
+    """The rows of one split, each with every answer that its image and question have anywhere in it."""
+    # Two passes, so that no picture of a table is kept: the first collects what is accepted. Answers are
+    # keyed as they are compared, so that a change of case is no conflict.
+    groups: dict[tuple, dict[str, str]] = defaultdict(dict)
+    for row in _rows(folder, split, Counter()):
+        if isinstance(row, Row) and isinstance(row.image, str | bytes):
+            for answer in filter(normalise, map(fold, row.answers)):
+                groups[_group(row)].setdefault(normalise(answer), answer)
+    notes["groups_with_conflicting_answers"] += sum(len(group) > 1 for group in groups.values())
+    notes["groups_with_yes_and_no"] += sum({"yes", "no"} <= set(group) for group in groups.values())
+    for row in _rows(folder, split, notes):
+        if isinstance(row, Row) and isinstance(row.image, str | bytes):
+            group = groups.get(_group(row), {})
+            notes["rows_with_conflicting_answers"] += len(group) > 1
+            own = {normalise(fold(answer)) for answer in row.answers}
+            others = [answer for plain, answer in group.items() if plain not in own]
+            row = replace(row, answers=[*row.answers, *others])
+        yield row
+
+
+def _group(row: Row) -> tuple:
+    """One image and one question."""
+    image = hashlib.sha256(row.image).digest() if isinstance(row.image, bytes) else row.image
+    return image, normalise(fold(row.question))
+
+
+def _rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
+    file = require_split(split, FILES, "Path-VQA")
+    if table := hub.table(folder, split):
+        for row in hub.questions(table):
+            row.modality = "pathology"
+            row.question = _folded(row.question)
+            yield row
+        return
+    path = _questions(folder, file, split, notes)
+    for number, item in enumerate(load_rows(path), 1):
+        name = item.get("img_id")
+        source_id = fold(name) or f"item{number}"
+        questions, labels = _listed(item.get("sentf")), _listed(item.get("labelf"))
+        if questions is None or labels is None:
+            yield Refused(source_id, "no lists of questions and answers")
+            continue
+        notes["images_without_questions"] += not questions
+        known = isinstance(name, str) and name.strip()
+        image = _image(folder, path.parent, IMAGE_FOLDERS[split], name.strip()) if known else name
+        for k in range(max(len(questions), len(labels))):
+            label = labels[k] if k < len(labels) else None
+            yield Row(
+                source_id=f"{source_id}-{k}",
+                image=image,
+                question=_folded(questions[k]) if k < len(questions) else None,
+                answers=list(label) if isinstance(label, dict) else [],
+                modality="pathology",
+                number=number,
+            )
+
+
+def _questions(folder: Path, file: str, split: str, notes: Counter) -> Path:
+    """The file with the questions.
 
     Raises:
-        UserError: the release is missing, or only its pickle files are there.
+        MissingRelease: it is not there, or only its pickle is.
     """
-    file = require_split(split, FILES, "Path-VQA")
-    folder = require_release(root, FOLDERS, "Path-VQA")
-    path = next(iter(sorted(folder.rglob(file))), None)
-    pickles = [item for pattern in ("*.pkl", "*.pickle") for item in folder.rglob(pattern)]
+    path = next((path for path in sorted(folder.rglob(file)) if path.is_file()), None)
+    pickles = [found for pattern in ("*.pkl", "*.pickle") for found in folder.rglob(pattern)]
+    notes["pickle_files_not_opened"] += len(pickles)
     if path is None:
-        found = (
-            f"no {file}, but {len(pickles)} pickle files, which are not opened"
-            if pickles
-            else f"no {file}"
-        )
+        unopened = f", but {len(pickles)} pickle files, which are not opened" if pickles else ""
         raise MissingRelease(
             str(folder),
-            found,
-            f"Path-VQA's {split} questions as JSON",
-            f"put {file} there (a pickle runs code)",
+            f"no {file}{unopened}",
+            f"Path-VQA's {split} questions as JSON or parquet",
+            f"put {file} there (a pickle runs code), or `python -m stages.download path_vqa`",
         )
-    release = Release("path_vqa", split)
-    release.notes["pickle_files_not_opened"] += len(pickles)
-    pictures = Pictures(root)
-    usable = []
-    for number, item in enumerate(load_rows(path), 1):
-        name = fold(item.get("img_id") or "")
-        questions = (item.get("sentf") or {}).get("pvqa") or []
-        labels = (item.get("labelf") or {}).get("pvqa") or []
-        release.notes["images_without_questions"] += not questions
-        for k in range(max(len(questions), len(labels))):
-            release.rows += 1
-            row = f"{name or f'item{number}'}-{k}"
-            raw = str(questions[k]) if k < len(questions) else ""
-            question = _BEFORE_MARK.sub("?", fold(raw))
-            label = labels[k] if k < len(labels) else None
-            answers = (
-                [fold(answer) for answer in label if fold(answer)]
-                if isinstance(label, dict)
-                else []
-            )
-            if not name or not question or not answers:
-                empty = "image id" if not name else "question" if not question else "answer"
-                release.refuse(row, f"empty {empty}")
-                continue
-            image = relative(Path(root), _image(folder, path.parent, IMAGE_FOLDERS[split], name))
-            sha256 = release.admit(row, image, pictures)
-            if sha256 is not None:
-                release.notes["white_space_folded"] += question != raw or set(answers) != set(label)
-                usable.append((row, image, sha256, question, answers))
-
-    # Keyed by the answer as it is compared, so that a change of case is no conflict.
-    groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for _, _, sha256, question, answers in usable:
-        for answer in answers:
-            groups[sha256, normalise(question)].setdefault(normalise(answer), answer)
-    for row, image, sha256, question, answers in usable:
-        group = groups[sha256, normalise(question)]
-        release.notes["rows_with_conflicting_answers"] += len(group) > 1
-        others = [answer for key, answer in group.items() if key not in map(normalise, answers)]
-        release.samples.append(
-            Sample(
-                id=release.new_id(row),
-                dataset="path_vqa",
-                split=split,
-                image=image,
-                image_sha256=sha256,
-                question=question,
-                answers=[*answers, *others],
-                kind=kind_of(answers[0], question),
-                modality="pathology",
-                source_id=row,
-            )
-        )
-    release.notes["groups_with_conflicting_answers"] += sum(
-        len(group) > 1 for group in groups.values()
-    )
-    release.notes["groups_with_yes_and_no"] += sum(
-        {"yes", "no"} <= group.keys() for group in groups.values()
-    )
-    return release
+    return path
 
 
-def _image(folder: Path, beside: Path, split: str, name: str) -> Path:
-    """Where the image is; the release's usual place where it is nowhere."""
+def _listed(value: object) -> list | None:
+    """What `sentf` or `labelf` lists; None where it is nothing of the kind."""
+    listed = (value or {}).get("pvqa") if isinstance(value or {}, dict) else value
+    return listed or [] if isinstance(listed, list | None) else None
+
+
+def _folded(question: object) -> object:
+    """A question without the blank before its question mark."""
+    return _BEFORE_MARK.sub("?", question) if isinstance(question, str) else question
+
+
+def _image(folder: Path, beside: Path, split: str, name: str) -> str:
+    """Where the image is, below the release's folder; its usual place where it is nowhere."""
     usual = folder / "images" / split / f"{name}.jpg"
     places = (
         usual,
@@ -131,4 +171,7 @@ def _image(folder: Path, beside: Path, split: str, name: str) -> Path:
         folder / split / f"{name}.jpg",
         beside / f"{name}.jpg",
     )
-    return next((place for place in places if place.is_file()), usual)
+    try:
+        return relative(folder, next((place for place in places if place.is_file()), usual))
+    except (OSError, ValueError):  # a name that can be no file's
+        return f"images/{split}/{name}.jpg"

@@ -7,7 +7,8 @@ Text files with `|` between fields, image ids without `.jpg`. Lines in the real 
 
 12,792 / 2,000 / 500 rows over 3,200 / 500 / 500 images. Licence CC BY 4.0. Ben Abacha et al., "VQA-Med:
 Overview of the medical visual question answering task at ImageCLEF 2019", CLEF 2019; Zenodo 10499039,
-GitHub `abachaa/VQA-Med-2019`.
+GitHub `abachaa/VQA-Med-2019`. It has no official place on the hub: parquet copies with the columns image,
+question, answer and perhaps category are read, and no count is expected of them.
 
 Quirks: in the test file `#` stands between accepted answers (12 rows) and `(...)` is a part that may be
 left out (20 rows): both forms are accepted. Training and validation hold typographic apostrophes and
@@ -15,20 +16,23 @@ no-break spaces, and no final newline.
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from stages.answers import kind_of
+from stages.answers import normalise
+from stages.datasets import hub
 from stages.datasets.release import (
-    MissingRelease,
-    Pictures,
-    Release,
+    Declared,
+    Refused,
+    Row,
+    find_file,
     fold,
+    inside,
+    read_text,
     relative,
-    require_release,
     require_split,
 )
-from stages.errors import UserError
-from stages.records import Sample
 
 FOLDERS = ("vqa_med", "vqa-med", "vqa-med-2019", "vqa_med_2019", "VQA-Med-2019")
 FILES = {
@@ -37,70 +41,64 @@ FILES = {
     "test": "VQAMed2019_Test_Questions_w_Ref_Answers.txt",
 }
 IMAGES = {"train": "Train_images", "validate": "Val_images", "test": "VQAMed2019_Test_Images"}
+DECLARED = Declared(
+    counts={
+        "original": {
+            "train": {"rows": 12792, "images": 3200},
+            "validate": {"rows": 2000, "images": 500},
+            "test": {"rows": 500, "images": 500, "yes_no": 64},
+        },
+    },
+    known=(
+        "12 test answers list alternatives and 20 have a part in brackets that may be left out: every form is "
+        "accepted.",
+        "4 test images are also in VQA-RAD, byte for byte.",
+        "The four categories (modality, plane, organ, abnormality) have 125 test rows each.",
+    ),
+    licence="CC BY 4.0",
+    page="https://zenodo.org/records/10499039",
+    citation="Ben Abacha et al., CLEF 2019",
+)
 _BRACKETS = re.compile(r"\s*\([^()]*\)\s*")
 
 
-def read(root: Path, split: str) -> Release:
-    """Read one split (`train`, `validate` or `test`).
-
-    Raises:
-        UserError: the release or the split's file is missing or is not UTF-8.
-    """
+def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
+    """The rows of one split (`train`, `validate` or `test`)."""
     file = require_split(split, FILES, "VQA-Med")
-    folder = require_release(root, FOLDERS, "VQA-Med 2019")
-    path = next(iter(sorted(folder.rglob(file))), None)
-    if path is None:
-        raise MissingRelease(
-            str(folder),
-            f"no {file} in it",
-            f"VQA-Med's {split} file",
-            "unpack the release as it comes, without renaming its files",
-        )
-    release = Release("vqa_med", split)
-    pictures = Pictures(root)
+    if table := hub.table(folder, split, optional=("category",)):
+        for number, cells in enumerate(table, 1):
+            row = hub.row_of(cells, number, category=fold(cells["category"]))
+            yield _accepting(row, split, notes)
+        return
+    path = find_file(folder, (file,), f"VQA-Med's {split} file")
+    images = f"{relative(folder, path.parent)}/{IMAGES[split]}"
     fields = 4 if split == "test" else 3
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            str(path), f"not UTF-8 at byte {error.start}", "UTF-8 text", "download it again"
-        ) from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        release.rows += 1
-        parts = [fold(part) for part in line.split("|", fields - 1)]
+        parts = [part.strip() for part in line.split("|", fields - 1)]
         if len(parts) < fields or not all(parts):
-            release.refuse(f"line {number}", f"not {fields} filled fields with | between")
+            yield Refused(f"line {number}", f"not {fields} filled fields with | between")
             continue
-        name, question, answer = parts[0], parts[-2], parts[-1]
-        category = parts[1] if split == "test" else ""
-        image = f"{relative(Path(root), path.parent / IMAGES[split])}/{name}.jpg"
-        sha256 = release.admit(f"line {number}", image, pictures)
-        if sha256 is None:
-            continue
-        answers = accepted_answers(answer) if split == "test" else [answer]
-        if not answers:
-            release.refuse(f"line {number}", "empty answer")
-            continue
-        release.notes["several_answers"] += split == "test" and "#" in answer
-        release.notes["optional_parts"] += split == "test" and "(" in answer
-        release.notes["white_space_folded"] += "\u00a0" in line
-        release.samples.append(
-            Sample(
-                id=release.new_id(f"{name}-{number}"),
-                dataset="vqa_med",
-                split=split,
-                image=image,
-                image_sha256=sha256,
-                question=question,
-                answers=answers,
-                kind=kind_of(answers[0], question),
-                category=category,
-                source_id=name,
-            )
+        row = Row(
+            source_id=f"{parts[0]}-{number}",
+            image=inside(images, f"{parts[0]}.jpg"),
+            question=parts[-2],
+            answers=[parts[-1]],
+            category=fold(parts[1]) if split == "test" else "",
+            number=number,
         )
-    return release
+        yield _accepting(row, split, notes)
+
+
+def _accepting(row: Row, split: str, notes: Counter) -> Row:
+    """The row with every accepted form of its answer."""
+    answer = row.answers[0]
+    if split == "test" and isinstance(answer, str):
+        notes["several_answers"] += "#" in answer
+        notes["optional_parts"] += "(" in answer
+        row.answers = accepted_answers(answer)
+    return row
 
 
 def accepted_answers(answer: str) -> list[str]:
@@ -115,4 +113,4 @@ def accepted_answers(answer: str) -> list[str]:
         accepted += [
             fold(form) for form in (alternative, spelt_out, _BRACKETS.sub(" ", alternative))
         ]
-    return list(dict.fromkeys(form for form in accepted if form))
+    return list(dict.fromkeys(form for form in accepted if normalise(form)))

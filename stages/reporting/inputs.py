@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stages.errors import UserError
-from stages.params import METHODS, OWN_TEST, Params
+from stages.params import METHODS, Params
 from stages.records import (
     Prediction,
     Sample,
@@ -15,7 +15,6 @@ from stages.records import (
     predictions_file,
     read_json,
     read_records,
-    samples_file,
     verdicts_file,
 )
 
@@ -61,7 +60,10 @@ class Run:
 
     @cached_property
     def samples(self) -> dict[str, list[Sample]]:
-        return {name: read_records(samples_file(name), Sample) for name in self.params.test_sets}
+        return {
+            name: read_records(self.params.samples_file(name), Sample)
+            for name in self.params.test_sets
+        }
 
     @cached_property
     def train(self) -> list[Sample]:
@@ -78,9 +80,11 @@ class Run:
     @cached_property
     def predictions(self) -> dict[tuple[str, str], list[Prediction]]:
         """(model, mode) -> predictions of the own test set."""
-        own = self.samples[OWN_TEST]
+        own = self.samples[self.params.own_test]
         return {
-            (model, mode): in_order(predictions_file(model, mode, OWN_TEST), own, Prediction)
+            (model, mode): in_order(
+                predictions_file(model, mode, self.params.own_test), own, Prediction
+            )
             for model in self.params.models
             for mode in self.params.modes
         }
@@ -138,6 +142,12 @@ class Run:
     def curation(self) -> dict:
         path = Path("metrics/curate.json")
         return read_json(path) if path.is_file() else {}
+
+    @cached_property
+    def audit(self) -> dict[str, dict[str, dict[str, int]]]:
+        """set -> split -> name of a count -> value, as the `audit` stage measured it."""
+        path = Path("metrics/audit.json")
+        return read_json(path)["sets"] if path.is_file() else {}
 
     @cached_property
     def benchmark_counts(self) -> dict[str, dict]:

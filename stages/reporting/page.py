@@ -4,21 +4,19 @@ The template gets finished text and cells; it does no arithmetic. Whatever came 
 data set is escaped by Jinja. The page has no date and no path, so equal runs give equal bytes.
 """
 
-import base64
-import io
 from pathlib import Path
 
 import pandas as pd
 
-from stages.params import OWN_TEST, Params
-from stages.records import Sample
+from stages.params import Params
+from stages.records import Sample, image_file
 from stages.reporting import plots, tables
 from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST
+from stages.thumbnail import thumbnail
 
 PHANTOM_ROOT = "data/phantom"
 GALLERY = 12
-THUMBNAIL = 176
 JUDGE_KINDS = {
     "lexical": "compares the answer's text with the reference answers",
     "semantic": "compares sentence embeddings of answer and reference with a threshold",
@@ -70,7 +68,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
     """Everything that the template shows."""
     params = run.params
     phantom = is_phantom(run)
-    own, train = run.samples[OWN_TEST], run.train
+    own, train = run.samples[run.params.own_test], run.train
     labels = {model: tables.MODELS[model] for model in params.models}
     return {
         "phantom": phantom,
@@ -99,9 +97,8 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "training": run.training,
         "rewards": REWARDS.values(),
         "curation": run.curation,
-        "audit": flatten(
-            {k: v for k, v in run.curation.items() if k not in ("train", "dev", "test")}
-        ),
+        "explanations": run.curation.get("explanations", {}),
+        "audit": audit_lines(run),
         "benchmarks": {
             name: {
                 "rows": len(run.samples[name]),
@@ -121,6 +118,20 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
             if method in params.models
         },
     }
+
+
+def audit_lines(run: Run) -> list[dict]:
+    """One line for each split that is trained on or evaluated, with what the audit counted."""
+    return [
+        {
+            "label": "Own rows" if name == run.params.own_test else tables.SETS[name],
+            "split": split,
+            **counts,
+        }
+        for name, splits in run.audit.items()
+        for split, counts in splits.items()
+        if name == run.params.own_test or split == "test"
+    ]
 
 
 def is_phantom(run: Run) -> bool:
@@ -207,7 +218,9 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
             name_of_set = "slake" if test_set == WITHOUT_OWN_TEST else test_set
             gone = any(ours) and not run.samples[name_of_set]
             if any(ours) or any(theirs):
-                for score in ("final", "reasoning") if test_set == OWN_TEST else ("final",):
+                for score in (
+                    ("final", "reasoning") if test_set == run.params.own_test else ("final",)
+                ):
                     lines.append(
                         {
                             "label": label,
@@ -250,7 +263,9 @@ def figures(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, list[tuple[s
     }
     dots: dict[str, dict] = {}
     for test_set in (
-        run.params.test_sets if not run.params.mode[run.main_mode].own_test_only else [OWN_TEST]
+        run.params.test_sets
+        if not run.params.mode[run.main_mode].own_test_only
+        else [run.params.own_test]
     ):
         for model in run.params.models:
             cell = run.scores[model][run.main_mode][test_set][run.main_judge]
@@ -355,10 +370,12 @@ def flatten(value: dict, prefix: str = "") -> dict[str, object]:
 def choose(run: Run, count: int = GALLERY) -> list[int]:
     """Positions of the own test's gallery samples: half where the models differ, a quarter each where
     all are right and all are wrong, spread evenly over the file; what a group lacks, the others fill."""
-    own = range(len(run.samples[OWN_TEST]))
+    own = range(len(run.samples[run.params.own_test]))
     right = [
         [
-            run.verdicts[model, run.main_mode, OWN_TEST, run.main_judge][i].prediction_score
+            run.verdicts[model, run.main_mode, run.params.own_test, run.main_judge][
+                i
+            ].prediction_score
             for model in run.params.models
         ]
         for i in own
@@ -384,11 +401,11 @@ def gallery(run: Run) -> list[dict]:
     """Sample predictions: image, question, reference and what each model said."""
     shown = []
     for i in choose(run):
-        sample: Sample = run.samples[OWN_TEST][i]
+        sample: Sample = run.samples[run.params.own_test][i]
         answers = []
         for model in run.params.models:
             prediction = run.predictions[model, run.main_mode][i]
-            verdict = run.verdicts[model, run.main_mode, OWN_TEST, run.main_judge][i]
+            verdict = run.verdicts[model, run.main_mode, run.params.own_test, run.main_judge][i]
             answers.append(
                 {
                     "model": model,
@@ -400,24 +417,9 @@ def gallery(run: Run) -> list[dict]:
                     "score": verdict.prediction_score,
                 }
             )
-        image = thumbnail(Path(run.params.data.root) / sample.image)
+        image = thumbnail(image_file(run.params.data.root, sample.image))
         shown.append({"sample": sample, "image": image, "answers": answers})
     return shown
-
-
-def thumbnail(path: Path) -> str | None:
-    """The image as a small JPEG in a data URI; None where it cannot be opened."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-    except OSError:
-        return None
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def differences(run: Run) -> list[tuple[str, object, object]]:

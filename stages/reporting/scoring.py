@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
-from stages.params import OWN_TEST, Params
+import pandas as pd
+
+from stages.params import Params
 from stages.records import (
     Prediction,
     Sample,
     Verdict,
     predictions_file,
     read_records,
-    samples_file,
     verdicts_file,
 )
 from stages.reporting.inputs import in_order
@@ -53,6 +54,43 @@ def _share(name: str, scores: Sequence[int], confidence: float) -> dict:
     }
 
 
+#: What scores are broken down by: fields of the sample.
+GROUPINGS = ("category", "kind", "modality", "origin")
+
+
+def breakdown(params: Params, model: str) -> pd.DataFrame:
+    """The scores of each part of a test set: columns mode, set, judge, by, value, n, unscored, final and its interval."""
+    lines = []
+    for mode in params.modes:
+        for name in params.sets_of(mode):
+            samples = read_records(params.samples_file(name), Sample)
+            predictions = in_order(predictions_file(model, mode, name), samples, Prediction)
+            for judge in params.judges:
+                verdicts = in_order(verdicts_file(model, judge, mode, name), samples, Verdict)
+                for by in GROUPINGS:
+                    for value in sorted({getattr(sample, by) for sample in samples}):
+                        rows = [
+                            i for i, sample in enumerate(samples) if getattr(sample, by) == value
+                        ]
+                        cell = score_cell(
+                            [predictions[i] for i in rows],
+                            [verdicts[i] for i in rows],
+                            params.report.confidence,
+                        )
+                        place = {
+                            "mode": mode,
+                            "set": name,
+                            "judge": judge,
+                            "by": by,
+                            "value": value,
+                        }
+                        lines.append(place | {key: cell[key] for key in BROKEN_DOWN})
+    return pd.DataFrame(lines, columns=["mode", "set", "judge", "by", "value", *BROKEN_DOWN])
+
+
+BROKEN_DOWN = ("n", "unscored", "final", "final_low", "final_high")
+
+
 def outside_own_test(samples: Sequence[Sample], own: Sequence[Sample]) -> list[bool]:
     """Which samples are not in the own test set, compared by image and question."""
     seen = {(sample.image_sha256, by_question(sample)) for sample in own}
@@ -65,8 +103,10 @@ def score_model(params: Params, model: str) -> dict:
     Raises:
         UserError: a file of predictions or verdicts is missing or does not fit its questions.
     """
-    samples = {name: read_records(samples_file(name), Sample) for name in params.test_sets}
-    kept = outside_own_test(samples["slake"], samples[OWN_TEST]) if "slake" in samples else []
+    samples = {name: read_records(params.samples_file(name), Sample) for name in params.test_sets}
+    kept = (
+        outside_own_test(samples["slake"], samples[params.own_test]) if "slake" in samples else []
+    )
     confidence = params.report.confidence
     scores: dict = {}
     for mode in params.modes:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.params import OWN_TEST
 from stages.records import read_json
 from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST
@@ -27,7 +26,9 @@ from stages.reporting.statistics import (
 
 MODELS = {"base": "Base", "sft": "SFT", "grpo": "RL + LoRA", "rarl": "RARL"}
 SETS = {
-    OWN_TEST: "Own test (Silvar-Med)",
+    "silvar_med": "Own test (Silvar-Med)",
+    "own": "Own data",
+    "sat": "SAT",
     "vqa_rad": "VQA-RAD",
     "slake": "SLAKE",
     WITHOUT_OWN_TEST: "SLAKE without own test",
@@ -103,7 +104,7 @@ def own_test(run: Run) -> pd.DataFrame:
     lines = []
     for model in run.params.models:
         for mode in run.params.modes:
-            cell = run.scores[model][mode][OWN_TEST][run.main_judge]
+            cell = run.scores[model][mode][run.params.own_test][run.main_judge]
             label = model if mode == run.main_mode else f"{model}, {mode}"
             lines.append(
                 {
@@ -136,7 +137,7 @@ def own_test(run: Run) -> pd.DataFrame:
 
 def baselines(run: Run) -> dict[str, list[int]]:
     """Scores on the own test of the most frequent training answer, matched as text."""
-    own = run.samples[OWN_TEST]
+    own = run.samples[run.params.own_test]
     groups = zip(BASELINES, (by_kind, by_question))
     return {name: baseline_scores(run.train, own, by) for name, by in groups}
 
@@ -149,7 +150,9 @@ def paired_tests(run: Run) -> pd.DataFrame:
     """
     params, judge, main = run.params, run.main_judge, run.main_mode
     series = {
-        (model, mode): [v.prediction_score for v in run.verdicts[model, mode, OWN_TEST, judge]]
+        (model, mode): [
+            v.prediction_score for v in run.verdicts[model, mode, run.params.own_test, judge]
+        ]
         for model in params.models
         for mode in params.modes
     }
@@ -251,7 +254,7 @@ def reward_gap(run: Run) -> pd.DataFrame:
     lines = []
     if run.truth_judge:
         for model in run.params.models:
-            cells = run.scores[model][run.main_mode][OWN_TEST]
+            cells = run.scores[model][run.main_mode][run.params.own_test]
             truth = cells[run.truth_judge]
             for judge in run.judges:
                 for score in ("final", "reasoning"):
@@ -280,10 +283,12 @@ def summary(run: Run) -> dict:
     result: dict = {}
     for model in run.params.models:
         for mode in run.params.modes:
-            sets = run.params.sets_of(mode) if mode == run.params.modes[0] else [OWN_TEST]
+            sets = (
+                run.params.sets_of(mode) if mode == run.params.modes[0] else [run.params.own_test]
+            )
             for name in sets:
                 cell = run.scores[model][mode][name][run.main_judge]
-                keys = ("final", "reasoning") if name == OWN_TEST else ("final",)
+                keys = ("final", "reasoning") if name == run.params.own_test else ("final",)
                 values = {key: cell[key] for key in keys if cell[key] is not None}
                 if values:
                     result.setdefault(model, {}).setdefault(mode, {})[name] = values

@@ -13,10 +13,6 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-#: An output that its stage makes without looking at one of its parameters: `curate` audits the training
-#: images against the listed benchmarks', but its records do not depend on that list.
-UNMOVED_BY = {"data/curated": {"benchmarks"}}
-
 
 def load(path: str) -> dict:
     return YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
@@ -77,8 +73,7 @@ def main() -> None:
             used[key] = look_up(params, key)
     asked_for = {path for other in stages.values() for path in other.get("deps", [])}
     for out in paths("outs", "metrics", "plots"):
-        ignored = UNMOVED_BY.get(out, set())
-        seed = [out, contents, {key: used[key] for key in used if key not in ignored}]
+        seed = [out, contents, used]
         if Path(out).suffix:
             write(Path(out), seed)
         else:

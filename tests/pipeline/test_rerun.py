@@ -30,7 +30,7 @@ def evaluation(*models: str, judges: set[str] = JUDGES) -> set[str]:
 
 def test_first_run_runs_every_stage_but_the_frozen_one(reproduced):
     sets = {"benchmark@slake", "benchmark@vqa_rad", "benchmark@vqa_med", "benchmark@path_vqa"}
-    data = {"check", "phantom", "base", "curate", "encode", "encode_benchmarks"}
+    data = {"check", "phantom", "base", "curate", "audit", "encode", "encode_benchmarks"}
     assert reproduced.first_run == data | sets | TRAINED | evaluation(*MODELS)
 
 
@@ -84,8 +84,8 @@ def test_one_more_benchmark_trains_nothing(project):
     run = project.stages_run()
     assert run == {
         "check",
-        "curate",  # audits the training images against the benchmarks'
         "benchmark@cv_bench",
+        "audit",
         "encode_benchmarks",
     } | evaluation(*MODELS)
 
@@ -109,7 +109,6 @@ def test_shorter_list_leaves_nothing_that_a_second_clone_would_lack(project, tmp
     project.change("benchmarks", ["slake", "vqa_rad"])
     assert project.stages_run("repro", "encode_benchmarks") == {
         "check",
-        "curate",
         "encode_benchmarks",
     }
     clone = pushed_and_cloned(project, tmp_path)

@@ -82,6 +82,51 @@ def test_releases_are_found_under_other_spellings(project):
 def test_training_release_must_be_there(project):
     code, said = run(data__root=releases(project / "raw", "vqa-rad"), data__missing="skip")
     assert code == 1 and "`slake`" in said and "there: vqa-rad" in said
+    assert "python -m stages.download slake" in said
+
+
+@pytest.mark.parametrize(
+    "source, folder", [("silvar_med", "SLAKE"), ("sat", "SAT"), ("own", "own")]
+)
+def test_training_release_is_that_of_the_source(project, source, folder):
+    root = project / "raw"
+    releases(root, "vqa_rad")
+    settings = {"data__root": str(root), "train__source": source, "benchmarks": ["vqa_rad"]}
+    code, said = run(**settings)
+    assert code == 1 and f"the release `{folder.lower()}`" in said and "there: vqa_rad" in said
+    releases(root, folder)
+    (root / folder / "rows.csv").touch()
+    code, said = run()
+    assert code == 0 and f"{root}: {folder.lower()}, vqa_rad" in said
+
+
+@pytest.mark.parametrize("source", ["own", "sat"])
+def test_drawings_hold_no_other_source(project, source):
+    code, said = run(train__source=source)
+    assert code == 1 and f"train.source = {source}, data.root = data/phantom" in said
+    assert f"no {source}/ among the drawings" in said and "set data.root to data/raw" in said
+
+
+def test_own_data_needs_its_table(project):
+    root = releases(project / "raw", "own", "slake")
+    Path(root, "own/rows.jsonl").touch()
+    code, said = run(data__root=root, train__source="own", benchmarks=["slake"])
+    assert code == 1 and "rows.csv (own.table; tables there: rows.jsonl)" in said
+    assert run(own__table="rows.jsonl")[0] == 0
+
+
+@pytest.mark.parametrize("root", ["data/phantom", "raw"])
+def test_own_benchmark_that_is_missing(project, root):
+    releases(project / "raw", "slake")
+    code, said = run(data__root=root, benchmarks=["own"])
+    assert (
+        code == 0 and "the benchmark `own` will have no rows" in said and "Your own images" in said
+    )
+    code, said = run(data__missing="stop")
+    assert code == 1 and "data.missing to skip" in said
+    Path("raw/own").mkdir()
+    Path("raw/own/rows.csv").touch()
+    assert run(data__root="raw")[0] == 0
 
 
 def test_missing_benchmark_stops_or_warns_as_the_parameter_says(project):
@@ -168,8 +213,8 @@ def test_encoder_folder_needs_its_layer(project):
 
 def test_outputs_of_what_is_no_longer_listed_are_removed(project):
     kept = ["data/benchmarks/slake.jsonl", "data/verdicts/base/lexical/a.jsonl", "data/benchmarks/notes.txt",
-            "metrics/scores/base.json", "data/predictions/base/a.jsonl"]  # fmt: skip
-    gone = ["data/benchmarks/cv_bench.jsonl", "metrics/benchmark/cv_bench.json", "data/verdicts/base/truth/a.jsonl",
+            "metrics/scores/base.json", "data/predictions/base/a.jsonl", "data/benchmarks/pictures/slake/a.png"]  # fmt: skip
+    gone = ["data/benchmarks/cv_bench.jsonl", "data/benchmarks/pictures/cv_bench/a.png", "data/benchmarks/pictures/cv_bench/a.png", "metrics/benchmark/cv_bench.json", "data/verdicts/base/truth/a.jsonl",
             "metrics/scores/rarl.json", "data/predictions/rarl/a.jsonl", "data/verdicts/rarl/lexical/a.jsonl"]  # fmt: skip
     for name in kept + gone:
         Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 from stages.benchmark import main as benchmark
 from stages.curate import main as curate
-from stages.records import Sample, read_json, read_records
+from stages.records import Sample, image_file, read_json, read_records
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -34,14 +35,31 @@ def project(tmp_path, monkeypatch):
                      "modality": ("MRI", "X-Ray")[k], "content_type": content, "qid": qid}
                 )  # fmt: skip
         (tmp_path / f"releases/slake/{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+    three = ("train", "validate", "test")
+    declare(
+        tmp_path,
+        slake={split: {"rows": 4, "images": 2} for split in three},
+        silvar_med={split: {"rows": 2, "mri": 1, "xray": 1} for split in three},
+        vqa_rad={},
+    )
     return tmp_path
 
 
-def set_params(folder, missing="skip", root="releases"):
+def set_params(folder, missing="skip", root="releases", **changes):
+    """The shipped params.yaml with other data parameters; `train__source` stands for `train.source`."""
     text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
-    text = re.sub(r"\n  root: .*", f"\n  root: {root}", text)
-    text = re.sub(r"\n  missing: .*", f"\n  missing: {missing}", text)
+    for key, value in {"data__root": root, "data__missing": missing, **changes}.items():
+        block, name = key.split("__")
+        text, count = re.subn(
+            rf"(\n{block}:\n(?:  .*\n)*?  {name}: )[^\n#]*", rf"\g<1>{value} ", text
+        )
+        assert count == 1, key
     (folder / "params.yaml").write_text(text, encoding="utf-8")
+
+
+def declare(folder, **sets):
+    """What is said of the made-up releases; without it, the published counts are expected."""
+    (folder / "releases/declared.json").write_text(json.dumps(sets), encoding="utf-8")
 
 
 def draw(path, number):
@@ -71,8 +89,7 @@ def test_curate_writes_splits_counts_and_audit(project):
             0,
         )
         assert {sample.category for sample in samples} == {"Abnormality"}
-    assert metrics["audit"]["shared_images"] == 0
-    assert metrics["audit"]["training_images_in_benchmarks"] == {"slake": {"images": 0, "rows": 0}}
+    assert metrics["explanations"]["read"] == 0
     before = Path("data/curated/train.jsonl").read_bytes()
     assert run(curate).exit_code == 0
     assert Path("data/curated/train.jsonl").read_bytes() == before
@@ -89,29 +106,124 @@ def test_a_training_picture_in_the_test_split_stops_the_run(project):
     assert not Path("data/curated").exists() and not Path("data/curated.partial").exists()
 
 
-def test_a_near_duplicate_is_reported_only(project):
-    Image.open(project / "releases/slake/imgs/xmlab0/source.jpg").save(
-        project / "releases/slake/imgs/xmlab4/source.jpg", quality=60
-    )
-    assert run(curate).exit_code == 0
-    assert read_json("metrics/curate.json")["audit"]["near_duplicates"] == 1
-    assert (
-        "xmlab0/source.jpg,slake/imgs/xmlab4/source.jpg"
-        in Path("data/curated/near_duplicates.csv").read_text()
-    )
+def test_explanations_are_joined_and_those_without_a_row_are_listed(project):
+    rows = [
+        {"img_name": name, "question": "Is the crop healthy?", "answer": f"The crop of {name} shines."}
+        for name in ("xmlab0.jpg", "xmlab99.jpg")
+    ]  # fmt: skip
+    (project / "releases/silvar_med").mkdir()
+    (project / "releases/silvar_med/rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    result = run(curate)
+    assert result.exit_code == 0 and "1 explanations have no row" in result.output
+    metrics = read_json("metrics/curate.json")
+    assert metrics["train"]["annotated"] == 1
+    assert metrics["explanations"]["matched_rows"] == metrics["explanations"]["without_a_row"] == 1
+    listed = Path("data/curated/unmatched_explanations.csv").read_text(encoding="utf-8")
+    assert listed.splitlines()[1] == "rows.json,2,xmlab99.jpg,Is the crop healthy?"
 
 
-def test_a_training_picture_in_a_benchmark_is_counted(project):
-    folder = project / "releases/vqa_rad"
-    images = folder / "VQA_RAD Image Folder"
-    images.mkdir(parents=True)
-    (images / "a.jpg").write_bytes((project / "releases/slake/imgs/xmlab0/source.jpg").read_bytes())
-    rows = [{"qid": k, "phrase_type": "test_para", "image_name": "a.jpg", "question": "Bent?", "answer": a}
-            for k, a in enumerate(["yes", "no"])]  # fmt: skip
-    (folder / "VQA_RAD Dataset Public.json").write_text(json.dumps(rows), encoding="utf-8")
+def test_a_release_that_is_not_as_declared_stops_the_run_unless_it_is_to_be_reported(project):
+    declare(project, silvar_med={"train": {"rows": 3, "mri": 1}}, slake={"test": {"rows": 5}})
+    for command in ((curate,), (benchmark, "--set", "slake")):
+        result = run(*command)
+        assert result.exit_code != 0 and "rows, declared" in result.output
+        assert "declared.json" in result.output and "Traceback" not in result.output
+    assert not Path("data/curated").exists() and not Path("data/benchmarks/slake.jsonl").exists()
+    set_params(project, data__deviation="report")
+    assert "WARNING: not as declared: silvar_med train: 2 rows, declared 3" in run(curate).output
+    assert run(benchmark, "--set", "slake").exit_code == 0
+    assert read_json("metrics/benchmark/slake.json")["as_declared"] is False
+
+
+def test_the_published_counts_are_expected_where_nothing_else_is_declared(project):
+    (project / "releases/declared.json").unlink()
+    result = run(curate)
+    assert result.exit_code != 0 and "silvar_med train: 2 rows, declared 716" in result.output
+
+
+def test_missing_images_are_no_deviation(project):
+    (project / "releases/slake/imgs/xmlab2/source.jpg").unlink()
     assert run(curate).exit_code == 0
-    shared = read_json("metrics/curate.json")["audit"]["training_images_in_benchmarks"]
-    assert shared["vqa_rad"] == {"images": 1, "rows": 2}
+
+
+def put_table(path, pictures):
+    """The hub's form of a release, a row for each picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"image": {"bytes": data, "path": None}, "question": "Is it bent?", "answer": "no"}
+        for data in pictures
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def test_pictures_in_a_table_become_files_of_the_benchmark_and_old_ones_go(project):
+    folder = project / "releases/vqa_rad/data"
+    drawn = [(project / f"releases/slake/imgs/xmlab{k}/source.jpg").read_bytes() for k in range(3)]
+    put_table(folder / "test-00000-of-00001.parquet", drawn[:2])
+    assert run(benchmark, "--set", "vqa_rad").exit_code == 0
+    put_table(folder / "test-00000-of-00001.parquet", drawn[1:])
+    result = run(benchmark, "--set", "vqa_rad")
+    assert result.exit_code == 0, result.output
+    samples = read_records("data/benchmarks/vqa_rad.jsonl", Sample)
+    files = [image_file("releases", sample.image) for sample in samples]
+    assert [file.read_bytes() for file in files] == drawn[1:]
+    assert sorted(Path("data/benchmarks/pictures/vqa_rad").iterdir()) == sorted(files)
+
+
+def test_pictures_of_a_benchmark_without_a_table_are_an_empty_folder(project):
+    run(benchmark, "--set", "slake")
+    assert list(Path("data/benchmarks/pictures/slake").iterdir()) == []
+
+
+def put_own(project, count=12):
+    """Your own data: a picture and a question for each of `count` patients."""
+    folder = project / "releases/own"
+    lines = ["image,question,answer,patient"]
+    for k in range(count):
+        draw(folder / f"scans/{k}/a.png", 40 + k)
+        lines.append(f"scans/{k}/a.png,Is the gizzard bent?,{('yes', 'no')[k % 2]},case {k}")
+    (folder / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_own_rows_are_a_training_source_and_a_benchmark(project):
+    put_own(project)
+    set_params(project, train__source="own")
+    result = run(curate)
+    assert result.exit_code == 0, result.output
+    metrics = read_json("metrics/curate.json")
+    assert sum(metrics[split]["total"] for split in ("train", "dev", "test")) == 12
+    assert "explanations" not in metrics
+    result = run(benchmark, "--set", "own")
+    assert result.exit_code == 0, result.output
+    assert len(read_records("data/benchmarks/own.jsonl", Sample)) == 12
+    text = "".join(path.read_text() for path in Path("data").rglob("*.jsonl"))
+    assert "case 3" not in text and "gizzard" in text
+
+
+def test_unpacked_pictures_outlive_a_second_run_and_others_go(project):
+    """`curate` replaces its folder as a whole, with the pictures that its rows name in it."""
+    drawn = [(project / f"releases/slake/imgs/xmlab{k}/source.jpg").read_bytes() for k in range(6)]
+    for split, pictures in zip(("train", "val", "test"), (drawn[:2], drawn[2:4], drawn[4:])):
+        rows = [
+            {"image_bytes": [data], "question": "Is it left or right?", "answers": ["left", "right"],
+             "question_type": "obj_rel", "correct_answer": "left"} for data in pictures
+        ]  # fmt: skip
+        path = project / f"releases/sat/SAT_{split}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    declare(project, sat={})
+    set_params(project, train__source="sat")
+    for _ in range(2):
+        result = run(curate)
+        assert result.exit_code == 0, result.output
+        named = {
+            sample.image
+            for split in ("train", "dev", "test")
+            for sample in read_records(f"data/curated/{split}.jsonl", Sample)
+        }
+        assert len(named) == 6
+        assert named == {path.as_posix() for path in Path("data/curated/pictures").iterdir()}
+        Path("data/curated/pictures/left_over.png").touch()
 
 
 def test_missing_images_are_counted_or_stop_the_run(project):
@@ -133,14 +245,12 @@ def test_a_missing_training_release_always_stops(project):
     assert result.exit_code != 0 and "slake/" in result.output and "Traceback" not in result.output
 
 
-def test_benchmark_reads_slake_and_says_how_much_of_it_is_the_own_test_set(project):
+def test_benchmark_reads_slake(project):
     result = run(benchmark, "--set", "slake")
     assert result.exit_code == 0, result.output
     metrics = read_json("metrics/benchmark/slake.json")
     assert (
-        metrics["available"]
-        and metrics["read"] == metrics["rows"] == 4
-        and metrics["own_test_overlap"] == 2
+        metrics["available"] and metrics["as_declared"] and metrics["read"] == metrics["rows"] == 4
     )
     assert len(read_records("data/benchmarks/slake.jsonl", Sample)) == 4
 

@@ -77,3 +77,10 @@ def test_all_mistakes_are_named_at_once(edited):
 def test_missing_file_says_where_to_get_it(tmp_path):
     with pytest.raises(UserError, match=r"git checkout params\.yaml"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_samples_of_the_own_test_set_lie_with_the_curated_rows(repository):
+    params = load_params(repository / "params.yaml")
+    assert params.own_test == "silvar_med"
+    assert params.samples_file("silvar_med") == Path("data/curated/test.jsonl")
+    assert params.samples_file("slake") == Path("data/benchmarks/slake.jsonl")

@@ -12,8 +12,10 @@ from stages.datasets.phantom import medical
 from stages.datasets.phantom.questions import abnormality_questions, reasoning
 from stages.datasets.phantom.releases import SPLITS, write_releases
 from stages.datasets.phantom.words import DISEASES
+from stages.datasets.release import Pictures, read
 from stages.params import Phantom
 
+DRAWN = [name for name in ADAPTERS if name != "own"]
 PARAMS = Phantom(benchmark_rows=60)
 
 
@@ -25,13 +27,14 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def own(drawn):
-    return {split: silvar_med.read(drawn[0], split) for split in SPLITS}
+    releases = silvar_med.training(drawn[0], None, Pictures(drawn[0]))
+    return {release.split: release for release in releases.values()}
 
 
 def all_samples(root, own):
     samples = [sample for release in own.values() for sample in release.samples]
-    for adapter in ADAPTERS.values():
-        release = adapter.read(root, "test")
+    for name in DRAWN:
+        release = read(ADAPTERS[name], root, "test")
         assert not release.refused and not release.missing_images
         samples += release.samples
     return samples
@@ -70,16 +73,17 @@ def test_the_mix_is_slakes_and_the_wording_gives_little_away(own):
 
 
 def test_benchmarks_have_the_rows_that_were_asked_for(drawn):
-    for name, adapter in ADAPTERS.items():
-        release = adapter.read(drawn[0], "test")
+    for name in DRAWN:
+        release = read(ADAPTERS[name], drawn[0], "test")
         assert (
             release.rows
             == len(release.samples)
             == PARAMS.benchmark_rows + (150 if name == "slake" else 0)
         )
-    assert ADAPTERS["slake"].read(drawn[0], "test").notes["other_language_rows"] > 0
-    assert ADAPTERS["vqa_rad"].read(drawn[0], "train").rows > 0
-    assert ADAPTERS["path_vqa"].read(drawn[0], "test").notes["rows_with_conflicting_answers"] > 0
+    assert read(ADAPTERS["slake"], drawn[0], "test").notes["other_language_rows"] > 0
+    assert read(ADAPTERS["vqa_rad"], drawn[0], "train").rows > 0
+    notes = read(ADAPTERS["path_vqa"], drawn[0], "test").notes
+    assert notes["rows_with_conflicting_answers"] > 0
 
 
 def test_every_row_has_a_truth_and_its_answer_agrees(drawn, own):
@@ -191,8 +195,9 @@ def test_the_stage_writes_both_outputs_and_a_table(tmp_path, monkeypatch):
         {"image_sha256", "question", "modality", "findings", "expect"} == set(json.loads(line))
         for line in lines
     )
+    root = tmp_path / "data/phantom"
     assert all(
         sample.reasoning is None
-        for sample in silvar_med.read(tmp_path / "data/phantom", "train").samples
+        for sample in silvar_med.training(root, None, Pictures(root))["train"].samples
     )
     assert not (tmp_path / "data/phantom.partial").exists()

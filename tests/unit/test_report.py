@@ -15,12 +15,13 @@ from ruamel.yaml import YAML
 
 import stages.report
 import stages.score
-from stages.params import OWN_TEST, load_params
-from stages.records import Prediction, Sample, Verdict, samples_file, write_json, write_records
+from stages.params import load_params
+from stages.records import Prediction, Sample, Verdict, write_json, write_records
 from stages.reporting import page, tables
 from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST, outside_own_test, score_cell
 
+OWN_TEST = "silvar_med"
 SKILL = {"base": 0.35, "sft": 0.6, "grpo": 0.62, "rarl": 0.75}
 #: What has no default, over the embedded profile: the tests do not hang on the repository's params.yaml.
 PARAMS = {
@@ -113,8 +114,17 @@ def make_run(
             }
             for split in ("train", "dev", "test")
         }
-        | {
-            "audit": {"shared_images": 0, "near_duplicates": {"train_test": 2, "pairs": ["a", "b"]}}
+        | {"explanations": {"read": 40, "matched_rows": 30, "without_a_row": 10}},
+    )
+    counts = {"rows": 1061, "read": rows, "refused": 3, "missing_rows": 0, "conflicting_groups": 7}
+    write_json(
+        root / "metrics/audit.json",
+        {
+            "sets": {
+                OWN_TEST: {"train": counts, "test": {**counts, "near_duplicates_of_own_train": 5}},
+                "slake": {"train": counts, "test": {**counts, "rows_with_own_train_image": 12}},
+            },
+            "deviations": [],
         },
     )
     for method in ("sft", "grpo", "rarl") if logs else ():
@@ -464,6 +474,19 @@ def test_page_is_self_contained_and_escapes_what_models_say(full):
     assert str(Path.home()) not in html and "nan" not in re.findall(r">\s*nan\b", html)
 
 
+def test_page_shows_the_audit_of_what_is_trained_on_and_evaluated(full):
+    _, html, _ = full
+    section = html[html.index("<h3>Audit</h3>") : html.index('id="gallery"')]
+    lines = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in section.split("<tr>")[2:5]]
+    assert [line[:2] for line in lines] == [
+        ["Own rows", "train"],
+        ["Own rows", "test"],
+        ["SLAKE", "test"],
+    ]
+    assert lines[2][2:] == ["1,061", "60", "3", "0", "12", "–", "7"]
+    assert "40 read, 30 matched rows" in html and "data_card.html" in html
+
+
 def test_same_input_same_bytes(tmp_path, monkeypatch):
     make_run(tmp_path, rows=20, models=["base", "grpo"], judges=["lexical"], benchmarks=["slake"])
     first, _ = score_and_report(tmp_path, monkeypatch)
@@ -553,10 +576,6 @@ def test_gallery_shows_differences_first(full):
         ]
     assert len(set(chosen)) == page.GALLERY
     assert sum(len({s[i] for s in series}) > 1 for i in chosen) >= page.GALLERY // 2
-
-
-def test_samples_file_of_the_own_test_is_the_curated_one():
-    assert samples_file(OWN_TEST) == Path("data/curated/test.jsonl")
 
 
 def test_settings_name_what_differs_from_the_profile(tmp_path, monkeypatch):

@@ -10,7 +10,13 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 #: Code that cannot change a stage's output for given parameters: a change of it re-runs nothing.
-PLUMBING = {"stages/__init__.py", "stages/errors.py", "stages/params.py", "stages/cache.py"}
+PLUMBING = {
+    "stages/__init__.py",
+    "stages/errors.py",
+    "stages/params.py",
+    "stages/cache.py",
+    "stages/launch.py",
+}
 
 
 def entry(stage: dict) -> str:

@@ -464,6 +464,6 @@ def cv_bench_rows(seed: int, count: int, size: int = 112) -> list[tuple[Image.Im
         rows.append((scene.image, {
             "idx": index, "type": "2D" if task in ("Count", "Relation") else "3D", "task": task,
             "question": question.text, "choices": list(question.choices), "answer": f"({letter})",
-            "prompt": question.prompt, "source": "phantom",
+            "prompt": question.prompt, "source": "Omni3D" if task in ("Depth", "Distance") else ("ADE20K", "COCO")[index // 4 % 2],
         }))  # fmt: skip
     return rows

@@ -37,6 +37,8 @@ SPLITS = {
 }
 ABNORMAL_SHARE = 0.55
 QUESTIONS_PER_PICTURE = 5
+#: Development and test rows of SAT.
+OTHER_SAT_ROWS = 132
 OTHER_ROWS = {"train": 30, "validate": 10}
 CHINESE_ROWS = 6
 LOCATIONS = {"xray": "Lung", "mri": "Brain", "ct": "Abdomen"}
@@ -44,10 +46,20 @@ LOCATIONS = {"xray": "Lung", "mri": "Brain", "ct": "Abdomen"}
 
 @dataclass
 class Written:
-    """What was written: truth lines, and (release, what, count) for the console."""
+    """What was written.
+
+    Attributes:
+        truth: a line for each question.
+        drawn: (release, what, count) for the console.
+        declared: release -> split -> name of a count -> value, for the audit to compare with what it reads.
+    """
 
     truth: list[dict] = field(default_factory=list)
     drawn: list[tuple[str, str, int]] = field(default_factory=list)
+    declared: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+    def declare(self, release: str, split: str, **counts: int) -> None:
+        self.declared.setdefault(release, {})[split] = counts
 
     def tell(
         self, sha256: str, question: str, modality: str, findings: list[Finding], expect: dict
@@ -75,6 +87,8 @@ def write_releases(root: Path, params: Phantom) -> Written:
     _write_vqa_med(root / "vqa_med", params, written)
     _write_path_vqa(root / "path_vqa", params, written)
     _write_cv_bench(root / "cv_bench", params, written)
+    _write_sat(root / "sat", params, written)
+    write_json(root / "declared.json", written.declared)
     return written
 
 
@@ -150,6 +164,7 @@ def _write_slake(root: Path, params: Phantom, written: Written) -> None:
             written.tell(
                 picture[2], asked.text, picture[3].modality, picture[3].findings, asked.expect
             )
+        written.declare("slake", split, rows=len(rows), images=len(pictures))
         for picture in pictures[:CHINESE_ROWS]:
             asked = Asked("图中是否有异常？", "有" if picture[3].findings else "没有", {}, "image")
             rows.append(_slake_row(row_number, picture, "Abnormality", asked, "zh"))
@@ -163,6 +178,14 @@ def _write_slake(root: Path, params: Phantom, written: Written) -> None:
             ]
             kept = [explanations[index] for index in sorted(chosen)]
         write_json(root / "silvar_med" / f"{split}_abnormal.json", kept)
+        written.declare(
+            "silvar_med",
+            split,
+            rows=len(explanations),
+            images=len(pictures),
+            **{modality: rows_wanted for modality, (_, rows_wanted) in plan.items()},
+            annotated=len(kept),
+        )
         written.drawn.append(("silvar_med", f"{split}: explanations", len(kept)))
 
 
@@ -224,6 +247,17 @@ def _write_vqa_rad(folder: Path, params: Phantom, written: Written) -> None:
             written.tell(sha256, asked.text, scene.modality, scene.findings, asked.expect)
         picture += 1
     write_json(folder / "VQA_RAD Dataset Public.json", rows)
+    named = {
+        split: [row["image_name"] for row in rows if row["phrase_type"].startswith("test") is test]
+        for split, test in (("train", False), ("test", True))
+    }
+    both = set(named["train"]) & set(named["test"])
+    for split, names in named.items():
+        written.declare("vqa_rad", split, rows=len(names), images=len(set(names)))
+    written.declared["vqa_rad"]["test"] |= {
+        "images_also_in_train": len(both),
+        "rows_with_training_image": sum(name in both for name in named["test"]),
+    }
     written.drawn.append(("vqa_rad", "pictures", picture))
     written.drawn.append(("vqa_rad", "test rows", params.benchmark_rows))
 
@@ -350,6 +384,7 @@ def _write_vqa_med(folder: Path, params: Phantom, written: Written) -> None:
         written.tell(sha256, asked.text, scene.modality, scene.findings, asked.expect)
     path = folder / "VQAMed2019Test" / "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    written.declare("vqa_med", "test", rows=len(lines), images=len(lines))
     written.drawn.append(("vqa_med", "pictures and test rows", len(lines)))
 
 
@@ -396,7 +431,7 @@ def _write_path_vqa(folder: Path, params: Phantom, written: Written) -> None:
     """Items of one picture each; some pictures are CMYK or greyscale, some have no question."""
     rng = np.random.default_rng([params.test_seed, 30])
     items: list[dict] = []
-    rows = 0
+    rows, asked_about, conflicts = 0, 0, 0
     while rows < params.benchmark_rows:
         number = len(items)
         name = f"test_{number:04d}"
@@ -419,7 +454,10 @@ def _write_path_vqa(folder: Path, params: Phantom, written: Written) -> None:
         answers = [{q.answer.lower(): 1} for q in asked]
         items.append({"img_id": name, "labelf": {"pvqa": answers}, "sentf": {"pvqa": questions}})
         rows += count
+        asked_about += bool(count)
+        conflicts += len({(q.text, q.answer.lower()) for q in asked}) - len(told)
     write_json(folder / "pvqa_test.json", items)
+    written.declare("path_vqa", "test", rows=rows, images=asked_about, conflicting_groups=conflicts)
     written.drawn.append(("path_vqa", "pictures", len(items)))
     written.drawn.append(("path_vqa", "test rows", rows))
 
@@ -441,8 +479,45 @@ def _write_cv_bench(folder: Path, params: Phantom, written: Written) -> None:
         text = str(row["choices"][index])
         accepted = [text, row["answer"], "ABCDEF"[index], f"{row['answer']} {text}"]
         written.tell(sha256, row["prompt"], "other", [], {"any_of": accepted})
+    count = sum(map(len, lines.values()))
+    written.declare("cv_bench", "test", rows=count, images=count)
     for kind, rows in lines.items():
         (folder / f"test_{kind.lower()}.jsonl").write_text(
             "".join(rows), encoding="utf-8", newline="\n"
         )
         written.drawn.append(("cv_bench", f"test_{kind.lower()} rows", len(rows)))
+
+
+# SAT ------------------------------------------------------------------------------------------------
+
+
+def _write_sat(folder: Path, params: Phantom, written: Written) -> None:
+    """General-domain training rows, in parquet with the pictures inside, as the hub has them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from stages.datasets.phantom.general import cv_bench_rows
+
+    folder.mkdir(parents=True)
+    plan = {"train": params.sat_rows, "val": OTHER_SAT_ROWS, "test": OTHER_SAT_ROWS}
+    for number, (split, count) in enumerate(plan.items()):
+        seed = (params.test_seed if split == "test" else params.seed) + 1000 * (number + 1)
+        rows = []
+        for image, row in cv_bench_rows(seed, count, params.image_size):
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            gold = row["choices"]["ABCDEF".index(row["answer"].strip("()"))]
+            rows.append(
+                {
+                    "image_bytes": [buffer.getvalue()],
+                    "question": row["question"],
+                    "answers": [str(choice) for choice in row["choices"]],
+                    "question_type": row["task"],
+                    "correct_answer": str(gold),
+                }
+            )
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(rows), folder / f"SAT_{split}.parquet"
+        )
+        written.declare("sat", {"val": "validate"}.get(split, split), rows=count)
+        written.drawn.append(("sat", f"{split} rows", count))

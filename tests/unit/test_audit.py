@@ -1,0 +1,349 @@
+"""The audit: what is counted, what splits share, and the data card; on made-up releases and, where
+RARL_DATA_ROOT names them, on the real ones."""
+
+import csv
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from test_dicom import PERSON, RAMP, make
+
+from stages.audit import main as audit
+from stages.curate import main as curate
+from stages.datasets import ADAPTERS, SOURCES, silvar_med, slake, vqa_rad
+from stages.datasets.audit import (
+    Split,
+    declared,
+    deviations,
+    measure,
+    near_duplicates,
+    own_splits_apart,
+    refuse,
+)
+from stages.datasets.data_card import LABELS, binned, reasons, top
+from stages.datasets.phantom.releases import write_releases
+from stages.datasets.release import Pictures, Release, read
+from stages.errors import UserError
+from stages.params import BENCHMARKS, Phantom, load_params
+from stages.records import read_json
+
+REPOSITORY = Path(__file__).parents[2]
+REAL = os.environ.get("RARL_DATA_ROOT")
+
+
+def draw(path, number, quality=90):
+    """A picture of bars; no two numbers look alike, and another quality gives other bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("L", (64, 64))
+    for k in range(8):
+        height = (number * 37 + k * k * (number + 3) * 11) % 64
+        picture.paste(255, (8 * k, 0, 8 * k + 8, height))
+    picture.save(path, quality=quality)
+
+
+def slake_row(qid, image, question="Is the crop healthy?", answer="Yes", content="Abnormality"):
+    return {
+        "img_name": f"xmlab{image}/source.jpg", "question": question, "answer": answer, "q_lang": "en",
+        "modality": "CT", "content_type": content, "qid": qid,
+    }  # fmt: skip
+
+
+def rad_row(qid, image, phrase, question="Is it bent?", answer="no"):
+    return {"qid": qid, "phrase_type": phrase, "image_name": image, "question": question, "answer": answer,
+            "question_type": "PRES"}  # fmt: skip
+
+
+def put(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """SLAKE with a near duplicate across its splits, VQA-RAD with its leak and a training picture of ours."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "releases"
+    for number in range(5):
+        draw(root / f"slake/imgs/xmlab{number}/source.jpg", number)
+    draw(root / "slake/imgs/xmlab5/source.jpg", 0, quality=60)  # looks like xmlab0
+    put(root / "slake/train.json", [slake_row(1, 0), slake_row(2, 1), slake_row(3, 1, answer="No")])
+    put(root / "slake/validate.json", [slake_row(4, 2), slake_row(5, 3, answer="")])
+    put(
+        root / "slake/test.json",
+        [slake_row(6, 4), slake_row(7, 5), slake_row(8, 5, "Which plane?", "Axial", "Plane"),
+         slake_row(9, 9, "Which plane?", "Axial", "Plane")],
+    )  # fmt: skip
+    images = root / "vqa_rad/VQA_RAD Image Folder"
+    draw(images / "a.jpg", 1)  # xmlab1, byte for byte
+    rows = [rad_row(1, "a.jpg", "freeform"), rad_row(2, "a.jpg", "test_para"), rad_row(3, "a.jpg", "test_para", answer="Yes"),
+            rad_row(4, "gone.jpg", "test_para"), rad_row(5, "gone.jpg", "test_para"), rad_row(6, "gone.jpg", "freeform"),
+            rad_row(7, "other.jpg", "test_para", "Ho\tt?", "<b>hot</b>")]  # fmt: skip
+    put(root / "vqa_rad/VQA_RAD Dataset Public.json", rows)
+    counts = {
+        "slake": {"train": {"rows": 3, "conflicting_groups": 1, "groups_with_yes_and_no": 1}},
+        "silvar_med": {"train": {"rows": 3, "ct": 3}, "test": {"rows": 2, "annotated": 0}},
+        "vqa_rad": {"test": {"rows": 5, "images_also_in_train": 2, "rows_with_training_image": 4}},
+    }
+    put(root / "declared.json", counts)
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"\n  root: .*", "\n  root: releases", text)
+    text = re.sub(r"\nbenchmarks:\n(- .*\n)+", "\nbenchmarks:\n- slake\n- vqa_rad\n- path_vqa\n", text)  # fmt: skip
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def run():
+    return CliRunner().invoke(audit)
+
+
+def test_counts_of_a_split_are_those_of_its_rows_with_or_without_image(project):
+    test, train = (read(vqa_rad, "releases", split) for split in ("test", "train"))
+    counts = measure(test, train)
+    assert counts["rows"] == 5 and counts["read"] == 2 and counts["missing_rows"] == 3
+    assert counts["images"] == 3 and counts["missing_images"] == 2
+    assert counts["yes_no"] == 4 and counts["open"] == 1 and counts["unknown"] == 5
+    assert counts["categories"] == {"PRES": 5}
+    assert (counts["images_also_in_train"], counts["rows_with_training_image"]) == (2, 4)
+    assert counts["conflicting_groups"] == 1 and counts["rows_in_conflicting_groups"] == 2
+    assert counts["groups_with_yes_and_no"] == 1 and counts["duplicate_rows"] == 1
+    assert "images_also_in_train" not in measure(test)
+
+
+def test_a_lists_order_and_the_case_are_no_conflict(tmp_path):
+    draw(tmp_path / "slake/imgs/xmlab1/source.jpg", 1)
+    answers = ("Edema, Tumor", "tumor and edema", "Bend")
+    put(
+        tmp_path / "slake/test.json", [slake_row(k, 1, answer=a) for k, a in enumerate(answers[:2])]
+    )
+    assert measure(read(slake, tmp_path, "test"))["conflicting_groups"] == 0
+    put(tmp_path / "slake/test.json", [slake_row(k, 1, answer=a) for k, a in enumerate(answers)])
+    counts = measure(read(slake, tmp_path, "test"))
+    assert (counts["conflicting_groups"], counts["rows_in_conflicting_groups"]) == (1, 3)
+
+
+def test_declared_json_takes_the_place_of_the_published_counts(project):
+    release = read(vqa_rad, "releases", "train")
+    assert declared("releases", vqa_rad, release) == {}
+    assert declared("elsewhere", vqa_rad, release)["rows"] == 1797
+    for text in ("[1]", '{"slake": 3}', '{"slake": {"test": {"rows": "many"}}}', "{"):
+        Path("releases/declared.json").write_text(text)
+        with pytest.raises(UserError, match=r"declared\.json"):
+            declared("releases", vqa_rad, release)
+
+
+def test_deviations_name_what_differs_and_leave_out_what_cannot_be_counted():
+    release = Release("vqa_rad", "test", rows=5)
+    measured = measure(release)
+    assert deviations(release, measured, {"rows": 5, "images_also_in_train": 202}) == []
+    assert deviations(release, measured, {"rows": 451}) == ["vqa_rad test: 5 rows, declared 451"]
+    assert "nothing known as gears" in deviations(release, measured, {"gears": 1})[0]
+    refuse("root", ["a deviation"], "report")
+    with pytest.raises(UserError, match="a deviation"):
+        refuse("root", ["a deviation"], "stop")
+
+
+def test_annotated_rows_are_compared_on_all_images_only(project):
+    release = silvar_med.training(Path("releases"), load_params(), Pictures("releases"))["test"]
+    assert deviations(release, measure(release), {"annotated": 1})
+    Path("releases/slake/imgs/xmlab4/source.jpg").unlink()
+    release = silvar_med.training(Path("releases"), load_params(), Pictures("releases"))["test"]
+    assert deviations(release, measure(release), {"annotated": 1}) == []
+
+
+def test_a_shared_own_picture_is_named_with_both_its_files(project):
+    pictures = Pictures("releases")
+    releases = silvar_med.training(Path("releases"), load_params(), pictures)
+    own_splits_apart("releases", releases)
+    Path("releases/slake/imgs/xmlab4/source.jpg").write_bytes(
+        Path("releases/slake/imgs/xmlab2/source.jpg").read_bytes()
+    )
+    releases = silvar_med.training(Path("releases"), load_params(), Pictures("releases"))
+    with pytest.raises(UserError, match=r"dev and test rows\n.*xmlab2.* = .*xmlab4"):
+        own_splits_apart("releases", releases)
+
+
+def test_near_duplicates_leave_out_the_picture_itself(project):
+    pictures = Pictures("releases")
+    train, test = (
+        Split("slake", split, read(slake, "releases", split, pictures=pictures), pictures)
+        for split in ("train", "test")
+    )
+    assert [(train.images[a], test.images[b]) for a, b, *_ in near_duplicates(train, test)] == [
+        ("slake/imgs/xmlab0/source.jpg", "slake/imgs/xmlab5/source.jpg")
+    ]
+    assert near_duplicates(test, test) == []
+
+
+def test_the_stage_finds_what_was_put_there(project):
+    result = run()
+    assert result.exit_code == 0, result.output
+    sets = read_json("metrics/audit.json")["sets"]
+    assert list(sets) == ["silvar_med", "slake", "vqa_rad"]
+    assert list(sets["silvar_med"]) == ["train", "dev", "test"]
+    assert sets["silvar_med"]["test"]["near_duplicates_of_own_train"] == 1
+    test = sets["slake"]["test"]
+    assert (test["rows"], test["missing_rows"], test["rows_of_own_test"]) == (4, 1, 2)
+    assert (test["images_in_own_train"], test["rows_with_own_test_image"]) == (0, 3)
+    assert sets["slake"]["validate"]["refused"] == 1
+    rad = sets["vqa_rad"]["test"]
+    assert (rad["images_in_own_train"], rad["rows_with_own_train_image"]) == (1, 2)
+    assert (rad["images_also_in_train"], rad["rows_with_training_image"]) == (2, 4)
+    assert read_json("metrics/audit.json")["deviations"] == []
+    with open("data/audit/shared_images.csv", encoding="utf-8", newline="") as file:
+        pairs = Counter((r["first_set"], r["first_split"], r["second_set"], r["second_split"])
+                        for r in csv.DictReader(file))  # fmt: skip
+    assert pairs == {
+        ("vqa_rad", "train", "vqa_rad", "test"): 2,
+        ("silvar_med", "test", "slake", "test"): 2,
+        ("silvar_med", "train", "vqa_rad", "test"): 1,
+    }
+    with open("data/audit/near_duplicates.csv", encoding="utf-8", newline="") as file:
+        near = list(csv.DictReader(file))
+    assert {row["second_set"] for row in near} == {"silvar_med", "slake"}
+    assert all(int(row["dhash_bits"]) <= 4 and int(row["phash_bits"]) <= 4 for row in near)
+
+
+def test_pictures_are_decoded_once(project, monkeypatch):
+    import stages.datasets.release as release
+
+    decoded, real = Counter(), release.decode
+    monkeypatch.setattr(release, "decode", lambda data: decoded.update([hash(data)]) or real(data))
+    assert run().exit_code == 0
+    # VQA-RAD's one picture is xmlab1, and nothing asks for xmlab3: its row has no answer.
+    assert len(decoded) == 5 and set(decoded.values()) == {1}
+    assert run().exit_code == 0
+    assert set(decoded.values()) == {1}
+
+
+def test_a_deviation_ends_the_stage_after_its_files_are_written(project):
+    put(project / "releases/declared.json", {"silvar_med": {}, "slake": {}, "vqa_rad": {"train": {"rows": 9}}})  # fmt: skip
+    result = run()
+    assert result.exit_code != 0 and "vqa_rad train: 2 rows, declared 9" in result.output
+    assert "Traceback" not in result.output
+    assert "declared 9" in Path("data/audit/data_card.html").read_text(encoding="utf-8")
+    assert read_json("metrics/audit.json")["deviations"] == ["vqa_rad train: 2 rows, declared 9"]
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("deviation: stop", "deviation: report"), "utf-8")
+    assert run().exit_code == 0
+
+
+def test_the_data_card_is_one_page_that_needs_no_network(project):
+    assert run().exit_code == 0
+    page = Path("data/audit/data_card.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(script|link|iframe)|@import|url\(", page)
+    assert set(re.findall(r'src="(.{10})', page)) == {"data:image"}
+    assert (
+        "CC BY 4.0" in page and "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+    )
+    assert "202 of 203 test images" in page  # what is known of the published set
+    assert "4 of the 5 test rows show an image that is also in the set&#39;s own training split" in page  # fmt: skip
+    assert "Not there: Path-VQA" in page
+    assert "&lt;b&gt;hot" in page and "<b>hot" not in page
+    assert str(project) not in page
+    # One of VQA-RAD's three pictures is there: it is shown once, though two rows and two splits have it.
+    section = page[page.index('id="vqa_rad"') :]
+    assert section.count("<article") == 1
+    markdown = Path("data/audit/data_card.md").read_text(encoding="utf-8")
+    assert "| Rows in the file | 2 | 5 ✓ |" in markdown and "data:image" not in markdown
+    before = page, markdown
+    assert run().exit_code == 0
+    assert before == tuple(
+        Path(f"data/audit/data_card.{kind}").read_text(encoding="utf-8") for kind in ("html", "md")
+    )
+
+
+def test_no_patient_and_no_file_name_reaches_the_data_card_of_own_data(project):
+    folder, patients = project / "releases/own", ["Sprocket", "Flange", "Grommet", "Ratchet"]
+    folder.mkdir()
+    for k, patient in enumerate(patients):
+        make(folder / f"{patient}.dcm", np.roll(RAMP, 3 * k, axis=k % 2))
+    lines = [f"{patient}.dcm,Is the gear bent?,no,{patient}" for patient in patients]
+    table = "\n".join(["image,question,answer,patient", *lines])
+    (folder / "rows.csv").write_text(table, encoding="utf-8")
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    text = text.replace("source: silvar_med", "source: own")
+    Path("params.yaml").write_text(re.sub(r"\n- (slake|path_vqa)\b", "", text), encoding="utf-8")
+    for stage in (curate, audit):
+        result = CliRunner().invoke(stage)
+        assert result.exit_code == 0, result.output
+        for secret in (*patients, *PERSON.values()):
+            assert secret not in result.output
+    page = Path("data/audit/data_card.html").read_text(encoding="utf-8")
+    own = page[page.index('<section id="own"') : page.index('<section id="vqa_rad"')]
+    assert own.count("data:image/jpeg") == 4
+    for path in [*Path("data").rglob("*"), *Path("metrics").rglob("*")]:
+        if path.is_file():
+            for secret in (*patients, *PERSON.values()):
+                assert secret.encode() not in path.read_bytes(), path
+
+
+def test_every_set_has_a_label():
+    assert set(LABELS) == {*BENCHMARKS, "silvar_med", "sat"}
+
+
+def test_refusals_are_counted_by_reason_without_the_files_name():
+    release = Release("slake", "test")
+    release.refused = [("1", "slake/imgs/a b.jpg: image does not decode (cut)"),
+                       ("2", "slake/imgs/c.jpg: image does not decode (cut)"), ("3", "empty answer")]  # fmt: skip
+    assert reasons(release) == {"image does not decode (cut)": 2, "empty answer": 1}
+
+
+def test_bars_leave_nothing_out():
+    assert binned([1, 4, 5, 99], ((1, 4), (5, 6), (7, 8), (9, None))) == [
+        ("1 to 4", 2), ("5 to 6", 1), ("7 to 8", 0), ("9+", 1)
+    ]  # fmt: skip
+    assert binned([6], ((1, 4), (5, 6), (7, None))) == [("5 to 6", 1)] and binned([], ((1, 2),)) == []  # fmt: skip
+    assert top(Counter("aabbc"), 2) == [("a", 2), ("b", 2), ("1 others", 1)]
+
+
+def test_the_drawings_are_what_the_phantom_declares_of_them(tmp_path):
+    write_releases(tmp_path, Phantom(benchmark_rows=40, image_size=56))
+    counts = read_json(tmp_path / "declared.json")
+    pictures = Pictures(tmp_path)
+    releases = list(silvar_med.training(tmp_path, None, pictures).values())
+    for name, splits in counts.items():
+        if name != "silvar_med":
+            releases += [
+                read((ADAPTERS | SOURCES)[name], tmp_path, split, pictures=pictures)
+                for split in splits
+            ]
+    training = {release.dataset: release for release in releases if release.split == "train"}
+    assert {(release.dataset, release.split) for release in releases} == {
+        (name, split) for name, splits in counts.items() for split in splits
+    }
+    for release in releases:
+        measured = measure(release, training.get(release.dataset))
+        assert deviations(release, measured, counts[release.dataset][release.split]) == []
+    assert counts["silvar_med"]["train"] | {"annotated": 0} == {
+        "rows": 716, "images": 304, "mri": 162, "ct": 122, "xray": 432, "annotated": 0,
+    }  # fmt: skip
+    assert counts["path_vqa"]["test"]["conflicting_groups"] > 0
+
+
+@pytest.mark.skipif(not REAL, reason="RARL_DATA_ROOT is not set")
+def test_the_known_leaks_and_conflicts_are_found_in_the_real_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    root = (REPOSITORY / REAL).resolve()
+    Path("params.yaml").write_text(re.sub(r"\n  root: .*", f"\n  root: {root}", text), "utf-8")
+    result = run()
+    assert result.exit_code == 0, result.output
+    sets = read_json("metrics/audit.json")["sets"]
+    for splits in sets.values():
+        for count in splits.values():
+            assert count["rows"] == count["read"] + count["refused"] + count["missing_rows"]
+    if "slake" in sets:
+        assert (sets["slake"]["test"]["rows_of_own_test"], sets["slake"]["test"]["rows"]) == (150, 1061)  # fmt: skip
+        assert sets["slake"]["test"]["images_in_own_train"] == 0
+    if "vqa_rad" in sets:
+        rad = sets["vqa_rad"]["test"]
+        assert (rad["images_also_in_train"], rad["rows_with_training_image"]) == (202, 446)
+    if "path_vqa" in sets:
+        path = sets["path_vqa"]["test"]
+        assert (path["conflicting_groups"], path["groups_with_yes_and_no"]) == (236, 3)

@@ -1,0 +1,131 @@
+"""The tables over experiments, on a git repository with made-up experiments in DVC's refs."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+
+from stages import compare
+
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
+
+
+def git(*arguments):
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True)  # fmt: skip
+
+
+def write(changes, finals, minutes=2):
+    """Parameters and results of one made-up run: `finals` is model -> percent."""
+    params = YAML(typ="safe", pure=True).load(SHIPPED.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        block, _, name = key.rpartition(".")
+        target = params
+        for part in filter(None, block.split(".")):
+            target = target[part]
+        target[name] = value
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(params, file)
+    own = params["train"]["source"]
+    for folder in ("scores", "breakdown", "cost"):
+        Path("metrics", folder).mkdir(parents=True, exist_ok=True)
+    for model, final in finals.items():
+        cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}  # fmt: skip
+        Path(f"metrics/scores/{model}.json").write_text(
+            json.dumps({"reasoning": {own: {"lexical": cell}}})
+        )
+        rows = ["mode,set,judge,by,value,n,unscored,final,final_low,final_high"]
+        for task, n in (("Count", 30), ("Relation", 10), ("Depth", 10), ("Distance", 10)):
+            score = final if task == "Count" else 0.0
+            rows.append(f"reasoning,cv_bench,lexical,category,{task},{n},0,{score},0,100")
+        for origin, score in (("ADE20K", final), ("COCO", 0.0), ("Omni3D", final)):
+            rows.append(f"reasoning,cv_bench,lexical,origin,{origin},20,0,{score},0,100")
+        Path(f"metrics/breakdown/{model}.csv").write_text("\n".join(rows) + "\n")
+        Path(f"metrics/cost/{model}.json").write_text(
+            json.dumps({"seconds": 60 * minutes, "peak_memory_mb": 900})
+        )
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository whose commit is the default run; call it to add an experiment."""
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    write({}, {"base": 40.0, "sft": 60.0, "grpo": 50.0, "rarl": 64.0})
+    git("add", "-A")
+    git("commit", "-qm", "run")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    head = head.strip()
+
+    def add(name, changes, finals):
+        write(changes, finals)
+        git("add", "-A")
+        git("commit", "-qm", name)
+        git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", "HEAD")
+        git("reset", "-q", "--hard", head)
+
+    return add
+
+
+def test_table2_has_the_papers_rows_and_ours(repository):
+    for samples in (500, 1000):
+        repository(f"lora-{samples}", {"train.source": "sat", "train.samples": samples},
+                   {"sft": 20.0, "grpo": samples / 20})  # fmt: skip
+    repository("full", {"train.source": "sat", "train.samples": 500, "train.trainable": "full"},
+               {"sft": 10.0, "grpo": 30.0})  # fmt: skip
+    result = CliRunner().invoke(compare.main, ["table2"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    frame = compare.table2(compare.experiments())
+    assert (frame["source"] == "paper").sum() == 8
+    ours = frame[frame["source"] == "ours (embedded)"].set_index(["method", "samples"])
+    assert len(ours) == 6
+    assert ours.loc[("RL w/ LoRA", 1000), "Count"] == 50
+    assert ours.loc[("RL w/ LoRA", 1000), "Total"] == 25, "over rows: half of them count"
+    assert ours.loc[("RL w/ LoRA", 1000), "Official"] == 37.5, "2D (50 + 0) / 2, 3D 50"
+    assert ours.loc[("RL only (w/o LoRA)", 500), "Total"] == 15
+    assert ours.loc[("SFT", 500), "minutes"] == 2 and ours.loc[("SFT", 500), "memory_mb"] == 900
+    assert "RL w/ LoRA | 1000" in Path("metrics/studies/table2.md").read_text()
+
+
+def test_the_papers_totals_are_counted_in_two_ways():
+    """788 Count, 650 Relation, 600 Depth and 600 Distance rows: over all of them for SFT, a plain mean for RL with LoRA."""
+    rows = json.loads(
+        (Path(compare.__file__).parent / "reporting/paper.json").read_text(encoding="utf-8")
+    )["table2"]["rows"]
+    weights = dict(zip(compare.TASKS, (788, 650, 600, 600)))
+    for row in rows:
+        over_rows = sum(row[task] * n for task, n in weights.items()) / 2638
+        mean = sum(row[task] for task in compare.TASKS) / 4
+        if row["method"] == "SFT":
+            assert abs(over_rows - row["Total"]) < 0.01
+        if row["method"] == "RL w/ LoRA":
+            assert abs(mean - row["Total"]) < 0.01 and over_rows - row["Total"] > 0.5
+
+
+def test_grid_takes_the_two_changes_apart(repository):
+    one = ["reasoning"]
+    repository("a", {"rarl.rewards.reasoning": 0.0, "rarl.prompts": one}, {"rarl": 50.0})
+    repository("b", {"rarl.rewards.reasoning": 1.0, "rarl.prompts": one}, {"rarl": 55.0})
+    repository("c", {"rarl.rewards.reasoning": 0.0}, {"rarl": 58.0})
+    frame = compare.grid(compare.experiments()).set_index(["reasoning_reward", "prompts"])
+    assert frame["final"].to_dict() == {
+        ("no", "diverse"): 58.0, ("no", "one"): 50.0, ("yes", "diverse"): 64.0, ("yes", "one"): 55.0,
+    }  # fmt: skip
+
+
+def test_seeds_give_mean_and_spread(repository):
+    repository("s8", {"seed": 8}, {"rarl": 60.0})
+    repository("s9", {"seed": 9}, {"rarl": 68.0})
+    repository("again", {"seed": 9}, {"rarl": 68.0})
+    frame = compare.seeds(compare.experiments()).set_index("model")
+    rarl = frame.loc["rarl"]
+    assert (rarl["seeds"], rarl["mean"], rarl["sd"]) == (3, 64.0, 4.0)
+    assert (rarl["low"], rarl["high"]) == (60.0, 68.0)
+
+
+def test_without_experiments_the_command_is_named(repository):
+    result = CliRunner().invoke(compare.main, ["grid"])
+    assert result.exit_code == 1 and "dvc exp run --queue" in result.output
+    assert "Traceback" not in result.output
