@@ -1,24 +1,28 @@
 """Length reward (section 2.2.2 of the paper): longer completions, up to 1,000 tokens."""
 
-PER_TOKEN = 0.001
-CAP = 1.0
+from collections.abc import Callable
 
 
-def length_reward(completions, completion_ids, **kwargs) -> list[float]:
-    """`min(0.001 x token count, 1.0)`, section 2.2.2.
+def make_length_reward(per_token: float = 0.001, cap: float = 1.0) -> Callable[..., list[float]]:
+    """The length reward with `per_token` for each token and `cap` at most (the paper's by default)."""
 
-    Args:
-        completions: strings or conversations, one a row (not read).
-        completion_ids: the token ids that were sampled, one list a row, without padding; TRL's
-            `completion_ids`, in which the end token counts.
+    def length(completions, completion_ids, **kwargs) -> list[float]:
+        """`min(per_token x token count, cap)`: `min(0.001 x token count, 1.0)` in section 2.2.2.
 
-    Returns:
-        One reward a row.
+        Args:
+            completions: strings or conversations, one a row (not read).
+            completion_ids: the token ids that were sampled, one list a row, without padding; TRL's
+                `completion_ids`, in which the end token counts.
 
-    >>> length_reward(["Yes"] * 3, completion_ids=[[7] * 40, [7] * 1000, [7] * 3000])
-    [0.04, 1.0, 1.0]
-    """
-    return [min(PER_TOKEN * len(ids), CAP) for ids in completion_ids]
+        Returns:
+            One reward a row, in [0, cap].
 
+        >>> reward = make_length_reward()
+        >>> reward(["Yes"] * 3, completion_ids=[[7] * 40, [7] * 1000, [7] * 3000])
+        [0.04, 1.0, 1.0]
+        >>> make_length_reward(0.01, 0.5)(["Yes"] * 2, completion_ids=[[7] * 40, [7] * 60])
+        [0.4, 0.5]
+        """
+        return [min(per_token * len(ids), cap) for ids in completion_ids]
 
-length_reward.__name__ = "length"
+    return length

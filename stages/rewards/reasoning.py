@@ -1,24 +1,29 @@
 """Reasoning reward (section 2.2.2 of the paper): does the thinking say what the physician wrote?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from stages.answers import read_completion
 from stages.rewards.completions import texts
+from stages.rewards.terms import term_score
 
 
-def make_reasoning_reward(scorer) -> Callable[..., list[float | None]]:
-    """The reasoning reward with the given BERTScorer.
+def make_reasoning_reward(
+    scorer, measure: Literal["bertscore", "terms", "mix"] = "bertscore", terms_share: float = 0.5
+) -> Callable[..., list[float | None]]:
+    """The reasoning reward by one measure.
 
     Args:
-        scorer: has `f1(pairs) -> list[float]`, see `stages.rewards.bertscore.BertScorer`.
+        scorer: has `f1(pairs) -> list[float]`, see `stages.rewards.bertscore.BertScorer`; None will
+            do for `terms`.
+        measure, terms_share: see `score_reasoning`.
     """
 
     def reasoning(completions, reasoning, **kwargs) -> list[float | None]:
-        """BERTScore F1 between the `<think>` text and the annotated reasoning (section 2.2.2).
+        """Likeness of the `<think>` text and the annotated reasoning (section 2.2.2).
 
-        The paper names the reward and its place and gives no formula; BERTScore F1 is taken from
-        its accuracy reward. None, which TRL leaves out of the sum, for a row without annotation:
-        section 3.3 rewards "only the final answer" there. 0 where no think text was closed.
+        None, which TRL leaves out of the sum, for a row without annotation: section 3.3 rewards
+        "only the final answer" there. 0 where no think text was closed.
 
         Args:
             completions: strings or conversations, one a row.
@@ -29,10 +34,12 @@ def make_reasoning_reward(scorer) -> Callable[..., list[float | None]]:
 
         >>> class Half:
         ...     def f1(self, pairs): return [0.5 for _ in pairs]
-        >>> reward = make_reasoning_reward(Half())
         >>> said = "<think>A dark round spot.</think> <answer>Nodule</answer>"
-        >>> reward([said, said, "Nodule"], reasoning=["A round spot.", None, "A round spot."])
+        >>> annotations = ["A round spot.", None, "A round spot."]
+        >>> make_reasoning_reward(Half())([said, said, "Nodule"], reasoning=annotations)
         [0.5, None, 0.0]
+        >>> make_reasoning_reward(None, "terms")([said, said, "Nodule"], reasoning=annotations)
+        [1.0, None, 0.0]
         """
         thoughts = [read_completion(text)[0] for text in texts(completions)]
         rewards = [0.0 if annotation else None for annotation in reasoning]
@@ -42,8 +49,30 @@ def make_reasoning_reward(scorer) -> Callable[..., list[float | None]]:
             if thought and annotation
         ]
         pairs = [(thoughts[row], reasoning[row]) for row in rows]
-        for row, f1 in zip(rows, scorer.f1(pairs) if pairs else [], strict=True):
-            rewards[row] = min(f1, 1.0)
+        for row, score in zip(
+            rows, score_reasoning(pairs, scorer, measure, terms_share), strict=True
+        ):
+            rewards[row] = score
         return rewards
 
     return reasoning
+
+
+def score_reasoning(
+    pairs: Sequence[tuple[str, str]], scorer, measure: str, terms_share: float = 0.5
+) -> list[float]:
+    """Likeness of each (text, annotation) pair, in [0, 1].
+
+    Args:
+        measure: `bertscore`: BERTScore F1, which the paper uses for open answers; `terms`: clinical
+            terms recalled (`stages.rewards.terms`); `mix`: both, the terms with weight `terms_share`.
+    """
+    if not pairs:
+        return []
+    terms = [term_score(*pair) for pair in pairs] if measure != "bertscore" else None
+    if measure == "terms":
+        return terms
+    f1 = [min(value, 1.0) for value in scorer.f1(pairs)]
+    if measure == "bertscore":
+        return f1
+    return [terms_share * a + (1 - terms_share) * b for a, b in zip(terms, f1, strict=True)]

@@ -1,0 +1,1 @@
+"""What the studies of this project need and no stage of the pipeline does."""
