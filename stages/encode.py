@@ -7,7 +7,7 @@ import click
 
 from stages.errors import stage_main
 from stages.params import load_params
-from stages.records import Sample, batches, read_records
+from stages.records import Sample, batches, image_file, read_records
 
 
 @click.command()
@@ -32,7 +32,7 @@ def main(records, benchmarks, output):
     images = {}
     for file in files:
         for sample in read_records(file, Sample):
-            images.setdefault(sample.image_sha256, Path(params.data.root) / sample.image)
+            images.setdefault(sample.image_sha256, image_file(params.data.root, sample.image))
 
     from tqdm import tqdm
 

@@ -3,6 +3,7 @@
 import click
 
 from stages.errors import stage_main
+from stages.launch import on_several_processes
 from stages.params import load_params
 
 
@@ -10,6 +11,8 @@ from stages.params import load_params
 @stage_main
 def main():
     params = load_params()
+    if on_several_processes(params, "stages.grpo"):
+        return
     from stages.training.rl import train_rl
 
     train_rl("grpo", params)

@@ -10,6 +10,7 @@ import click
 
 from stages.cache import CACHE, finished, key_of
 from stages.errors import stage_main
+from stages.launch import is_main_process, on_several_processes
 from stages.params import load_params
 from stages.prompts import template
 from stages.records import (
@@ -17,7 +18,6 @@ from stages.records import (
     Sample,
     predictions_file,
     read_records,
-    samples_file,
     write_records,
 )
 
@@ -27,12 +27,14 @@ from stages.records import (
 @stage_main
 def main(name):
     params = load_params()
+    if on_several_processes(params, "stages.infer", ["--model", name]):
+        return
     folder = Path("data/models") / name
     loaded, started, total = None, time.perf_counter(), 0
     for slug in params.modes:
         mode = params.mode[slug]
         for test_set in params.sets_of(slug):
-            source = samples_file(test_set)
+            source = params.samples_file(test_set)
             samples = read_records(source, Sample)
             key = key_of(
                 folder, source, "stages/models", "stages/answers.py", prompt=template(mode.prompt), image=mode.image,
@@ -57,8 +59,10 @@ def main(name):
                     scratch,
                     label,
                 )
-            total += write_records(predictions_file(name, slug, test_set), predictions)
-    click.echo(f"infer {name}: {total} predictions in {time.perf_counter() - started:.1f} s")
+            if is_main_process():
+                total += write_records(predictions_file(name, slug, test_set), predictions)
+    if is_main_process():
+        click.echo(f"infer {name}: {total} predictions in {time.perf_counter() - started:.1f} s")
 
 
 def _load(folder: Path, params):

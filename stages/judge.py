@@ -21,7 +21,6 @@ from stages.records import (
     Verdict,
     predictions_file,
     read_records,
-    samples_file,
     verdicts_file,
     write_records,
 )
@@ -52,7 +51,7 @@ def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str]
     """Write the verdicts of one mode, set by set, and say how they came out."""
     started, verdicts, from_cache = time.monotonic(), [], 0
     for test_set in sets:
-        questions = samples_file(test_set)
+        questions = params.samples_file(test_set)
         predicted = predictions_file(model, mode, test_set)
         for path in (questions, predicted):
             if not path.is_file():

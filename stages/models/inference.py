@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from accelerate import PartialState
 from tqdm import tqdm
 
 from stages.answers import read_completion
@@ -11,7 +12,7 @@ from stages.models.generation import Reply, Request, ask, in_batches
 from stages.models.loading import Loaded
 from stages.params import Decoding, Mode
 from stages.prompts import render
-from stages.records import Prediction, Sample
+from stages.records import Prediction, Sample, image_file
 
 
 def to_prediction(reply: Reply) -> Prediction:
@@ -34,24 +35,40 @@ def predict(
 
     Args:
         root: folder that the samples' image paths start from.
-        scratch: file of the finished batches; it is read when it is there and appended to.
+        scratch: file of the finished batches; it is read when it is there and appended to. Where several
+            processes run, each has a file of its own beside it, and takes every so-manieth batch.
     """
+    processes = PartialState(cpu=loaded.device.type == "cpu")
+    mine = (
+        scratch
+        if processes.is_main_process
+        else scratch.with_suffix(f".{processes.process_index}.jsonl")
+    )
     requests = [
         Request(
             sample.id,
             render(mode.prompt, sample.question),
-            root / sample.image,
+            image_file(root, sample.image),
             mode.image == "blank",
         )
         for sample in samples
     ]
-    done = {record.id: record for record in finished(scratch, Prediction)}
+    done = _finished(scratch)
+    processes.wait_for_everyone()  # nobody writes before all have read
     scratch.parent.mkdir(parents=True, exist_ok=True)
+    batches = in_batches(requests, decoding.batch_size)
+    batches = batches[processes.process_index :: processes.num_processes]
     with (
-        scratch.open("a", encoding="utf-8") as file,
-        tqdm(total=len(requests), desc=label, unit="q", mininterval=1) as bar,
+        mine.open("a", encoding="utf-8") as file,
+        tqdm(
+            total=sum(map(len, batches)),
+            desc=label,
+            unit="q",
+            mininterval=1,
+            disable=not processes.is_main_process,
+        ) as bar,
     ):
-        for batch in in_batches(requests, decoding.batch_size):
+        for batch in batches:
             if not all(request.id in done for request in batch):
                 replies = ask(loaded, batch, decoding.max_new_tokens, decoding.temperature, seed)
                 records = [to_prediction(reply) for reply in replies]
@@ -60,4 +77,13 @@ def predict(
                 file.flush()
                 os.fsync(file.fileno())
             bar.update(len(batch))
+    processes.wait_for_everyone()
+    if processes.num_processes > 1:
+        done = _finished(scratch)
     return [done[sample.id] for sample in samples]
+
+
+def _finished(scratch: Path) -> dict[str, Prediction]:
+    """What earlier runs, and other processes, have finished."""
+    files = sorted(scratch.parent.glob(f"{scratch.stem}*.jsonl"))
+    return {record.id: record for path in files for record in finished(path, Prediction)}

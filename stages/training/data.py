@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from stages.models.generation import open_image
 from stages.prompts import render
-from stages.records import Sample
+from stages.records import Sample, image_file
 
 
 def choose(samples: list[Sample], count: int | None, seed: int) -> list[Sample]:
@@ -45,7 +45,7 @@ def target(sample: Sample) -> str:
 
 def with_images(rows: list[dict], root: Path, key: str) -> Dataset:
     """A dataset whose images are opened when a row is read; `key` is the column that the trainer expects."""
-    opened = lru_cache(maxsize=512)(lambda path: open_image(root / path))
+    opened = lru_cache(maxsize=512)(lambda path: open_image(image_file(root, path)))
 
     def add(batch: dict) -> dict:
         images = [opened(path) for path in batch["path"]]

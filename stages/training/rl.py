@@ -8,21 +8,39 @@ from pathlib import Path
 
 from trl import GRPOConfig, GRPOTrainer
 
+from stages.models.features import FeatureStore
 from stages.models.generation import vision_tokens
+from stages.models.loading import Loaded
 from stages.params import Method, Params
 from stages.rewards import reward_functions
 from stages.rewards.bertscore import BertScorer
 from stages.training.data import choose, schedule, turn, with_images
-from stages.training.run import Run
+from stages.training.run import FEATURES, Run
+from stages.training.safety import Watched
+
+
+class Trainer(Watched, GRPOTrainer):
+    """TRL's trainer, watched."""
 
 
 def train_rl(name: str, params: Params) -> dict:
     """Train `grpo` or `rarl` and write `data/models/<name>`. Returns the run's metrics."""
+    run, trainer, loaded = prepare(name, params)
+    return run.train_to_end(trainer, loaded)
+
+
+def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
+    """The run of `grpo` or `rarl`, its trainer and its model, ready to start."""
     rl, method = params.rl, getattr(params, name)
     run = Run(
         name,
         params,
-        {"rl": rl.model_dump(), **method.model_dump(), "encoder": params.encoder.model_dump()},
+        {
+            "rl": rl.model_dump(),
+            **method.model_dump(),
+            "reward": params.reward.model_dump(),
+            "encoder": params.encoder.model_dump(),
+        },
     )
     samples = choose(run.train, params.train.samples, params.seed)
     announce(name, method, samples)
@@ -40,30 +58,37 @@ def train_rl(name: str, params: Params) -> dict:
         for sample, prompt in schedule(samples, method.prompts, epochs, params.seed)
     ]  # fmt: skip
     functions, weights = reward_functions(
-        method.rewards, lambda: BertScorer(params.encoder.source, params.encoder.num_layers)
+        method.rewards,
+        lambda: BertScorer(params.encoder.source, params.encoder.num_layers),
+        params.reward,
     )
+    per_pass, passes = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")
     loaded = run.load()
-    trainer = GRPOTrainer(
+    trainer = Trainer(
         model=loaded.model,
         reward_funcs=functions,
         args=GRPOConfig(
             **run.common_arguments(),
             max_steps=steps,
-            per_device_train_batch_size=rl.micro_prompts * rl.group_size,
-            gradient_accumulation_steps=max(1, rl.prompts_per_step // rl.micro_prompts),
+            per_device_train_batch_size=per_pass * rl.group_size, gradient_accumulation_steps=passes,
             num_generations=rl.group_size,
             learning_rate=rl.learning_rate, warmup_steps=rl.warmup_ratio,
-            # Equations (1) to (3); TRL's own defaults are dapo and no KL term.
+            # Equations (1) to (3). TRL's own defaults are dapo, no KL term, and a KL term times the ratio, which has
+            # the same value on policy but another gradient.
+            use_bias_correction_kl=False,
             loss_type="grpo", scale_rewards="group", beta=rl.beta, epsilon=rl.epsilon, num_iterations=1,
             temperature=rl.temperature, top_p=rl.top_p, top_k=0, max_completion_length=rl.max_completion_length,
             generation_kwargs={"suppress_tokens": vision_tokens(loaded.processor)},
+            model_init_kwargs={"revision": run.pointer["revision"]} if params.train.trainable == "full" else None,
             reward_weights=weights, shuffle_dataset=False, log_completions=False,
         ),
         train_dataset=with_images(rows, Path(params.data.root), "image"),
         processing_class=loaded.processor,
         peft_config=run.lora(),
     )  # fmt: skip
-    return run.train_to_end(trainer, loaded)
+    if trainer.ref_model is not None:  # full weights: a second model, whose tower is the same
+        FeatureStore.load(FEATURES).attach(trainer.ref_model)
+    return run, trainer, loaded
 
 
 def announce(name: str, method: Method, samples: list) -> None:

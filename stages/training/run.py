@@ -6,27 +6,31 @@ depends on: a stopped run goes on from its last one, and never from another run'
 
 import csv
 import json
-import math
 import shutil
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from stages.answers import matches
 from stages.cache import CACHE, key_of
 from stages.errors import UserError
+from stages.launch import is_main_process
 from stages.models.features import FeatureStore, tower
 from stages.models.generation import Request, ask_all
 from stages.models.inference import to_prediction
 from stages.models.loading import Loaded, load
 from stages.params import Params
 from stages.prompts import render
-from stages.records import Sample, atomic_file, read_records, write_json
+from stages.records import Sample, atomic_file, image_file, read_json, read_records, write_json
+from stages.training.card import counts, make_portable, write_card
+from stages.training.data import choose
+from stages.training.memory import preflight
+from stages.training.safety import Safety, last_whole_checkpoint
 
 CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
@@ -48,6 +52,11 @@ LOGGED = {
 }  # fmt: skip
 
 
+def packages() -> dict[str, str]:
+    """Versions of what computes a run: a checkpoint of other versions is another run's."""
+    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")}
+
+
 class Run:
     """One method's training run.
 
@@ -61,12 +70,13 @@ class Run:
         start = params.train.start if method != "sft" else "base"
         self.start = Path("data/models") / start
         self.output = Path("data/models") / method
+        self.pointer = read_json(self.start / "base.json")
         shared = {
             name: getattr(params, name).model_dump()
-            for name in ("model", "lora", "train", "decoding")
+            for name in ("model", "lora", "train", "decoding", "accelerate")
         }
         key = key_of(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start, *CODE,
-                     method=method, seed=params.seed, settings=settings, **shared)  # fmt: skip
+                     method=method, seed=params.seed, settings=settings, packages=packages(), **shared)  # fmt: skip
         self.folder = CACHE / "training" / key
         self.folder.mkdir(parents=True, exist_ok=True)
         self.train = read_records(CURATED / "train.jsonl", Sample)
@@ -81,7 +91,14 @@ class Run:
         self.started = time.perf_counter()
 
     def load(self) -> Loaded:
-        loaded = load(self.start, self.params.model)
+        """The model to train on, with its image features; prints the memory plan first."""
+        if is_main_process():
+            print(preflight(self.start, self.params, self.method), flush=True)
+        model = self.params.model
+        if self.params.train.trainable == "full":
+            # In bfloat16 most updates at a usual learning rate are smaller than a weight's last digit.
+            model = model.model_copy(update={"dtype": "float32"})
+        loaded = load(self.start, model)
         FeatureStore.load(FEATURES).attach(loaded.model)
         loaded.model.train()
         return loaded
@@ -94,13 +111,30 @@ class Run:
         return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
                           target_modules=list(lora.target_modules), exclude_modules=r".*visual.*")  # fmt: skip
 
+    def batches(self, per_step: int, per_pass: int, what: str) -> tuple[int, int]:
+        """(rows a pass and process, passes a step), so that a step has `per_step` rows on any number of processes.
+
+        Raises:
+            UserError: `per_step` cannot be shared out evenly.
+        """
+        processes = self.params.accelerate.processes
+        per_pass = min(per_pass, max(1, per_step // processes))
+        if per_step % (per_pass * processes):
+            raise UserError(
+                f"{what} = {per_step}",
+                f"{processes} processes (accelerate.processes) with {per_pass} a pass",
+                f"a multiple of {per_pass * processes}",
+                f"change {what}, its micro value, or accelerate.processes",
+            )
+        return per_pass, per_step // (per_pass * processes)
+
     def common_arguments(self) -> dict:
         """Trainer arguments that SFT and RL share."""
         params = self.params
         return {
             "output_dir": str(self.folder), "seed": params.seed, "data_seed": params.seed,
             "max_grad_norm": params.train.max_grad_norm, "logging_steps": 1, "report_to": "none",
-            "save_strategy": "steps", "save_steps": params.train.eval_steps, "save_total_limit": 2,
+            "save_strategy": "steps", "save_steps": params.train.eval_steps, "save_total_limit": params.train.keep_checkpoints,
             "bf16": params.model.dtype == "bfloat16", "activation_checkpointing": params.train.gradient_checkpointing,
             "use_cpu": params.model.device == "cpu", "dataloader_num_workers": 0, "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(), "remove_unused_columns": False,
             "logging_nan_inf_filter": False, "lr_scheduler_type": "linear",
@@ -121,13 +155,19 @@ class Run:
             raise RuntimeError("the vision tower must be frozen")
         log = Log(self, loaded, network)
         trainer.add_callback(log)
-        last = get_last_checkpoint(str(self.folder))
+        trainer.add_callback(Safety(trainer))
+        trainer.state_name = self.method
+        with trainer.accelerator.main_process_first():
+            last = last_whole_checkpoint(self.folder)
         if last:
             tqdm.write(f"{self.method}: going on from {last}")
         trainer.train(resume_from_checkpoint=last)
         steps = trainer.state.global_step
         if not log.scores or log.scores[-1]["step"] != steps:
             log.score_and_keep(steps)
+        trainer.accelerator.wait_for_everyone()
+        if not trainer.accelerator.is_main_process:
+            return {}
         best = log.best()
         shutil.rmtree(self.output, ignore_errors=True)
         shutil.copytree(self.folder / "best", self.output)
@@ -140,6 +180,9 @@ class Run:
             "dev_score": best["dev_score"],
             **first_and_last(rows),
         }
+        make_portable(self.output)
+        trained = choose(self.train, self.params.train.samples, self.params.seed)
+        write_card(self.output, self.method, self.params, metrics, counts(trained, self.dev))
         write_json(f"metrics/train/{self.method}.json", metrics)
         write_csv(Path(f"metrics/train/{self.method}.csv"), rows)
         print(
@@ -166,6 +209,7 @@ class Log(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(
+            disable=not state.is_world_process_zero,
             total=state.max_steps,
             initial=state.global_step,
             desc=self.run.method,
@@ -191,25 +235,18 @@ class Log(TrainerCallback):
         if self.scores:
             shown["dev"] = self.scores[-1]["dev_score"]
         self.bar.set_postfix(shown, refresh=False)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise UserError(
-                    f"{self.run.method}, step {state.global_step}",
-                    f"{name} = {logs[name]}",
-                    "a finite number",
-                    f"lower the learning rate; the last good checkpoint is in {self.run.folder}",
-                )
 
     def score_and_keep(self, step: int) -> None:
         self.scores = [score for score in self.scores if score["step"] < step]
         self.scores.append({"step": step, "dev_score": self.dev_score()})
-        if self.best()["step"] == step:
+        if self.best()["step"] == step and is_main_process():
             folder = self.run.folder / "best"
             shutil.rmtree(folder, ignore_errors=True)
             full = self.run.params.train.trainable == "full"
             self.network.save_pretrained(folder / "full" if full else folder)
             (folder / "README.md").unlink(missing_ok=True)
-        write_json(self.file, self.scores)
+        if is_main_process():
+            write_json(self.file, self.scores)
 
     def dev_score(self) -> float | None:
         """Percent of development answers that are right under the reasoning prompt, decoded greedily."""
@@ -218,7 +255,7 @@ class Log(TrainerCallback):
             return None
         root = Path(run.params.data.root)
         requests = [
-            Request(sample.id, render("reasoning", sample.question), root / sample.image)
+            Request(sample.id, render("reasoning", sample.question), image_file(root, sample.image))
             for sample in run.dev
         ]
         training, cache = self.network.training, self.network.config.use_cache
@@ -228,6 +265,7 @@ class Log(TrainerCallback):
             self.network, self.loaded.processor, self.loaded.device, self.loaded.attention
         )
         replies = {}
+        # Every process scores all rows: with shared parameters (FSDP) none may be left out of a forward pass.
         for batch in ask_all(
             asked, requests, run.params.decoding.batch_size, run.params.decoding.max_new_tokens
         ):

@@ -5,13 +5,25 @@ from pathlib import Path
 
 from trl import SFTConfig, SFTTrainer
 
+from stages.models.loading import Loaded
 from stages.params import Params
 from stages.training.data import choose, schedule, target, turn, with_images
 from stages.training.run import Run
+from stages.training.safety import Watched
+
+
+class Trainer(Watched, SFTTrainer):
+    """TRL's trainer, watched."""
 
 
 def train_sft(params: Params) -> dict:
     """Train and write `data/models/sft`. Returns the run's metrics."""
+    run, trainer, loaded = prepare(params)
+    return run.train_to_end(trainer, loaded)
+
+
+def prepare(params: Params) -> tuple[Run, Trainer, Loaded]:
+    """The run, its trainer and its model, ready to start."""
     sft = params.sft
     run = Run("sft", params, sft.model_dump())
     samples = choose(run.train, params.train.samples, params.seed)
@@ -24,14 +36,14 @@ def train_sft(params: Params) -> dict:
         }
         for sample, prompt in schedule(samples, ["reasoning"], epochs, params.seed)
     ]
+    per_pass, passes = run.batches(sft.batch_size, sft.micro_batch_size, "sft.batch_size")
     loaded = run.load()
-    trainer = SFTTrainer(
+    trainer = Trainer(
         model=loaded.model,
         args=SFTConfig(
             **run.common_arguments(),
             max_steps=math.ceil(len(samples) * sft.epochs / sft.batch_size),
-            per_device_train_batch_size=sft.micro_batch_size,
-            gradient_accumulation_steps=max(1, sft.batch_size // sft.micro_batch_size),
+            per_device_train_batch_size=per_pass, gradient_accumulation_steps=passes,
             learning_rate=sft.learning_rate, warmup_steps=sft.warmup_ratio,
             completion_only_loss=True, max_length=None, train_sampling_strategy="sequential",
             dataset_kwargs={"skip_prepare_dataset": True},
@@ -40,4 +52,4 @@ def train_sft(params: Params) -> dict:
         processing_class=loaded.processor,
         peft_config=run.lora(),
     )  # fmt: skip
-    return run.train_to_end(trainer, loaded)
+    return run, trainer, loaded

@@ -77,3 +77,26 @@ def project(tmp_path, monkeypatch, random_base, params):
         {"source": str(random_base[0]), "revision": None, "sha256": "0"},
     )
     return tmp_path
+
+
+@pytest.fixture
+def encoded(project, params):
+    """The project with its training features, made by the encode stage's own library calls."""
+    from pathlib import Path
+
+    from stages.models.features import FeatureStore
+    from stages.models.generation import open_image
+    from stages.models.loading import load
+    from stages.records import read_records
+
+    loaded = load("data/models/base", params.model)
+    store = FeatureStore()
+    store.attach(loaded.model)
+    for split in ("train", "dev"):
+        for sample in read_records(f"data/curated/{split}.jsonl", Sample):
+            inputs = loaded.processor.image_processor(
+                [open_image(Path(params.data.root) / sample.image)], return_tensors="pt"
+            )
+            loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    store.save("data/features/training")
+    return project

@@ -18,24 +18,6 @@ from stages.records import Sample, read_records
 from stages.training.data import prompt_of, schedule, target
 
 
-@pytest.fixture
-def encoded(project, params):
-    """The project with its training features, made by the encode stage's own library calls."""
-    from stages.models.generation import open_image
-
-    loaded = load("data/models/base", params.model)
-    store = FeatureStore()
-    store.attach(loaded.model)
-    for split in ("train", "dev"):
-        for sample in read_records(f"data/curated/{split}.jsonl", Sample):
-            inputs = loaded.processor.image_processor(
-                [open_image(Path(params.data.root) / sample.image)], return_tensors="pt"
-            )
-            loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
-    store.save("data/features/training")
-    return project
-
-
 def test_sft_writes_an_adapter_on_the_language_model_only(encoded, params):
     from stages.training.sft import train_sft
 

@@ -1,0 +1,83 @@
+"""Two processes that talk by gloo give what one gives: the same losses, the same predictions."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(module, params, *arguments):
+    """One stage, as DVC starts it, in the project folder that the test works in."""
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(params.model_dump(), file)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def losses():
+    with open("metrics/train/sft.csv", encoding="utf-8") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+
+
+@pytest.fixture
+def short(encoded, params):
+    params = params.model_copy(deep=True)
+    params.model.device = "cpu"
+    params.models, params.modes = ["base", "sft", "grpo"], ["direct"]
+    return params
+
+
+def test_sft_on_two_processes_has_the_losses_of_one(short):
+    run("stages.sft", short)
+    one, key = losses(), json.loads(Path("metrics/train/sft.json").read_text())
+    short.accelerate.processes = 2
+    run("stages.sft", short)
+    two = losses()
+    assert len(one) == len(two) == 4
+    for first, second in zip(one, two):
+        assert abs(first - second) < 1e-4 * abs(first)
+    assert json.loads(Path("metrics/train/sft.json").read_text()) == key
+    assert Path("data/models/sft/adapter_model.safetensors").is_file()
+
+
+def test_grpo_and_inference_on_two_processes(short):
+    from stages.models.features import FeatureStore
+
+    FeatureStore().save("data/features/benchmarks")
+    run("stages.infer", short, "--model", "base")
+    one = Path("data/predictions/base/direct/silvar_med.jsonl").read_bytes()
+    for path in Path(".cache/predictions").iterdir():
+        path.unlink()
+    short.accelerate.processes = 2
+    short.decoding.batch_size = 2
+    run("stages.infer", short, "--model", "base")
+    two = Path("data/predictions/base/direct/silvar_med.jsonl").read_bytes()
+    assert [json.loads(line)["id"] for line in two.splitlines()] == [
+        json.loads(line)["id"] for line in one.splitlines()
+    ]
+    assert len(list(Path(".cache/predictions").iterdir())) == 2, (
+        "each process has a file of its own"
+    )
+    run("stages.grpo", short)
+    metrics = json.loads(Path("metrics/train/grpo.json").read_text())
+    assert metrics["steps"] == 4 and metrics["dev_score"] is not None
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(short):
+    from stages.errors import UserError
+    from stages.training import sft
+
+    short.accelerate.processes = 3
+    with pytest.raises(UserError, match=r"sft\.batch_size"):
+        sft.prepare(short)

@@ -1,0 +1,313 @@
+"""What comes out is usable elsewhere: the card, plain PEFT, merged weights, and a question from the command line."""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from ruamel.yaml import YAML
+
+from stages import ask, merge
+from stages.base import base_pointer
+from stages.models.generation import Reply
+from stages.models.loading import load
+from stages.models.processor import chat
+from stages.params import Base
+from stages.prompts import render
+from stages.records import Sample, read_json, read_records, write_json
+from stages.training.card import counts, make_portable, write_card
+
+METRICS = {
+    "steps": 4,
+    "trainable_parameters": 1234,
+    "best_step": 2,
+    "dev_score": 75.0,
+    "reward_first": 1.5,
+    "reward_last": 2.25,
+}
+
+
+@pytest.fixture
+def trained(project, params, random_base):
+    """A project whose `data/models/rarl` holds an adapter that moves the logits, as a training leaves it."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(params.model_dump(), file)
+    torch.manual_seed(1)
+    adapter = LoraConfig(
+        r=params.lora.r, lora_alpha=params.lora.alpha, task_type="CAUSAL_LM",
+        target_modules=params.lora.target_modules, exclude_modules=r".*visual.*",
+    )  # fmt: skip
+    model: PeftModel = get_peft_model(load("data/models/base", params.model).model, adapter)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    folder = Path("data/models/rarl")
+    model.save_pretrained(folder)
+    shutil.copyfile("data/models/base/base.json", folder / "base.json")
+    make_portable(folder)
+    card(folder, params)
+    return folder
+
+
+def card(folder, params, method="rarl"):
+    rows = [read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev")]
+    write_card(folder, method, params, METRICS, counts(*rows))
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def logits(model, processor):
+    inputs = processor(
+        text=[chat(processor, "Is there a bright spot in this image?")],
+        images=[Image.new("RGB", (100, 140), (90, 90, 90))], return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def test_plain_peft_gives_the_same_model(trained, params, random_base):
+    from peft import PeftModel
+    from transformers import Qwen2VLForConditionalGeneration
+
+    ours = load(trained, params.model)
+    base = Qwen2VLForConditionalGeneration.from_pretrained(random_base[0], dtype=torch.float32)
+    untrained = logits(base.eval(), ours.processor)
+    plain = PeftModel.from_pretrained(base, trained).eval()
+    found = logits(plain, ours.processor)
+    torch.testing.assert_close(found, logits(ours.model, ours.processor), rtol=0, atol=0)
+    assert (found - untrained).abs().max() > 0.1, "the adapter of this test must do something"
+
+
+def test_adapter_files_are_equal_for_equal_runs_on_any_machine(trained, random_base, tmp_path):
+    """PEFT writes the base's path and, in an order of the process's own, its sets of module names."""
+    before = (trained / "adapter_config.json").read_bytes()
+    assert str(random_base[0].parent).encode() not in before
+    config = json.loads(before)
+    assert config["base_model_name_or_path"] == random_base[0].name
+    random.Random(1).shuffle(config["target_modules"])
+    config["base_model_name_or_path"] = "/elsewhere/base0"
+    write_json(trained / "adapter_config.json", config)
+    assert (trained / "adapter_config.json").read_bytes() != before
+    make_portable(trained)
+    assert (trained / "adapter_config.json").read_bytes() == before
+
+
+def test_a_hub_base_is_named_with_its_revision(trained, params):
+    pointer = {"source": "Qwen/Qwen2-VL-2B-Instruct", "revision": "895c3a4", "sha256": None}
+    write_json(trained / "base.json", pointer)
+    make_portable(trained)
+    config = read_json(trained / "adapter_config.json")
+    assert (config["base_model_name_or_path"], config["revision"]) == (
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "895c3a4",
+    )
+    text = card(trained, params)
+    assert YAML(typ="safe").load(text.split("---")[1])["base_model"] == pointer["source"]
+    assert 'from_pretrained("Qwen/Qwen2-VL-2B-Instruct", revision="895c3a4")' in text
+
+
+def test_card_says_what_the_model_is(trained, params, random_base, tmp_path):
+    text = (trained / "README.md").read_text(encoding="utf-8")
+    front = YAML(typ="safe").load(text.split("---")[1])
+    assert (front["library_name"], front["base_model"]) == ("peft", random_base[0].name)
+    assert {"rarl", "lora", "phantom"} <= set(front["tags"]) and front["license"] == "other"
+    assert "Research only, not for clinical use." in text and "PHANTOM RESULT" in text
+    train = read_records("data/curated/train.jsonl", Sample)
+    annotated = sum(sample.reasoning is not None for sample in train)
+    assert 0 < annotated < 16
+    assert f"| training | 16 | 16 | {annotated} ({100 * annotated / 16:.0f} %) | yes_no 16 |" in text  # fmt: skip
+    for line in ("| optimizer steps | 4 |", "| reward first | 1.5 |", "| lora.r | 8 |",
+                 "| rarl.rewards.reasoning | 1.0 |", "| rl.max_completion_length | 12 |"):  # fmt: skip
+        assert line in text, line
+    assert not any(line in text for line in ("| sft.epochs", "| grpo.prompts"))
+    assert str(tmp_path) not in text and str(random_base[0]) not in text
+    assert card(trained, params) == text
+
+
+def test_card_of_real_data_is_not_marked_as_phantom(trained, params):
+    real = params.model_copy(deep=True)
+    real.data.root = "/mnt/releases"
+    text = card(trained, real)
+    assert "phantom" not in text.lower() and "/mnt" not in text
+
+
+def test_the_cards_code_loads_the_model(trained, params, random_base):
+    """The block is run as it stands, with the two folders put in."""
+    (code,) = re.findall(r"```python\n(.*?)```", (trained / "README.md").read_text(), re.DOTALL)
+    code = code.replace("<folder of the base>", str(random_base[0]))
+    values = {}
+    exec(code.replace("<this folder>", str(trained)), values)
+    ours = load(trained, params.model)
+    torch.testing.assert_close(
+        logits(values["model"].eval(), ours.processor), logits(ours.model, ours.processor)
+    )
+
+
+def test_full_weights_have_a_card_and_no_adapter(trained, params, random_base):
+    folder = Path("data/models/grpo")
+    shutil.copytree(random_base[0], folder / "full")
+    shutil.copyfile("data/models/base/base.json", folder / "base.json")
+    full = params.model_copy(deep=True)
+    full.train.trainable = "full"
+    make_portable(folder)
+    text = card(folder, full, "grpo")
+    assert "library_name: transformers" in text and "<this folder>/full" in text
+    assert "| lora.r" not in text and "peft import" not in text
+    result = CliRunner().invoke(merge.main, ["--model", "grpo", "--output", "whole"])
+    assert result.exit_code == 0, result.output
+    assert Path("whole/model.safetensors").is_file()
+
+
+def test_merged_weights_are_the_adapters_and_a_base(trained, params):
+    from transformers import Qwen2VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    result = CliRunner().invoke(merge.main, ["--model", "rarl", "--output", "out/merged"])
+    assert result.exit_code == 0, result.output
+    folder = Path("out/merged")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    ours = load(trained, params.model)
+    expected = logits(ours.model, ours.processor)
+
+    # By the pipeline's own base code, as base.source = out/merged.
+    Path("data/models/merged").mkdir()
+    write_json("data/models/merged/base.json", base_pointer(Base(source="out/merged")))
+    again = load("data/models/merged", params.model)
+    torch.testing.assert_close(logits(again.model, again.processor), expected, rtol=1e-5, atol=1e-5)
+    # And by the library alone, with the stock image processor.
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder).eval()
+    torch.testing.assert_close(logits(model, ours.processor), expected, rtol=1e-5, atol=1e-5)
+    stock = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    image = Image.new("RGB", (300, 200), (10, 90, 200))
+    assert torch.equal(
+        stock([image], return_tensors="pt")["pixel_values"],
+        ours.processor.image_processor([image], return_tensors="pt")["pixel_values"],
+    )
+    named = "".join(path.read_text() for path in folder.glob("*config.json"))
+    assert "ImageTextProcessor" not in named, "a class that only this project has"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "library_name: transformers" in text and "Research only" in text
+    assert "PeftModel" not in text and "## Parameters" in text
+
+
+def test_merging_overwrites_nothing_and_needs_something_trained(trained):
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    Path("file").write_text("mine")
+    for args, said in (
+        (["rarl", "full"], "something is there already"),
+        (["rarl", "file"], "something is there already"),
+        (["base", "new"], "holds no adapter"),
+        (["rral", "new"], "there: base, rarl"),
+    ):
+        result = CliRunner().invoke(merge.main, ["--model", args[0], "--output", args[1]])
+        assert result.exit_code == 1 and said in result.output, result.output
+    assert sorted(path.name for path in Path("full").iterdir()) == ["mine.txt"]
+    assert not Path("new").exists()
+
+
+def asked(*args):
+    return CliRunner().invoke(ask.main, args)
+
+
+def test_ask_answers_by_name_folder_and_merged_folder(trained, project):
+    picture = str(next(Path("data/phantom/pictures").glob("test*.png")))
+    question = ["--image", picture, "--question", "Is there a bright spot?"]
+    CliRunner().invoke(merge.main, ["--model", "rarl", "--output", "merged"])
+    shutil.copytree(trained, "copy")
+    outputs = {}
+    for name in ("base", "rarl", "copy", "merged"):
+        result = asked("--model", name, *question)
+        assert result.exit_code == 0, result.output
+        lines = [line for line in result.output.splitlines() if line.strip()]
+        assert lines[-1] == "Research only, not for clinical use."
+        assert re.search(r"^Tokens: +(\d+)", result.output, re.MULTILINE)
+        outputs[name] = result.output
+    assert outputs["rarl"] == outputs["copy"] == outputs["merged"] != outputs["base"]
+    assert not Path("metrics").exists(), "asking is no stage and leaves nothing behind"
+
+
+def test_ask_shows_the_reasoning_and_puts_the_choices(trained, params, monkeypatch):
+    met = []
+
+    def answers(loaded, requests, limit, temperature, seed):
+        met.append((requests[0].prompt, limit))
+        return [Reply("asked", "<think> A dense area. </think> <answer> (B) </answer>", 12, True)]
+
+    monkeypatch.setattr("stages.models.generation.ask", answers)
+    picture = str(next(Path("data/phantom/pictures").glob("*.png")))
+    args = ["--model", "rarl", "--image", picture, "--question", "What is it?"]
+    result = asked(*args, "--choices", "Effusion", "--choices", "Nodule")
+    assert "Reasoning: A dense area." in result.output and "Answer:    (B)" in result.output
+    assert "12, cut off at the limit" in result.output
+    question = "What is it? Select from the following choices.\n(A) Effusion\n(B) Nodule"
+    assert met == [(render("reasoning", question), params.decoding.max_new_tokens)]
+    asked(*args, "--mode", "direct")
+    assert met[1][0] == render("direct", "What is it?")
+
+
+def test_ask_names_what_is_wrong(trained):
+    good = str(next(Path("data/phantom/pictures").glob("*.png")))
+    Path("notes.png").write_text("no picture")
+    Path("scan.dcm").write_text("no DICOM either")
+    Path("empty").mkdir()
+    for model, image, more, said in (
+        ("rarl", "missing.png", (), "no such file"),
+        ("rarl", "notes.png", (), "--image notes.png"),
+        ("rarl", "scan.dcm", (), "--image scan.dcm"),
+        ("rral", good, (), "there: base, rarl"),
+        ("empty", good, (), "neither base.json nor config.json"),
+        ("rarl", good, ("--mode", "loud"), "--mode loud"),
+    ):
+        result = asked("--model", model, "--image", image, "--question", "What?", *more)
+        assert result.exit_code == 1 and said in result.output, result.output
+        assert "to do:" in result.output and "Traceback" not in result.output
+
+
+def test_ask_reads_dicom(trained, monkeypatch):
+    """A drawn DICOM file reaches the model as the picture that it shows."""
+    import numpy as np
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = meta.MediaStorageSOPInstanceUID = "1.2.3"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = Dataset()
+    data.file_meta = meta
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.3", "1.2.3"
+    data.Rows, data.Columns, data.SamplesPerPixel = 60, 80, 1
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.PixelData = np.linspace(0, 4000, 60 * 80).astype("<u2").tobytes()
+    data.save_as("scan.dcm", enforce_file_format=True)
+
+    seen = []
+
+    def answers(loaded, requests, *args):
+        from stages.models.generation import open_image
+
+        seen.append(open_image(requests[0].image))
+        return [Reply("asked", "Yes", 1, False)]
+
+    monkeypatch.setattr("stages.models.generation.ask", answers)
+    result = asked("--model", "base", "--image", "scan.dcm", "--question", "What?")
+    assert result.exit_code == 0, result.output
+    (picture,) = seen
+    assert picture.size == (80, 60) and picture.getpixel((0, 0)) != picture.getpixel((79, 59))
+
+
+def test_commands_start_without_torch():
+    code = "import sys, stages.ask, stages.merge\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
