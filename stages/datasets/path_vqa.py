@@ -169,6 +169,7 @@ def _image(folder: Path, beside: Path, split: str, name: str) -> str:
         usual,
         folder / "images" / f"{name}.jpg",
         folder / split / f"{name}.jpg",
+        folder / "pvqa" / "images" / split / f"{name}.jpg",  # as its archive unpacks
         beside / f"{name}.jpg",
     )
     try:

@@ -129,7 +129,7 @@ def _images(folder: Path) -> str:
             str(folder / "imgs.zip"),
             "an archive that is not unpacked, and no folder imgs/ beside it",
             "imgs/xmlabN/source.jpg",
-            f"unpack it there: python -m zipfile -e '{folder / 'imgs.zip'}' '{folder}'",
+            "run `python -m stages.download slake`, which unpacks it, or unpack it there",
         )
     return "imgs"
 

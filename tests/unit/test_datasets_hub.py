@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_datasets_adapters import kept, read, slake_row  # noqa: F401
+from test_datasets_adapters import read, slake_row
 
 from stages.datasets import cv_bench, path_vqa, release, sat, silvar_med, slake, vqa_med, vqa_rad
 from stages.datasets.release import MissingRelease, Pictures

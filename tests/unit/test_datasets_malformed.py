@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_datasets_adapters import kept, rad_row, slake_row  # noqa: F401
+from test_datasets_adapters import rad_row, slake_row
 from test_datasets_hub import png, sat_row
 
 from stages.answers import matches
