@@ -15,12 +15,13 @@ from stages.params import Method, Params
 from stages.rewards import reward_functions
 from stages.rewards.bertscore import BertScorer
 from stages.training.data import choose, schedule, turn, with_images
+from stages.training.fast import SharedPrompt
 from stages.training.run import FEATURES, Run
 from stages.training.safety import Watched
 
 
-class Trainer(Watched, GRPOTrainer):
-    """TRL's trainer, watched."""
+class Trainer(Watched, SharedPrompt, GRPOTrainer):
+    """TRL's trainer, watched, and with each prompt run once for its whole group."""
 
 
 def train_rl(name: str, params: Params) -> dict:

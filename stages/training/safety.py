@@ -49,7 +49,7 @@ class Watched:
         result = super().compute_loss(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss):
-            self.stop_for("loss", float(loss))
+            self.stop_for("loss", loss.item())
         return result
 
     def stop_for(self, name: str, value: float) -> None:

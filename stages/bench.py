@@ -1,0 +1,414 @@
+"""The RL step of stock TRL against this project's: `python -m stages.bench`, or `make bench`.
+
+Both train the same model on the same rows from the same seed, each in a process of its own, and take turns step by
+step, so that whatever else the machine does meets both. Stock is TRL's `GRPOTrainer` untouched, with the stock image
+processor and the tower run as TRL runs it. Ours reads the frozen tower's output, which the `encode` stage has made
+(its time is given apart). Times are medians of the steps after the first, in seconds; nothing is extrapolated.
+
+On a CPU the models are the embedded base and a mid-sized one at random weights; on a GPU, Qwen2-VL-2B's
+configuration at random weights in bfloat16. Results: `metrics/bench/grpo.json`, and the table in `grpo.md`.
+
+The floor is what the matrix products of our step cost at the rates measured in the same process: the language model
+once over each prompt and completion token (twice that again for the gradient of its input), and in decoding all of
+its weights read once a token, or multiplied, whichever takes longer. Attention and everything else is left out of it.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from stages.errors import stage_main
+from stages.records import write_json
+
+OUTPUT = Path("metrics/bench")
+PARTS = ("generation", "rewards", "reference", "policy", "other")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison."""
+
+    name: str
+    model: str = "middle"
+    """`middle`, `embedded` or `qwen2_vl_2b`."""
+    pixels: int = 336
+    """Height and width of the images."""
+    group: int = 8
+    tokens: int = 64
+    """Longest completion."""
+    prompts: int = 2
+    """Prompts, each with an image of its own, a step."""
+    ends: float = 0.0
+    """Added to the end token's logit in sampling, so that completions end early."""
+
+
+#: The first three are the bars; the others change one thing of the first.
+CPU = (
+    Case("336 px, 64 tokens"),
+    Case("448 px", pixels=448),
+    Case("128 tokens", tokens=128),
+    Case("224 px", pixels=224),
+    Case("G = 4", group=4),
+    Case("G = 16", group=16),
+    Case("1 image", prompts=1),
+    Case("4 images", prompts=4),
+    Case("completions that end early", ends=4.0),
+    Case("embedded base", model="embedded", pixels=112, tokens=80, prompts=4),
+)
+GPU = (Case("Qwen2-VL-2B, 256 tokens", "qwen2_vl_2b", pixels=616, tokens=256),)
+
+
+def build(case: Case, store: bool):
+    """The model and processor of a case: the embedded base, or a Qwen2-VL at random weights.
+
+    Args:
+        store: with this project's image processor, which keeps what it has processed; else the stock one.
+    """
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from stages.models.processor import ImageProcessor, load_processor
+    from stages.pretraining.tiny import build_config
+
+    base = Path("data/base")
+    processor = load_processor(base, None, case.pixels**2, case.pixels**2)
+    images = (ImageProcessor if store else Qwen2VLImageProcessorPil).from_pretrained(base)
+    images.size = processor.image_processor.size
+    processor.image_processor = images
+    if case.model == "embedded":
+        return Qwen2VLForConditionalGeneration.from_pretrained(base), processor
+    sizes = {
+        "middle": (
+            {"depth": 6, "embed_dim": 320, "num_heads": 5, "hidden_size": 384},
+            {
+                "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 7, "num_attention_heads": 6,
+                "num_key_value_heads": 2, "vocab_size": 2048,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+            },
+        ),
+        "qwen2_vl_2b": (
+            {"depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 1536},
+            {
+                "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+                "num_key_value_heads": 2, "vocab_size": 151936,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            },
+        ),
+    }  # fmt: skip
+    small = build_config(processor.tokenizer).to_dict()  # the token numbers
+    small["text_config"].pop("layer_types")
+    vision, text = sizes[case.model]
+    config = Qwen2VLConfig(
+        **small
+        | {
+            "vision_config": small["vision_config"] | vision,
+            "text_config": small["text_config"] | text,
+        }
+    )
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return Qwen2VLForConditionalGeneration(config).to(dtype), processor
+
+
+def rows_of(case: Case, steps: int) -> list[dict]:
+    """Drawn pictures with a question each."""
+    import numpy as np
+
+    from stages.datasets.phantom import general
+    from stages.training.data import turn
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(steps * case.prompts):
+        scene = general.draw_grey(rng)
+        bright = any(thing.colour == "bright" for thing in scene.things)
+        rows.append(
+            {
+                "prompt": turn("reasoning", "Is there a bright spot in this image?"),
+                "image": scene.image.convert("RGB").resize((case.pixels, case.pixels)),
+                "answers": ["Yes" if bright else "No"],
+                "kind": "yes_no",
+                "choices": [],
+                "reasoning": "There is a bright spot." if bright else "There is no bright spot.",
+            }
+        )
+    return rows
+
+
+def make_trainer(case: Case, fast: bool, steps: int, folder: str):
+    """The trainer of one side, with the settings of `stages/training/rl.py`, and the seconds of encoding."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import GRPOConfig, GRPOTrainer
+
+    from stages.models.features import FeatureStore
+    from stages.models.generation import vision_tokens
+    from stages.params import Encoder, Rewards
+    from stages.rewards import reward_functions
+    from stages.rewards.bertscore import BertScorer
+    from stages.training.fast import SharedPrompt
+
+    class Fast(SharedPrompt, GRPOTrainer):
+        pass
+
+    torch.manual_seed(0)
+    cuda = torch.cuda.is_available()
+    model, processor = build(case, store=fast)
+    model.model.visual.requires_grad_(False)
+    model.to("cuda" if cuda else "cpu")
+    rows, encoding = rows_of(case, steps), 0.0
+    if fast:
+        start = time.perf_counter()
+        FeatureStore().attach(model)
+        for row in rows:
+            inputs = processor.image_processor([row["image"]], return_tensors="pt").to(model.device)
+            model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        encoding = time.perf_counter() - start
+    encoder = Encoder()
+    functions, weights = reward_functions(
+        Rewards(format=1, length=1, accuracy=1, reasoning=1),
+        lambda: BertScorer(encoder.source, encoder.num_layers),
+    )
+    arguments = GRPOConfig(
+        output_dir=folder, seed=0, report_to="none", logging_steps=1, save_strategy="no", max_steps=steps,
+        use_cpu=not cuda, bf16=cuda, activation_checkpointing=False, disable_tqdm=True, remove_unused_columns=False,
+        dataloader_pin_memory=cuda, per_device_train_batch_size=case.prompts * case.group, num_generations=case.group,
+        learning_rate=1e-5, use_bias_correction_kl=False, loss_type="grpo", scale_rewards="group", beta=0.04,
+        epsilon=0.2, num_iterations=1, temperature=1.0, top_p=1.0, top_k=0, max_completion_length=case.tokens,
+        generation_kwargs={"suppress_tokens": vision_tokens(processor)}, reward_weights=weights, shuffle_dataset=False,
+    )  # fmt: skip
+    trainer = (Fast if fast else GRPOTrainer)(
+        model=model, reward_funcs=functions, args=arguments, processing_class=processor,
+        train_dataset=Dataset.from_list([{k: v for k, v in row.items() if k != "image"} | {"index": index}
+                                         for index, row in enumerate(rows)])
+        .with_transform(lambda batch: {**batch, "image": [rows[i]["image"] for i in batch["index"]]}),
+        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+                               exclude_modules=r".*visual.*", task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    if case.ends:
+        likely = torch.zeros(model.config.text_config.vocab_size, device=model.device)
+        likely[processor.tokenizer.eos_token_id] = case.ends
+        model.get_output_embeddings().register_forward_hook(lambda m, a, logits: logits + likely)
+    return trainer, encoding
+
+
+def floor(parameters: int, prompt: int, completions: list[list[int]]) -> dict:
+    """Seconds that our step's matrix products cannot go below, by part.
+
+    Args:
+        parameters: of the language model.
+        prompt: tokens of the distinct prompts.
+        completions: sampled token ids.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    size = 8192 if device == "cuda" else 1024
+    weights = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(16)]
+
+    def best(other) -> float:
+        """Seconds of one product, of the fastest of some rounds."""
+        rounds = []
+        for _ in range(5):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            for weight in weights:
+                weight @ other
+            if device == "cuda":
+                torch.cuda.synchronize()
+            rounds.append((time.perf_counter() - start) / len(weights))
+        return min(rounds)
+
+    flops = 2 * size**3 / best(weights[0])
+    values = size**2 / best(weights[0][0])  # weights read a second
+    tokens = prompt + sum(map(len, completions))
+    forward = 2 * parameters * tokens / flops
+    generation = 2 * parameters * prompt / flops
+    for step in range(max(map(len, completions)) - 1):
+        rows = sum(len(ids) > step + 1 for ids in completions)
+        generation += max(parameters / values, 2 * parameters * rows / flops)
+    return {"generation": generation, "reference": forward, "policy": 2 * forward}
+
+
+def side(case: Case, fast: bool, steps: int, threads: int, pipe) -> None:
+    """One side's process: it makes a step whenever it is told to, and sends back what the step took."""
+    import torch
+    from transformers import PrinterCallback, TrainerCallback, logging
+
+    logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    spent = dict.fromkeys((*PARTS, "inputs", "pass", "step"), 0.0)
+    sampled, last = [], {}
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def clock(trainer, method: str, part: str, only=lambda: True):
+        inner = getattr(trainer, method)
+
+        def timed(*args, **kwargs):
+            start = now()
+            result = inner(*args, **kwargs)
+            if only():
+                spent[part] += now() - start
+            if part == "generation":
+                sampled.extend(result[0])
+                last["prompt"] = sum(map(len, set(map(tuple, args[0]))))
+            return result
+
+        setattr(trainer, method, timed)
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            pipe.send("ready")
+            pipe.recv()
+            spent.update(dict.fromkeys(spent, 0.0))
+            self.start = now()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            spent["step"] = now() - self.start
+            spent["policy"] = spent["pass"] - spent["inputs"]
+            known = sum(spent[part] for part in PARTS if part != "other")
+            lengths = [len(ids) for ids in sampled]
+            pipe.send(
+                {part: spent[part] for part in PARTS if part != "other"}
+                | {
+                    "other": spent["step"] - known,
+                    "step": spent["step"],
+                    "tokens": hashlib.sha256(str(sampled).encode()).hexdigest(),
+                    "mean_length": sum(lengths) / len(lengths),
+                }
+            )
+            last["completions"] = list(sampled)
+            sampled.clear()
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, encoding = make_trainer(case, fast, steps, folder)
+        clock(trainer, "_generate_single_turn", "generation")
+        clock(trainer, "_calculate_rewards", "rewards")
+        clock(trainer, "_get_per_token_logps_and_entropies", "reference",
+              only=lambda: not torch.is_grad_enabled())  # fmt: skip
+        clock(trainer, "_prepare_inputs", "inputs")
+        clock(trainer, "training_step", "pass")
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Turns())
+        trainer.train()
+    peak = (
+        torch.cuda.max_memory_allocated() / 1e9
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux: KB
+    )
+    count = sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" not in n)
+    tower = sum(p.numel() for n, p in trainer.model.named_parameters() if "visual" in n)
+    pipe.send({"peak_gb": peak, "encode_s_an_image": encoding / (steps * case.prompts),
+               "language_parameters": count - tower, "tower_parameters": tower,
+               "floor": floor(count - tower, **last) if fast else None})  # fmt: skip
+
+
+def hear(name: str, pipe):
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise RuntimeError(f"the process of {name} has died; what it said stands above") from None
+
+
+def compare(case: Case, steps: int, threads: int) -> dict:
+    """Run both sides in turns. The first step of each is not counted."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in ("stock", "ours"):
+        pipes[name], theirs = context.Pipe()
+        process = context.Process(
+            target=side, args=(case, name == "ours", steps + 1, threads, theirs), daemon=True
+        )
+        process.start()
+        theirs.close()
+        hear(name, pipes[name])
+    rounds = {name: [] for name in pipes}
+    for step in range(steps + 1):
+        for name in list(pipes)[:: 1 if step % 2 else -1]:
+            pipes[name].send("go")
+            rounds[name].append(hear(name, pipes[name]))
+            if step < steps:
+                hear(name, pipes[name])
+    result = {"case": asdict(case), "threads": threads, "steps": steps}
+    for name, pipe in pipes.items():
+        counted = rounds[name][1:]
+        result[name] = {
+            part: round(statistics.median(one[part] for one in counted), 4)
+            for part in ("step", *PARTS)
+        }
+        ended = hear(name, pipe)
+        limits = ended.pop("floor")
+        result[name] |= {k: round(v, 4) for k, v in ended.items()}
+        if limits:
+            result["floor"] = {k: round(v, 4) for k, v in limits.items()}
+    result["ratio"] = round(result["stock"]["step"] / result["ours"]["step"], 2)
+    result["mean_length"] = round(statistics.mean(r["mean_length"] for r in rounds["ours"]), 1)
+    result["same_tokens"] = [a["tokens"] == b["tokens"] for a, b in zip(*rounds.values())]
+    return result
+
+
+def table(results: list[dict]) -> str:
+    """Markdown; in each pair stock stands first. The floor stands behind it where there is one."""
+    lines = [
+        "| case | step, s | **ratio** | "
+        + " | ".join(f"{part}, s" for part in PARTS)
+        + " | peak, GB |",
+        "|" + "---|" * (len(PARTS) + 4),
+    ]
+    for one in results:
+        stock, ours = one["stock"], one["ours"]
+        pairs = [
+            f"{stock[part]:.2f} / {ours[part]:.2f}"
+            + (f" ({one['floor'][part]:.2f})" if part in one["floor"] else "")
+            for part in ("step", *PARTS, "peak_gb")
+        ]
+        lines.append(
+            f"| {one['case']['name']} | {pairs[0]} | **{one['ratio']:.1f}** | {' | '.join(pairs[1:])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--steps", default=5, show_default=True, help="Steps that are counted, of each side.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--only", multiple=True, help="Cases whose name contains this; may be given often.")
+@click.option("--output", default=OUTPUT, type=click.Path(path_type=Path), show_default=True)
+@stage_main
+def main(steps, threads, only, output):
+    import torch
+
+    cases = [*CPU, *GPU] if torch.cuda.is_available() else CPU
+    results = []
+    for case in cases:
+        if only and not any(part in case.name for part in only):
+            continue
+        results.append(compare(case, steps, threads))
+        click.echo(json.dumps(results[-1]))
+        write_json(output / "grpo.json", results)
+        (output / "grpo.md").write_text(
+            f"Median seconds of {steps} steps, {threads} thread(s), stock / ours (floor), in turns.\n\n"
+            + table(results),
+            encoding="utf-8",
+        )
+    click.echo(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""A GRPO step that does each piece of work once: a mixin over TRL's GRPOTrainer.
+
+Stock TRL runs the whole prompt, image tokens included, once per completion: in generation, in the reference pass and
+in the policy pass. Here a prompt is run once per group of completions, in each of them. The mathematics is the same
+(`tests/tiny/test_fast.py`): log-probabilities, gradients, and the sampled tokens for the same random numbers. With
+dropout in the adapter (`lora.dropout`) a group shares its prompt's noise, and sampling in float32 has none.
+Where something is asked for that this does not know, stock TRL does it, and the run says so once.
+"""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import (
+    split_pixel_values_by_grid,
+    split_tensor_dict,
+    unsplit_pixel_values_by_grid,
+)
+
+from stages.training.decode import folded, sample, unknown_settings
+from stages.training.shared_prompt import (
+    Packed,
+    Prompt,
+    distinct_prompts,
+    joined_images,
+    prepare_attention,
+)
+
+#: Models whose language model hands an attention mask on as it is given. (Qwen3-VL's builds its own.)
+MODELS = ("qwen2_vl", "qwen2_5_vl")
+
+
+class SharedPrompt:
+    """Mixin for `GRPOTrainer`."""
+
+    _said = frozenset()
+
+    def _plain(self, what: str, reason: str) -> bool:
+        """Say once why stock TRL does `what`."""
+        if (what, reason) not in self._said:
+            self._said |= {(what, reason)}
+            tqdm.write(f"{what}: {reason}; stock TRL does it, slower")
+        return True
+
+    def _unfit(self, what: str, model) -> bool:
+        """Whether the model is none that a layout can be given to."""
+        backbone = _backbone(model)
+        if backbone.config.model_type not in MODELS:
+            return self._plain(what, f"a model of type {backbone.config.model_type}")
+        if set(backbone.language_model.config.layer_types) != {"full_attention"}:
+            return self._plain(what, "the model has attention of other kinds than full")
+        prepare_attention(backbone)
+        return False
+
+    def _generate_single_turn(
+        self, prompt_ids, images, multimodal_fields, num_generations, **kwargs
+    ):
+        """Sample one completion a row. Arguments and result are TRL's: lists of token ids, end token included."""
+        if self._other_generation(multimodal_fields, kwargs):
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, **kwargs
+            )
+        device = self.accelerator.device
+        pictures = {
+            name: torch.as_tensor(np.asarray(multimodal_fields[name]), device=device)
+            for name in ("pixel_values", "image_grid_thw")
+            if name in multimodal_fields
+        }
+        prompts = distinct_prompts(
+            [torch.tensor(ids, device=device) for ids in prompt_ids],
+            pictures.get("pixel_values"),
+            pictures.get("image_grid_thw"),
+            [len(shown or []) for shown in images] if images else None,
+        )
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            folded(model),
+            self.accelerator.autocast(),
+        ):  # fmt: skip
+            return sample(_without_peft(model), prompts, self.generation_config), None
+
+    def _other_generation(self, fields: dict, kwargs: dict) -> bool:
+        what = "generation"
+        unknown = unknown_settings(self.generation_kwargs) if not self.use_vllm else ["vLLM"]
+        unknown += fields.keys() - {"pixel_values", "image_grid_thw", "mm_token_type_ids"}
+        unknown += [name for name, value in kwargs.items() if value]
+        if self.use_transformers_continuous_batching:
+            unknown.append("continuous batching")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            unknown.append("weights shared among processes")
+        if unknown:
+            return self._plain(what, ", ".join(unknown))
+        return self._unfit(what, self.accelerator.unwrap_model(self.model_wrapped))
+
+    def _prepare_inputs(self, generation_batch):
+        """TRL shuffles rows; with several passes a step, groups are brought together again, so that none is cut."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        passes = self._buffered_inputs
+        if self.model.training and passes is not before and len(passes) > 1:
+            self._buffered_inputs = whole_groups(passes)
+            inputs = self._buffered_inputs[self._step % len(passes)]
+        return inputs
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False,
+        compute_aux_loss=False, pixel_values=None, image_grid_thw=None, num_images=None,
+        mm_token_type_ids=None, **others,
+    ):  # fmt: skip
+        """Log-probabilities (rows, completion tokens) of the policy or the reference, and entropies when asked.
+
+        Arguments and result are TRL's; what is padding is 0. At most `batch_size` rows, in whole groups, a pass.
+        """
+        unknown = [name for name, value in others.items() if value is not None]
+        unknown += ["an auxiliary loss"] if compute_aux_loss else []
+        what = "log-probabilities"
+        network = self.accelerator.unwrap_model(model)
+        if (unknown and self._plain(what, ", ".join(unknown))) or self._unfit(what, network):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size,
+                compute_entropy=compute_entropy, compute_aux_loss=compute_aux_loss, pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw, num_images=num_images, mm_token_type_ids=mm_token_type_ids, **others,
+            )  # fmt: skip
+        prompt_ids, completion_ids = input_ids.split(
+            [input_ids.shape[1] - logits_to_keep, logits_to_keep], 1
+        )
+        prompt_mask, mask = attention_mask.bool().split(
+            [prompt_ids.shape[1], completion_ids.shape[1]], 1
+        )
+        prompts = distinct_prompts(
+            [ids[real] for ids, real in zip(prompt_ids, prompt_mask)],
+            pixel_values,
+            image_grid_thw,
+            num_images,
+        )
+        completions = [ids[real] for ids, real in zip(completion_ids, mask)]
+        scores, rows = [], []
+        for some in _passes(prompts, batch_size or len(input_ids)):
+            with self.accelerator.autocast():
+                scores.append(packed_scores(model, _backbone(network), some, completions))
+            rows += [row for prompt in some for row in prompt.rows]
+
+        order = torch.tensor(rows, device=mask.device)
+
+        def table(values):
+            """From one row of tokens back to TRL's rows."""
+            packed = torch.cat(values)
+            padded = packed.new_zeros(mask.shape).masked_scatter(mask[order], packed)
+            return padded[order.argsort()]
+
+        log_probs = table([one.log_probs[0] for one in scores])
+        entropies = table([one.entropy[0] for one in scores]) if compute_entropy else None
+        return log_probs, entropies, None
+
+
+def packed_scores(model, backbone, prompts: list[Prompt], completions: list[torch.Tensor]):
+    """Run each prompt once and its completions against it.
+
+    A completion's part begins with a copy of the prompt's last token, which predicts its first one; its own last
+    token predicts nothing and is not run. The head sees the tokens that predict.
+
+    Args:
+        model: as the trainer calls it, wrapped or not, with TRL's fused head.
+        completions: token ids of each of the batch's rows, without padding.
+
+    Returns:
+        TRL's output of the fused head: `log_probs` and `entropy`, (1, completion tokens), prompt after prompt.
+    """
+    device = prompts[0].ids.device
+    ids, positions, predicts = [], [], []
+    for prompt in prompts:
+        position = prompt.positions(backbone)
+        ids.append(prompt.ids[:-1])
+        positions.append(position[:, :-1])
+        predicts.append(torch.zeros(len(prompt.ids) - 1, dtype=torch.bool, device=device))
+        for row in prompt.rows:
+            count = len(completions[row])
+            ids.append(torch.cat([prompt.ids[-1:], completions[row]])[:count])
+            positions.append(position[:, -1:] + torch.arange(count, device=device))
+            predicts.append(torch.ones(count, dtype=torch.bool, device=device))
+    layout = Packed(
+        [len(prompt.ids) - 1 for prompt in prompts],
+        [[len(completions[row]) for row in prompt.rows] for prompt in prompts],
+        device,
+    )
+    labels = torch.cat([completions[row] for prompt in prompts for row in prompt.rows])
+    with only_tokens(backbone, torch.cat(predicts)):
+        return model(
+            input_ids=torch.cat(ids)[None], position_ids=torch.cat(positions, 1)[:, None],
+            attention_mask={"full_attention": layout}, **joined_images(prompts),
+            shift_labels=labels[None], fused_lm_head=True,
+        )  # fmt: skip
+
+
+@contextmanager
+def only_tokens(backbone, chosen: torch.Tensor):
+    """Let the head see only some tokens' hidden states. chosen: (tokens,), bool."""
+
+    def choose(module, inputs, output):
+        return replace(output, last_hidden_state=output.last_hidden_state[:, chosen])
+
+    hook = backbone.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def whole_groups(batches: list[dict]) -> list[dict]:
+    """The same rows in batches of the same size, the rows of a prompt beside each other."""
+    split = [split_pixel_values_by_grid(batch) for batch in batches]
+    joined = {}
+    for name, value in split[0].items():
+        values = [batch[name] for batch in split]
+        if torch.is_tensor(value):
+            joined[name] = torch.cat(values) if value.ndim else value
+        else:
+            joined[name] = value if value is None else [row for rows in values for row in rows]
+    pixels, grid = joined.get("pixel_values"), joined.get("image_grid_thw")
+    prompts = distinct_prompts(
+        [ids[real.bool()] for ids, real in zip(joined["prompt_ids"], joined["prompt_mask"])],
+        None if pixels is None else torch.cat(pixels),
+        None if grid is None else torch.cat(grid),
+        joined.get("num_images"),
+    )
+    order = [row for prompt in prompts for row in prompt.rows]
+    for name, value in joined.items():
+        if torch.is_tensor(value) and value.ndim:
+            joined[name] = value[order]
+        elif isinstance(value, list):
+            joined[name] = [value[row] for row in order]
+    return [unsplit_pixel_values_by_grid(one) for one in split_tensor_dict(joined, len(batches))]
+
+
+def _passes(prompts: list[Prompt], rows: int):
+    """Prompts in order, so many at a time that their completions are at most `rows`; one at least."""
+    some, count = [], 0
+    for prompt in prompts:
+        if some and count + len(prompt.rows) > rows:
+            yield some
+            some, count = [], 0
+        some.append(prompt)
+        count += len(prompt.rows)
+    yield some
+
+
+def _without_peft(model):
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _backbone(model):
+    """The model below the language-model head."""
+    return _without_peft(model).model

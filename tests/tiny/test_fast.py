@@ -1,0 +1,424 @@
+"""The fast GRPO step against the plain one: same log-probabilities, gradients, sampled tokens and trained weights."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from trl import GRPOTrainer
+
+from stages.models.generation import vision_tokens
+from stages.params import Rewards
+from stages.records import Sample, read_records, write_records
+from stages.training import fast, rl
+from stages.training.decode import folded, unknown_settings
+from stages.training.safety import Watched
+
+
+class Plain(Watched, GRPOTrainer):
+    """Stock TRL."""
+
+
+class Fast(fast.SharedPrompt, Watched, GRPOTrainer):
+    def _plain(self, what, reason):
+        raise AssertionError(f"stock TRL was asked: {what}: {reason}")
+
+
+class Caught(Exception):
+    """Carries the batch out of the trainer."""
+
+
+QUESTIONS = (
+    "Is there a bright spot?",
+    "Where in this image is the bright spot, if there is one at all?",
+    "Spot?",
+)
+SIZES = ((112, 112), (84, 112), (112, 56), (56, 84))
+
+
+@pytest.fixture
+def mixed(encoded, params):
+    """The project with questions of different lengths and images of different sizes."""
+    rows = read_records("data/curated/train.jsonl", Sample)
+    for index, row in enumerate(rows):
+        path = Path(params.data.root) / row.image
+        Image.open(path).resize(SIZES[index % len(SIZES)]).save(path)
+        rows[index] = row.model_copy(update={"question": QUESTIONS[index % len(QUESTIONS)]})
+    write_records("data/curated/train.jsonl", rows)
+    params = copy.deepcopy(params)
+    params.grpo.rewards = Rewards(format=1, length=50)  # rewards that differ, from a random model
+    params.rarl.rewards = Rewards(format=1, length=50, accuracy=1, reasoning=1)
+    params.rl.prompts_per_step, params.rl.micro_prompts = 3, 3
+    params.rl.learning_rate = 1e-2
+    return params
+
+
+def prepare(kind, params, monkeypatch, name="grpo"):
+    monkeypatch.setattr(rl, "Trainer", kind)
+    return rl.prepare(name, params)[1]
+
+
+def first_batch(trainer):
+    """What the trainer computes its first loss of."""
+    caught = {}
+
+    def stop(model, inputs, *args, **kwargs):
+        caught.update(inputs)
+        raise Caught
+
+    compute, trainer.compute_loss = trainer.compute_loss, stop
+    with pytest.raises(Caught):
+        trainer.train()
+    trainer.compute_loss = compute
+    return caught
+
+
+def move_adapter(model):
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
+def one_row(model, batch, row):
+    """Log-probabilities and entropies [tokens] of one completion: its prompt and itself, without padding."""
+    prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+    completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+    patches = batch["image_grid_thw"].prod(-1).tolist()
+    start = sum(patches[:row])
+    ids = torch.cat([prompt, completion])[None]
+    logits = model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        pixel_values=batch["pixel_values"][start : start + patches[row]],
+        image_grid_thw=batch["image_grid_thw"][row : row + 1],
+    ).logits[0, len(prompt) - 1 : -1]
+    all_log_probs = torch.log_softmax(logits, -1)
+    entropy = -(all_log_probs.exp() * all_log_probs).sum(-1)
+    return all_log_probs.gather(1, completion[:, None])[:, 0], entropy
+
+
+def scores(trainer, batch, **kwargs):
+    return trainer._get_per_token_logps_and_entropies(
+        trainer.model,
+        torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
+        torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
+        batch["completion_ids"].shape[1],
+        compute_entropy=True,
+        **{
+            k: batch[k]
+            for k in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+        },
+        **kwargs,
+    )[:2]
+
+
+def with_lengths(batch, lengths):
+    """The batch with made-up completions of these lengths, padded as TRL does."""
+    torch.manual_seed(5)
+    longest = max(lengths)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    kinds = batch["mm_token_type_ids"][:, : batch["prompt_ids"].shape[1]]
+    return {
+        **batch,
+        "completion_ids": torch.randint(20, 300, mask.shape) * mask,
+        "completion_mask": mask,
+        "mm_token_type_ids": torch.cat([kinds, kinds.new_zeros(mask.shape)], 1),
+    }
+
+
+LENGTHS = {
+    "ragged": [1, 12, 5, 9, 2, 7, 12, 3, 1, 1, 8, 4],
+    "equal": [6] * 12,
+    "one_token": [1] * 12,
+    "an_empty_one": [0, 4, 3, 0, 7, 1, 2, 5, 9, 0, 6, 3],
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("rows_a_pass", [12, 4], ids=["one_pass", "passes"])
+def test_log_probabilities_and_gradients_are_those_of_separate_rows(
+    mixed, monkeypatch, lengths, rows_a_pass, checkpointing
+):
+    if checkpointing and (rows_a_pass == 4 or lengths is not LENGTHS["ragged"]):
+        pytest.skip("once is enough")
+    mixed.train.gradient_checkpointing = checkpointing
+    trainer = prepare(Fast, mixed, monkeypatch)
+    batch = with_lengths(first_batch(trainer), lengths)
+    assert len({tuple(ids) for ids in batch["prompt_ids"].tolist()}) == 3
+    assert len({tuple(grid) for grid in batch["image_grid_thw"].tolist()}) > 1
+    assert not batch["prompt_mask"].bool().all(), "prompts of different lengths"
+    model = trainer.model
+    move_adapter(model)
+    mask = batch["completion_mask"].bool()
+    torch.manual_seed(6)
+    weights = torch.randn(mask.shape)
+
+    got, entropies = scores(trainer, batch, batch_size=rows_a_pass)
+    assert (got[~mask] == 0).all()
+    (got * weights).sum().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert gradients and not any("visual" in name for name in gradients)
+    model.zero_grad()
+
+    loss = 0.0
+    for row in range(len(lengths)):
+        expected, entropy = one_row(model, batch, row)
+        torch.testing.assert_close(got[row][mask[row]], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(entropies[row][mask[row]], entropy, atol=1e-5, rtol=0)
+        loss = loss + (expected * weights[row][mask[row]]).sum()
+    loss.backward()
+    biggest = max(float(g.abs().max()) for g in gradients.values())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert float((parameter.grad - gradients[name]).abs().max()) < 1e-5 * biggest, name
+
+    with torch.no_grad(), model.disable_adapter():
+        reference, _ = scores(trainer, batch, batch_size=rows_a_pass)
+        for row in range(len(lengths)):
+            expected, _ = one_row(model, batch, row)
+            torch.testing.assert_close(reference[row][mask[row]], expected, atol=1e-5, rtol=0)
+    assert float((reference - got.detach()).abs().max()) > 0.01, "the adapter does something"
+
+
+def test_a_prompt_is_run_once_a_group(mixed, monkeypatch):
+    """Counted in tokens that the language model gets, generation, reference and policy apart."""
+    trainer = prepare(Fast, mixed, monkeypatch)
+    seen = []
+    trainer.model.get_base_model().model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2]),
+        with_kwargs=True,
+    )
+    batch = first_batch(trainer)
+    prompts = {
+        tuple(ids[real.bool()].tolist())
+        for ids, real in zip(batch["prompt_ids"], batch["prompt_mask"])
+    }
+    prompt_tokens = sum(map(len, prompts))
+    lengths = batch["completion_mask"].sum(1)
+    steps = [int((lengths > step).sum()) for step in range(1, int(lengths.max()))]
+    reference = prompt_tokens - len(prompts) + int(lengths.sum())
+    assert seen == [(1, n) for n in [prompt_tokens, *steps, reference]]
+
+
+@pytest.mark.parametrize("top_p, temperature", [(1.0, 1.0), (0.8, 0.7)])
+def test_the_same_random_numbers_give_the_same_completions(mixed, monkeypatch, top_p, temperature):
+    mixed.rl.top_p, mixed.rl.temperature, mixed.rl.max_completion_length = top_p, temperature, 24
+    batches = []
+    for kind in (Plain, Fast):
+        trainer = prepare(kind, mixed, monkeypatch)
+        move_adapter(trainer.model)
+        end = trainer.processing_class.tokenizer.eos_token_id
+        likely = torch.zeros(len(trainer.processing_class.tokenizer))
+        likely[end] = 4.0  # so that some completions end long before others
+        head = trainer.model.get_base_model().get_output_embeddings()
+        head.register_forward_hook(lambda module, args, logits, likely=likely: logits + likely)
+        batches.append(first_batch(trainer))
+    plain, quick = batches
+    for name in ("prompt_ids", "completion_ids", "completion_mask", "advantages", "image_grid_thw"):
+        assert torch.equal(plain[name], quick[name]), name
+    lengths = plain["completion_mask"].sum(1)
+    assert lengths.min() < lengths.max(), "some ended before the others"
+    torch.testing.assert_close(
+        plain["ref_per_token_logps"] * plain["completion_mask"],
+        quick["ref_per_token_logps"] * quick["completion_mask"],
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_place_holders_are_never_sampled(mixed, monkeypatch):
+    trainer = prepare(Fast, mixed, monkeypatch)
+    forbidden = vision_tokens(trainer.processing_class)
+    with torch.no_grad():
+        head = trainer.model.get_base_model().get_output_embeddings()
+        head.register_forward_hook(
+            lambda m, a, out: out.index_fill(-1, torch.tensor(forbidden), 50.0)
+        )
+    batch = first_batch(trainer)
+    assert not torch.isin(batch["completion_ids"], torch.tensor(forbidden)).any()
+
+
+@pytest.mark.parametrize(
+    "name, micro, trainable",
+    [("grpo", 3, "lora"), ("rarl", 1, "lora"), ("grpo", 1, "lora"), ("grpo", 3, "full")],
+)
+def test_a_training_run_ends_at_the_plain_ones_weights(mixed, monkeypatch, name, micro, trainable):
+    mixed.rl.micro_prompts, mixed.rl.max_steps, mixed.train.trainable = micro, 5, trainable
+    if trainable == "full":
+        mixed.rl.learning_rate = 1e-4
+    ends = []
+    for kind in (Plain, Fast):
+        trainer = prepare(kind, mixed, monkeypatch, name)
+        start = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        completions, generate = [], trainer._generate_single_turn
+
+        def listen(*args, generate=generate, completions=completions, **kwargs):
+            result = generate(*args, **kwargs)
+            completions.append(result[0])
+            return result
+
+        trainer._generate_single_turn = listen
+        trainer.train()
+        trained = {
+            n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad
+        }
+        ends.append((completions, trained, start))
+    (plain_completions, plain, start), (completions, quick, _) = ends
+    assert len(completions) == 5 and completions == plain_completions
+    moved = max(float((plain[n] - start[n]).abs().max()) for n in plain)
+    apart = max(float((plain[n] - quick[n]).abs().max()) for n in plain)
+    # Adam divides by the gradient's own size, so that rounding shows where a gradient is next to nothing.
+    assert apart < 0.02 * moved
+    total = torch.cat([(plain[n] - start[n]).flatten() for n in plain])
+    gap = torch.cat([(plain[n] - quick[n]).flatten() for n in plain])
+    assert float(gap.norm() / total.norm()) < 1e-3
+
+
+def test_passes_of_a_step_hold_whole_groups(mixed, monkeypatch):
+    mixed.rl.micro_prompts = 1
+    trainer = prepare(Fast, mixed, monkeypatch)
+    first_batch(trainer)
+    assert len(trainer._buffered_inputs) == 3
+    prompts = set()
+    for batch in trainer._buffered_inputs:
+        (prompt,) = {tuple(ids) for ids in batch["prompt_ids"].tolist()}
+        assert batch["image_grid_thw"].prod(-1).sum() == len(batch["pixel_values"])
+        assert len(batch["image_grid_thw"]) == 4 and batch["num_images"] == [1] * 4
+        assert abs(float(batch["advantages"].sum())) < 1e-3, "a group's advantages sum to zero"
+        images = batch["pixel_values"].split(batch["image_grid_thw"].prod(-1).tolist())
+        assert all(torch.equal(image, images[0]) for image in images)
+        prompts.add(prompt)
+    assert len(prompts) == 3
+
+
+def test_equal_words_with_another_image_are_another_prompt():
+    ids = [torch.tensor([1, 2, 3])] * 4
+    grid = torch.tensor([[1, 2, 2]] * 4)
+    pixels = torch.arange(4.0).repeat_interleave(4)[:, None] % 2
+    prompts = fast.distinct_prompts(ids, pixels, grid, [1] * 4)
+    assert [prompt.rows for prompt in prompts] == [[0, 2], [1, 3]]
+
+
+def test_folding_leaves_the_weights_and_the_output_as_they_were(mixed, monkeypatch):
+    model = prepare(Fast, mixed, monkeypatch).model
+    move_adapter(model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ids = torch.randint(20, 300, (2, 9))
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        with folded(model):
+            quick = model(input_ids=ids).logits
+        again = model(input_ids=ids).logits
+    torch.testing.assert_close(quick, expected, atol=1e-4, rtol=1e-5)
+    assert torch.equal(again, expected)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    with folded(model.to(torch.bfloat16)):
+        assert not any("forward" in vars(m) for m in model.modules() if hasattr(m, "lora_A"))
+
+
+def test_qwen2_5_vl_is_served_by_the_same_code():
+    from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from trl.trainer.utils import add_fused_lm_head
+
+    image = 290
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
+            "fullatt_block_indexes": [1], "window_size": 56,
+        },
+        text_config={
+            "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+        },
+        image_token_id=image, video_token_id=291, vision_start_token_id=292, vision_end_token_id=293,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)
+    ids, pixels, grids = [], [], []
+    for height, width, words in ((4, 6, 5), (4, 4, 9)):
+        tokens = torch.full((height * width // 4,), image)
+        ids.append(torch.cat([torch.tensor([292]), tokens, torch.randint(10, 280, (words,))]))
+        pixels.append(torch.randn(height * width, 3 * 2 * 14 * 14))
+        grids.append(torch.tensor([[1, height, width]]))
+
+    def inputs(row, ids):
+        return {
+            "input_ids": ids[None], "attention_mask": torch.ones_like(ids[None]), "pixel_values": pixels[row],
+            "image_grid_thw": grids[row], "mm_token_type_ids": (ids[None] == image).int(),
+        }  # fmt: skip
+
+    rows, completions = [0, 1, 1, 0], [torch.randint(10, 280, (n,)) for n in (3, 1, 6, 4)]
+    expected = []
+    for row, completion in zip(rows, completions):
+        logits = model(**inputs(row, torch.cat([ids[row], completion]))).logits[0]
+        logits = torch.log_softmax(logits[len(ids[row]) - 1 : -1], -1)
+        expected.append(logits.gather(1, completion[:, None])[:, 0])
+    greedy = {"max_new_tokens": 6, "suppress_tokens": [image]}
+    texts = [
+        model.generate(**inputs(row, one), **greedy, do_sample=False)[0, len(one) :].tolist()
+        for row, one in enumerate(ids)
+    ]
+
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    fast.prepare_attention(model.model)
+    prompts = fast.distinct_prompts(
+        [ids[row] for row in rows],
+        torch.cat([pixels[row] for row in rows]),
+        torch.cat([grids[row] for row in rows]),
+        [1] * 4,
+    )
+    got = fast.packed_scores(model, model.model, prompts, completions).log_probs[0]
+    in_order = torch.cat([expected[row] for prompt in prompts for row in prompt.rows])
+    torch.testing.assert_close(got, in_order, atol=1e-5, rtol=0)
+    best = GenerationConfig(**greedy, do_sample=True, top_k=1, eos_token_id=[1])
+    assert fast.sample(model, prompts, best) == [texts[row] for row in rows]
+
+
+def test_another_kind_of_model_is_left_to_stock_trl(mixed, monkeypatch, capsys):
+    class Careful(fast.SharedPrompt, Watched, GRPOTrainer):
+        """With the real fall-back."""
+
+    monkeypatch.setattr(fast, "MODELS", ("qwen2_5_vl",))
+    mixed.rl.max_steps = 1
+    prepare(Careful, mixed, monkeypatch).train()
+    said = capsys.readouterr().out
+    for what in ("generation", "log-probabilities"):
+        assert said.count(f"{what}: a model of type qwen2_vl; stock TRL does it") == 1
+
+
+def test_what_is_not_known_goes_to_stock_trl_and_says_so(mixed, monkeypatch, capsys):
+    assert unknown_settings({"do_sample": True, "top_p": 0.9, "min_p": None}) == []
+    assert unknown_settings({"do_sample": True, "min_p": 0.1}) == ["min_p"]
+    assert unknown_settings({"do_sample": True, "repetition_penalty": 1.2}) == [
+        "repetition_penalty"
+    ]
+
+    class Careful(fast.SharedPrompt, Watched, GRPOTrainer):
+        """With the real fall-back."""
+
+    mixed.rl.max_steps = 2
+    trainer = prepare(Careful, mixed, monkeypatch)
+    trainer.generation_kwargs["min_p"] = trainer.generation_config.min_p = 0.01
+    monkeypatch.setattr(
+        Careful, "_unfit", lambda self, what, model: self._plain(what, "sliding attention")
+    )
+    trainer.train()
+    said = capsys.readouterr().out
+    assert said.count("generation: min_p; stock TRL") == 1
+    assert said.count("log-probabilities: sliding attention; stock TRL") == 1
+
+
+def test_the_saved_model_knows_nothing_of_the_attention(mixed, monkeypatch, tmp_path):
+    """A model folder must load where this project is not."""
+    trainer = prepare(Fast, mixed, monkeypatch)
+    first_batch(trainer)
+    trainer.model.get_base_model().save_pretrained(tmp_path / "saved")
+    assert "shared_prompt" not in json.dumps(
+        json.loads((tmp_path / "saved" / "config.json").read_text())
+    )
