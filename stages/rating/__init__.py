@@ -1,0 +1,11 @@
+"""Human evaluation: the page on which people rate answers without knowing whose they are.
+
+| module | what it does |
+|---|---|
+| `queue` | which answers a rater sees, in which order |
+| `desk` | one rater's work: what is rated, what is next, saving |
+| `page` | the Gradio page (`page.css`, `page.js`) |
+| `export` | makes the ratings judges of the pipeline |
+
+What a rating is, and how ratings become verdicts: `stages/judges/human.py`.
+"""

@@ -1,0 +1,64 @@
+// Keys for the rating page, and no click on an answer that is not there yet.
+(() => {
+  const buttons = {
+    1: "final-1", 0: "final-0", q: "reasoning-1", w: "reasoning-0",
+    Enter: "go-next", Backspace: "go-previous", u: "go-unrated",
+  };
+  const turn = () => document.querySelector("#case [data-turn]")?.dataset.turn;
+  const picture = () => document.querySelector("#picture img");
+  let left = null;
+  let since = 0;
+
+  // From "next" until the next answer is drawn, a score would go to the answer before it.
+  const waiting = () => left !== null && turn() === left && Date.now() - since < 10000;
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("#controls button");
+    if (button) {
+      if (waiting()) {
+        event.stopPropagation();
+        event.preventDefault();
+      } else if (button.id.startsWith("go-")) {
+        left = turn();
+        since = Date.now();
+      }
+    } else if (event.target === picture()) {
+      picture().classList.toggle("large");
+    }
+  }, true);
+
+  // Another answer is read from its top.
+  let seen;
+  new MutationObserver(() => {
+    if (turn() !== seen) {
+      seen = turn();
+      window.scrollTo(0, 0);
+    }
+  }).observe(document.documentElement, { childList: true, subtree: true });
+
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const field = document.querySelector("#comment textarea, #comment input");
+    if (event.target === field && field) {
+      if (event.key === "Escape" || (event.key === "Enter" && !event.shiftKey)) {
+        event.preventDefault();
+        field.blur();
+      }
+      return;
+    }
+    if (!turn() || event.target.closest?.("input, textarea, select, [contenteditable]")) return;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const button = buttons[key] && document.getElementById(buttons[key]);
+    if (button) {
+      event.preventDefault();
+      if (!event.repeat && button.offsetParent) button.click();
+    } else if (key === "c" && field) {
+      event.preventDefault();
+      field.focus();
+    } else if (key === "z") {
+      picture()?.classList.toggle("large");
+    } else if (key === "Escape") {
+      picture()?.classList.remove("large");
+    }
+  });
+})();
