@@ -178,6 +178,19 @@ def check_encoder(params: Params) -> None:
                         "set it (6 for MiniLM-L6, 17 for roberta-large)")  # fmt: skip
 
 
+def check_judges(params: Params) -> None:
+    """Look for what the listed judges that ask a language model need; nothing is sent."""
+    kinds = {params.judge[slug].kind for slug in params.judges}
+    if kinds & {"llm", "local"}:
+        from stages.judges import llm, local
+
+        asked = {"llm": llm.check, "local": local.check}
+        for slug in params.judges:
+            settings = params.judge[slug]
+            if settings.kind in asked:
+                asked[settings.kind](slug, settings)
+
+
 def check_resources(params: Params, device: str) -> str:
     """Compare free memory and disk with an estimate of what the run needs."""
     import psutil
@@ -236,6 +249,7 @@ def main() -> None:
     click.echo(f"  releases  {check_releases(params)}")
     click.echo(f"  base      {check_base(params)}")
     check_encoder(params)
+    check_judges(params)
     device = check_device(params)
     click.echo(f"  machine   {check_resources(params, device)}")
     for path in remove_leftovers(params):

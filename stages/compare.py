@@ -6,6 +6,7 @@ which reads the experiments of the present commit out of git:
     table2  how much data, with and without LoRA (paper, section 3.1), on CV-Bench
     grid    reasoning reward and prompting diversity apart, which the paper changes together
     seeds   mean and spread over seeds
+    runs    any experiments side by side: parameters that differ, scores with intervals, paired tests; a page besides
 
 It writes `metrics/studies/<study>.csv` and `.md`. `python -m stages.compare <study> --help` gives the command.
 """
@@ -23,9 +24,12 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.errors import UserError
-from stages.records import atomic_file, read_json
+from stages.records import atomic_file, read_json, verdicts_file
+from stages.reporting import side_by_side
+from stages.reporting.statistics import wilson
 
 OUTPUT = Path("metrics/studies")
+PAGE = Path("data/studies/runs.html")
 TASKS = ("Count", "Relation", "Depth", "Distance")
 METHODS = {
     ("sft", "lora"): "SFT",
@@ -60,6 +64,29 @@ class Experiment:
         place = (mode, test_set, self.params["report"]["main_judge"], by)
         rows = csv.DictReader(io.StringIO(self.text(f"metrics/breakdown/{model}.csv") or ""))
         return [r for r in rows if (r["mode"], r["set"], r["judge"], r["by"]) == place]
+
+    @cached_property
+    def files(self):
+        """What DVC tracks at this revision; None where this is no DVC repository."""
+        from dvc.api import DVCFileSystem
+        from dvc.exceptions import DvcException
+
+        try:
+            return DVCFileSystem(rev=_git("rev-parse", self.revision).strip())
+        except DvcException:
+            return None
+
+    def finals(self, model: str, mode: str, test_set: str) -> dict[str, int]:
+        """Final score by question's id, by the main judge; empty where the verdicts are not at hand (`dvc pull`)."""
+        from dvc.exceptions import DvcException
+
+        path = verdicts_file(model, self.params["report"]["main_judge"], mode, test_set).as_posix()
+        try:
+            text = self.files.read_text(path) if self.files else ""
+        except (OSError, DvcException):
+            return {}
+        lines = [json.loads(line) for line in text.splitlines()]
+        return {v["id"]: v["prediction_score"] for v in lines if v["prediction_score"] is not None}
 
     def cell(self, model: str, mode: str, test_set: str) -> dict:
         """The scores of one model on one test set by the main judge; empty where there are none."""
@@ -97,6 +124,9 @@ def by_task(experiment: Experiment, model: str, mode: str) -> dict[str, float]:
     rows = [(float(found[task]["final"]), int(found[task]["n"])) for task in scores]
     scores["Total"] = round(sum(s * n for s, n in rows) / sum(n for _, n in rows), 2)
     scores["Mean"] = round(sum(s for s, _ in rows) / len(rows), 2)
+    scores["n"] = sum(n for _, n in rows)
+    low, high = wilson(round(scores["Total"] * scores["n"] / 100), scores["n"])
+    scores |= {"Total_low": round(100 * low, 2), "Total_high": round(100 * high, 2)}
     return scores | official(experiment, model, mode)
 
 
@@ -123,18 +153,20 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
         params = run.params
         if params["train"]["source"] != "sat":
             continue
-        for model in ("sft", "grpo"):
+        for model in ("base", "sft", "grpo"):
             if model in params["models"] and (scores := by_task(run, model, params["modes"][0])):
-                cost = run.json(f"metrics/cost/{model}.json")
+                cost = run.json(f"metrics/cost/{model}.json") if model != "base" else {}
                 lines.append(
                     {
                         "source": f"ours ({params['profile']})",
-                        "method": METHODS[model, params["train"]["trainable"]],
-                        "samples": params["train"]["samples"],
+                        "method": METHODS.get(
+                            (model, params["train"]["trainable"]), "Base, untuned"
+                        ),
+                        "samples": None if model == "base" else params["train"]["samples"],
                         **scores,
                         "minutes": round(cost["seconds"] / 60, 1) if cost else None,
                         "memory_mb": cost.get("peak_memory_mb"),
-                        "experiment": run.name,
+                        "experiment": run.name if model != "base" else "",
                     }
                 )
     columns = [
@@ -143,6 +175,9 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
         "samples",
         *TASKS,
         "Total",
+        "Total_low",
+        "Total_high",
+        "n",
         "Mean",
         "Official",
         "minutes",
@@ -200,13 +235,14 @@ def seeds(runs: list[Experiment]) -> pd.DataFrame:
     )
 
 
-STUDIES = {"table2": table2, "grid": grid, "seeds": seeds}
+STUDIES = {"table2": table2, "grid": grid, "seeds": seeds, "runs": side_by_side.scores}
 COMMANDS = {
     "table2": "dvc exp run --queue -S train.source=sat -S 'models=[base,sft,grpo]' -S 'benchmarks=[cv_bench]' "
     "-S 'modes=[reasoning]' -S 'train.trainable=lora,full' -S 'train.samples=500,1000,5000'",
     "grid": "dvc exp run --queue -S 'rarl.rewards.reasoning=0.0,1.0' "
     "-S 'rarl.prompts=[reasoning],[explanation,short,open]'",
     "seeds": "dvc exp run --queue -S 'seed=7,8,9'",
+    "runs": "dvc exp run --queue -S 'lora.r=4,16'",
 }
 
 
@@ -231,6 +267,10 @@ def main(study: str, everywhere: bool) -> None:
                    f"`python -m stages.compare {study}`.\n\n{text}\n")  # fmt: skip
     click.echo(text)
     click.echo(f"{OUTPUT / study}.csv and .md")
+    if study == "runs":
+        with atomic_file(PAGE) as file:
+            file.write(side_by_side.render(found, frame))
+        click.echo(PAGE)
 
 
 def markdown(frame: pd.DataFrame) -> str:

@@ -5,10 +5,18 @@ the paper leaves them open, and the source of the choice is given. The shipped `
 `embedded` profile (CPU-sized); `python -m stages.profile paper` switches to the paper's settings.
 """
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML, YAMLError
 
 from stages.errors import UserError
@@ -206,8 +214,9 @@ class Method(Block):
 
 class Mode(Block):
     prompt: Slug
-    image: Literal["shown", "blank"] = "shown"
-    """`blank` puts a grey picture in the image's place: what remains of the score does not come from looking."""
+    image: Literal["shown", "blank", "shuffled"] = "shown"
+    """`blank` puts a grey picture in the image's place, `shuffled` another question's picture of the same modality:
+    what remains of the score does not come from looking at the right one."""
     own_test_only: bool = False
     """Run this mode on the own test set only."""
 
@@ -217,20 +226,97 @@ class Decoding(Block):
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 decodes greedily (ours)."""
     batch_size: Positive = 64
+    samples: Positive = 1
+    """Completions asked for per question; with more than one, the answer that most of them give is taken. Needs a
+    temperature above 0 (ours: 1, the paper has no vote)."""
+
+    @model_validator(mode="after")
+    def samples_differ(self):
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("a vote over several samples needs a temperature above 0")
+        return self
 
 
 class Judge(Block):
-    kind: Literal["lexical", "semantic", "truth"]
+    kind: Literal["lexical", "semantic", "truth", "llm", "local", "human"]
+    """`llm` asks a language model over an OpenAI-compatible endpoint, `local` one on this machine."""
     threshold: Share | None = None
     """Cosine similarity from which the semantic judge calls two answers the same."""
     reasoning_threshold: Share | None = None
     """The same for reasoning texts; for the lexical judge the share of content words that must be there."""
 
-    @model_validator(mode="after")
-    def semantic_has_thresholds(self):
-        if self.kind == "semantic" and None in (self.threshold, self.reasoning_threshold):
+    model: str | None = None
+    """`llm`: the model's pinned name at the endpoint. `local`: a folder in the hub's layout, or a hub id."""
+    max_tokens: Positive = 256
+    """Longest reply in tokens (ours: a sentence and two numbers need about 80)."""
+    revision: str | None = None
+    """`local`: commit of the hub repository; needed for a hub id."""
+    batch_size: Positive = 8
+    """`local`: predictions judged at a time."""
+
+    base_url: str | None = None
+    """`llm`: what stands before `/chat/completions`, such as `http://localhost:11434/v1` (Ollama)."""
+    api_key_env: str | None = None
+    """`llm`: the NAME of the environment variable that holds the key, never the key; null where none is needed."""
+    consent: bool = False
+    """`llm`: whether questions, references and answers may leave this machine for this endpoint. Needed for every
+    host but this machine and private addresses."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """`llm`: ours; the paper gives none."""
+    response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
+    """`llm`: how the reply's structure is asked for; where an endpoint refuses one, the next is taken."""
+    concurrency: Positive = 8
+    """`llm`: requests in flight."""
+    requests_per_minute: Positive | None = None
+    """`llm`: the limit of your account at the endpoint; null for none."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """`llm`: seconds for one request, from its sending to the last byte of the reply."""
+    max_calls: Positive | None = None
+    """`llm`: most calls that may be on record for this model (`.cache/llm`), over all runs; null for no limit."""
+    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
+    """`llm`: the same in US dollars; needs both prices."""
+    price_per_million_input: Weight | None = None
+    price_per_million_output: Weight | None = None
+    """`llm`: US dollars for a million tokens; null where nothing is paid."""
+
+    rater: Slug | None = None
+    """`human`: one rater's name; null for the majority of all."""
+    ratings: str | None = None
+    """`human`: digest of the ratings, written by `python -m stages.rate --export`, so that DVC sees new ones."""
+
+    @field_validator("base_url")
+    @classmethod
+    def is_an_address(cls, url: str | None):
+        # The value is not repeated: somebody may have put a key into it.
+        if url is not None and not re.fullmatch(r"https?://[\w.\-:\[\]]+(/[\w.\-/]*)?", url):
+            raise ValueError("an address such as https://host/v1, without user, password or query")
+        return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def is_a_name(cls, name: str | None):
+        if name is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
             raise ValueError(
-                "a semantic judge needs `threshold` and `reasoning_threshold`, from 0 to 1"
+                "the NAME of an environment variable (capitals, digits, _), not the key itself: "
+                "a key in params.yaml would end up in dvc.lock and in git"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def has_what_its_kind_needs(self):
+        keys = {
+            "semantic": {"threshold", "reasoning_threshold"},
+            "llm": {"base_url", "model"},
+            "local": {"model"},
+        }.get(self.kind, set())
+        if missing := sorted(key for key in keys if getattr(self, key) is None):
+            raise ValueError(
+                f"a judge of kind {self.kind} needs {' and '.join(f'`{key}`' for key in missing)}"
+            )
+        prices = (self.price_per_million_input, self.price_per_million_output)
+        if self.max_cost_usd is not None and None in prices:
+            raise ValueError(
+                "max_cost_usd needs `price_per_million_input` and `price_per_million_output`"
             )
         return self
 
@@ -392,6 +478,9 @@ def _user_error(path: Path, error: ValidationError) -> UserError:
 def _known_keys(location: tuple) -> list[str]:
     block = Params
     for part in location:
+        if get_origin(block) is dict:  # definitions under slugs
+            block = get_args(block)[1]
+            continue
         field = (
             block.model_fields.get(part)
             if isinstance(block, type) and issubclass(block, Block)

@@ -1,5 +1,15 @@
-"""Stage `report`: the paper's tables beside ours, paired tests, plots and one self-contained page."""
+"""Stage `report`: the paper's tables and claims beside ours, paired tests, plots, and pages that need no network.
 
+| file | what it is |
+|---|---|
+| `data/report/report.html` | the report: one page for screen, phone and print |
+| `data/report/cases.html` | every question with each model's answer and each judge's verdict |
+| `data/report/report.md` | the report's numbers as Markdown |
+| `data/report/disagreements.csv` | every answer on which two raters differ |
+| `metrics/tables/*.csv`, `metrics/summary.json` | the same numbers for `dvc plots diff` and `dvc metrics diff` |
+"""
+
+import gc
 from pathlib import Path
 
 import click
@@ -8,15 +18,15 @@ from stages.errors import stage_main
 from stages.params import load_params
 from stages.records import atomic_file, write_json
 
-PAGE = Path("data/report/report.html")
+REPORT = Path("data/report")
 TABLES = Path("metrics/tables")
 
 
 @click.command()
 @stage_main
 def main():
-    """Write metrics/summary.json, metrics/tables/*.csv and data/report/report.html."""
-    from stages.reporting import console, page, tables
+    """Write metrics/summary.json, metrics/tables/*.csv and data/report/."""
+    from stages.reporting import claims, console, markdown, page, tables
     from stages.reporting.inputs import Run
 
     run = Run(load_params())
@@ -24,22 +34,40 @@ def main():
     frames = {
         "table3": tables.paper_table(run, "table3"),
         "table6": tables.paper_table(run, "table6"),
+        "claims": claims.claims(run),
         "own_test": tables.own_test(run),
         "paired_tests": tables.paired_tests(run),
+        "detectable": tables.detectable(run),
+        "grounding": tables.grounding(run),
+        "breakdown": tables.breakdown(run),
         "agreement": tables.judge_agreement(run),
         "reward_gap": tables.reward_gap(run),
     }
     for name, frame in frames.items():
-        with atomic_file(TABLES / f"{name}.csv") as file:
-            frame.to_csv(file, index=False, lineterminator="\n")
+        write_csv(TABLES / f"{name}.csv", frame)
     write_json("metrics/summary.json", tables.summary(run))
-    click.echo("report: plots and page")
-    html = page.render(run, frames)
-    with atomic_file(PAGE) as file:
-        file.write(html)
+    # Questions and answers stay out of metrics/, which is kept in git.
+    frames["disagreements"] = tables.disagreements(run)
+    write_csv(REPORT / "disagreements.csv", frames["disagreements"])
+    click.echo("report: plots and pages")
+    pages = {
+        "report.html": page.render(run, frames),
+        "report.md": markdown.report(run, frames),
+        "cases.html": page.render_cases(run),
+    }
+    for name, text in pages.items():
+        with atomic_file(REPORT / name) as file:
+            file.write(text)
     console.show(run, frames)
-    click.echo(f"Page: {PAGE} ({len(html.encode()) / 1e6:.1f} MB)")
+    for name, text in pages.items():
+        click.echo(f"{REPORT / name} ({len(text.encode()) / 1e6:.1f} MB)")
+
+
+def write_csv(path: Path, frame) -> None:
+    with atomic_file(path) as file:
+        frame.to_csv(file, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
+    gc.disable()  # 400,000 records may be kept to the end: looking for garbage among them takes seconds
     main()

@@ -49,7 +49,7 @@ def ask(
     requests: list[Request],
     max_new_tokens: int,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | str = 0,
 ) -> list[Reply]:
     """Decode one batch. An image that cannot be opened gives a reply with `error`, the rest go on.
 

@@ -4,13 +4,22 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from stages.reporting.claims import overall
 from stages.reporting.inputs import Run
-from stages.reporting.page import findings, is_phantom, p_value, percent, records, signed
-from stages.reporting.tables import BASELINES, MODELS
+from stages.reporting.page import (
+    NOT_CLINICAL,
+    findings,
+    is_phantom,
+    p_value,
+    percent,
+    records,
+    signed,
+)
+from stages.reporting.tables import BASELINES, MODELS, paper
 
 
 def show(run: Run, frames: dict[str, pd.DataFrame]) -> None:
-    """Print the own test and the comparisons between models."""
+    """Print the own test, the comparisons between models and the verdicts on the paper's claims."""
     console = Console(highlight=False)
     own = Table(title=f"Own test by the {run.main_judge} judge, percent", title_justify="left")
     for name in ("model", "mode", "final", "interval", "reasoning", "n"):
@@ -44,7 +53,20 @@ def show(run: Run, frames: dict[str, pd.DataFrame]) -> None:
                 "differs" if t["differs"] else "within noise",
             )
         console.print(table)
+    claims = Table(title="The paper's claims", title_justify="left")
+    for name in ("claim", "paper", "ours"):
+        claims.add_column(name)
+    lines = records(frames["claims"])
+    for claim in paper()["claims"]:
+        own = [line for line in lines if line["claim"] == claim["id"]]
+        verdicts = [
+            overall([line["verdict"] for line in own if line["source"] == source])
+            for source in ("paper", "ours")
+        ]
+        claims.add_row(claim["text"], *verdicts)
+    console.print(claims)
     for sentence in findings(run, frames):
         console.print(f"• {sentence}", markup=False)
     if is_phantom(run):
         console.print("PHANTOM RESULTS: drawn images, no medical meaning.", style="bold yellow")
+    console.print(NOT_CLINICAL, style="bold")

@@ -78,16 +78,21 @@ class Run:
         }
 
     @cached_property
-    def predictions(self) -> dict[tuple[str, str], list[Prediction]]:
-        """(model, mode) -> predictions of the own test set."""
-        own = self.samples[self.params.own_test]
+    def predictions(self) -> dict[tuple[str, str, str], list[Prediction]]:
+        """(model, mode, test set) -> predictions."""
         return {
-            (model, mode): in_order(
-                predictions_file(model, mode, self.params.own_test), own, Prediction
+            (model, mode, name): in_order(
+                predictions_file(model, mode, name), self.samples[name], Prediction
             )
             for model in self.params.models
             for mode in self.params.modes
+            for name in self.params.sets_of(mode)
         }
+
+    @cached_property
+    def breakdown_files(self) -> dict[str, Path]:
+        files = {m: Path("metrics/breakdown") / f"{m}.csv" for m in self.params.models}
+        return {model: path for model, path in files.items() if path.is_file()}
 
     @cached_property
     def verdicts(self) -> dict[tuple[str, str, str, str], list[Verdict]]:

@@ -4,13 +4,19 @@ The template gets finished text and cells; it does no arithmetic. Whatever came 
 data set is escaped by Jinja. The page has no date and no path, so equal runs give equal bytes.
 """
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from platform import python_version
+from urllib.parse import urlencode
 
 import pandas as pd
 
+from stages.cache import hash_path
 from stages.params import Params
-from stages.records import Sample, image_file
-from stages.reporting import plots, tables
+from stages.records import Sample, image_file, read_json
+from stages.reporting import cases, plots, tables
+from stages.reporting.claims import TABLE2, overall, printed_as
+from stages.reporting.examples import examples, shown_model
 from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST
 from stages.thumbnail import thumbnail
@@ -21,7 +27,18 @@ JUDGE_KINDS = {
     "lexical": "compares the answer's text with the reference answers",
     "semantic": "compares sentence embeddings of answer and reference with a threshold",
     "truth": "knows what was drawn into the phantom image, and so rates what is said rather than how it is worded",
+    "llm": "is a language model with the prompt of the paper's appendix B",
+    "local": "is a language model on this machine with the prompt of the paper's appendix B",
+    "human": "is a person at the rating page, who did not know which model had answered",
 }
+NOT_CLINICAL = "Research only, not for clinical use."
+#: Where the semantic judge's threshold comes from (`python -m stages.threshold_study`).
+THRESHOLDS = Path("metrics/studies/semantic_threshold.json")
+#: Packages whose versions can move a number.
+PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "bert-score", "scipy", "statsmodels", "scikit-learn",
+    "pandas", "pillow", "dvc",
+)  # fmt: skip
 REWARDS = {
     "reward_format": "Format",
     "reward_length": "Length",
@@ -39,11 +56,17 @@ HEALTH = {
 
 
 def render(run: Run, frames: dict[str, pd.DataFrame]) -> str:
-    """The page's HTML.
+    """The page's HTML; `frames` are the tables that the stage `report` makes, by name."""
+    return template("report.html").render(**context(run, frames))
 
-    Args:
-        frames: the tables `table3`, `table6`, `own_test`, `paired_tests`, `agreement`, `reward_gap`.
-    """
+
+def render_cases(run: Run) -> str:
+    """The HTML of the page of single cases."""
+    return template("cases.html").render(phantom=is_phantom(run), **cases.context(run))
+
+
+def template(name: str):
+    """One of the HTML templates, with everything escaped that is put into it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -60,8 +83,16 @@ def render(run: Run, frames: dict[str, pd.DataFrame]) -> str:
         "as_text": as_text,
         "mark": mark,
         "kappa": kappa,
+        "points": points,
     }
-    return environment.get_template("report.html").render(**context(run, frames))
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    environment.globals["case"] = case_link
+    return environment.get_template(name)
+
+
+def case_link(test_set: str, id: str = "", **state: str) -> str:
+    """The address of one case, or of a filtered list of them, on the page of single cases."""
+    return "cases.html#" + urlencode({"set": test_set, **({"id": id} if id else {}), **state})
 
 
 def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
@@ -80,18 +111,31 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "baseline_labels": tables.BASELINES,
         "main_mode": run.main_mode,
         "main_judge": run.main_judge,
-        "judges": {judge: JUDGE_KINDS[params.judge[judge].kind] for judge in run.judges},
+        "not_clinical": NOT_CLINICAL,
+        "judges": {j: JUDGE_KINDS.get(params.judge[j].kind, "rates answers") for j in run.judges},
         "idle_judges": run.idle_judges,
         "paper": tables.paper(),
         "confidence": f"{100 * params.report.confidence:g}",
         "findings": findings(run, frames),
         "cards": cards(run, frames),
-        "detectable": tables.detectable(run, frames["paired_tests"]),
+        "claims": claim_cards(run, frames["claims"]),
+        "table2": table2(),
+        "detectable": records(frames["detectable"]),
+        "grounding": records(frames["grounding"]),
+        "breakdown": breakdown(frames["breakdown"]),
+        "examples": pictured(run, examples(run)),
+        "example_model": tables.MODELS[shown_model(run)],
+        "thresholds": thresholds(run),
+        "versions": versions(),
+        "all_params": {k: v for k, v in leaves(params.model_dump()).items() if k != "data.root"},
         "paper_tables": [arrange(run, name, frames[name]) for name in ("table3", "table6")],
         "own_test": records(frames["own_test"]),
         "tests": families(frames["paired_tests"]),
         "agreement": pivot(frames["agreement"], ["first", "second", "score"]),
-        "gaps": pivot(frames["reward_gap"], ["judge", "score"]),
+        "matrix": matrix(run, frames["agreement"]),
+        "disagreements": some_disagreements(frames["disagreements"]),
+        "disagreement_count": len(frames["disagreements"]),
+        "gaps": pivot(frames["reward_gap"], ["set", "judge", "score"]),
         "truth_judge": run.truth_judge,
         "figures": figures(run, frames),
         "training": run.training,
@@ -118,6 +162,134 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
             if method in params.models
         },
     }
+
+
+def claim_cards(run: Run, frame: pd.DataFrame) -> list[dict]:
+    """One card a claim: what is claimed, both verdicts, and every comparison in points and as a ratio."""
+    lines = records(frame)
+    cards = []
+    for claim in tables.paper()["claims"]:
+        own = [line for line in lines if line["claim"] == claim["id"]]
+        sides = {
+            source: [line for line in own if line["source"] == source]
+            for source in ("paper", "ours")
+        }
+        cards.append(
+            {
+                **claim,
+                "lines": own,
+                "verdicts": {
+                    s: overall([line["verdict"] for line in rows]) for s, rows in sides.items()
+                },
+                "ranges": {source: spans(rows) for source, rows in sides.items()},
+                "figures": [
+                    {"figure": figure, "found": printed_as(figure, own)}
+                    for figure in claim.get("printed", [])
+                ],
+            }
+        )
+    return cards
+
+
+def spans(lines: list[dict]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest difference in points, ratio in percent and number of questions; empty without lines."""
+    found = {}
+    for key in ("difference", "ratio", "n") if lines else ():
+        values = [line[key] for line in lines if line[key] is not None]
+        if values:
+            found[key] = (min(values), max(values))
+    return found
+
+
+def table2() -> list[dict]:
+    """The rows of Table 2, the paper's and ours, with our difference to the paper's row of the same method and size."""
+    columns = [*tables.paper()["tasks"], "Total"]
+    printed = {(r["method"], r["samples"]): r for r in tables.paper()["table2"]["rows"]}
+    n = sum(tables.paper()["tasks"].values())
+    rows = [
+        {"source": "paper", "n": n, "beyond": {}, "difference": {}, **row}
+        for row in printed.values()
+    ]
+    for row in records(pd.read_csv(TABLE2)) if TABLE2.is_file() else []:
+        if row["source"] == "paper":
+            continue
+        theirs = printed.get((row["method"], row["samples"]))
+        low, high = row.get("Total_low"), row.get("Total_high")
+        rows.append(
+            {
+                **row,
+                "difference": {c: row[c] - theirs[c] for c in columns if row.get(c) is not None}
+                if theirs
+                else {},
+                "beyond": {"Total": low is not None and not low <= theirs["Total"] <= high}
+                if theirs
+                else {},
+            }
+        )
+    return rows
+
+
+def breakdown(frame: pd.DataFrame) -> list[dict]:
+    """One table for each test set and field: a row for each value, a cell for each model."""
+    return [
+        {"set": name, "label": tables.SETS[name], "by": by, "rows": pivot(part, ["value"])}
+        for (name, by), part in frame.groupby(["set", "by"], sort=False)
+    ]
+
+
+def matrix(run: Run, frame: pd.DataFrame) -> dict[str, dict]:
+    """Score -> (judge, judge) -> agreement over all models; only scores that any pair of judges has."""
+    found: dict[str, dict] = {}
+    for row in records(frame[frame["model"] == "all"]):
+        cells = found.setdefault(row["score"], {})
+        cells[row["first"], row["second"]] = cells[row["second"], row["first"]] = row
+    return found
+
+
+def some_disagreements(frame: pd.DataFrame, count: int = 8) -> list[dict]:
+    """Answers on which raters differ, spread evenly over all of them."""
+    return records(frame.iloc[_spread(list(range(len(frame))), count)])
+
+
+def pictured(run: Run, found: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """The examples with their pictures."""
+    root = run.params.data.root
+    return {
+        place: [
+            {**entry, "image": thumbnail(image_file(root, entry["sample"].image))}
+            for entry in entries
+        ]
+        for place, entries in found.items()
+    }
+
+
+def thresholds(run: Run) -> dict | None:
+    """The calibration of the semantic judge with its curves; None where it was not made or nobody is judged so."""
+    judge = next((j for j in run.judges if run.params.judge[j].kind == "semantic"), None)
+    if judge is None or not THRESHOLDS.is_file():
+        return None
+    study, settings = read_json(THRESHOLDS), run.params.judge[judge]
+    used = {"answers": settings.threshold, "reasoning": settings.reasoning_threshold}
+    dev = Path("data/curated/dev.jsonl")
+    return {
+        "judge": judge,
+        "parts": {part: found | {"used": used[part]} for part, found in study["parts"].items()},
+        "same_rows": dev.is_file() and hash_path(dev) == study["rows_sha256"],
+        "figures": [
+            plots.threshold(part, found, used[part]) for part, found in study["parts"].items()
+        ],
+    }
+
+
+def versions() -> dict[str, str]:
+    """What made the page: Python, the packages that can move a number, and the hash of the project's code."""
+    found = {"python": python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found | {"code (stages/), SHA-256": hash_path(Path(__file__).parents[1])[:16]}
 
 
 def audit_lines(run: Run) -> list[dict]:
@@ -173,15 +345,19 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
             f"{percent(floor)} %. Above that with the whole interval: {', '.join(above) if above else 'no model'}."
         )
     for mode in run.params.modes:
-        if run.params.mode[mode].image == "blank":
+        if (image := run.params.mode[mode].image) != "shown":
             blank = tests[tests["family"] == tables.family_of(mode, run.main_mode)]
             lost = [
                 f"{labels[t.second.split(',')[0]]} {signed(-t.difference)}"
                 for t in blank.itertuples()
             ]
             if lost:
+                instead = {
+                    "blank": "a grey picture",
+                    "shuffled": "another question's picture of the same modality",
+                }[image]
                 sentences.append(
-                    f"With a grey picture in the image's place, the scores move by (points): {', '.join(lost)}."
+                    f"With {instead} in the image's place, the scores move by (points): {', '.join(lost)}."
                 )
     return sentences
 
@@ -210,7 +386,7 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
     table, judges = tables.paper()[name], tables.paper()["judges"]
     cells = {(r["row"], r["set"], r["source"], r["judge"]): r for r in records(frame)}
     blocks = []
-    for row in table["rows"]:
+    for row in tables.rows_of(name):
         lines = []
         for test_set, label in tables.SETS.items():
             ours = [cells.get((row["label"], test_set, "ours", judge)) for judge in run.judges]
@@ -228,6 +404,7 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
                             "ours": ours,
                             "paper": theirs,
                             "gone": gone,
+                            "counts": next((cell for cell in ours if cell), None),
                         }
                     )
         ran = any(key[0] == row["label"] and key[2] == "ours" for key in cells)
@@ -267,14 +444,12 @@ def figures(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, list[tuple[s
         if not run.params.mode[run.main_mode].own_test_only
         else [run.params.own_test]
     ):
+        row = dots.setdefault(f"{tables.SETS[test_set]}, n {len(run.samples[test_set])}", {})
         for model in run.params.models:
             cell = run.scores[model][run.main_mode][test_set][run.main_judge]
             if cell["final"] is not None:
-                dots.setdefault(tables.SETS[test_set], {})[model] = (
-                    cell["final"],
-                    cell["final_low"],
-                    cell["final_high"],
-                )
+                row[model] = (cell["final"], cell["final_low"], cell["final_high"])
+    dots = {label: row for label, row in dots.items() if row}
     step = plots.window(max((len(s) for log in run.logs.values() for s in log.values()), default=0))
     mean = f"Thin: each step. Bold: mean of {step} steps." if step > 1 else ""
     rl = {method: log for method, log in run.logs.items() if method != "sft"}
@@ -282,8 +457,8 @@ def figures(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, list[tuple[s
         "summary": [
             (
                 plots.bars(rows, lines, "Own test set"),
-                f"By the {run.main_judge} judge, with {_confidence(run)} intervals. "
-                f"Faint: the other modes.",
+                f"By the {run.main_judge} judge, with {_confidence(run)} intervals, "
+                f"n {len(run.samples[run.params.own_test])}. Faint: the other modes.",
             ),
             (
                 plots.dots(dots, labels, f"All test sets, {run.main_mode} prompt"),
@@ -404,7 +579,7 @@ def gallery(run: Run) -> list[dict]:
         sample: Sample = run.samples[run.params.own_test][i]
         answers = []
         for model in run.params.models:
-            prediction = run.predictions[model, run.main_mode][i]
+            prediction = run.predictions[model, run.main_mode, run.params.own_test][i]
             verdict = run.verdicts[model, run.main_mode, run.params.own_test, run.main_judge][i]
             answers.append(
                 {
@@ -441,8 +616,8 @@ def differences(run: Run) -> list[tuple[str, object, object]]:
         for name, field in Params.model_fields.items()
         if not field.is_required()
     }
-    expected = _leaves(defaults) | _leaves(profile)
-    here = _leaves(run.params.model_dump())
+    expected = leaves(defaults) | leaves(profile)
+    here = leaves(run.params.model_dump())
     return [
         (key, here.get(key), given)
         for key, given in expected.items()
@@ -450,11 +625,11 @@ def differences(run: Run) -> list[tuple[str, object, object]]:
     ]
 
 
-def _leaves(value: dict, prefix: str = "") -> dict[str, object]:
+def leaves(value: dict, prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, item in value.items():
         if isinstance(item, dict):
-            flat |= _leaves(item, f"{prefix}{key}.")
+            flat |= leaves(item, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = item
     return flat
@@ -462,6 +637,12 @@ def _leaves(value: dict, prefix: str = "") -> dict[str, object]:
 
 def percent(number: float | None) -> str:
     return "–" if number is None else f"{number:.1f}"
+
+
+def points(span: tuple[float, float], unit: str = "") -> str:
+    """A range of differences, or one where both ends are the same."""
+    low, high = (signed(end) + unit for end in span)
+    return low if low == high else f"{low} to {high}"
 
 
 def signed(number: float) -> str:

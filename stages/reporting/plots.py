@@ -218,3 +218,22 @@ def dots(
         loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.2, columnspacing=1.2
     )
     return _svg(figure, "dots", title)
+
+
+def threshold(part: str, found: dict, used: float) -> str:
+    """Share of the labelled pairs that the semantic judge would accept, over its threshold, and where it stands."""
+    figure, axes = _figure(4.4, 2.7)
+    axis = axes[0, 0]
+    grid, taken, refused = zip(*found["curve"])
+    axis.plot(grid, [100 * v for v in taken], color=COLOURS["rarl"], label="right pairs")
+    axis.plot(grid, [100 * v for v in refused], color=COLOURS["sft"], label="wrong pairs")
+    axis.axvspan(found["low"], found["high"], color=LINE, alpha=0.6, linewidth=0)
+    axis.axvline(found["chosen"], color=TEXT, linewidth=1, label=f"best {found['chosen']:.2f}")
+    axis.axvline(used, color=TEXT, linewidth=1.2, linestyle=":", label=f"in use {used:.2f}")
+    axis.set(
+        title=f"{part.capitalize()}: accepted pairs, percent",
+        xlabel="threshold (cosine)",
+        ylim=(0, 103),
+    )
+    axis.legend(loc="lower left", fontsize=8.5)
+    return _svg(figure, f"threshold-{part}", f"Accepted pairs over the threshold, {part}")

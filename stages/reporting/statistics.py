@@ -73,6 +73,36 @@ def mcnemar(first: Sequence[int], second: Sequence[int], confidence: float = 0.9
     }
 
 
+def unpaired(
+    first: float, n_first: int, second: float, n_second: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Newcombe's interval, in points, of the difference (second minus first) of two independent shares in percent."""
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    low, high = confint_proportions_2indep(
+        second * n_second / 100, n_second, first * n_first / 100, n_first,
+        method="newcomb", compare="diff", alpha=1 - confidence,
+    )  # fmt: skip
+    return 100 * float(low), 100 * float(high)
+
+
+def mean_change(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of paired differences of scores, in points, with its interval after Student's t.
+
+    Raises:
+        ValueError: no value is given.
+    """
+    from scipy.stats import ttest_1samp
+
+    if not values:
+        raise ValueError("no interval of no difference")
+    mean = 100 * sum(values) / len(values)
+    if len({*values}) == 1:  # no spread: t is not defined
+        return mean, mean, mean
+    low, high = ttest_1samp(values, 0).confidence_interval(confidence)
+    return mean, 100 * float(low), 100 * float(high)
+
+
 def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[list[float], list[bool]]:
     """Holm's correction of one family of tests: adjusted p values, and which are below `alpha`."""
     from statsmodels.stats.multitest import multipletests

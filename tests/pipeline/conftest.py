@@ -98,7 +98,8 @@ def build(folder: Path, *benchmarks: str) -> Project:
         if name != "check":
             entry = folder / f"stages/{name}.py"
             entry.write_text("from stages.standin import main\n\nmain()\n", encoding="utf-8")
-    # What the frozen stage has made is kept in git.
+    # What studies and the frozen stage have made is kept in git.
+    shutil.copytree(ROOT / "metrics/studies", folder / "metrics/studies")
     (folder / "data/base").mkdir(parents=True)
     (folder / "data/base/config.json").write_text("{}\n", encoding="utf-8")
     for entry in stages["pretrain"].get("metrics", []):

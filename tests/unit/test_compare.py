@@ -4,11 +4,13 @@ import json
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from stages import compare
+from stages.reporting import side_by_side
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
@@ -80,7 +82,11 @@ def test_table2_has_the_papers_rows_and_ours(repository):
     frame = compare.table2(compare.experiments())
     assert (frame["source"] == "paper").sum() == 8
     ours = frame[frame["source"] == "ours (embedded)"].set_index(["method", "samples"])
-    assert len(ours) == 6
+    assert len(ours) == 7, "six trainings, and the untuned base once"
+    base = frame[frame["method"] == "Base, untuned"].iloc[0]
+    assert base["Count"] == 40 and pd.isna(base["samples"]) and base["n"] == 60
+    one = ours.loc[("RL w/ LoRA", 1000)]
+    assert one["Total_low"] < one["Total"] < one["Total_high"]
     assert ours.loc[("RL w/ LoRA", 1000), "Count"] == 50
     assert ours.loc[("RL w/ LoRA", 1000), "Total"] == 25, "over rows: half of them count"
     assert ours.loc[("RL w/ LoRA", 1000), "Official"] == 37.5, "2D (50 + 0) / 2, 3D 50"
@@ -129,3 +135,55 @@ def test_without_experiments_the_command_is_named(repository):
     result = CliRunner().invoke(compare.main, ["grid"])
     assert result.exit_code == 1 and "dvc exp run --queue" in result.output
     assert "Traceback" not in result.output
+
+
+def test_runs_stand_side_by_side_with_intervals(repository):
+    repository("r16", {"lora.r": 16}, {"base": 40.0, "sft": 60.0, "grpo": 58.0, "rarl": 64.0})
+    result = CliRunner().invoke(compare.main, ["runs"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = compare.experiments()
+    assert side_by_side.differing(found) == [("lora.r", [8, 16])]
+    frame = pd.read_csv("metrics/studies/runs.csv").set_index(["experiment", "model"])
+    assert frame.loc[("r16", "grpo"), "final"] == 58 and frame.loc[("r16", "grpo"), "n"] == 150
+    assert frame["p"].isna().all(), "no DVC here, so no verdicts"
+    page = Path("data/studies/runs.html").read_text(encoding="utf-8")
+    assert "50.0 to 66.0" in page and "No paired tests" in page and "not for clinical use" in page
+
+
+def test_runs_are_paired_by_the_ids_of_the_questions():
+    first = {f"q{i}": int(i < 10) for i in range(40)}
+    second = {f"q{i}": int(i < 25) for i in reversed(range(39))} | {"other": 1}
+    test = side_by_side.paired(first, second, 0.95)
+    assert test["difference"] == pytest.approx(100 * 15 / 39) and test["p"] < 0.001
+    assert side_by_side.paired(first, {}, 0.95) == {}
+
+
+def test_verdicts_of_an_experiment_come_from_dvcs_cache(repository):
+    from dvc.repo import Repo
+
+    repo = Repo.init(".")
+    own = "data/verdicts/rarl/lexical/reasoning"
+    Path(own).mkdir(parents=True)
+
+    def verdicts(right):
+        lines = [json.dumps({"id": f"q{i}", "prediction_score": int(i < right)}) for i in range(60)]
+        Path(f"{own}/silvar_med.jsonl").write_text(
+            "\n".join([*lines, '{"id": "lost", "prediction_score": null}']) + "\n"
+        )
+        repo.add("data/verdicts")
+
+    verdicts(30)
+    git("add", "-A", "-f", "data/verdicts.dvc", ".dvc", ".dvcignore")
+    git("commit", "-qm", "with verdicts")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    head = head.strip()
+    verdicts(45)
+    write({"lora.r": 16}, {"base": 40.0, "sft": 60.0, "grpo": 50.0, "rarl": 75.0})
+    git("add", "data/verdicts.dvc", "params.yaml", "metrics")
+    git("commit", "-qm", "r16")
+    git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/r16", "HEAD")
+    git("reset", "-q", "--hard", head)
+    frame = side_by_side.scores(compare.experiments()).set_index(["experiment", "model"])
+    line = frame.loc[("r16", "rarl")]
+    assert line["difference"] == 25 and line["differs"] and line["p_holm"] < 0.001
+    assert pd.isna(frame.loc[("r16", "sft"), "p"]), "no verdicts of that model"

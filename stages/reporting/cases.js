@@ -1,0 +1,176 @@
+"use strict";
+// Everything that comes out of a model, a data set or a judge is put in as text (textContent), never as markup.
+const head = JSON.parse(document.getElementById("head").textContent);
+const byId = (id) => document.getElementById(id);
+const models = Object.keys(head.models);
+const PAGE = 60;
+let state = { set: head.own, mode: head.mode, model: "", judge: "0", show: "all", text: "", id: "" };
+let data = null, found = [], shown = PAGE;
+
+function make(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined && text !== null) node.textContent = text;
+  return node;
+}
+
+async function unpack(name) {
+  const bytes = Uint8Array.from(atob(byId("set-" + name).textContent.trim()), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
+}
+
+const mark = (score) => (score === 1 ? "✓" : score === 0 ? "✗" : "?");
+const markClass = (score) => (score === 1 ? "ok" : score === 0 ? "no" : "unscored");
+const key = (model) => state.mode + " " + model;
+const asked = () => (state.model ? [state.model] : models);
+const score = (item, model) => (item.rated[key(model)] || [])[state.judge]?.[0] ?? null;
+const differ = (values) => values.includes(0) && values.includes(1);
+
+const TESTS = {
+  all: () => true,
+  right: (item) => asked().every((m) => score(item, m) === 1),
+  wrong: (item) => asked().every((m) => score(item, m) === 0),
+  models: (item) => differ(models.map((m) => score(item, m))),
+  judges: (item) => asked().some((m) => [0, 1].some((k) => differ((item.rated[key(m)] || []).map((v) => v[k])))),
+  gap: (item) => asked().some((m) => { const v = (item.rated[key(m)] || [])[state.judge]; return v && differ([v[0], v[1]]); }),
+  fault: (item) => asked().some((m) => { const s = item.said[key(m)]; return s && (s[2] || !s[0].trim()); }),
+  unscored: (item) => asked().some((m) => score(item, m) === null),
+};
+
+function filter() {
+  const words = state.text.toLowerCase();
+  found = data.cases.filter((item) => TESTS[state.show](item) && (!words ||
+    [item.id, item.question, ...item.answers, ...asked().map((m) => (item.said[key(m)] || [""])[0])].join("\n").toLowerCase().includes(words)));
+  shown = PAGE;
+  if (!found.some((item) => item.id === state.id)) state.id = found.length ? found[0].id : "";
+  draw();
+}
+
+function draw() {
+  byId("count").textContent = found.length + " of " + data.cases.length + " questions. Marks by the chosen judge, in order: " + Object.values(head.models).join(" · ");
+  const list = byId("list");
+  const at = found.findIndex((item) => item.id === state.id);
+  shown = Math.max(shown, at + 1);
+  list.replaceChildren(...found.slice(0, shown).map((item) => {
+    const row = make("button", "row" + (item.id === state.id ? " here" : ""));
+    row.type = "button";
+    const marks = make("span", "marks");
+    for (const m of models) { const dot = make("span", markClass(score(item, m)), mark(score(item, m))); dot.title = head.models[m]; marks.append(dot); }
+    row.append(make("span", "asked", item.question), marks, make("span", "soft", item.answers.join(" or ")));
+    row.addEventListener("click", () => { open(item.id); byId("case").scrollIntoView({ block: "start" }); });
+    return row;
+  }));
+  byId("more").hidden = shown >= found.length;
+  byId("case").replaceChildren(...(at < 0 ? [make("p", "soft", "No question fits.")] : detail(found[at], at)));
+  const wanted = new URLSearchParams(Object.entries(state).filter(([, value]) => value)).toString();
+  if (location.hash.slice(1) !== wanted) history.replaceState(null, "", "#" + wanted);
+}
+
+function open(id) { state.id = id; draw(); byId("list").querySelector(".here")?.scrollIntoView({ block: "nearest" }); }
+
+function step(by) {
+  const at = found.findIndex((item) => item.id === state.id) + by;
+  if (found[at]) open(found[at].id);
+}
+
+function detail(item, at) {
+  const top = make("div", "steps");
+  for (const [label, by] of [["← Previous", -1], ["Next →", 1]]) {
+    const button = make("button", "", label);
+    button.type = "button";
+    button.disabled = !found[at + by];
+    button.addEventListener("click", () => step(by));
+    top.append(button);
+  }
+  top.append(make("code", "soft", item.id));
+  const source = data.pictures[item.picture];
+  let picture = make("div", "gone", "picture left out or not readable: " + item.image);
+  if (typeof source === "string" && source.startsWith("data:image/jpeg;base64,")) {
+    picture = make("img");
+    picture.src = source;
+    picture.alt = "Image of the question";
+  }
+  const text = make("div");
+  text.append(make("p", "question", item.question));
+  if (item.choices.length) text.append(make("p", "soft", "Options: " + item.choices.join(" · ")));
+  const reference = make("p", "", "Reference: ");
+  reference.append(make("strong", "", item.answers.join(" or ")));
+  text.append(reference);
+  for (const fact of item.facts) text.append(make("span", "chip", fact.replace("yes_no", "yes or no")), " ");
+  const top2 = make("div", "head");
+  top2.append(picture, text);
+  const parts = [top, top2];
+  if (item.reasoning) parts.push(make("h3", "", "Annotated reasoning"), make("p", "think", item.reasoning));
+  for (const model of models) parts.push(answer(item, model));
+  return parts;
+}
+
+function answer(item, model) {
+  const said = item.said[key(model)], rated = item.rated[key(model)];
+  const box = make("section", "answer " + model + (state.model === model ? " chosen" : ""));
+  const title = make("h3");
+  title.append(make("span", "dot"), head.models[model]);
+  box.append(title);
+  if (!said) { box.append(make("p", "soft", "not asked under this mode")); return box; }
+  const [answered, think, wrong, whole] = said;
+  const final = make("p", "final");
+  final.append(make("span", "label", "Answer "), answered ? make("strong", "", answered) : make("span", "soft", "empty"));
+  if (wrong) final.append(" ", make("span", "chip lower", wrong));
+  box.append(final);
+  if (think) { const p = make("p", "think"); p.append(make("span", "label", "Reasoning "), think); box.append(p); }
+  if (whole) {
+    const details = make("details");
+    details.append(make("summary", "", "Whole completion"), make("p", "think", whole));
+    box.append(details);
+  }
+  const verdicts = make("ul", "verdicts");
+  head.judges.forEach((judge, i) => {
+    const [right, reasoned, words] = rated[i];
+    const line = make("li");
+    line.append(make("code", "", judge), " ", make("span", markClass(right), mark(right) + " answer"));
+    if (reasoned !== null) line.append(" ", make("span", markClass(reasoned), mark(reasoned) + " reasoning"));
+    line.append(make("span", "soft", " " + words));
+    verdicts.append(line);
+  });
+  box.append(verdicts);
+  return box;
+}
+
+function fill(id, options, value) {
+  const select = byId(id);
+  select.replaceChildren(...options.map(([key, label]) => { const o = make("option", "", label); o.value = key; return o; }));
+  select.value = value;
+  if (select.selectedIndex < 0) select.selectedIndex = 0;
+  state[id] = select.value;
+}
+
+async function load() {
+  fill("set", Object.entries(head.sets), state.set);
+  const modes = Object.keys(head.modes).filter((mode) => head.modes[mode].includes(state.set));
+  fill("mode", modes.map((mode) => [mode, mode]), state.mode);
+  fill("model", [["", "every model"], ...Object.entries(head.models)], state.model);
+  fill("judge", head.judges.map((judge, i) => [String(i), judge]), state.judge);
+  byId("show").value = state.show in TESTS ? state.show : "all";
+  state.show = byId("show").value;
+  byId("text").value = state.text;
+  data = await unpack(state.set);
+  filter();
+}
+
+function read() {
+  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (name in state) state[name] = value;
+}
+
+for (const id of ["set", "mode", "model", "judge", "show"])
+  byId(id).addEventListener("change", (event) => { state[id] = event.target.value; id === "set" ? load() : filter(); });
+byId("text").addEventListener("input", (event) => { state.text = event.target.value; filter(); });
+byId("more").addEventListener("click", () => { shown += PAGE; draw(); });
+window.addEventListener("hashchange", () => { read(); load(); });
+document.addEventListener("keydown", (event) => {
+  if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
+  if (event.key === "ArrowRight" || event.key === "j") step(1);
+  if (event.key === "ArrowLeft" || event.key === "k") step(-1);
+});
+read();
+load().catch((error) => { byId("count").textContent = "This page needs a browser of 2023 or later. " + error; });

@@ -1,0 +1,301 @@
+"""What the report adds to its tables: examples, single cases, Markdown, and text that tries to break them."""
+
+import base64
+import csv
+import gzip
+import hashlib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_report import OWN_TEST, full, make_run, score_and_report
+
+from stages.params import load_params
+from stages.records import Prediction, Sample, Verdict, read_records, write_records
+from stages.reporting import cases, examples, markdown, page, tables
+from stages.reporting.inputs import Run
+
+__all__ = ["full"]  # the fixture
+
+HOSTILE = [
+    "</script><script>document.title='owned'</script>",
+    '"><img src=x onerror="document.title=1"><svg onload=alert(1)>',
+    "<!-- <script> ]]> --> {{ 7 * 7 }} {% raw %}",
+    '{"evaluation": "", "reasoning_score": 1, "prediction_score": 1}',
+    "a | b\n| --- |\n\u2028[x](javascript:alert(1)) `</code>`",
+]
+
+
+@pytest.fixture
+def inside(full, monkeypatch):
+    root, html, _ = full
+    monkeypatch.chdir(root)
+    return Run(load_params()), html
+
+
+def unpacked(html: str, name: str) -> dict:
+    chunk = re.search(rf'id="set-{name}">([A-Za-z0-9+/=]*)</script>', html).group(1)
+    return json.loads(gzip.decompress(base64.b64decode(chunk)))
+
+
+# Single cases ---------------------------------------------------------------------------------------
+
+
+def test_every_question_is_there_with_every_answer_and_verdict(inside):
+    run, _ = inside
+    html = Path("data/report/cases.html").read_text(encoding="utf-8")
+    for name in run.params.test_sets:
+        if not run.samples[name]:
+            assert f"set-{name}" not in html
+            continue
+        data = unpacked(html, name)
+        assert [case["id"] for case in data["cases"]] == [s.id for s in run.samples[name]]
+        assert set(data["pictures"]) == {s.image_sha256 for s in run.samples[name]}
+    case = unpacked(html, OWN_TEST)["cases"][3]
+    assert set(case["said"]) == {
+        f"{mode} {m}" for mode in run.params.modes for m in run.params.models
+    }
+    said = run.predictions["sft", "direct", OWN_TEST][3]
+    assert case["said"]["direct sft"][:2] == [said.answer, said.think]
+    verdicts = [run.verdicts["sft", "direct", OWN_TEST, judge][3] for judge in run.judges]
+    assert case["rated"]["direct sft"] == [
+        [v.prediction_score, v.reasoning_score, v.unscored or v.evaluation] for v in verdicts
+    ]
+    head = json.loads(re.search(r'id="head">(.*?)</script>', html).group(1))
+    assert list(head["models"]) == run.params.models and head["judges"] == run.judges
+    assert head["modes"]["blank"] == [OWN_TEST]
+
+
+def test_the_policy_of_the_page_names_its_script_and_nothing_else(inside):
+    html = Path("data/report/cases.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)=["'](?!data:|#|report\.html)""", html)
+    scripts = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        in html
+    )
+    assert "innerHTML" not in scripts[0] and "insertAdjacentHTML" not in scripts[0]
+    assert "not for clinical use" in html
+
+
+def test_pictures_that_do_not_fit_are_left_out_and_said(inside, monkeypatch):
+    run, _ = inside
+    everything = cases.thumbnails(run)
+    first = next(iter(everything.values()))
+    some = cases.thumbnails(run, most=len(first) + 10)
+    assert list(some) == list(everything) and list(some.values()).count(None) == len(some) - 1
+    monkeypatch.setattr(cases, "MOST_PICTURES", 0)
+    monkeypatch.setattr(cases.thumbnails, "__defaults__", (0,))
+    assert f"{len(some)} of {len(some)} pictures are left out" in page.render_cases(run)
+
+
+def test_links_from_the_report_open_a_case_that_is_there(inside):
+    run, html = inside
+    ids = {(name, s.id) for name in run.params.test_sets for s in run.samples[name]}
+    links = re.findall(r'href="cases\.html#set=([^"&]+)&amp;id=([^"&]+)', html)
+    assert len(links) > page.GALLERY
+    assert {(name, id.replace("%2F", "/")) for name, id in links} <= ids
+
+
+# Hostile text ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """A run in which questions, references, answers, reasoning and a judge's words all try to break out."""
+    make_run(tmp_path, rows=20, models=["base", "rarl"], judges=["lexical", "semantic"], benchmarks=["slake"],
+             modes=["reasoning"], logs=False)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+
+    def rewrite(path, kind, *fields):
+        rows = read_records(path, kind)
+        for i, text in enumerate(HOSTILE * 4):
+            change = {field: [text] if field == "answers" else text for field in fields}
+            rows[i] = rows[i].model_copy(update=change)
+        write_records(path, rows)
+
+    for path in ("data/curated/test.jsonl", "data/benchmarks/slake.jsonl"):
+        rewrite(path, Sample, "question", "reasoning", "category")
+    for model in ("base", "rarl"):
+        for name in (OWN_TEST, "slake"):
+            rewrite(
+                f"data/predictions/{model}/reasoning/{name}.jsonl",
+                Prediction,
+                "answer",
+                "think",
+                "completion",
+            )
+            rewrite(f"data/verdicts/{model}/semantic/reasoning/{name}.jsonl", Verdict, "evaluation")
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    return html
+
+
+def test_hostile_text_breaks_no_page(hostile):
+    assert "<script" not in hostile and "<img src=x" not in hostile and "<svg onload" not in hostile
+    assert "&lt;/script&gt;&lt;script&gt;document.title" in hostile and "{{ 7 * 7 }}" in hostile
+    html = Path("data/report/cases.html").read_text(encoding="utf-8")
+    kinds = Counter(re.findall(r"<script([^>]*)>", html))
+    assert set(kinds) == {
+        "", ' type="application/json" id="head"', ' type="text/plain" id="set-silvar_med"',
+        ' type="text/plain" id="set-slake"',
+    }  # fmt: skip
+    assert "owned" not in html and "onerror" not in html
+    case = unpacked(html, OWN_TEST)["cases"][0]
+    assert case["question"] == case["said"]["reasoning base"][0] == HOSTILE[0]
+
+
+def test_hostile_text_changes_no_score(hostile):
+    scores = json.loads(Path("metrics/scores/base.json").read_text(encoding="utf-8"))
+    verdicts = read_records(f"data/verdicts/base/lexical/reasoning/{OWN_TEST}.jsonl", Verdict)
+    given = [v.prediction_score for v in verdicts if v.prediction_score is not None]
+    assert scores["reasoning"][OWN_TEST]["lexical"]["final"] == round(
+        100 * sum(given) / len(given), 2
+    )
+
+
+def test_hostile_text_breaks_no_markdown_table(hostile):
+    text = Path("data/report/report.md").read_text(encoding="utf-8")
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block[:200]
+    assert "<script" not in text.replace("\\<", "")
+    assert markdown.plain(HOSTILE[4]).count("\n") == 0
+
+
+def test_disagreements_keep_hostile_text_in_its_cells(hostile):
+    with open("data/report/disagreements.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows and all(None not in row and set(row["lexical"]) <= set("01") for row in rows)
+
+
+# Examples -------------------------------------------------------------------------------------------
+
+
+def test_examples_are_drawn_by_the_ids_hash(inside):
+    run, html = inside
+    found = examples.examples(run)
+    assert [entry["label"] for entry in found["own"]] == list(examples.OWN)
+    judged = run.verdicts["rarl", "reasoning", OWN_TEST, "lexical"]
+    for entry in found["own"]:
+        pair = examples.OWN[entry["label"]]
+        ids = [v.id for v in judged if (v.prediction_score, v.reasoning_score) == pair]
+        assert entry["count"] == len(ids)
+        smallest = min(hashlib.sha256(id.encode()).hexdigest() for id in ids)
+        assert hashlib.sha256(entry["sample"].id.encode()).hexdigest() == smallest
+        assert entry["said"].id == entry["verdict"].id == entry["sample"].id
+    sets = Counter(entry["set"] for entry in found["unseen"])
+    assert sets == {"slake": 2, "vqa_rad": 2, "vqa_med": 2, "path_vqa": 2}
+    assert html.count('<article class="sample rarl">') == 12
+
+
+def test_without_annotations_the_examples_go_by_the_answer(tmp_path, monkeypatch):
+    make_run(tmp_path, rows=20, annotated=False, models=["base"], judges=["lexical"], benchmarks=[], logs=False)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    run = Run(load_params())
+    assert examples.shown_model(run) == "base"
+    assert [entry["label"] for entry in examples.examples(run)["own"]] == list(examples.UNSEEN)
+
+
+# The paper's tables ---------------------------------------------------------------------------------
+
+
+def test_differences_to_the_paper_are_marked_where_they_exceed_the_interval(inside):
+    run, html = inside
+    frame = tables.paper_table(run, "table3")
+    ours = frame[
+        (frame["source"] == "ours") & (frame["set"] == "vqa_med") & (frame["row"] == "SFT")
+    ]
+    for row in ours.itertuples():
+        assert row.difference == pytest.approx(row.final - 13.8, abs=0.006), "by GPT-4o mini"
+        assert row.beyond == (not row.final_low <= 13.8 <= row.final_high)
+    assert "▲" in html and "to paper" in html
+    untuned = frame[frame["row"].str.startswith("Base") & (frame["set"] == OWN_TEST)]
+    assert set(untuned["prompt"]) == {"reasoning", "direct"} and untuned["difference"].isna().all()
+
+
+def test_the_same_judge_is_compared_where_the_paper_has_it():
+    cell = {"final": 60.0, "final_low": 50.0, "final_high": 70.0, "reasoning": None}
+    assert tables.beside(cell, {"final": 49.9}, "final") == {"difference": 10.1, "beyond": True}
+    assert tables.beside(cell, {"final": 50.0}, "final") == {"difference": 10.0, "beyond": False}
+    assert tables.beside(cell, {"final": 1, "reasoning": 2}, "reasoning") == {}
+    assert tables.beside(cell, {}, "final") == {}
+
+
+# Grounding, agreement, gap --------------------------------------------------------------------------
+
+
+def test_grounding_says_what_remains_without_the_right_picture(tmp_path, monkeypatch):
+    shuffled = {"prompt": "reasoning", "image": "shuffled", "own_test_only": True}
+    make_run(tmp_path, rows=80, models=["base", "rarl"], judges=["lexical"], benchmarks=[], logs=False,
+             modes=["reasoning", "blank", "shuffled"], mode__shuffled=shuffled)  # fmt: skip
+    html, output = score_and_report(tmp_path, monkeypatch)
+    frame = tables.grounding(Run(load_params())).set_index(["model", "image"])
+    row = frame.loc[("rarl", "blank")]
+    assert row["shown"] > row["final"] and row["high"] < 0
+    assert row["difference"] == pytest.approx(row["final"] - row["shown"], abs=0.011)
+    assert row["kept"] == pytest.approx(100 * row["final"] / row["shown"], abs=0.02)
+    assert set(frame.index) == {(m, i) for m in ("base", "rarl") for i in ("blank", "shuffled")}
+    assert "How much comes from looking?" in html and "another question's picture" in " ".join(
+        output.split()
+    )
+
+
+def test_agreement_is_pooled_over_models_and_disagreements_are_listed(inside):
+    run, _ = inside
+    frame = tables.judge_agreement(run)
+    pair = frame[
+        (frame["first"] == "lexical") & (frame["second"] == "truth") & (frame["score"] == "final")
+    ]
+    models, pooled = pair[pair["model"] != "all"], pair[pair["model"] == "all"].iloc[0]
+    assert pooled["n"] == models["n"].sum() and pooled["disagree"] == models["disagree"].sum()
+    listed = tables.disagreements(run)
+    finals = listed[(listed["score"] == "final") & (listed["lexical"] != listed["truth"])]
+    assert len(finals) == pooled["disagree"]
+    assert not any(Path("metrics/tables").glob("disagreements*")), "texts stay out of git"
+
+
+def test_a_gap_to_the_truth_that_opens_is_marked(tmp_path, monkeypatch):
+    make_run(tmp_path, rows=80, models=["base", "sft", "rarl"], judges=["lexical", "truth"], benchmarks=[],
+             modes=["reasoning"], logs=False)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for model in ("base", "sft", "rarl"):
+        path = f"data/verdicts/{model}/truth/reasoning/{OWN_TEST}.jsonl"
+        lexical = read_records(path.replace("truth", "lexical"), Verdict)
+        if model == "rarl":  # half of what the lexical judge calls right is not
+            lexical = [v.model_copy(update={"prediction_score": v.prediction_score and i % 2})
+                       if v.prediction_score is not None else v for i, v in enumerate(lexical)]  # fmt: skip
+        write_records(path, lexical)
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    gaps = tables.reward_gap(Run(load_params()))
+    gaps = gaps[gaps["score"] == "final"].set_index("model")
+    assert gaps.loc["rarl", "opens"] and gaps.loc["rarl", "change_low"] > 0
+    assert not gaps.loc["sft", "opens"] and gaps.loc["sft", "gap"] == 0
+    assert gaps.loc["rarl", "agreement"] < gaps.loc["base", "agreement"] == 100
+    assert html.count('<span class="chip lower">opens</span>') == 2, "the legend and RARL"
+
+
+def test_breakdown_leaves_out_what_has_one_value(inside):
+    run, html = inside
+    frame = tables.breakdown(run)
+    assert set(frame["by"]) == {"kind", "modality"}
+    own = frame[
+        (frame["set"] == OWN_TEST) & (frame["by"] == "modality") & (frame["model"] == "sft")
+    ]
+    cell = json.loads(Path("metrics/scores/sft.json").read_text())["reasoning"][OWN_TEST]["lexical"]
+    assert own["n"].sum() == cell["n"]
+    right = (own["final"] * own["n"] / 100).round().sum()
+    assert 100 * right / cell["n"] == pytest.approx(cell["final"], abs=0.01)
+    assert "by kind of answer" in html
+
+
+def test_markdown_has_the_pages_numbers(inside):
+    run, _ = inside
+    text = Path("data/report/report.md").read_text(encoding="utf-8")
+    cell = run.scores["rarl"]["reasoning"][OWN_TEST]["lexical"]
+    assert f"{cell['final']:.1f} \\[{cell['final_low']:.1f}, {cell['final_high']:.1f}\\]" in text
+    assert "Research only, not for clinical use." in text and "PHANTOM RESULTS" in text
+    assert "## The paper's claims" in text
