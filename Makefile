@@ -6,12 +6,13 @@ BIN := $(CURDIR)/$(VENV)/bin
 RUN := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint identity clean-cache
+.PHONY: help repro test lint identity bench clean-cache
 
 help:
 	@echo "make repro        install what is needed and run the pipeline (dvc repro)"
 	@echo "make test         ruff and pytest; RARL_DATA_ROOT=<folder of releases> adds the tests on real files"
 	@echo "make lint         ruff alone, with the formatting"
+	@echo "make bench        the GRPO step against stock TRL (20 minutes; metrics/bench/)"
 	@echo "make clean-cache  delete resumable work in progress (.cache/)"
 
 repro: identity $(VENV)/.installed
@@ -58,6 +59,9 @@ $(VENV)/bin/python:
 	fi; \
 	echo "Creating $(VENV) with $$("$$python" --version)"; \
 	"$$python" -m venv --clear $(VENV)
+
+bench: $(VENV)/.installed
+	@$(RUN) python -m stages.bench
 
 clean-cache:
 	rm -rf .cache
