@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("RARL_KILLS", "4"))
+KILLS = int(os.environ.get("RARL_KILLS", "2"))
 STAGES = {
     "sft": ["stages.sft"],
     "grpo": ["stages.grpo"],
