@@ -1,7 +1,7 @@
 """Read one benchmark release into the common record.
 
 Writes `data/benchmarks/<set>.jsonl`, `data/benchmarks/pictures/<set>/` (pictures that lie in a table or in a
-DICOM file; else empty) and `metrics/benchmark/<set>.json`. A release that is not there gives an empty file
+DICOM file, and how many they are) and `metrics/benchmark/<set>.json`. A release that is not there gives an empty file
 and `available: false`, or an error where `data.missing` is `stop`.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from stages.errors import UserError, stage_main
+from stages.errors import stage_main
 from stages.params import BENCHMARKS, load_params
 from stages.records import write_json, write_records
 
@@ -25,7 +25,7 @@ from stages.records import write_json, write_records
 def main(name: str) -> None:
     """Read one benchmark's test rows."""
     from stages.datasets import ADAPTERS
-    from stages.datasets.audit import declared, deviations, measure, refuse, selection
+    from stages.datasets.audit import compare_with_declared, refuse, require_images, selection
     from stages.datasets.release import MissingRelease, Pictures, Release, read, require_root
 
     start = time.monotonic()
@@ -48,18 +48,9 @@ def main(name: str) -> None:
             raise
         release, absent = Release(name, "test"), error
     else:
-        found = deviations(release, measure(release), declared(root, adapter, release))
-        for line in found:
-            click.secho(f"WARNING: not as declared: {line}", fg="yellow", err=True)
+        found = compare_with_declared(root, adapter, [release])
         refuse(root, found, data.deviation)
-    if release.missing_images and data.missing == "stop":
-        row, image = release.missing_images[0]
-        raise UserError(
-            f"{root}: {name}",
-            f"{len(release.missing_images)} of {release.rows} rows without their image, first {image} (row {row})",
-            "every image (data.missing is `stop`)",
-            "get the images, or set data.missing to skip",
-        )
+    require_images(f"{root}: {name}", release, data.missing)
     samples = release.samples
     # The folder is an output of the stage: DVC warns of an empty one.
     unpacked = sum(1 for _ in pictures.iterdir())

@@ -29,7 +29,12 @@ METRICS = Path("metrics/curate.json")
 def main() -> None:
     """Curate the train, development and test rows."""
     from stages.datasets import SOURCES
-    from stages.datasets.audit import declared, deviations, measure, own_splits_apart, refuse
+    from stages.datasets.audit import (
+        compare_with_declared,
+        own_splits_apart,
+        refuse,
+        require_images,
+    )
     from stages.datasets.release import Pictures, require_root
 
     start = time.monotonic()
@@ -40,21 +45,8 @@ def main() -> None:
     releases = adapter.training(root, params, Pictures(root, PICTURES))
     for split, release in releases.items():
         _say_what_is_left_out(split, release)
-        if release.missing_images and params.data.missing == "stop":
-            row, image = release.missing_images[0]
-            raise UserError(
-                f"{root}: {source}, {split} rows",
-                f"{len(release.missing_images)} rows without their image, first {image} (row {row})",
-                "every image (data.missing is `stop`)",
-                "get the images, or set data.missing to skip",
-            )
-    found = [
-        line
-        for release in releases.values()
-        for line in deviations(release, measure(release), declared(root, adapter, release))
-    ]
-    for line in found:
-        click.echo(f"  WARNING: not as declared: {line}")
+        require_images(f"{root}: {source}, {split} rows", release, params.data.missing)
+    found = compare_with_declared(root, adapter, releases.values())
     refuse(root, found, params.data.deviation)
     if not releases["train"].samples:
         raise UserError(

@@ -12,13 +12,14 @@ from stages.records import atomic_file, write_json
 @stage_main
 def main(model: str):
     """Write metrics/scores/<model>.json (mode, test set, judge, scores in percent) and metrics/breakdown/<model>.csv."""
-    from stages.reporting.scoring import breakdown, score_model
+    from stages.reporting.scoring import breakdown, read_judged, score_model
 
     params = load_params()
-    scores = score_model(params, model)
+    judged = read_judged(params, model)
+    scores = score_model(judged, params)
     write_json(f"metrics/scores/{model}.json", scores)
     with atomic_file(f"metrics/breakdown/{model}.csv") as file:
-        breakdown(params, model).to_csv(file, index=False, lineterminator="\n")
+        breakdown(judged, params).to_csv(file, index=False, lineterminator="\n")
     for mode, sets in scores.items():
         cell = sets[params.own_test][params.report.main_judge]
         final = "not scored" if cell["final"] is None else f"{cell['final']:.1f} %"

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, get_args
 
+import click
 import numpy as np
 
 from stages.answers import list_items, normalise
@@ -131,6 +132,36 @@ def deviations(release: Release, measured: dict, expected: dict[str, int]) -> li
         and not (name in ACROSS and name not in measured)
         and not (name in OF_SAMPLES and partial)
     ]
+
+
+def compare_with_declared(
+    root: str | Path, adapter: ModuleType, releases: Iterable[Release]
+) -> list[str]:
+    """What is not as declared in any of these splits, each measured by itself; said as a warning."""
+    found = [
+        line
+        for release in releases
+        for line in deviations(release, measure(release), declared(root, adapter, release))
+    ]
+    for line in found:
+        click.secho(f"  WARNING: not as declared: {line}", fg="yellow", err=True)
+    return found
+
+
+def require_images(where: str, release: Release, missing: str) -> None:
+    """Stop where rows are without their image, unless `data.missing` asks to skip them.
+
+    Raises:
+        UserError: an image is missing and `missing` is `stop`.
+    """
+    if release.missing_images and missing == "stop":
+        row, image = release.missing_images[0]
+        raise UserError(
+            where,
+            f"{len(release.missing_images)} of {release.rows} rows without their image, first {image} (row {row})",
+            "every image (data.missing is `stop`)",
+            "get the images, or set data.missing to skip",
+        )
 
 
 def refuse(root: str | Path, found: list[str], mode: str) -> None:

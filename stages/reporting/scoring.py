@@ -1,6 +1,8 @@
 """One model's scores by every judge, each with its interval and its counts."""
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -58,37 +60,65 @@ def _share(name: str, scores: Sequence[int], confidence: float) -> dict:
 GROUPINGS = ("category", "kind", "modality", "origin")
 
 
-def breakdown(params: Params, model: str) -> pd.DataFrame:
+#: What stands in the breakdown of each part's score.
+BROKEN_DOWN = ("n", "unscored", "final", "final_low", "final_high")
+
+
+@dataclass
+class Judged:
+    """One model's answers to one test set under one mode, with every judge's verdicts, in the samples' order."""
+
+    mode: str
+    name: str
+    samples: list[Sample]
+    predictions: list[Prediction]
+    verdicts: dict[str, list[Verdict]]
+
+    def cell(self, judge: str, rows: Sequence[int], confidence: float) -> dict:
+        """The score of some of the rows."""
+        verdicts = self.verdicts[judge]
+        return score_cell(
+            [self.predictions[i] for i in rows], [verdicts[i] for i in rows], confidence
+        )
+
+
+def read_judged(params: Params, model: str) -> list[Judged]:
+    """Everything that one model's scores are made of.
+
+    Raises:
+        UserError: a file of predictions or verdicts is missing or does not fit its questions.
+    """
+    samples = {name: read_records(params.samples_file(name), Sample) for name in params.test_sets}
+    return [
+        Judged(
+            mode,
+            name,
+            samples[name],
+            in_order(predictions_file(model, mode, name), samples[name], Prediction),
+            {
+                judge: in_order(verdicts_file(model, judge, mode, name), samples[name], Verdict)
+                for judge in params.judges
+            },
+        )
+        for mode in params.modes
+        for name in params.sets_of(mode)
+    ]
+
+
+def breakdown(judged: list[Judged], params: Params) -> pd.DataFrame:
     """The scores of each part of a test set: columns mode, set, judge, by, value, n, unscored, final and its interval."""
     lines = []
-    for mode in params.modes:
-        for name in params.sets_of(mode):
-            samples = read_records(params.samples_file(name), Sample)
-            predictions = in_order(predictions_file(model, mode, name), samples, Prediction)
-            for judge in params.judges:
-                verdicts = in_order(verdicts_file(model, judge, mode, name), samples, Verdict)
-                for by in GROUPINGS:
-                    for value in sorted({getattr(sample, by) for sample in samples}):
-                        rows = [
-                            i for i, sample in enumerate(samples) if getattr(sample, by) == value
-                        ]
-                        cell = score_cell(
-                            [predictions[i] for i in rows],
-                            [verdicts[i] for i in rows],
-                            params.report.confidence,
-                        )
-                        place = {
-                            "mode": mode,
-                            "set": name,
-                            "judge": judge,
-                            "by": by,
-                            "value": value,
-                        }
-                        lines.append(place | {key: cell[key] for key in BROKEN_DOWN})
+    for part in judged:
+        for judge in part.verdicts:
+            for by in GROUPINGS:
+                rows = defaultdict(list)
+                for i, sample in enumerate(part.samples):
+                    rows[getattr(sample, by)].append(i)
+                for value in sorted(rows):
+                    place = (part.mode, part.name, judge, by, value)
+                    cell = part.cell(judge, rows[value], params.report.confidence)
+                    lines.append((*place, *(cell[key] for key in BROKEN_DOWN)))
     return pd.DataFrame(lines, columns=["mode", "set", "judge", "by", "value", *BROKEN_DOWN])
-
-
-BROKEN_DOWN = ("n", "unscored", "final", "final_low", "final_high")
 
 
 def outside_own_test(samples: Sequence[Sample], own: Sequence[Sample]) -> list[bool]:
@@ -97,31 +127,18 @@ def outside_own_test(samples: Sequence[Sample], own: Sequence[Sample]) -> list[b
     return [(sample.image_sha256, by_question(sample)) not in seen for sample in samples]
 
 
-def score_model(params: Params, model: str) -> dict:
-    """mode -> test set -> judge -> cell.
-
-    Raises:
-        UserError: a file of predictions or verdicts is missing or does not fit its questions.
-    """
-    samples = {name: read_records(params.samples_file(name), Sample) for name in params.test_sets}
-    kept = (
-        outside_own_test(samples["slake"], samples[params.own_test]) if "slake" in samples else []
-    )
+def score_model(judged: list[Judged], params: Params) -> dict:
+    """mode -> test set -> judge -> cell."""
     confidence = params.report.confidence
+    own = next(part.samples for part in judged if part.name == params.own_test)
     scores: dict = {}
-    for mode in params.modes:
-        scores[mode] = {}
-        for name in params.sets_of(mode):
-            predictions = in_order(predictions_file(model, mode, name), samples[name], Prediction)
-            for judge in params.judges:
-                verdicts = in_order(verdicts_file(model, judge, mode, name), samples[name], Verdict)
-                scores[mode].setdefault(name, {})[judge] = score_cell(
-                    predictions, verdicts, confidence
-                )
-                if name == "slake":
-                    scores[mode].setdefault(WITHOUT_OWN_TEST, {})[judge] = score_cell(
-                        [p for p, keep in zip(predictions, kept) if keep],
-                        [v for v, keep in zip(verdicts, kept) if keep],
-                        confidence,
-                    )
+    for part in judged:
+        sets = scores.setdefault(part.mode, {})
+        every = range(len(part.samples))
+        sets[part.name] = {judge: part.cell(judge, every, confidence) for judge in part.verdicts}
+        if part.name == "slake":
+            kept = [i for i, keep in enumerate(outside_own_test(part.samples, own)) if keep]
+            sets[WITHOUT_OWN_TEST] = {
+                judge: part.cell(judge, kept, confidence) for judge in part.verdicts
+            }
     return scores

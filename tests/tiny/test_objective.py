@@ -1,5 +1,6 @@
 """Equations (1) to (3) of the paper, worked out row by row in plain tensors, against what the trainer does."""
 
+import contextlib
 import copy
 import json
 import math
@@ -7,14 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from one_step import first_batch, move_adapter, one_row
 from trl import SFTTrainer
 
 from stages.errors import UserError
 from stages.training import rl, sft
-
-
-class Caught(Exception):
-    """Carries the batch out of the trainer."""
 
 
 @pytest.fixture
@@ -23,45 +21,15 @@ def prepared(encoded, params):
     params = copy.deepcopy(params)
     params.rarl.rewards.length = 50.0  # rewards that differ within a group, from a random model
     _, trainer, _ = rl.prepare("rarl", params)
-    caught = {}
-
-    def stop(model, inputs, *args, **kwargs):
-        caught.update(inputs)
-        raise Caught
-
-    compute, trainer.compute_loss = trainer.compute_loss, stop
-    with pytest.raises(Caught):
-        trainer.train()
-    trainer.compute_loss = compute
-    torch.manual_seed(3)
-    for name, parameter in trainer.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return trainer, caught, params
+    batch = first_batch(trainer)
+    move_adapter(trainer.model)
+    return trainer, batch, params
 
 
 def log_probs(model, batch, row, adapter=True):
-    """Per-token log-probabilities [tokens] of one completion: its prompt and itself, without padding."""
-    prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
-    completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
-    patches = batch["image_grid_thw"].prod(-1).tolist()
-    start = sum(patches[:row])
-    ids = torch.cat([prompt, completion])[None]
-    image_token = model.get_base_model().config.image_token_id
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "mm_token_type_ids": (ids == image_token).int(),
-        "pixel_values": batch["pixel_values"][start : start + patches[row]],
-        "image_grid_thw": batch["image_grid_thw"][row : row + 1],
-    }
-    if adapter:
-        logits = model(**inputs).logits
-    else:
-        with model.disable_adapter():
-            logits = model(**inputs).logits
-    logits = logits[0, len(prompt) - 1 : -1].float()
-    return torch.log_softmax(logits, -1).gather(1, completion[:, None])[:, 0]
+    """Per-token log-probabilities [tokens] of one completion, with the adapter or without it."""
+    with contextlib.nullcontext() if adapter else model.disable_adapter():
+        return one_row(model, batch, row)[0]
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["on_policy", "old_policy_differs"])
