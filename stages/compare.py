@@ -153,6 +153,7 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
         params = run.params
         if params["train"]["source"] != "sat":
             continue
+        rows = run.json("metrics/curate.json")["train"]["total"]
         for model in ("base", "sft", "grpo"):
             if model in params["models"] and (scores := by_task(run, model, params["modes"][0])):
                 cost = run.json(f"metrics/cost/{model}.json") if model != "base" else {}
@@ -162,7 +163,7 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
                         "method": METHODS.get(
                             (model, params["train"]["trainable"]), "Base, untuned"
                         ),
-                        "samples": None if model == "base" else params["train"]["samples"],
+                        "samples": None if model == "base" else min(params["train"]["samples"] or rows, rows),
                         **scores,
                         "minutes": round(cost["seconds"] / 60, 1) if cost else None,
                         "memory_mb": cost.get("peak_memory_mb"),
@@ -237,7 +238,7 @@ def seeds(runs: list[Experiment]) -> pd.DataFrame:
 
 STUDIES = {"table2": table2, "grid": grid, "seeds": seeds, "runs": side_by_side.scores}
 COMMANDS = {
-    "table2": "dvc exp run --queue -S train.source=sat -S 'models=[base,sft,grpo]' -S 'benchmarks=[cv_bench]' "
+    "table2": "dvc exp run --queue score -S train.source=sat -S 'models=[base,sft,grpo]' -S 'benchmarks=[cv_bench]' "
     "-S 'modes=[reasoning]' -S 'train.trainable=lora,full' -S 'train.samples=500,1000,5000'",
     "grid": "dvc exp run --queue -S 'rarl.rewards.reasoning=0.0,1.0' "
     "-S 'rarl.prompts=[reasoning],[explanation,short,open]'",

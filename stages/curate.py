@@ -73,6 +73,9 @@ def main() -> None:
             )
             if split == "train" and source in _ANNOTATE:
                 click.echo(f"  {_ANNOTATE[source]}")
+    wanted, there = params.train.samples, counts["train"]["total"]
+    if wanted and wanted > there:
+        click.echo(f"  NOTE: train.samples is {wanted}, and all {there} train rows there are will be used.")
     if joined.get("read"):
         click.echo(
             "  explanations: " + ", ".join(f"{value} {name}" for name, value in joined.items())

@@ -130,6 +130,8 @@ class Sft(Block):
     """Paper, 2.3 (5 epochs)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Ours; the paper profile takes 1e-4, usual for LoRA SFT."""
+    learning_rate_full: Annotated[float, Field(gt=0)] = 1e-4
+    """In its place with `train.trainable: full`: whole weights bear about a tenth of an adapter's (ours)."""
     batch_size: Positive = 16
     """Rows an optimizer step, over all accumulation steps (ours)."""
     micro_batch_size: Positive = 16
@@ -147,6 +149,8 @@ class Rl(Block):
     """Paper, 2.3 (5 epochs)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Ours; the paper profile takes 1e-5 (VLM-R1 with LoRA)."""
+    learning_rate_full: Annotated[float, Field(gt=0)] = 1e-4
+    """In its place with `train.trainable: full` (ours; the paper profile takes 1e-6, TRL's default)."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """G, completions a prompt in equation (1). Ours: TRL's default and R1-V's value."""
     prompts_per_step: Positive = 4

@@ -26,7 +26,7 @@ PAIRS = Path("data/studies/semantic_threshold.csv")
 @click.option("--seed", default=20, show_default=True, help="Of the bootstrap.")
 @stage_main
 def main(seed: int) -> None:
-    from stages.judges.semantic import embed
+    from stages.judges.semantic import embed, similarity
     from stages.studies.threshold import answer_pairs, as_markdown, calibrate, reasoning_pairs
 
     source = load_params().encoder.source
@@ -38,10 +38,11 @@ def main(seed: int) -> None:
     ):
         texts = sorted({text for pair in pairs for text in (pair.text, pair.reference)})
         vectors = embed(texts, source) if texts else {}
-        cosines = [float(vectors[pair.text] @ vectors[pair.reference]) for pair in pairs]
+        exact = part == "answers"
+        cosines = [similarity(vectors, p.text, p.reference, exact) for p in pairs]
         if found := calibrate(pairs, cosines, seed):
             parts[part] = found
-            lines += [(part, p.row, p.kind, int(p.right), round(c, 4), p.text, p.reference)
+            lines += [(part, p.row, p.kind, int(p.right), c, p.text, p.reference)
                       for p, c in zip(pairs, cosines)]  # fmt: skip
     if not parts:
         raise UserError(

@@ -13,6 +13,7 @@ def thumbnail(path: Path, side: int = SIDE) -> str | None:
 
     try:
         with Image.open(path) as image:
+            image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size
             small = image.convert("RGB")
     except OSError:
         return None

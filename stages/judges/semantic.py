@@ -1,23 +1,38 @@
 """The semantic judge: open answers and reasoning by the cosine similarity of sentence embeddings.
 
-Yes/no, choices and numbers are rated exactly, as the lexical judge does: to an encoder "left lung"
-and "right lung" are nearly the same. For the same reason its verdicts on open answers are lenient.
-The encoder is all-MiniLM-L6-v2 by default, its token states averaged over the text.
+To an encoder "no mass" and "mass", or "left lung" and "right lung", are nearly the same. So yes/no, choices and
+numbers are rated exactly, as the lexical judge does, and what contradicts its reference (`contradicts`) is wrong at
+any cosine. The encoder is all-MiniLM-L6-v2 by default, its token states averaged over the text.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
-from stages.answers import matches
+from stages.answers import kind_of, list_items, matches, normalise
 from stages.encoder import encoder_path
 from stages.errors import UserError
 from stages.judges.faults import machinery_fault, model_fault
-from stages.judges.lexical import quoted, rate_answer
+from stages.judges.lexical import content_words, quoted, rate_answer
 from stages.records import Prediction, Sample, Verdict, batches
 
 BATCH = 64
 #: Longest text in tokens; what follows is not read (all-MiniLM-L6-v2 was trained on 128).
 MAX_TOKENS = 256
+_WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+")
+#: What stands for the cosine of texts that contradict each other: below every threshold.
+CONTRADICTED = -1.0
+#: Words that say where, and what each means.
+SIDES = {
+    "left": {"left"}, "right": {"right"}, "bilateral": {"left", "right"}, "both": {"left", "right"},
+    "upper": {"upper"}, "superior": {"upper"}, "lower": {"lower"}, "inferior": {"lower"},
+    "anterior": {"anterior"}, "posterior": {"posterior"},
+}  # fmt: skip
+#: Words that a denial in a reasoning leaves as they are: "no mass in the left lung" does not deny the lung.
+PLACES = SIDES.keys() | {
+    "abdomen", "bladder", "brain", "chest", "colon", "head", "heart", "kidney", "liver", "lobe", "lung", "pelvis",
+    "side", "spleen", "stomach",
+}  # fmt: skip
 
 
 def judge(
@@ -71,12 +86,12 @@ def _has_reasoning(sample: Sample, prediction: Prediction) -> bool:
 def _verdict(sample: Sample, prediction: Prediction, settings, vectors: dict) -> Verdict:
     if _by_meaning(sample, prediction):
         near, reference = max(
-            (_cosine(vectors, prediction.answer, reference), reference)
+            (similarity(vectors, prediction.answer, reference, exact=True), reference)
             for reference in sample.answers
         )
         right = near >= settings.threshold
         why = (
-            f"{'Right' if right else 'Wrong'}: {quoted(prediction.answer)} has a cosine of {near:.2f} to "
+            f"{'Right' if right else 'Wrong'}: {quoted(prediction.answer)} {_said(near)} "
             f"the reference {quoted(reference)} (threshold {settings.threshold:g})."
         )
     else:
@@ -85,16 +100,74 @@ def _verdict(sample: Sample, prediction: Prediction, settings, vectors: dict) ->
     if sample.reasoning:
         near = 0.0
         if _has_reasoning(sample, prediction):
-            near = _cosine(vectors, prediction.think, sample.reasoning)
+            near = similarity(vectors, prediction.think, sample.reasoning)
         reasoning_score = int(bool(prediction.think) and near >= settings.reasoning_threshold)
-        why += f" The reasoning has a cosine of {near:.2f} to the reference's."
+        why += f" The reasoning {_said(near)} the reference's."
     return Verdict(
         id=sample.id, evaluation=why, reasoning_score=reasoning_score, prediction_score=int(right)
     )
 
 
-def _cosine(vectors: dict, left: str, right: str) -> float:
-    return round(float(vectors[left] @ vectors[right]), 4)
+def _said(near: float) -> str:
+    return "contradicts" if near == CONTRADICTED else f"has a cosine of {near:.2f} to"
+
+
+def similarity(vectors: dict, text: str, reference: str, exact: bool = False) -> float:
+    """The cosine of two texts' embeddings; `CONTRADICTED` where the one contradicts the other."""
+    if contradicts(text, reference, exact):
+        return CONTRADICTED
+    return round(float(vectors[text] @ vectors[reference]), 4)
+
+
+def contradicts(text: str, reference: str, exact: bool = False) -> bool:
+    """Whether the text denies what the reference says, or says what it denies.
+
+    Args:
+        exact: for answers: another side, level, number or count of listed items than the reference's is a contradiction
+            as well, and so is a denied place. A reasoning may go on to other places.
+
+    >>> contradicts("There is no mass.", "Mass"), contradicts("A mass, no edema.", "Mass")
+    (True, False)
+    >>> contradicts("Mass, edema", "Mass", True), contradicts("A mass.", "Mass", True)
+    (True, False)
+    >>> [contradicts(t, "2 nodules, left", True) for t in ("Left, two nodules", "3 nodules, left", "2 nodules, lung")]
+    [False, True, True]
+    """
+    said, wanted = content_words(text), content_words(reference)
+    turned = any(
+        (word, not denied) in said
+        and (word, denied) not in said
+        and (word, not denied) not in wanted
+        for word, denied in wanted
+        if exact or word not in PLACES
+    )
+    return turned or (
+        exact
+        and (
+            _sides(text) != _sides(reference) != set()
+            or len(list_items(text)) != len(list_items(reference))
+            or _other_numbers(text, reference)
+        )
+    )
+
+
+def _sides(text: str) -> set[str]:
+    return set().union(*(SIDES.get(word, ()) for word in _words(text)))
+
+
+def _words(text: str) -> list[str]:
+    """Words and decimal numbers; letters and digits apart ("5cm", "T2")."""
+    return _WORD.findall(normalise(text))
+
+
+def _other_numbers(text: str, reference: str) -> bool:
+    """Whether the reference has numbers, in digits or words, and the text not the same ones."""
+    said, wanted = ([w for w in _words(t) if kind_of(w) == "number"] for t in (text, reference))
+    return bool(wanted) and not all(
+        any(matches(number, [other], "number") for other in others)
+        for numbers, others in ((said, wanted), (wanted, said))
+        for number in numbers
+    )
 
 
 def embed(texts: Sequence[str], source: str) -> dict[str, object]:

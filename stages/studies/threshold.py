@@ -4,12 +4,14 @@ Labels are made by rule, so that no test row and no person is needed, and the sa
 A pair is a text and its reference; `right` says whether the text says the same.
 
 Answers are those of open questions. As in the semantic judge, a pair that `answers.matches` decides is left out.
+A text that contradicts its reference (`semantic.contradicts`) is refused at every threshold and weighs nothing.
 
 | kind | label | text |
 |---|---|---|
 | `sentence` | right | the reference in a sentence |
 | `other words` | right | the reference with a clinical term in another wording of `rewards/lexicon.py`, plain and in the sentence |
 | `another answer` | wrong | a different answer to the same question, plain and in the sentence |
+| `another term` | wrong | the reference with a clinical term replaced by another one of its group, plain and in the sentence |
 | `too many or few` | wrong | the reference and a different answer to the same question; a list without its last item |
 | `denied` | wrong | the reference denied |
 
@@ -30,8 +32,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.answers import list_items, matches, normalise
+from stages.judges.semantic import CONTRADICTED
 from stages.records import Sample
-from stages.rewards.lexicon import TERMS
+from stages.rewards.lexicon import RIVALS, TERMS
 
 SENTENCES = ("The picture shows {}.", "There is {} in this image.")
 DENIALS = ("There is no {}.", "No {} is seen in this image.")
@@ -45,6 +48,12 @@ WORDINGS = {
     for term, others in TERMS[group].items()
     if others
 }
+#: Term -> the others of its group, of which a finding or a place can be only one.
+OTHERS = {
+    term: [other for other in TERMS[group] if other != term]
+    for group in RIVALS
+    for term in TERMS[group]
+}
 
 
 @dataclass(frozen=True)
@@ -57,16 +66,18 @@ class Pair:
     reference: str
 
 
-def reworded(text: str, turn: int = 0) -> str | None:
-    """The text with every term of the lexicon in another wording; None where it has none.
+def reworded(text: str, turn: int = 0, by: dict[str, list[str]] = WORDINGS) -> str | None:
+    """The text with every term of the lexicon in another wording, or replaced `by` others; None where it has none.
 
     >>> reworded("Brain tumor"), reworded("Nothing")
     ('cerebral tumour', None)
+    >>> reworded("Left lung", by={"left": ["right"]})
+    'right lung'
     """
-    terms = "|".join(map(re.escape, sorted(WORDINGS, key=len, reverse=True)))
+    terms = "|".join(map(re.escape, sorted(by, key=len, reverse=True)))
 
     def other(found: re.Match) -> str:
-        wordings = WORDINGS[found.group().lower()]
+        wordings = by[found.group().lower()]
         return wordings[turn % len(wordings)]
 
     new = re.sub(rf"(?<!\w)(?:{terms})(?!\w)", other, text, flags=re.IGNORECASE)
@@ -90,11 +101,16 @@ def answer_pairs(samples: Sequence[Sample]) -> list[Pair]:
         ]
         others = (others[number % len(others) :] + others)[:MOST] if others else []
         wordings = dict.fromkeys(filter(None, (reworded(reference, turn) for turn in range(MOST))))
+        turned = dict.fromkeys(
+            filter(None, (reworded(reference, number + turn, OTHERS) for turn in range(MOST)))
+        )
         texts = [("sentence", True, s.format(reference.lower())) for s in SENTENCES]
         texts += [("other words", True, w) for w in wordings]
         texts += [("other words", True, SENTENCES[0].format(w)) for w in wordings]
         texts += [("another answer", False, other) for other in others]
         texts += [("another answer", False, SENTENCES[0].format(o.lower())) for o in others]
+        texts += [("another term", False, t) for t in turned]
+        texts += [("another term", False, SENTENCES[0].format(t)) for t in turned]
         texts += [("too many or few", False, f"{reference}, {other}") for other in others]
         if len(items := reference.split(",")) > 1:
             texts.append(("too many or few", False, ",".join(items[:-1])))
@@ -134,7 +150,8 @@ def reasoning_pairs(samples: Sequence[Sample]) -> list[Pair]:
 def calibrate(pairs: Sequence[Pair], cosines: Sequence[float], seed: int = 0) -> dict | None:
     """The curve over the thresholds and the one with the highest balanced accuracy; None without both labels.
 
-    Every kind of pair weighs the same within its label, however many of it the rules made. `chosen` is the middle of
+    Every kind of pair weighs the same within its label, however many of it the rules made; a pair that is refused at any
+    threshold weighs nothing. `chosen` is the middle of
     the thresholds that share the highest value; `low` and `high` are its 95 % bootstrap percentiles over the
     development rows, all pairs of a row together. `curve` holds, for each threshold, the share of right and of wrong
     pairs that it accepts; `auc` is the area under that curve (ROC).
@@ -151,13 +168,13 @@ def calibrate(pairs: Sequence[Pair], cosines: Sequence[float], seed: int = 0) ->
         len(rows), [1 / len(rows)] * len(rows), RESAMPLES
     )
     above = (cosines[None, :] >= GRID[:, None]).astype(float)  # [grid, pairs]
-    ones = np.ones(len(pairs))
-    taken, refused = _rates(above, right, _by_kind(kind, ones))
+    undecided = (cosines > CONTRADICTED).astype(float)
+    taken, refused = _rates(above, right, _by_kind(kind, undecided))
     chosen = middle(taken, refused)
-    found = [middle(*_rates(above, right, _by_kind(kind, draw[at]))) for draw in draws]
+    found = [middle(*_rates(above, right, _by_kind(kind, undecided * draw[at]))) for draw in draws]
     return {
         "pairs": len(pairs), "rows": len(rows), "right": int(right.sum()), "wrong": int((~right).sum()),
-        "auc": round(float(roc_auc_score(right, cosines, sample_weight=_by_kind(kind, ones))), 3),
+        "auc": round(float(roc_auc_score(right, cosines, sample_weight=_by_kind(kind, undecided))), 3),
         "chosen": chosen, "low": float(np.percentile(found, 2.5)), "high": float(np.percentile(found, 97.5)),
         "balanced_accuracy": round(float((taken + 1 - refused).max() / 2), 3),
         "kinds": {
@@ -202,7 +219,7 @@ def as_markdown(study: dict, command: str) -> str:
         "# The semantic judge's thresholds", "",
         f"Made by `{command}` with the encoder `{study['encoder']}` on {study['rows']} development rows; labels by rule "
         "(`stages/studies/threshold.py`). Cosine with the highest balanced accuracy, with a 95 % bootstrap interval "
-        "over rows.", "",
+        "over rows. A text that contradicts its reference is refused at every threshold, and weighs nothing.", "",
         "| part | pairs right / wrong | AUC | threshold | interval | balanced accuracy |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for part, found in study["parts"].items():

@@ -20,7 +20,7 @@ from trl.trainer.utils import (
     unsplit_pixel_values_by_grid,
 )
 
-from stages.training.decode import folded, sample, unknown_settings
+from stages.training.decode import decode_weights, sample, unknown_settings
 from stages.training.shared_prompt import (
     Packed,
     Prompt,
@@ -80,7 +80,7 @@ class SharedPrompt:
                 self.model_wrapped, self.accelerator,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
-            folded(model),
+            decode_weights(model),
             self.accelerator.autocast(),
         ):  # fmt: skip
             return sample(_without_peft(model), prompts, self.generation_config), None

@@ -1,22 +1,25 @@
 """How much memory a training run will need, from the model's configuration and the parameters, before it starts.
 
-An estimate, not a measurement. What it assumes:
+`python -m stages.training.memory` prints the plan for the present parameters, and what to turn on smaller devices.
+An estimate, not a measurement: a test counts what a small model keeps; at the real sizes on PyTorch's fake tensors
+the paper profile's policy pass keeps 13.45 GB, and the formula gives 13.42; against the peaks of `stages.bench`'s
+processes on a CPU it is between 2 % too low and 9 % too high. What it assumes:
 
 * What is counted is one process's share (`accelerate.processes`, DDP: each holds a whole model).
 * Rows are as long as they can get: the largest image that `model.max_pixels` lets through, the longest training
   prompt, `rl.max_completion_length` tokens (for SFT's targets too).
-* Weights lie in `model.dtype`, adapters in float32 (PEFT); AdamW keeps two states a trainable parameter, in its dtype.
+* With LoRA weights lie in `model.dtype`, adapters in float32 (PEFT). Without it weights, gradients and the reference
+  policy, which TRL loads as a second model, are float32 (`Run.load`), and autocast copies them to `model.dtype` for a
+  pass. AdamW keeps two states a trainable parameter, in its dtype.
 * The tower's weights are on the device; its activations are not counted, as its output is looked up (features.py).
-* Per token and layer autograd keeps, of a frozen layer under LoRA, 3 x intermediate + 8 x hidden values in the
-  compute dtype and 2 x hidden in float32 (the norms), and a row of the attention mask; of a trained layer one
-  `intermediate` more. Running the real sizes on PyTorch's fake tensors under autocast gives 25.19 GB for the policy
-  pass of the paper profile (its head apart), this formula 25.15; a test counts on a small model.
-  Gradient checkpointing keeps `hidden` values a token and layer, and one layer in full.
+* RL runs a prompt once a group (fast.py): a pass has `micro_prompts` x (prompt + `group_size` x completion) tokens, and
+  sampling keeps `prompts_per_step` prompts' keys and values once and those of all completions, these twice for the
+  moment in which some have ended. What is left to stock TRL (FSDP's and DeepSpeed's sampling, sliding windows) and SFT
+  have rows of their own.
+* What autograd keeps of a layer: `kept_activations`; tests count it on a small model. Gradient checkpointing keeps
+  `hidden` values a token and layer, and one layer in full.
 * TRL 1.16 never holds the logits of the vocabulary: its fused head works in tiles of 4,096 tokens x 32,768
   words. A trained embedding has its gradient in float32 there for a moment.
-* TRL samples all completions of an optimizer step at once (`prompts_per_step` x `group_size` rows), and takes
-  the log-probabilities `micro_prompts` x `group_size` rows at a time.
-* Without LoRA and with beta > 0, TRL loads the reference policy as a second model. With LoRA it switches the adapter off.
 * On top come what CUDA and the encoder of BERTScore take, and a tenth of all that is not weights for fragmentation.
 """
 
@@ -24,24 +27,30 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import torch
+from ruamel.yaml import YAML
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from stages.params import Params
+from stages.errors import UserError
+from stages.params import METHODS, Params, load_params
 from stages.prompts import template
 from stages.records import read_json
 
 GB = 1e9
+PAPERS_BASE = "Qwen/Qwen2-VL-2B-Instruct"
 BYTES = {"float32": 4, "bfloat16": 2}
 #: Tile of TRL's fused head: tokens, words (`trl/kernels/chunked_logprob.py`, `trl/trainer/utils.py`).
 TILE = (4096, 32768)
 #: Float32 tiles that the same head holds besides where there is no Triton: a CPU.
 TILES_ON_CPU = 5
+#: Float32 tables over the vocabulary that the drawing of a token holds: logits, probabilities, noise, their ratio.
+FLOAT_LOGITS = 4
 #: Tokens of the question and of the chat template around the prompt; generous.
 QUESTION_AND_TEMPLATE = 64
 CHARACTERS_A_TOKEN = 4
 #: GB: CUDA's context and libraries, BERTScore's small encoder; on a CPU the interpreter with its libraries.
-FIXED = {"cuda": 1.0, "cpu": 0.8}
+FIXED = {"cuda": 1.0, "cpu": 0.7}
 FRAGMENTATION = 0.1
 
 
@@ -73,7 +82,10 @@ class Plan:
 
 
 def parameter_counts(config: Qwen2VLConfig, lora_r: int, target_modules: list[str]) -> dict:
-    """Parameters of the language model (tied embeddings once), of the tower and of an adapter; no weights are made."""
+    """Parameters of the language model (tied embeddings once), of the tower, of an adapter and of what it adapts.
+
+    No weights are made.
+    """
     with torch.device("meta"):
         model = Qwen2VLForConditionalGeneration._from_config(config)
     model.tie_weights()
@@ -87,16 +99,66 @@ def parameter_counts(config: Qwen2VLConfig, lora_r: int, target_modules: list[st
         "language model": sum(p.numel() for p in model.parameters()) - tower,
         "tower": tower,
         "adapter": sum(lora_r * (m.in_features + m.out_features) for m in adapted),
+        "adapted": sum(m.weight.numel() for m in adapted),
     }
 
 
-def kept_activations(config: Qwen2VLConfig, params: Params, length: int) -> int:
-    """Bytes that autograd keeps of one token in one layer of the language model, in rows of `length` tokens."""
-    hidden, inner = config.text_config.hidden_size, config.text_config.intermediate_size
-    value = BYTES[params.model.dtype]
-    wide = 4 if params.train.trainable == "full" else 3
-    mask = 0 if params.model.attention == "flash_attention_2" else value * length
-    return value * (wide * inner + 8 * hidden) + 4 * 2 * hidden + mask
+@dataclass(frozen=True)
+class Layout:
+    """What a forward pass runs: `groups` prompts with `size` completions each (`size` 1: rows of their own)."""
+
+    groups: int
+    size: int
+    prompt: int
+    completion: int
+    shared: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.groups * (self.prompt + self.size * self.completion)
+
+    @property
+    def scored(self) -> int:
+        return self.groups * self.size * self.completion
+
+    @property
+    def attended(self) -> int:
+        """Tokens whose keys and values attention is given: a completion's and again those of its prompt."""
+        return self.groups * self.size * (self.prompt + self.completion)
+
+
+def layout(config: Qwen2VLConfig, groups: int, size: int, prompt: int, completion: int) -> Layout:
+    """A pass of the policy or the reference: the fast trainer's, or stock TRL's where that takes over (`_unfit`)."""
+    shared = size > 1 and set(config.text_config.layer_types) == {"full_attention"}
+    return Layout(*((groups, size) if shared else (groups * size, 1)), prompt, completion, shared)
+
+
+def kept_activations(config: Qwen2VLConfig, params: Params, rows: Layout) -> int:
+    """Bytes that autograd keeps in one layer of the language model.
+
+    Of a token: 3 x intermediate and, with LoRA, 6 x hidden values in the compute dtype (queries and the attention's
+    output among them) and in bfloat16 2 x hidden in float32 for the norms; a trained layer has one intermediate and
+    16 bytes x hidden more. Of an attended token keys and values, repeated for all query heads; where the prompt is
+    shared they are copies, as are the completions' queries. And the attention mask.
+    """
+    text = config.text_config
+    hidden, value = text.hidden_size, BYTES[params.model.dtype]
+    full = params.train.trainable == "full"
+    kept = rows.tokens * value * (3 + full) * text.intermediate_size
+    kept += rows.tokens * hidden * (4 * value + 4 * 2 + value * 2 if value < 4 else 6 * value)
+    kept += rows.tokens * hidden * 16 * full
+    if not rows.shared and params.model.attention == "flash_attention_2":
+        return kept + rows.attended * value * 2 * _key_width(config)
+    kept += rows.attended * value * 2 * hidden
+    if rows.shared:
+        kept += value * (rows.scored * hidden + rows.tokens * 2 * _key_width(config))
+        return kept + value * rows.groups * rows.completion * (rows.prompt + rows.completion)
+    return kept + value * rows.groups * (rows.prompt + rows.completion) ** 2
+
+
+def _key_width(config: Qwen2VLConfig) -> int:
+    text = config.text_config
+    return text.num_key_value_heads * text.hidden_size // text.num_attention_heads
 
 
 def estimate(
@@ -118,6 +180,7 @@ def estimate(
     full = params.train.trainable == "full"
     rl = method != "sft"
     value = BYTES[params.model.dtype]
+    weight = 4 if full else value
     layers, hidden, inner = text.num_hidden_layers, text.hidden_size, text.intermediate_size
     count = parameter_counts(config, params.lora.r, params.lora.target_modules)
 
@@ -129,21 +192,24 @@ def estimate(
     completion = params.rl.max_completion_length
     processes = params.accelerate.processes
     share = max(1, params.rl.prompts_per_step // processes)
-    rows = min(params.rl.micro_prompts, share) * params.rl.group_size
-    if not rl:
-        rows = min(params.sft.micro_batch_size, max(1, params.sft.batch_size // processes))
-    length = prompt + completion
-    tokens = rows * length
-
-    per_layer = kept_activations(config, params, length)
-    running = value * (3 * inner + 4 * hidden)  # of a layer, without gradients
-    backward = value * 3 * inner
-    if params.train.gradient_checkpointing:
-        activations = tokens * (layers * value * hidden + per_layer + backward)
+    if rl:
+        groups, size = min(params.rl.micro_prompts, share), params.rl.group_size
     else:
-        activations = tokens * (layers * per_layer + backward)
+        share, size = max(1, params.sft.batch_size // processes), 1
+        groups = min(params.sft.micro_batch_size, share)
+    rows = layout(config, groups, size, prompt, completion)
 
-    scored = rows * (completion if device == "cuda" else length)
+    kept = kept_activations(config, params, rows)
+    running = value * (3 * inner + 4 * hidden)  # a token in a layer, without gradients
+    backward = rows.tokens * value * 3 * inner
+    if params.train.gradient_checkpointing is True:
+        activations = rows.tokens * layers * weight * hidden + kept + backward
+    else:
+        activations = layers * kept + backward
+    # Autocast's copies of float32 weights; the embedding is looked up and needs none.
+    copies = (count["language model"] - text.vocab_size * hidden) * value if weight > value else 0
+
+    scored = rows.scored if rl or device == "cuda" else rows.tokens
     if device == "cuda":
         tile = min(scored, TILE[0]) * TILE[1] * value
     else:  # what lies beyond the vocabulary is never touched
@@ -153,45 +219,58 @@ def estimate(
     if full:
         head += text.vocab_size * hidden * (4 + value)
 
-    def decoding(count: int, new: int) -> float:
-        heads = text.num_key_value_heads * (hidden // text.num_attention_heads)
-        cache = count * (prompt + new) * 2 * heads * value * (layers + 1)
-        return (cache + count * prompt * running) / GB
-
-    sampled = share * params.rl.group_size if rl else 0
+    cache = 2 * _key_width(config) * layers  # values a token
+    sampled = share * size if rl else 0
     passes = {}
     if rl:
-        passes[f"sampling {sampled} completions"] = decoding(sampled, completion)
-    passes["scoring development rows"] = decoding(
-        params.decoding.batch_size, params.decoding.max_new_tokens
-    )
+        logits = sampled * text.vocab_size * (value + FLOAT_LOGITS * 4)
+        if rows.shared and not _weights_are_shared(params):
+            prefill, own = share * prompt * running, 2 * sampled * completion * cache * value
+            decoding = share * prompt * cache * value + max(prefill, own)
+            if weight == 4:  # decode_weights: copies of what is adapted, on a CPU of everything
+                decoding += 4 * count["language model" if device == "cpu" else "adapted"]
+        else:
+            decoding = sampled * ((prompt + completion) * cache * value + prompt * running)
+        passes[f"sampling {sampled} completions"] = (decoding + logits + copies) / GB
+    asked, new = params.decoding.batch_size, params.decoding.max_new_tokens
+    decoding = asked * ((prompt + new) * cache * weight + prompt * running * weight // value)
+    passes["scoring development rows"] = (
+        decoding + asked * text.vocab_size * (weight + FLOAT_LOGITS * 4)
+    ) / GB
     reference = rl and params.rl.beta > 0
     if reference:
-        passes["reference pass"] = (tokens * running + head) / GB
-        if full:  # its tower has no features to look up
-            looked = value * (2 * vision.mlp_ratio + 4) * vision.embed_dim
-            passes["reference pass"] += rows * patches * looked / GB
-    passes["policy pass: forward, backward"] = (activations + head) / GB
+        attending = rows.attended * value * 2 * hidden
+        passes["reference pass"] = (rows.tokens * running + attending + copies + head) / GB
+    passes["policy pass: forward, backward"] = (activations + copies + head) / GB
 
     trainable = count["language model"] if full else count["adapter"]
     pixels = 3 * vision.temporal_patch_size * vision.patch_size**2 * 4
     resident = {
-        f"language model, {params.model.dtype}": count["language model"] * value / GB,
-        "vision tower, frozen": count["tower"] * value / GB,
-        # AdamW: a gradient and two states; an adapter's own weights besides.
-        "gradients, optimizer" if full else "adapter, gradients, optimizer": trainable
-        * (3 * value if full else 4 * 4)
-        / GB,
-        "pictures of a step": max(sampled, rows) * patches * pixels / GB,
-    }
+        f"language model, {'float32' if full else params.model.dtype}": count["language model"] * weight / GB,
+        "vision tower, frozen": count["tower"] * weight / GB,
+        # In float32: a gradient and AdamW's two states; an adapter's own weights besides.
+        "gradients, optimizer" if full else "adapter, gradients, optimizer": trainable * 4 * (4 - full) / GB,
+        # Once more while the rows are shuffled and grouped.
+        "pictures of a step": 2 * max(sampled, groups) * patches * pixels / GB,
+    }  # fmt: skip
     if reference and full:
-        resident["reference policy"] = (count["language model"] + count["tower"]) * value / GB
+        resident["reference policy"] = (count["language model"] + count["tower"]) * weight / GB
+    each = f"{size} x " if rows.shared else ""
     return Plan(
-        rows=f"{rows} rows a pass of {image_tokens} image + {prompt - image_tokens} prompt + {completion} completion tokens",
+        rows=f"a pass: {rows.groups} x ({image_tokens} image + {prompt - image_tokens} prompt + "
+        f"{each}{completion} completion tokens)",
         resident=resident,
         passes=passes,
         reserve=FIXED[device] + FRAGMENTATION * max(passes.values()),
     )
+
+
+def _weights_are_shared(params: Params) -> bool:
+    """Among processes: then the fast trainer leaves sampling to stock TRL."""
+    if params.accelerate.config is None:
+        return False
+    config = YAML(typ="safe").load(Path(params.accelerate.config).read_text(encoding="utf-8"))
+    return config.get("distributed_type") in ("FSDP", "DEEPSPEED")
 
 
 def relief(
@@ -207,12 +286,15 @@ def relief(
     knobs = [
         (*micro, 1),
         (params.train, "gradient_checkpointing", True),
+        (params.decoding, "batch_size", max(1, params.decoding.batch_size // 4)),
         (params.model, "max_pixels", max(params.model.min_pixels, params.model.max_pixels // 2)),
         (params.rl, "max_completion_length", max(1, params.rl.max_completion_length // 2)),
     ]
     if rl:
         knobs.append((params.rl, "group_size", max(2, params.rl.group_size // 2)))
-    blocks = {id(params.rl): "rl", id(params.sft): "sft", id(params.train): "train"}
+    blocks = {
+        id(getattr(params, name)): name for name in ("rl", "sft", "train", "decoding", "model")
+    }
     steps, last = [], estimate(config, params, image_pixels, method, device).total
     for block, key, new in knobs:
         if last <= have:
@@ -221,8 +303,7 @@ def relief(
         setattr(block, key, new)
         after = estimate(config, params, min(image_pixels, params.model.max_pixels), method, device)
         if after.total < last:
-            name = f"{blocks.get(id(block), 'model')}.{key}"
-            steps.append((f"{name} {str(old).lower()} -> {str(new).lower()}", after.total))
+            steps.append((f"{blocks[id(block)]}.{key} {old} -> {new}".lower(), after.total))
             last = after.total
     return steps
 
@@ -236,6 +317,43 @@ def available(device: str) -> float:
     return (psutil.virtual_memory().available + psutil.Process().memory_info().rss) / GB
 
 
+def _found(folder: str | Path, params: Params) -> tuple[Qwen2VLConfig | None, str, float]:
+    """The base's configuration (None where it cannot be reached, which loading says better), the device, its GB."""
+    pointer = read_json(Path(folder) / "base.json")
+    device = "cuda" if params.model.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return configuration(pointer["source"], pointer["revision"]), device, available(device)
+
+
+def configuration(source: str, revision: str | None) -> Qwen2VLConfig | None:
+    if source == PAPERS_BASE:
+        return qwen2_vl_2b()
+    try:
+        return Qwen2VLConfig.from_pretrained(source, revision=revision)
+    except OSError:
+        return None
+
+
+def qwen2_vl_2b() -> Qwen2VLConfig:
+    """Sizes of the paper's base, so that a plan needs no hub."""
+    text = dict(
+        hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+        intermediate_size=8960, vocab_size=151_936, tie_word_embeddings=True,
+    )  # fmt: skip
+    vision = dict(depth=32, embed_dim=1280, hidden_size=1536, num_heads=16, mlp_ratio=4)
+    return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
+
+
+def recomputes(folder: str | Path, params: Params, method: str) -> bool:
+    """Whether gradient checkpointing is on; `auto`: where the plan says that the run will not fit without it."""
+    if params.train.gradient_checkpointing != "auto":
+        return params.train.gradient_checkpointing
+    config, device, have = _found(folder, params)
+    return (
+        config is not None
+        and estimate(config, params, params.model.max_pixels, method, device).total > have
+    )
+
+
 def preflight(folder: str | Path, params: Params, method: str) -> str:
     """The plan of a run as a short table, and what to turn where it will not fit; nothing is loaded.
 
@@ -243,18 +361,15 @@ def preflight(folder: str | Path, params: Params, method: str) -> str:
         folder: the model folder that the training starts from, with `base.json`.
 
     Returns:
-        the text; empty where the base's configuration cannot be reached, which loading says better.
+        the text; empty where the base's configuration cannot be reached.
     """
-    pointer = read_json(Path(folder) / "base.json")
-    try:
-        config = Qwen2VLConfig.from_pretrained(pointer["source"], revision=pointer["revision"])
-    except OSError:
+    config, device, have = _found(folder, params)
+    if config is None:
         return ""
-    cuda = params.model.device != "cpu" and torch.cuda.is_available()
-    device = "cuda" if cuda else "cpu"
-    have = available(device)
+    params = params.model_copy(deep=True)
+    params.train.gradient_checkpointing = recomputes(folder, params, method)
     plan = estimate(config, params, params.model.max_pixels, method, device)
-    where = torch.cuda.get_device_name() if cuda else "memory of this machine"
+    where = torch.cuda.get_device_name() if device == "cuda" else "memory of this machine"
     lines = [
         f"{method}: memory plan in GB (an estimate; {where}: {have:.1f} to be had)",
         plan.table(),
@@ -269,3 +384,38 @@ def preflight(folder: str | Path, params: Params, method: str) -> str:
             else "  WARNING: will not fit, and no parameter helps: take a smaller base or a larger device"
         )
     return "\n".join(lines)
+
+
+@click.command(
+    help="Plan the memory of a training with the present parameters, and what to turn on smaller devices."
+)
+@click.option("--gb", "sizes", multiple=True, type=float, default=(40, 24, 16, 12), show_default=True,
+              help="Memory of a device; may be given often.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+def main(sizes, device):
+    params = load_params()
+    source = params.base.source.replace("embedded", "data/base")
+    config = configuration(source, params.base.revision)
+    if config is None:
+        raise UserError(
+            f"base.source = {source}", "no configuration that can be read", "a base", "go online"
+        )
+    pixels = params.model.max_pixels
+    for method in METHODS:
+        click.echo(f"{method}: GB\n{estimate(config, params, pixels, method, device).table()}\n")
+
+    def cell(method: str, have: float) -> str:
+        steps = relief(config, params, pixels, method, device, have)
+        after = steps[-1][1] if steps else estimate(config, params, pixels, method, device).total
+        turns = [f"`{change}`" for change, _ in steps]
+        return ", ".join([f"{after:.1f}" + (" (too much)" if after > have else ""), *turns])
+
+    click.echo(f"| a device of | {' | '.join(METHODS)} |\n|" + "---|" * (len(METHODS) + 1))
+    for have in sizes:
+        click.echo(
+            f"| {have:g} GB | " + " | ".join(cell(method, have) for method in METHODS) + " |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -73,7 +73,7 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
             max_steps=steps,
             per_device_train_batch_size=per_pass * rl.group_size, gradient_accumulation_steps=passes,
             num_generations=rl.group_size,
-            learning_rate=rl.learning_rate, warmup_steps=rl.warmup_ratio,
+            learning_rate=run.learning_rate(rl), warmup_steps=rl.warmup_ratio,
             # Equations (1) to (3). TRL's own defaults are dapo, no KL term, and a KL term times the ratio, which has
             # the same value on policy but another gradient.
             use_bias_correction_kl=False,

@@ -24,7 +24,7 @@ from stages.models.features import FeatureStore, tower
 from stages.models.generation import Request, ask_all
 from stages.models.inference import to_prediction
 from stages.models.loading import Loaded, load
-from stages.params import Params
+from stages.params import Params, Rl, Sft
 from stages.prompts import render
 from stages.records import Sample, atomic_file, image_file, read_json, read_records, write_json
 from stages.training.card import counts, make_portable, write_card
@@ -110,6 +110,10 @@ class Run:
         lora = self.params.lora
         return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
                           target_modules=list(lora.target_modules), exclude_modules=r".*visual.*")  # fmt: skip
+
+    def learning_rate(self, method: Sft | Rl) -> float:
+        full = self.params.train.trainable == "full"
+        return method.learning_rate_full if full else method.learning_rate
 
     def batches(self, per_step: int, per_pass: int, what: str) -> tuple[int, int]:
         """(rows a pass and process, passes a step), so that a step has `per_step` rows on any number of processes.

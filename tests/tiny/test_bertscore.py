@@ -236,6 +236,46 @@ def test_semantic_verdicts():
     ]
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("There is a mass.", "Mass", 1),
+        ("There is no mass.", "Mass", 0),
+        ("Mass", "No mass", 0),
+        ("No mass is seen", "No mass", 1),
+        ("not the heart", "Heart", 0),
+        ("a mass in the left lung", "Mass in the left lung", 1),
+        ("a mass in the right lung", "Mass in the left lung", 0),
+        ("a mass in the lung", "Mass in the left lung", 0),
+        ("superior left lung lobe", "upper left lung lobe", 1),
+        ("two lung nodules", "2 nodules of the lung", 1),
+        ("three lung nodules", "2 nodules of the lung", 0),
+        ("mass, nodule", "Mass", 0),
+    ],
+)
+def test_semantic_sees_what_embeddings_do_not(answer, reference, right):
+    """Each pair has a cosine above this threshold: what is wrong is so by what it says."""
+    vectors = semantic.embed([answer, reference], "embedded")
+    assert float(vectors[answer] @ vectors[reference]) > 0.6
+    settings = Judge(kind="semantic", threshold=0.6, reasoning_threshold=0.7)
+    row = ([reference], "open", None, f"<answer>{answer}</answer>", {})
+    assert judged([row], settings) == [(right, None, None)]
+
+
+def test_a_reasoning_that_denies_its_reference_is_not_sound():
+    thought = "A dark spot in the left lung. This is a nodule."
+    same, denied, elsewhere = (
+        "This is a nodule, as there is a dark spot in the left lung.",
+        "A dark spot in the left lung. This is not a nodule.",
+        "A dark spot in the left lung, and none in the right lung. This is a nodule.",
+    )
+    rows = [
+        (["Yes"], "yes_no", thought, f"<think>{text}</think> <answer>Yes</answer>", {})
+        for text in (same, denied, elsewhere)
+    ]
+    assert [verdict[1] for verdict in judged(rows)] == [1, 0, 1]
+
+
 def test_semantic_embeddings_are_those_of_sentence_transformers_pooling():
     """Mean of the token states under the mask, unit length: padding must not take part."""
     import torch

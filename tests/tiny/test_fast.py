@@ -14,7 +14,7 @@ from stages.models.generation import vision_tokens
 from stages.params import Rewards
 from stages.records import Sample, read_records, write_records
 from stages.training import fast, rl
-from stages.training.decode import folded, unknown_settings
+from stages.training.decode import decode_weights, unknown_settings
 from stages.training.safety import Watched
 
 
@@ -267,13 +267,13 @@ def test_folding_leaves_the_weights_and_the_output_as_they_were(mixed, monkeypat
     ids = torch.randint(20, 300, (2, 9))
     with torch.no_grad():
         expected = model(input_ids=ids).logits
-        with folded(model):
+        with decode_weights(model):
             quick = model(input_ids=ids).logits
         again = model(input_ids=ids).logits
     torch.testing.assert_close(quick, expected, atol=1e-4, rtol=1e-5)
     assert torch.equal(again, expected)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    with folded(model.to(torch.bfloat16)):
+    with decode_weights(model.to(torch.bfloat16)):
         assert not any("forward" in vars(m) for m in model.modules() if hasattr(m, "lora_A"))
 
 

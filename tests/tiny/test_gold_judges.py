@@ -14,7 +14,7 @@ from stages.records import Prediction
 
 OFFLINE = {
     "lexical": Judge(kind="lexical"),
-    "semantic": Judge(kind="semantic", threshold=0.8, reasoning_threshold=0.88),
+    "semantic": Judge(kind="semantic", threshold=0.5, reasoning_threshold=0.88),
     "truth": Judge(kind="truth"),
 }
 

@@ -4,35 +4,38 @@ import copy
 
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from stages.params import Params, load_params
 from stages.profile import apply
 from stages.records import write_json
+from stages.training.fast import _backbone, packed_scores
 from stages.training.memory import (
+    Layout,
     estimate,
     kept_activations,
+    main,
     parameter_counts,
     preflight,
+    qwen2_vl_2b,
+    recomputes,
     relief,
 )
+from stages.training.shared_prompt import Prompt, prepare_attention
 
 PIXELS = 401_408
+#: A small model of the same kind; counted below.
+SMALL = dict(
+    hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=704,
+    vocab_size=64, tie_word_embeddings=True,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+)  # fmt: skip
 
 
-def shape(**sizes) -> Qwen2VLConfig:
-    """Qwen2-VL-2B-Instruct, or a smaller one."""
-    text = dict(
-        hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-        intermediate_size=8960, vocab_size=151_936, tie_word_embeddings=True,
-    )  # fmt: skip
-    vision = dict(
-        depth=32, embed_dim=1280, hidden_size=1536, num_heads=16, mlp_ratio=4, patch_size=14,
-        spatial_merge_size=2,
-    )  # fmt: skip
-    if sizes:
-        vision |= dict(depth=1, embed_dim=32, num_heads=2, hidden_size=sizes["hidden_size"])
-    return Qwen2VLConfig(text_config=text | sizes, vision_config=vision, tie_word_embeddings=True)
+def small(**other) -> Qwen2VLConfig:
+    vision = dict(depth=1, embed_dim=32, num_heads=2, hidden_size=128)
+    return Qwen2VLConfig(text_config=SMALL | other, vision_config=vision, tie_word_embeddings=True)
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def paper(tmp_path, repository) -> Params:
 
 
 def test_parameters_of_the_2b_model():
-    count = parameter_counts(shape(), 8, ["q_proj", "k_proj", "v_proj", "o_proj"])
+    count = parameter_counts(qwen2_vl_2b(), 8, ["q_proj", "k_proj", "v_proj", "o_proj"])
     # By hand: embedding, and per layer q and o, k and v with biases, three MLP matrices, two norms; a last norm.
     h, kv, inner = 1536, 256, 8960
     layer = 2 * h * h + h + 2 * (h * kv + kv) + 3 * h * inner + 2 * h
@@ -57,106 +60,136 @@ def test_parameters_of_the_2b_model():
 
 def test_the_paper_profile_fits_40_gb(paper):
     for method in ("sft", "grpo", "rarl"):
-        plan = estimate(shape(), paper, PIXELS, method)
+        plan = estimate(qwen2_vl_2b(), paper, PIXELS, method)
         assert 15 < plan.total < 40, f"{method}\n{plan.table()}"
     assert "512 image" in plan.rows and f"{paper.rl.max_completion_length} completion" in plan.rows
 
 
-@pytest.mark.parametrize("have", [24, 16, 12])
-def test_one_switch_brings_the_paper_profile_to_smaller_devices(paper, have):
+@pytest.mark.parametrize(
+    ("have", "turned"), [(24, []), (16, ["false -> true"]), (12, ["false -> true"])]
+)
+def test_one_switch_brings_the_paper_profile_to_smaller_devices(paper, have, turned):
     """What the README says of 24, 16 and 12 GB."""
-    steps = relief(shape(), paper, PIXELS, "rarl", "cuda", have)
-    assert [change for change, _ in steps] == ["train.gradient_checkpointing false -> true"]
-    assert steps[-1][1] < have
+    steps = relief(qwen2_vl_2b(), paper, PIXELS, "rarl", "cuda", have)
+    assert [change for change, _ in steps] == [f"train.gradient_checkpointing {t}" for t in turned]
+    assert all(after < have for _, after in steps)
+
+
+def test_a_prompt_is_counted_once_a_group(paper):
+    """Each further completion adds its own tokens only; stock TRL's rows, which sliding windows fall back to, all."""
+    paper.decoding.batch_size = 1
+
+    def total(config, size):
+        paper.rl.group_size = size
+        return estimate(config, paper, PIXELS).passes["reference pass"]
+
+    ours, stock = qwen2_vl_2b(), qwen2_vl_2b()
+    stock.text_config.layer_types = ["sliding_attention"] * 28
+    tokens = 512 + 159  # of the prompt; compared without the head, which sees the same tokens
+    more = (total(stock, 16) - total(stock, 8)) - (total(ours, 16) - total(ours, 8))
+    assert more == pytest.approx(8 * tokens * 2 * (3 * 8960 + 4 * 1536) / 1e9, rel=1e-6)
+
+
+def test_sampling_keeps_a_prompts_keys_once_unless_weights_are_shared(paper, repository):
+    key_values = 2 * 2 * 2 * 128 * 28  # bytes a token: keys and values, 2 heads of 128, bfloat16
+    before = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
+    paper.rl.max_completion_length += 100
+    after = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
+    assert after - before == pytest.approx(2 * 32 * 100 * key_values / 1e9)  # twice: `Rollout.keep`
+    paper.accelerate.config = str(repository / "stages/accelerate/fsdp.yaml")
+    stock = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
+    assert stock - after > 28 * 671 * key_values / 1e9 - 32 * 612 * key_values / 1e9
 
 
 def test_each_knob_saves_and_those_that_keep_the_mathematics_come_first(paper):
     paper.rl.micro_prompts = paper.rl.prompts_per_step
     before = paper.model_dump()
-    steps = relief(shape(), paper, PIXELS, "rarl", "cuda", 0)
+    steps = relief(qwen2_vl_2b(), paper, PIXELS, "rarl", "cuda", 0)
     assert [change.split()[0] for change, _ in steps] == [
-        "rl.micro_prompts", "train.gradient_checkpointing", "model.max_pixels",
+        "rl.micro_prompts", "train.gradient_checkpointing", "decoding.batch_size", "model.max_pixels",
         "rl.max_completion_length", "rl.group_size",
     ]  # fmt: skip
-    totals = [estimate(shape(), paper, PIXELS).total, *(total for _, total in steps)]
+    totals = [estimate(qwen2_vl_2b(), paper, PIXELS).total, *(total for _, total in steps)]
     assert totals == sorted(totals, reverse=True)
     assert paper.model_dump() == before, "planning must not change the parameters"
 
 
 def test_full_weights_need_gradients_optimizer_and_a_reference_policy(paper):
-    lora = estimate(shape(), paper, PIXELS)
+    lora = estimate(qwen2_vl_2b(), paper, PIXELS)
     paper.train.trainable = "full"
-    full = estimate(shape(), paper, PIXELS)
-    # bfloat16: a gradient and two states of 2 bytes each.
-    assert full.resident["gradients, optimizer"] == pytest.approx(1.5437 * 6, rel=1e-3)
-    assert full.resident["reference policy"] == pytest.approx(2.209 * 2, rel=1e-3)
+    full = estimate(qwen2_vl_2b(), paper, PIXELS)
+    # float32 (`Run.load`): weights, a gradient and two states of 4 bytes each.
+    assert full.resident["language model, float32"] == pytest.approx(1.5437 * 4, rel=1e-3)
+    assert full.resident["gradients, optimizer"] == pytest.approx(1.5437 * 12, rel=1e-3)
+    assert full.resident["reference policy"] == pytest.approx(2.209 * 4, rel=1e-3)
     assert lora.resident["adapter, gradients, optimizer"] < 0.05
-    assert full.total > lora.total + 13
+    assert full.total > lora.total + 30
     paper.rl.beta = 0.0
-    assert "reference policy" not in estimate(shape(), paper, PIXELS).resident
+    assert "reference policy" not in estimate(qwen2_vl_2b(), paper, PIXELS).resident
 
 
 def test_more_processes_share_a_steps_rows(paper):
-    one = estimate(shape(), paper, PIXELS)
+    one = estimate(qwen2_vl_2b(), paper, PIXELS)
     paper.accelerate.processes = 2
-    two = estimate(shape(), paper, PIXELS)
+    two = estimate(qwen2_vl_2b(), paper, PIXELS)
     assert one.passes["sampling 32 completions"] == 2 * two.passes["sampling 16 completions"]
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "rows"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("trainable", ["lora", "full"])
-def test_formula_keeps_what_autograd_keeps(paper, trainable):
+def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
     """Bytes that a forward pass saves for the backward pass, counted storage by storage on a small model."""
     from peft import LoraConfig, get_peft_model
+    from trl.trainer.utils import add_fused_lm_head
 
-    layers, rows, length = 3, 2, 96
-    config = shape(
-        hidden_size=128, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=704, vocab_size=64,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
-    )  # fmt: skip
-    model = Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    prompt, completion, size, config = 60, 36, 4, small()
+    full, half = trainable == "full", dtype == "bfloat16"
+    kind = torch.bfloat16 if half and not full else torch.float32  # as `Run.load` has it
+    model = Qwen2VLForConditionalGeneration._from_config(config, dtype=kind)
     model.model.visual.requires_grad_(False)
-    if trainable == "lora":
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=2,
-                task_type="CAUSAL_LM",
-                target_modules=paper.lora.target_modules,
-                exclude_modules=r".*visual.*",
-            ),
-        )
+    add_fused_lm_head(model)
+    if not full:
+        lora = LoraConfig(
+            r=2, task_type="CAUSAL_LM", target_modules=paper.lora.target_modules, exclude_modules=r".*visual.*"
+        )  # fmt: skip
+        model = get_peft_model(model, lora)
+    backbone = _backbone(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
     def count(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (
-                storage.nbytes(),
-                tensor,
-            )  # held, or its place is used again
+        if storage.data_ptr() not in weights:  # held, or its place is used again
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    ids = torch.ones(rows, length, dtype=torch.long)
-    mask = torch.ones_like(ids)
-    mask[0, :5] = 0
-    backbone = getattr(model, "get_base_model", lambda: model)().model
     with (
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum()
-    found = sum(size for size, _ in kept.values())
-    paper.train.trainable = trainable
-    expected = rows * length * layers * kept_activations(config, paper, length)
-    assert expected == pytest.approx(found, rel=0.1)
+        if packed:
+            prepare_attention(backbone)
+            one = Prompt(torch.ones(prompt + 1, dtype=torch.long), None, None, list(range(size)))
+            packed_scores(model, backbone, [one], [torch.ones(completion, dtype=torch.long)] * size)
+        else:
+            ids = torch.ones(size, prompt + completion, dtype=torch.long)
+            mask = torch.ones_like(ids)
+            mask[0, :5] = 0
+            backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum()
+    found = sum(held for held, _ in kept.values())
+    paper.train.trainable, paper.model.dtype = trainable, dtype
+    rows = Layout(*((1, size) if packed else (size, 1)), prompt, completion, packed)
+    expected = 3 * kept_activations(config, paper, rows)
+    if full and half:  # autocast's copies of the weights, which the plan counts apart
+        expected += 2 * parameter_counts(config, 2, [])["language model"]
+    assert expected == pytest.approx(found, rel=0.08)
 
 
 def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
     import stages.training.memory as memory
 
-    shape().save_pretrained(tmp_path / "base")
+    qwen2_vl_2b().save_pretrained(tmp_path / "base")
     write_json(
         tmp_path / "base.json",
         {"source": str(tmp_path / "base"), "revision": None, "sha256": "0"},
@@ -168,6 +201,11 @@ def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 14.0)
     text = preflight(tmp_path, paper, "rarl")
     assert "will not fit: turn train.gradient_checkpointing false -> true (" in text
+    paper.train.gradient_checkpointing = "auto"
+    text = preflight(tmp_path, paper, "rarl")
+    assert "WARNING" not in text and recomputes(tmp_path, paper, "rarl") is True
+    monkeypatch.setattr(memory, "available", lambda device: 1000.0)
+    assert recomputes(tmp_path, paper, "rarl") is False
     monkeypatch.setattr(memory, "available", lambda device: 1.0)
     assert "even then it will not" in preflight(tmp_path, paper, "rarl")
 
@@ -178,3 +216,16 @@ def test_preflight_leaves_a_base_that_is_not_there_to_loading(paper, tmp_path):
         {"source": str(tmp_path / "nowhere"), "revision": None, "sha256": None},
     )
     assert preflight(tmp_path, copy.deepcopy(paper), "rarl") == ""
+
+
+def test_the_command_says_what_to_turn(paper, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where `paper` has put its params.yaml
+    result = CliRunner().invoke(main, ["--gb", "40", "--gb", "12", "--gb", "2"])
+    assert result.exit_code == 0, result.output
+    forty, twelve, two = (
+        line.split("|")[2:-1] for line in result.output.splitlines() if " GB |" in line
+    )
+    assert [float(cell) < 40 for cell in forty] == [True] * 3  # nothing but the figure
+    assert all(float(cell.split(",")[0]) < 12 and "->" in cell for cell in twelve)
+    assert all("(too much)" in cell for cell in two)
+    assert result.output.count("together") == 3

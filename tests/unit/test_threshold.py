@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from stages.answers import matches
+from stages.judges.semantic import CONTRADICTED
 from stages.records import Sample
 from stages.studies.threshold import (
     GRID,
@@ -46,7 +47,8 @@ def test_pairs_are_labelled_by_rule_and_none_is_decided_by_text_alone():
         assert not matches(pair.text, sample.answers, sample.kind, sample.choices)
     kinds = {pair.kind: pair.right for pair in pairs}
     assert kinds == {
-        "sentence": True, "other words": True, "another answer": False, "too many or few": False, "denied": False,
+        "sentence": True, "other words": True, "another answer": False, "another term": False, "too many or few": False,
+        "denied": False,
     }  # fmt: skip
     assert Pair("x/dev/2", "too many or few", False, "Effusion", "Effusion, Mass") in pairs
     assert not any(
@@ -102,6 +104,20 @@ def test_every_kind_weighs_the_same_within_its_label():
     cosines = [0.1] * 100 + [0.8] * 10 + list(rng.uniform(0.7, 1, 50))
     assert calibrate([*easy, *hard, *right], cosines)["chosen"] > 0.8
     assert calibrate([*easy, *right], cosines[:100] + cosines[110:])["chosen"] < 0.71
+
+
+def test_what_is_refused_at_any_threshold_moves_none():
+    right, wrong = [0.7, 0.8, 0.9], [0.2, 0.5, 0.75]
+    pairs = pairs_of(3, 3)
+    refused = [Pair(str(i), "denied", False, "", "") for i in range(50)]
+    alone = calibrate(pairs, right + wrong)
+    found = calibrate([*pairs, *refused], right + wrong + [CONTRADICTED] * 50)
+    assert (found["chosen"], found["auc"], found["curve"]) == (
+        alone["chosen"],
+        alone["auc"],
+        alone["curve"],
+    )
+    assert set(found["kinds"]["denied"]["curve"]) == {0}
 
 
 def test_one_label_alone_calibrates_nothing():
