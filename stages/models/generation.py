@@ -1,15 +1,20 @@
 """Asking a model: batched decoding with each image and question kept together."""
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
+from transformers import GenerationConfig
 
+from stages.models.decode import decode, decode_weights
 from stages.models.loading import Loaded
 from stages.models.processor import chat
+from stages.models.shared_prompt import prepare_attention, shared_prompts
 from stages.records import batches
 
 
@@ -39,8 +44,8 @@ def open_image(path: Path, blank: bool = False) -> Image.Image:
 
 
 def in_batches(requests: list[Request], size: int) -> list[list[Request]]:
-    """Batches of similar length, so that little is padded; the same for the same requests."""
-    return list(batches(sorted(requests, key=lambda r: (len(r.prompt), r.id)), size))
+    """Batches with the questions about an image beside each other, so that they share it; the same for the same requests."""
+    return list(batches(sorted(requests, key=lambda r: (str(r.image), len(r.prompt), r.id)), size))
 
 
 @torch.inference_mode()
@@ -74,21 +79,37 @@ def ask(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         key = f"{seed} {' '.join(request.id for request, _ in opened)}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big"))
-    output = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        suppress_tokens=vision_tokens(processor),
-        **sampling,
-    )[:, inputs["input_ids"].shape[1] :]
-    ends = model.generation_config.eos_token_id
-    ends = torch.tensor([ends] if isinstance(ends, int) else ends, device=output.device)
+    config = copy.deepcopy(model.generation_config)
+    config.update(
+        max_new_tokens=max_new_tokens, suppress_tokens=vision_tokens(processor), **sampling
+    )
+    ends = np.atleast_1d(config.eos_token_id).tolist()
     replies = []
-    for (request, _), row in zip(opened, output):
-        stops = torch.isin(row, ends).nonzero()
-        length = int(stops[0]) if len(stops) else len(row)
-        text = processor.tokenizer.decode(row[:length], skip_special_tokens=True)
-        replies.append(Reply(request.id, text.strip(), length + bool(len(stops)), not len(stops)))
+    for (request, _), row in zip(opened, _completions(loaded, inputs, config)):
+        stop = next((place for place, token in enumerate(row) if token in ends), None)
+        text = processor.tokenizer.decode(row[:stop], skip_special_tokens=True)
+        tokens = len(row) if stop is None else stop + 1
+        replies.append(Reply(request.id, text.strip(), tokens, stop is None))
     return replies + failed
+
+
+def _completions(loaded: Loaded, inputs, config: GenerationConfig) -> list[list[int]]:
+    """Token ids of each row: with each image and what is before the question run once, where the model allows it."""
+    model = loaded.model
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if loaded.shared or loaded.attention != "sdpa" or prepare_attention(network.model):
+        return model.generate(**inputs, generation_config=config)[
+            :, inputs["input_ids"].shape[1] :
+        ].tolist()
+    prompts, rests = shared_prompts(
+        [ids[real.bool()] for ids, real in zip(inputs["input_ids"], inputs["attention_mask"])],
+        inputs["pixel_values"],
+        inputs["image_grid_thw"],
+        [1] * len(inputs["input_ids"]),
+        by_image=network.config.image_token_id,
+    )
+    with decode_weights(network):
+        return decode(network, prompts, rests, config)
 
 
 def vision_tokens(processor) -> list[int]:

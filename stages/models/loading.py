@@ -27,6 +27,8 @@ class Loaded:
     processor: ImageTextProcessor
     device: torch.device
     attention: str
+    shared: bool = False
+    """Whether processes hold a part of the weights each (FSDP, DeepSpeed)."""
 
 
 def choose_device(model: P.Model) -> torch.device:

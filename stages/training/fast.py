@@ -20,17 +20,8 @@ from trl.trainer.utils import (
     unsplit_pixel_values_by_grid,
 )
 
-from stages.training.decode import decode_weights, sample, unknown_settings
-from stages.training.shared_prompt import (
-    Packed,
-    Prompt,
-    distinct_prompts,
-    joined_images,
-    prepare_attention,
-)
-
-#: Models whose language model hands an attention mask on as it is given. (Qwen3-VL's builds its own.)
-MODELS = ("qwen2_vl", "qwen2_5_vl")
+from stages.models.decode import decode, decode_weights, unknown_settings
+from stages.models.shared_prompt import Prompt, packed_inputs, prepare_attention, shared_prompts
 
 
 class SharedPrompt:
@@ -47,13 +38,8 @@ class SharedPrompt:
 
     def _unfit(self, what: str, model) -> bool:
         """Whether the model is none that a layout can be given to."""
-        backbone = _backbone(model)
-        if backbone.config.model_type not in MODELS:
-            return self._plain(what, f"a model of type {backbone.config.model_type}")
-        if set(backbone.language_model.config.layer_types) != {"full_attention"}:
-            return self._plain(what, "the model has attention of other kinds than full")
-        prepare_attention(backbone)
-        return False
+        reason = prepare_attention(_backbone(model))
+        return reason is not None and self._plain(what, reason)
 
     def _generate_single_turn(
         self, prompt_ids, images, multimodal_fields, num_generations, **kwargs
@@ -69,7 +55,7 @@ class SharedPrompt:
             for name in ("pixel_values", "image_grid_thw")
             if name in multimodal_fields
         }
-        prompts = distinct_prompts(
+        prompts, rests = shared_prompts(
             [torch.tensor(ids, device=device) for ids in prompt_ids],
             pictures.get("pixel_values"),
             pictures.get("image_grid_thw"),
@@ -83,7 +69,8 @@ class SharedPrompt:
             decode_weights(model),
             self.accelerator.autocast(),
         ):  # fmt: skip
-            return sample(_without_peft(model), prompts, self.generation_config), None
+            network = _without_peft(model)
+            return decode(network, prompts, rests, self.generation_config), None
 
     def _other_generation(self, fields: dict, kwargs: dict) -> bool:
         what = "generation"
@@ -133,7 +120,7 @@ class SharedPrompt:
         prompt_mask, mask = attention_mask.bool().split(
             [prompt_ids.shape[1], completion_ids.shape[1]], 1
         )
-        prompts = distinct_prompts(
+        prompts, rests = shared_prompts(
             [ids[real] for ids, real in zip(prompt_ids, prompt_mask)],
             pixel_values,
             image_grid_thw,
@@ -143,7 +130,7 @@ class SharedPrompt:
         scores, rows = [], []
         for some in _passes(prompts, batch_size or len(input_ids)):
             with self.accelerator.autocast():
-                scores.append(packed_scores(model, _backbone(network), some, completions))
+                scores.append(packed_scores(model, _backbone(network), some, rests, completions))
             rows += [row for prompt in some for row in prompt.rows]
 
         order = torch.tensor(rows, device=mask.device)
@@ -159,43 +146,40 @@ class SharedPrompt:
         return log_probs, entropies, None
 
 
-def packed_scores(model, backbone, prompts: list[Prompt], completions: list[torch.Tensor]):
+def packed_scores(
+    model,
+    backbone,
+    prompts: list[Prompt],
+    rests: list[torch.Tensor],
+    completions: list[torch.Tensor],
+):
     """Run each prompt once and its completions against it.
 
-    A completion's part begins with a copy of the prompt's last token, which predicts its first one; its own last
-    token predicts nothing and is not run. The head sees the tokens that predict.
+    A row's own part is its prompt's last token, which predicts the completion's first one, and the completion without
+    its last token, which predicts nothing. The head sees the tokens that predict.
 
     Args:
         model: as the trainer calls it, wrapped or not, with TRL's fused head.
+        rests: of each of the batch's rows, the prompt's last token.
         completions: token ids of each of the batch's rows, without padding.
 
     Returns:
         TRL's output of the fused head: `log_probs` and `entropy`, (1, completion tokens), prompt after prompt.
     """
-    device = prompts[0].ids.device
-    ids, positions, predicts = [], [], []
-    for prompt in prompts:
-        position = prompt.positions(backbone)
-        ids.append(prompt.ids[:-1])
-        positions.append(position[:, :-1])
-        predicts.append(torch.zeros(len(prompt.ids) - 1, dtype=torch.bool, device=device))
-        for row in prompt.rows:
-            count = len(completions[row])
-            ids.append(torch.cat([prompt.ids[-1:], completions[row]])[:count])
-            positions.append(position[:, -1:] + torch.arange(count, device=device))
-            predicts.append(torch.ones(count, dtype=torch.bool, device=device))
-    layout = Packed(
-        [len(prompt.ids) - 1 for prompt in prompts],
-        [[len(completions[row]) for row in prompt.rows] for prompt in prompts],
-        device,
+    parts = [torch.cat(row)[:-1] for row in zip(rests, completions)]
+    predicts = torch.cat(
+        [
+            torch.tensor([0] * len(prompt.ids) + [1] * sum(len(parts[row]) for row in prompt.rows))
+            for prompt in prompts
+        ]
     )
     labels = torch.cat([completions[row] for prompt in prompts for row in prompt.rows])
-    with only_tokens(backbone, torch.cat(predicts)):
+    with only_tokens(backbone, predicts.bool().to(labels.device)):
         return model(
-            input_ids=torch.cat(ids)[None], position_ids=torch.cat(positions, 1)[:, None],
-            attention_mask={"full_attention": layout}, **joined_images(prompts),
-            shift_labels=labels[None], fused_lm_head=True,
-        )  # fmt: skip
+            **packed_inputs(backbone, prompts, parts),
+            shift_labels=labels[None],
+            fused_lm_head=True,
+        )
 
 
 @contextmanager
@@ -223,7 +207,7 @@ def whole_groups(batches: list[dict]) -> list[dict]:
         else:
             joined[name] = value if value is None else [row for rows in values for row in rows]
     pixels, grid = joined.get("pixel_values"), joined.get("image_grid_thw")
-    prompts = distinct_prompts(
+    prompts, _ = shared_prompts(
         [ids[real.bool()] for ids, real in zip(joined["prompt_ids"], joined["prompt_mask"])],
         None if pixels is None else torch.cat(pixels),
         None if grid is None else torch.cat(grid),

@@ -8,6 +8,7 @@ import csv
 import json
 import shutil
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -157,6 +158,7 @@ class Run:
         frozen = [p for p in tower(network).parameters() if p.requires_grad]
         if frozen:
             raise RuntimeError("the vision tower must be frozen")
+        loaded.shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         log = Log(self, loaded, network)
         trainer.add_callback(log)
         trainer.add_callback(Safety(trainer))
@@ -265,9 +267,7 @@ class Log(TrainerCallback):
         training, cache = self.network.training, self.network.config.use_cache
         self.network.eval()
         self.network.config.use_cache = True
-        asked = Loaded(
-            self.network, self.loaded.processor, self.loaded.device, self.loaded.attention
-        )
+        asked = replace(self.loaded, model=self.network)
         replies = {}
         # Every process scores all rows: with shared parameters (FSDP) none may be left out of a forward pass.
         for batch in ask_all(

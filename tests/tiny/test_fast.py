@@ -10,11 +10,13 @@ from one_step import first_batch, move_adapter, one_row
 from PIL import Image
 from trl import GRPOTrainer
 
+from stages.models import shared_prompt
+from stages.models.decode import decode, decode_weights, unknown_settings
 from stages.models.generation import vision_tokens
+from stages.models.shared_prompt import prepare_attention, shared_prompts
 from stages.params import Rewards
 from stages.records import Sample, read_records, write_records
 from stages.training import fast, rl
-from stages.training.decode import decode_weights, unknown_settings
 from stages.training.safety import Watched
 
 
@@ -158,7 +160,8 @@ def test_a_prompt_is_run_once_a_group(mixed, monkeypatch):
     lengths = batch["completion_mask"].sum(1)
     steps = [int((lengths > step).sum()) for step in range(1, int(lengths.max()))]
     reference = prompt_tokens - len(prompts) + int(lengths.sum())
-    assert seen == [(1, n) for n in [prompt_tokens, *steps, reference]]
+    prefill = prompt_tokens - len(prompts) + len(lengths)  # the last token is each row's own
+    assert seen == [(1, n) for n in [prefill, *steps, reference]]
 
 
 @pytest.mark.parametrize("top_p, temperature", [(1.0, 1.0), (0.8, 0.7)])
@@ -256,7 +259,8 @@ def test_equal_words_with_another_image_are_another_prompt():
     ids = [torch.tensor([1, 2, 3])] * 4
     grid = torch.tensor([[1, 2, 2]] * 4)
     pixels = torch.arange(4.0).repeat_interleave(4)[:, None] % 2
-    prompts = fast.distinct_prompts(ids, pixels, grid, [1] * 4)
+    prompts, rests = shared_prompts(ids, pixels, grid, [1] * 4)
+    assert [prompt.ids.tolist() for prompt in prompts] == [[1, 2]] * 2 and rests == [3] * 4
     assert [prompt.rows for prompt in prompts] == [[0, 2], [1, 3]]
 
 
@@ -322,25 +326,25 @@ def test_qwen2_5_vl_is_served_by_the_same_code():
     ]
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    fast.prepare_attention(model.model)
-    prompts = fast.distinct_prompts(
+    assert prepare_attention(model.model) is None
+    prompts, rests = shared_prompts(
         [ids[row] for row in rows],
         torch.cat([pixels[row] for row in rows]),
         torch.cat([grids[row] for row in rows]),
         [1] * 4,
     )
-    got = fast.packed_scores(model, model.model, prompts, completions).log_probs[0]
+    got = fast.packed_scores(model, model.model, prompts, rests, completions).log_probs[0]
     in_order = torch.cat([expected[row] for prompt in prompts for row in prompt.rows])
     torch.testing.assert_close(got, in_order, atol=1e-5, rtol=0)
     best = GenerationConfig(**greedy, do_sample=True, top_k=1, eos_token_id=[1])
-    assert fast.sample(model, prompts, best) == [texts[row] for row in rows]
+    assert decode(model, prompts, rests, best) == [texts[row] for row in rows]
 
 
 def test_another_kind_of_model_is_left_to_stock_trl(mixed, monkeypatch, capsys):
     class Careful(fast.SharedPrompt, Watched, GRPOTrainer):
         """With the real fall-back."""
 
-    monkeypatch.setattr(fast, "MODELS", ("qwen2_5_vl",))
+    monkeypatch.setattr(shared_prompt, "MODELS", ("qwen2_5_vl",))
     mixed.rl.max_steps = 1
     prepare(Careful, mixed, monkeypatch).train()
     said = capsys.readouterr().out
