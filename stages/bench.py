@@ -1,20 +1,20 @@
-"""The RL step of stock TRL against this project's: `python -m stages.bench`, or `make bench`.
+"""Stock TRL and `generate` against this project: `python -m stages.bench`, or `make bench`.
 
-Both train the same model on the same rows from the same seed, each in a process of its own, and take turns step by
+Three things are timed: an RL step, a step of SFT, and inference (a batch of questions, several about each image). Both
+sides train the same model on the same rows from the same seed, each in a process of its own, and take turns step by
 step, so that whatever else the machine does meets both. Stock is TRL's `GRPOTrainer` untouched, with the stock image
-processor and the tower run as TRL runs it. Ours reads the frozen tower's output, which the `encode` stage has made
+processor and the tower run as TRL runs it; in inference, the library's `generate` on the padded batch. Ours reads the frozen tower's output, which the `encode` stage has made
 (its time is given apart). Times are medians of the steps after the first, in seconds; nothing is extrapolated. The
 processor's own time stands beside the clock's: it does not count what other programs took in between.
 
 On a CPU the models are the embedded base and a mid-sized one at random weights; on a GPU, Qwen2-VL-2B's
-configuration at random weights in bfloat16. Results: `metrics/bench/grpo.json`, and the table in `grpo.md`.
+configuration at random weights in bfloat16. Results: `metrics/bench/steps.json`, and the tables in `steps.md`.
 
 The floor is what the matrix products of our step cost at the rates measured in the same process: the language model
 once over each prompt and completion token (twice that again for the gradient of its input), and in decoding all of
 its weights read once a token, or multiplied, whichever takes longer. Attention and everything else is left out of it.
 """
 
-import hashlib
 import json
 import multiprocessing
 import resource
@@ -39,11 +39,14 @@ class Case:
     """One comparison."""
 
     name: str
+    what: str = "rl"
+    """`rl`, `sft` or `inference`."""
     model: str = "middle"
     """`middle`, `embedded` or `qwen2_vl_2b`."""
     pixels: int = 336
     """Height and width of the images."""
     group: int = 8
+    """Completions a prompt; in inference, questions about an image."""
     tokens: int = 64
     """Longest completion."""
     prompts: int = 2
@@ -64,8 +67,15 @@ CPU = (
     Case("4 images", prompts=4),
     Case("completions that end early", ends=4.0),
     Case("embedded base", model="embedded", pixels=112, tokens=80, prompts=4),
+    Case("SFT, 8 rows", "sft", prompts=8),
+    Case("inference, 8 images, 1 question each", "inference", prompts=8, group=1, ends=4.0),
+    Case("inference, 4 images, 6 questions each", "inference", prompts=4, group=6, ends=4.0),
 )
-GPU = (Case("Qwen2-VL-2B, 256 tokens", "qwen2_vl_2b", pixels=616, tokens=256),)
+GPU = (
+    Case("Qwen2-VL-2B, 256 tokens", model="qwen2_vl_2b", pixels=616, tokens=256),
+    Case("Qwen2-VL-2B, SFT, 8 rows", "sft", "qwen2_vl_2b", pixels=616, prompts=8),
+    Case("Qwen2-VL-2B, inference", "inference", "qwen2_vl_2b", 616, 6, 256, 4),
+)
 
 
 def build(case: Case, store: bool):
@@ -145,14 +155,37 @@ def rows_of(case: Case, steps: int) -> list[dict]:
     return rows
 
 
+def prepared(case: Case, fast: bool, steps: int):
+    """(model on its device, processor, rows, seconds of encoding) of one side."""
+    import torch
+
+    from stages.models.features import FeatureStore
+
+    torch.manual_seed(0)
+    model, processor = build(case, store=fast)
+    model.model.visual.requires_grad_(False)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    rows, start = rows_of(case, steps), time.perf_counter()
+    if fast:
+        FeatureStore().attach(model)
+        for row in rows:
+            inputs = processor.image_processor([row["image"]], return_tensors="pt").to(model.device)
+            model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    encoding = time.perf_counter() - start if fast else 0.0
+    if case.ends:
+        likely = torch.zeros(model.config.text_config.vocab_size, device=model.device)
+        likely[processor.tokenizer.eos_token_id] = case.ends
+        model.get_output_embeddings().register_forward_hook(lambda m, a, logits: logits + likely)
+    return model, processor, rows, encoding
+
+
 def make_trainer(case: Case, fast: bool, steps: int, folder: str):
-    """The trainer of one side, with the settings of `stages/training/rl.py`, and the seconds of encoding."""
+    """The trainer of one side, with the settings of `stages/training`, and the seconds of encoding."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-    from stages.models.features import FeatureStore
     from stages.models.generation import vision_tokens
     from stages.params import Encoder, Rewards
     from stages.rewards import reward_functions
@@ -162,44 +195,55 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
     class Fast(SharedPrompt, GRPOTrainer):
         pass
 
-    torch.manual_seed(0)
     cuda = torch.cuda.is_available()
-    model, processor = build(case, store=fast)
-    model.model.visual.requires_grad_(False)
-    model.to("cuda" if cuda else "cpu")
-    rows, encoding = rows_of(case, steps), 0.0
-    if fast:
-        start = time.perf_counter()
-        FeatureStore().attach(model)
-        for row in rows:
-            inputs = processor.image_processor([row["image"]], return_tensors="pt").to(model.device)
-            model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
-        encoding = time.perf_counter() - start
-    encoder = Encoder()
-    functions, weights = reward_functions(
-        Rewards(format=1, length=1, accuracy=1, reasoning=1),
-        lambda: BertScorer(encoder.source, encoder.num_layers),
-    )
-    arguments = GRPOConfig(
-        output_dir=folder, seed=0, report_to="none", logging_steps=1, save_strategy="no", max_steps=steps,
-        use_cpu=not cuda, bf16=cuda, activation_checkpointing=False, disable_tqdm=True, remove_unused_columns=False,
-        dataloader_pin_memory=cuda, per_device_train_batch_size=case.prompts * case.group, num_generations=case.group,
-        learning_rate=1e-5, use_bias_correction_kl=False, loss_type="grpo", scale_rewards="group", beta=0.04,
-        epsilon=0.2, num_iterations=1, temperature=1.0, top_p=1.0, top_k=0, max_completion_length=case.tokens,
-        generation_kwargs={"suppress_tokens": vision_tokens(processor)}, reward_weights=weights, shuffle_dataset=False,
+    model, processor, rows, encoding = prepared(case, fast, steps)
+    common = {
+        "output_dir": folder, "seed": 0, "report_to": "none", "logging_steps": 1, "save_strategy": "no", "max_steps": steps,
+        "use_cpu": not cuda, "bf16": cuda, "activation_checkpointing": False, "disable_tqdm": True,
+        "remove_unused_columns": False, "dataloader_pin_memory": cuda, "learning_rate": 1e-5,
+    }  # fmt: skip
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+                      exclude_modules=r".*visual.*", task_type="CAUSAL_LM")  # fmt: skip
+    images = [row.pop("image") for row in rows]
+    if case.what == "sft":
+        for index, row in enumerate(rows):
+            answer = f"<think> {row['reasoning']} </think> <answer> {row['answers'][0]} </answer>"
+            rows[index] = {
+                "prompt": row["prompt"],
+                "completion": [{"role": "assistant", "content": answer}],
+            }
+        arguments = SFTConfig(
+            **common, per_device_train_batch_size=case.prompts, completion_only_loss=True, max_length=None,
+            train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
+        )  # fmt: skip
+        kind, more, shown = SFTTrainer, {}, lambda i: {"images": [images[i]]}
+    else:
+        encoder = Encoder()
+        functions, weights = reward_functions(
+            Rewards(format=1, length=1, accuracy=1, reasoning=1),
+            lambda: BertScorer(encoder.source, encoder.num_layers),
+        )
+        arguments = GRPOConfig(
+            **common, per_device_train_batch_size=case.prompts * case.group, num_generations=case.group,
+            use_bias_correction_kl=False, loss_type="grpo", scale_rewards="group", beta=0.04, epsilon=0.2,
+            num_iterations=1, temperature=1.0, top_p=1.0, top_k=0, max_completion_length=case.tokens,
+            generation_kwargs={"suppress_tokens": vision_tokens(processor)}, reward_weights=weights, shuffle_dataset=False,
+        )  # fmt: skip
+        kind, more, shown = (
+            Fast if fast else GRPOTrainer,
+            {"reward_funcs": functions},
+            lambda i: {"image": images[i]},
+        )
+
+    def with_image(batch: dict) -> dict:
+        pictures = [shown(index) for index in batch["index"]]
+        return {**batch, **{key: [one[key] for one in pictures] for key in pictures[0]}}
+
+    dataset = Dataset.from_list([{**row, "index": index} for index, row in enumerate(rows)])
+    trainer = kind(
+        model=model, args=arguments, processing_class=processor, train_dataset=dataset.with_transform(with_image),
+        peft_config=lora, **more,
     )  # fmt: skip
-    trainer = (Fast if fast else GRPOTrainer)(
-        model=model, reward_funcs=functions, args=arguments, processing_class=processor,
-        train_dataset=Dataset.from_list([{k: v for k, v in row.items() if k != "image"} | {"index": index}
-                                         for index, row in enumerate(rows)])
-        .with_transform(lambda batch: {**batch, "image": [rows[i]["image"] for i in batch["index"]]}),
-        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-                               exclude_modules=r".*visual.*", task_type="CAUSAL_LM"),
-    )  # fmt: skip
-    if case.ends:
-        likely = torch.zeros(model.config.text_config.vocab_size, device=model.device)
-        likely[processor.tokenizer.eos_token_id] = case.ends
-        model.get_output_embeddings().register_forward_hook(lambda m, a, logits: logits + likely)
     return trainer, encoding
 
 
@@ -243,21 +287,112 @@ def floor(parameters: int, prompt: int, completions: list[list[int]]) -> dict:
     return {"generation": generation, "reference": forward, "policy": 2 * forward}
 
 
-def side(case: Case, fast: bool, steps: int, threads: int, pipe) -> None:
-    """One side's process: it makes a step whenever it is told to, and sends back what the step took."""
+def now() -> float:
     import torch
-    from transformers import PrinterCallback, TrainerCallback, logging
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Turns:
+    """One side's clock: it starts a step when it is told to, and sends back what the step took."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+
+    def begin(self) -> None:
+        self.pipe.send("ready")
+        self.pipe.recv()
+        self.start, self.busy = now(), time.process_time()
+
+    def end(self, **more) -> None:
+        taken = {"step": now() - self.start, "processor": time.process_time() - self.busy}
+        self.pipe.send(taken | more)
+
+
+def side(case: Case, fast: bool, steps: int, threads: int, pipe) -> None:
+    """One side's process: its steps in turn, then what is true of them all."""
+    import torch
+    from transformers import logging
 
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
-    spent = dict.fromkeys((*PARTS, "inputs", "pass", "step", "processor"), 0.0)
-    sampled, last = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        ask = {"rl": train_rl, "sft": train_sft, "inference": infer}[case.what]
+        ended = ask(case, fast, steps, folder, Turns(pipe))
+    peak = (
+        torch.cuda.max_memory_allocated() / 1e9
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux: KB
+    )
+    pipe.send({"floor": None, "peak_gb": peak} | ended)
 
-    def now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
+
+def infer(case: Case, fast: bool, steps: int, folder: str, turns: Turns) -> dict:
+    """A step is a batch of `group` questions about each of `prompts` images."""
+    from stages.models.generation import Request, ask
+    from stages.models.loading import Loaded
+    from stages.prompts import render
+
+    model, processor, rows, encoding = prepared(case, fast, steps)
+    model.requires_grad_(False).eval()
+    loaded = Loaded(model, processor, model.device, "sdpa", shared=not fast)
+    requests = []
+    for index, row in enumerate(rows):
+        row["image"].save(path := Path(folder) / f"{index}.png")
+        words = ("bright", "dark", "small", "large", "round", "long", "grey", "white")[: case.group]
+        questions = [f"Is there a {word} spot in this image?" for word in words]
+        requests += [Request(f"{index} {q}", render("reasoning", q), path) for q in questions]
+    size = case.prompts * case.group
+    for step in range(steps):
+        turns.begin()
+        replies = ask(loaded, requests[step * size : (step + 1) * size], case.tokens, 1.0)
+        lengths = [reply.tokens for reply in replies]
+        turns.end(
+            tokens=str([(reply.id, reply.text) for reply in replies]),
+            mean_length=sum(lengths) / len(lengths),
+        )
+    return {"encode_s_an_image": encoding / len(rows)}
+
+
+def train(trainer, begin, end) -> None:
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            begin()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            end()
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Steps())
+    trainer.train()
+
+
+def train_sft(case: Case, fast: bool, steps: int, folder: str, turns: Turns) -> dict:
+    trainer, encoding = make_trainer(case, fast, steps, folder)
+    losses, compute = [], trainer.compute_loss
+
+    def compute_loss(*args, **kwargs):
+        result = compute(*args, **kwargs)
+        losses.append(
+            round(float((result[0] if isinstance(result, tuple) else result).detach()), 3)
+        )
+        return result
+
+    trainer.compute_loss = compute_loss
+    train(trainer, turns.begin, lambda: turns.end(tokens=str(losses), mean_length=0.0))
+    return {"encode_s_an_image": encoding / (steps * case.prompts)}
+
+
+def train_rl(case: Case, fast: bool, steps: int, folder: str, turns: Turns) -> dict:
+    import torch
+
+    spent = dict.fromkeys((*PARTS, "inputs", "pass"), 0.0)
+    sampled, last = [], {}
 
     def clock(trainer, method: str, part: str, only=lambda: True):
         inner = getattr(trainer, method)
@@ -274,52 +409,34 @@ def side(case: Case, fast: bool, steps: int, threads: int, pipe) -> None:
 
         setattr(trainer, method, timed)
 
-    class Turns(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            pipe.send("ready")
-            pipe.recv()
-            spent.update(dict.fromkeys(spent, 0.0))
-            self.start, self.busy = now(), time.process_time()
+    def begin():
+        turns.begin()
+        spent.update(dict.fromkeys(spent, 0.0))
+        sampled.clear()
 
-        def on_step_end(self, args, state, control, **kwargs):
-            spent["step"] = now() - self.start
-            spent["policy"] = spent["pass"] - spent["inputs"]
-            known = sum(spent[part] for part in PARTS if part != "other")
-            lengths = [len(ids) for ids in sampled]
-            pipe.send(
-                {part: spent[part] for part in PARTS if part != "other"}
-                | {
-                    "other": spent["step"] - known,
-                    "step": spent["step"],
-                    "processor": time.process_time() - self.busy,
-                    "tokens": hashlib.sha256(str(sampled).encode()).hexdigest(),
-                    "mean_length": sum(lengths) / len(lengths),
-                }
-            )
-            last["completions"] = list(sampled)
-            sampled.clear()
+    def end():
+        spent["policy"] = spent["pass"] - spent["inputs"]
+        spent["other"] = now() - turns.start - sum(spent[part] for part in PARTS if part != "other")
+        last["completions"] = list(sampled)
+        turns.end(
+            **{part: spent[part] for part in PARTS},
+            tokens=str(sampled),
+            mean_length=sum(map(len, sampled)) / len(sampled),
+        )
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer, encoding = make_trainer(case, fast, steps, folder)
-        clock(trainer, "_generate_single_turn", "generation")
-        clock(trainer, "_calculate_rewards", "rewards")
-        clock(trainer, "_get_per_token_logps_and_entropies", "reference",
-              only=lambda: not torch.is_grad_enabled())  # fmt: skip
-        clock(trainer, "_prepare_inputs", "inputs")
-        clock(trainer, "training_step", "pass")
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Turns())
-        trainer.train()
-    peak = (
-        torch.cuda.max_memory_allocated() / 1e9
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux: KB
-    )
+    trainer, encoding = make_trainer(case, fast, steps, folder)
+    clock(trainer, "_generate_single_turn", "generation")
+    clock(trainer, "_calculate_rewards", "rewards")
+    clock(trainer, "_get_per_token_logps_and_entropies", "reference",
+          only=lambda: not torch.is_grad_enabled())  # fmt: skip
+    clock(trainer, "_prepare_inputs", "inputs")
+    clock(trainer, "training_step", "pass")
+    train(trainer, begin, end)
     count = sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" not in n)
     tower = sum(p.numel() for n, p in trainer.model.named_parameters() if "visual" in n)
-    pipe.send({"peak_gb": peak, "encode_s_an_image": encoding / (steps * case.prompts),
-               "language_parameters": count - tower, "tower_parameters": tower,
-               "floor": floor(count - tower, **last) if fast else None})  # fmt: skip
+    return {"encode_s_an_image": encoding / (steps * case.prompts),
+            "language_parameters": count - tower, "tower_parameters": tower,
+            "floor": floor(count - tower, **last) if fast else None}  # fmt: skip
 
 
 def hear(name: str, pipe):
@@ -354,6 +471,7 @@ def compare(case: Case, steps: int, threads: int) -> dict:
         result[name] = {
             part: round(statistics.median(one[part] for one in counted), 4)
             for part in ("step", "processor", *PARTS)
+            if part in counted[0]
         }
         ended = hear(name, pipe)
         limits = ended.pop("floor")
@@ -369,26 +487,30 @@ def compare(case: Case, steps: int, threads: int) -> dict:
 
 def table(results: list[dict]) -> str:
     """Markdown; in each pair stock stands first. The floor stands behind it where there is one."""
+    columns = ("step", "processor", *PARTS, "peak_gb")
+    columns = [part for part in columns if part in results[0]["ours"]]
+    names = [part if part == "peak_gb" else f"{part}, s" for part in columns]
     lines = [
-        "| case | step, s | **ratio** | processor, s | ratio | "
-        + " | ".join(f"{part}, s" for part in PARTS)
-        + " | peak, GB |",
-        "|" + "---|" * (len(PARTS) + 6),
+        f"| case | **ratio** | ratio of processor time | {' | '.join(names).replace('peak_gb', 'peak, GB')} |",
+        "|" + "---|" * (len(columns) + 3),
     ]
     for one in results:
-        stock, ours = one["stock"], one["ours"]
         pairs = [
-            f"{stock[part]:.2f} / {ours[part]:.2f}"
-            + (f" ({one['floor'][part]:.2f})" if part in one["floor"] else "")
-            for part in ("step", "processor", *PARTS, "peak_gb")
+            f"{one['stock'][part]:.2f} / {one['ours'][part]:.2f}"
+            + (f" ({one['floor'][part]:.2f})" if part in one.get("floor", {}) else "")
+            for part in columns
         ]
-        name, ratios = one["case"]["name"], (one["ratio"], one["ratio_of_processor_time"])
-        lines.append(
-            f"| {name} | {pairs[0]} | **{ratios[0]:.1f}** | {pairs[1]} | {ratios[1]:.1f} | "
-            + " | ".join(pairs[2:])
-            + " |"
-        )
+        ratios = f"**{one['ratio']:.1f}** | {one['ratio_of_processor_time']:.1f}"
+        lines.append(f"| {one['case']['name']} | {ratios} | {' | '.join(pairs)} |")
     return "\n".join(lines) + "\n"
+
+
+def page(results: list[dict]) -> str:
+    """One table for RL steps, one for the rest."""
+    first = results[0]
+    head = f"Median seconds of {first['steps']} steps, {first['threads']} thread(s), stock / ours (floor), in turns.\n"
+    some = [[one for one in results if (one["case"]["what"] == "rl") == rl] for rl in (True, False)]
+    return "\n".join([head, *(table(one) for one in some if one)])
 
 
 @click.command()
@@ -407,13 +529,9 @@ def main(steps, threads, only, output):
             continue
         results.append(compare(case, steps, threads))
         click.echo(json.dumps(results[-1]))
-        write_json(output / "grpo.json", results)
-        (output / "grpo.md").write_text(
-            f"Median seconds of {steps} steps, {threads} thread(s), stock / ours (floor), in turns.\n\n"
-            + table(results),
-            encoding="utf-8",
-        )
-    click.echo(table(results))
+        write_json(output / "steps.json", results)
+        (output / "steps.md").write_text(page(results), encoding="utf-8")
+    click.echo(page(results))
 
 
 if __name__ == "__main__":
