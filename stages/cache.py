@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 from stages.records import R, read_records
@@ -26,6 +27,11 @@ def key_of(*paths: str | Path, **values) -> str:
     """Key of work that depends on the content of `paths` and on `values` (JSON-serialisable)."""
     parts = {"values": values, "paths": [hash_path(path) for path in paths]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def packages() -> dict[str, str]:
+    """Versions of what computes: results of other versions are another run's."""
+    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")}
 
 
 def finished(path: Path, kind: type[R]) -> list[R]:

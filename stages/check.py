@@ -35,10 +35,10 @@ def check_releases(params: Params) -> str:
     root = Path(params.data.root)
     training = TRAINING_RELEASE[params.train.source]
     drawn = root.resolve() == PHANTOM.resolve()
-    if drawn and params.train.source != "silvar_med":
+    if drawn and params.train.source == "own":
         raise UserError(
-            f"train.source = {params.train.source}, data.root = {root}", f"no {training}/ among the drawings, which hold no such rows",
-            f"a folder with {training}/ in it", _how(training, "data/raw") + ", and set data.root to data/raw",
+            f"train.source = own, data.root = {root}", "no own/ among the drawings, which hold no such rows",
+            "a folder with own/ in it", _how("own", "data/raw") + ", and set data.root to data/raw",
         )  # fmt: skip
     if not drawn and not root.is_dir():
         raise UserError(

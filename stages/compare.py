@@ -198,7 +198,7 @@ def grid(runs: list[Experiment]) -> pd.DataFrame:
             lines.append(
                 {
                     "reasoning_reward": "yes" if rarl["rewards"]["reasoning"] else "no",
-                    "prompts": "diverse" if len(rarl["prompts"]) > 1 else "one",
+                    "prompts": "diverse" if len(set(rarl["prompts"])) > 1 else "one",
                     **{
                         key: cell[key]
                         for key in ("n", "final", "final_low", "final_high", "reasoning")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stages.cache import CACHE, finished, key_of
+from stages.cache import CACHE, finished, key_of, packages
 from stages.errors import stage_main
 from stages.launch import is_main_process, on_several_processes
 from stages.params import load_params
@@ -39,6 +39,7 @@ def main(name):
             key = key_of(
                 folder, source, "stages/models", "stages/answers.py", prompt=template(mode.prompt), image=mode.image,
                 decoding=params.decoding.model_dump(), model=params.model.model_dump(), seed=params.seed,
+                packages=packages(),
             )  # fmt: skip
             scratch = CACHE / "predictions" / f"{key}.jsonl"
             kept = {record.id: record for record in finished(scratch, Prediction)}

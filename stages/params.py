@@ -122,7 +122,8 @@ class Train(Block):
     At least two: the newest may be cut short by a kill."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Ours: the Trainer's default."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Run the layers again in the backward pass, for memory; `auto` where the memory plan says that it will not fit else."""
 
 
 class Sft(Block):
@@ -212,7 +213,8 @@ class Reward(Block):
 
 class Method(Block):
     prompts: Annotated[list[Slug], Field(min_length=1)]
-    """Training prompts (`stages/prompts/<slug>.txt`), mixed evenly and deterministically per sample and epoch."""
+    """Training prompts (`stages/prompts/<slug>.txt`), mixed evenly and deterministically per sample and epoch;
+    one that stands twice is met twice as often."""
     rewards: Rewards
 
 

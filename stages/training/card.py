@@ -270,7 +270,8 @@ def _parameters(method: str, params: Params) -> str:
         rows = [row for row in rows if not row[0].startswith("lora.")]
     prompts = ["reasoning"] if method == "sft" else getattr(params, method).prompts
     hashes = ", ".join(
-        f"{name} {hashlib.sha256(template(name).encode()).hexdigest()[:12]}" for name in prompts
+        f"{name} {hashlib.sha256(template(name).encode()).hexdigest()[:12]}"
+        for name in dict.fromkeys(prompts)
     )
     return _table(("parameter", "value"), rows) + f"\n\nPrompts (SHA-256): {hashes}"
 

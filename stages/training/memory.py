@@ -1,9 +1,10 @@
 """How much memory a training run will need, from the model's configuration and the parameters, before it starts.
 
 `python -m stages.training.memory` prints the plan for the present parameters, and what to turn on smaller devices.
-An estimate, not a measurement: a test counts what a small model keeps; at the real sizes on PyTorch's fake tensors
-the paper profile's policy pass keeps 13.45 GB, and the formula gives 13.42; against the peaks of `stages.bench`'s
-processes on a CPU it is between 2 % too low and 9 % too high. What it assumes:
+An estimate, not a measurement: a test counts what a small model keeps. At the real sizes the paper profile's policy
+pass keeps 13.45 GB (12.63 counted on PyTorch's fake tensors with plain adapters, 0.82 for PEFT's casts), the formula
+gives 13.42. Against the peaks of `stages.bench`'s mid-sized model on a CPU it is 2 % too low to 9 % too high. What it
+assumes:
 
 * What is counted is one process's share (`accelerate.processes`, DDP: each holds a whole model).
 * Rows are as long as they can get: the largest image that `model.max_pixels` lets through, the longest training
@@ -13,8 +14,7 @@ processes on a CPU it is between 2 % too low and 9 % too high. What it assumes:
   pass. AdamW keeps two states a trainable parameter, in its dtype.
 * The tower's weights are on the device; its activations are not counted, as its output is looked up (features.py).
 * RL runs a prompt once a group (fast.py): a pass has `micro_prompts` x (prompt + `group_size` x completion) tokens, and
-  sampling keeps `prompts_per_step` prompts' keys and values once and those of all completions, these twice for the
-  moment in which some have ended. What is left to stock TRL (FSDP's and DeepSpeed's sampling, sliding windows) and SFT
+  sampling keeps `prompts_per_step` prompts' keys and values once and those of all completions. What is left to stock TRL (FSDP's and DeepSpeed's sampling, sliding windows) and SFT
   have rows of their own.
 * What autograd keeps of a layer: `kept_activations`; tests count it on a small model. Gradient checkpointing keeps
   `hidden` values a token and layer, and one layer in full.
@@ -145,7 +145,7 @@ def kept_activations(config: Qwen2VLConfig, params: Params, rows: Layout) -> int
     hidden, value = text.hidden_size, BYTES[params.model.dtype]
     full = params.train.trainable == "full"
     kept = rows.tokens * value * (3 + full) * text.intermediate_size
-    kept += rows.tokens * hidden * (4 * value + 4 * 2 + value * 2 if value < 4 else 6 * value)
+    kept += rows.tokens * hidden * (6 * value + 8 * (value < 4))
     kept += rows.tokens * hidden * 16 * full
     if not rows.shared and params.model.attention == "flash_attention_2":
         return kept + rows.attended * value * 2 * _key_width(config)
@@ -219,24 +219,27 @@ def estimate(
     if full:
         head += text.vocab_size * hidden * (4 + value)
 
-    cache = 2 * _key_width(config) * layers  # values a token
+    def decoding(prompts: int, rows: int, new: int, value: int) -> float:
+        """Bytes: keys and values of prompts and, twice for a moment, of completions; logits; copies of weights."""
+        cache = 2 * _key_width(config) * layers * value
+        bytes = (prompts * prompt + rows * new) * cache
+        bytes += prompts * prompt * running + rows * text.vocab_size * (value + FLOAT_LOGITS * 4)
+        if weight == 4:  # decode_weights: of what is adapted, on a CPU of everything
+            bytes += 4 * count["language model" if device == "cpu" else "adapted"]
+        return bytes
+
     sampled = share * size if rl else 0
     passes = {}
     if rl:
-        logits = sampled * text.vocab_size * (value + FLOAT_LOGITS * 4)
-        if rows.shared and not _weights_are_shared(params):
-            prefill, own = share * prompt * running, 2 * sampled * completion * cache * value
-            decoding = share * prompt * cache * value + max(prefill, own)
-            if weight == 4:  # decode_weights: copies of what is adapted, on a CPU of everything
-                decoding += 4 * count["language model" if device == "cpu" else "adapted"]
-        else:
-            decoding = sampled * ((prompt + completion) * cache * value + prompt * running)
-        passes[f"sampling {sampled} completions"] = (decoding + logits + copies) / GB
-    asked, new = params.decoding.batch_size, params.decoding.max_new_tokens
-    decoding = asked * ((prompt + new) * cache * weight + prompt * running * weight // value)
+        alone = not rows.shared or _weights_are_shared(
+            params
+        )  # stock TRL: each row has its own prompt
+        decoded = decoding(sampled if alone else share, sampled, completion, value)
+        passes[f"sampling {sampled} completions"] = (decoded + copies) / GB
+    asked = params.decoding.batch_size
     passes["scoring development rows"] = (
-        decoding + asked * text.vocab_size * (weight + FLOAT_LOGITS * 4)
-    ) / GB
+        decoding(asked, asked, params.decoding.max_new_tokens, weight) / GB
+    )
     reference = rl and params.rl.beta > 0
     if reference:
         attending = rows.attended * value * 2 * hidden
@@ -286,15 +289,12 @@ def relief(
     knobs = [
         (*micro, 1),
         (params.train, "gradient_checkpointing", True),
-        (params.decoding, "batch_size", max(1, params.decoding.batch_size // 4)),
         (params.model, "max_pixels", max(params.model.min_pixels, params.model.max_pixels // 2)),
         (params.rl, "max_completion_length", max(1, params.rl.max_completion_length // 2)),
     ]
     if rl:
         knobs.append((params.rl, "group_size", max(2, params.rl.group_size // 2)))
-    blocks = {
-        id(getattr(params, name)): name for name in ("rl", "sft", "train", "decoding", "model")
-    }
+    blocks = {id(getattr(params, name)): name for name in ("rl", "sft", "train", "model")}
     steps, last = [], estimate(config, params, image_pixels, method, device).total
     for block, key, new in knobs:
         if last <= have:
@@ -305,6 +305,8 @@ def relief(
         if after.total < last:
             steps.append((f"{blocks[id(block)]}.{key} {old} -> {new}".lower(), after.total))
             last = after.total
+        else:
+            setattr(block, key, old)
     return steps
 
 

@@ -9,7 +9,6 @@ import json
 import shutil
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from stages.answers import matches
-from stages.cache import CACHE, key_of
+from stages.cache import CACHE, key_of, packages
 from stages.errors import UserError
 from stages.launch import is_main_process
 from stages.models.features import FeatureStore, tower
@@ -30,7 +29,7 @@ from stages.prompts import render
 from stages.records import Sample, atomic_file, image_file, read_json, read_records, write_json
 from stages.training.card import counts, make_portable, write_card
 from stages.training.data import choose
-from stages.training.memory import preflight
+from stages.training.memory import preflight, recomputes
 from stages.training.safety import Safety, last_whole_checkpoint
 
 CURATED = Path("data/curated")
@@ -42,6 +41,7 @@ CODE = (
     "stages/prompts",
     "stages/answers.py",
     "stages/encoder.py",
+    "stages/records.py",
 )
 #: What the trainers log under their own names, and the names that our logs use.
 LOGGED = {
@@ -51,11 +51,6 @@ LOGGED = {
     "frac_reward_zero_std": "zero_signal_share", "clip_ratio/region_mean": "clip_ratio",
     **{f"rewards/{name}/mean": f"reward_{name}" for name in ("format", "length", "accuracy", "reasoning")},
 }  # fmt: skip
-
-
-def packages() -> dict[str, str]:
-    """Versions of what computes a run: a checkpoint of other versions is another run's."""
-    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")}
 
 
 class Run:
@@ -140,7 +135,7 @@ class Run:
             "output_dir": str(self.folder), "seed": params.seed, "data_seed": params.seed,
             "max_grad_norm": params.train.max_grad_norm, "logging_steps": 1, "report_to": "none",
             "save_strategy": "steps", "save_steps": params.train.eval_steps, "save_total_limit": params.train.keep_checkpoints,
-            "bf16": params.model.dtype == "bfloat16", "activation_checkpointing": params.train.gradient_checkpointing,
+            "bf16": params.model.dtype == "bfloat16", "activation_checkpointing": recomputes(self.start, params, self.method),
             "use_cpu": params.model.device == "cpu", "dataloader_num_workers": 0, "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(), "remove_unused_columns": False,
             "logging_nan_inf_filter": False, "lr_scheduler_type": "linear",
         }  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from one_step import first_batch, move_adapter, one_row
-from trl import SFTTrainer
+from trl import GRPOTrainer, SFTTrainer
 
 from stages.errors import UserError
 from stages.training import rl, sft
@@ -169,3 +169,14 @@ def test_training_never_looks_at_the_test_split(encoded, params):
     for name in ("grpo", "rarl"):
         rl.train_rl(name, params)
         assert json.loads(Path(f"metrics/train/{name}.json").read_text())["dev_score"] is not None
+
+
+def test_a_loss_of_rl_that_is_not_finite_stops_the_run(encoded, params, monkeypatch):
+    run, trainer, loaded = rl.prepare("rarl", params)
+    monkeypatch.setattr(GRPOTrainer, "compute_loss", lambda *args, **kwargs: torch.tensor(math.nan))
+    with pytest.raises(UserError, match="loss"):
+        run.train_to_end(trainer, loaded)
+    (aside,) = run.folder.glob("not-finite-*")
+    said = json.loads((aside / "batch.json").read_text(encoding="utf-8"))
+    rows = params.rl.group_size * params.rl.prompts_per_step
+    assert len(said["completion_ids"]) == len(said["advantages"]) == rows

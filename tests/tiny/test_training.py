@@ -40,22 +40,69 @@ def test_rl_runs_with_its_own_rewards(encoded, params, method):
     assert expected <= metrics.keys()
     header, *rows = Path(f"metrics/train/{method}.csv").read_text().splitlines()
     assert ("reward_reasoning" in header) == (method == "rarl")
-    assert "kl" in header and len(rows) == 4
+    logged = {
+        "loss",
+        "kl",
+        "entropy",
+        "grad_norm",
+        "clip_ratio",
+        "truncated_share",
+        "zero_signal_share",
+    }
+    assert logged | {"completion_length", "dev_score"} <= set(header.split(",")) and len(rows) == 4
 
 
-def test_full_training_moves_the_language_model_and_not_the_tower(encoded, params):
+def test_rewards_are_given_all_that_a_sample_has(encoded, params):
+    from stages.training.rl import prepare
+
+    path = Path("data/curated/train.jsonl")
+    rows = [
+        json.loads(line) | {"answers": ["Yes", "Sure"], "choices": ["a", "b"]}
+        for line in path.read_text().splitlines()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, trainer, _ = prepare("rarl", params)
+    by_path = {row["image"]: row for row in rows}
+    columns = ("answers", "kind", "choices", "reasoning")
+    for given in trainer.train_dataset:
+        assert all(given[name] == by_path[given["path"]][name] for name in columns)
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_full_training_moves_the_language_model_and_not_the_tower(encoded, params, method):
     from stages.training.rl import train_rl
+    from stages.training.sft import train_sft
 
     params = copy.deepcopy(params)
     params.train.trainable = "full"
     params.rl.max_steps = params.train.eval_steps = 2
-    train_rl("grpo", params)
+    train_sft(params) if method == "sft" else train_rl(method, params)
     before = load("data/models/base", params.model).model.state_dict()
-    after = load("data/models/grpo", params.model).model.state_dict()
+    after = load(f"data/models/{method}", params.model).model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved and all("visual" not in name for name in moved)
-    matrices = {name for name in before if "visual" not in name and name.endswith("_proj.weight")}
-    assert matrices <= moved
+    assert moved == {name for name in before if "visual" not in name}
+
+
+def test_the_peak_is_kept_and_old_checkpoints_are_not(encoded, params, monkeypatch):
+    """The earliest of equal peaks is the output; of four checkpoints the newest two are left."""
+    from stages.training.run import Log
+    from stages.training.sft import train_sft
+
+    params = copy.deepcopy(params)
+    params.train.eval_steps = 1
+    scores, weights = iter([10.0, 50.0, 50.0, 20.0]), []
+
+    def score(log):
+        weights.append({k: v.clone() for k, v in log.network.named_parameters() if "lora_" in k})
+        return next(scores)
+
+    monkeypatch.setattr(Log, "dev_score", score)
+    assert train_sft(params)["best_step"] == 2
+    (run,) = Path(".cache/training").iterdir()
+    assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+    for name, value in load_file("data/models/sft/adapter_model.safetensors").items():
+        assert torch.equal(value, weights[1][name.replace(".weight", ".default.weight")])
+    assert "2,50.0" in Path("metrics/train/sft.csv").read_text()
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(encoded, params):
@@ -82,6 +129,28 @@ def test_another_parameter_is_another_run(encoded, params):
     train_sft(other)
     assert len(list(Path(".cache/training").iterdir())) == 2
     assert load_file("data/models/sft/adapter_model.safetensors").popitem()[1].numel() > 0
+
+
+def test_other_data_code_or_packages_are_another_run(encoded, params, monkeypatch):
+    from stages.training import run
+
+    folders = [run.Run("sft", params, {}).folder]
+    assert run.Run("sft", params, {}).folder == folders[0]
+    changed = [
+        "data/curated/train.jsonl",
+        "data/curated/dev.jsonl",
+        "data/features/training/index.json",
+    ]
+    for path in [*changed, "data/models/base/base.json", *(f"{c}/x.py" for c in run.CODE[:4])]:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        text = Path(path).read_text() if Path(path).is_file() else ""
+        Path(path).write_text(text + (text.splitlines(True)[0] if "jsonl" in path else "\n"))
+        folders.append(run.Run("sft", params, {}).folder)
+    monkeypatch.setattr(run, "packages", lambda: {"torch": "0"})
+    folders += [run.Run("sft", params, {}).folder, run.Run("sft", params, {"beta": 1}).folder]
+    other = params.model_copy(update={"seed": 8})
+    folders += [run.Run("sft", other, {}).folder, run.Run("grpo", other, {}).folder]
+    assert len(set(folders)) == len(folders)
 
 
 def test_inference_keeps_what_it_has_and_reads_a_cut_line(encoded, params, monkeypatch):
@@ -118,6 +187,19 @@ def test_every_sample_meets_every_prompt_once_in_as_many_epochs(project):
         seen.setdefault(sample.id, []).append(prompt)
     assert all(sorted(met) == sorted(prompts) for met in seen.values())
     assert {prompt_of(prompts, i, 0) for i in range(3)} == set(prompts)
+
+
+def test_a_prompt_that_stands_twice_is_met_twice_as_often(project):
+    samples = read_records("data/curated/train.jsonl", Sample)
+    prompts = ["explanation", "explanation", "short"]
+    rows = schedule(samples, prompts, 3, seed=1)
+    for sample in samples:
+        assert sorted(prompt for one, prompt in rows if one == sample) == prompts
+    share = [prompt for _, prompt in rows[: len(samples)]].count("explanation") / len(samples)
+    assert abs(share - 2 / 3) < 1 / len(samples)
+    first = {sample.id: prompt for sample, prompt in rows[: len(samples)]}
+    again = schedule(samples, prompts, 1, seed=2)
+    assert {sample.id: prompt for sample, prompt in again} == first, "the order has no say in it"
 
 
 def test_target_has_the_think_part_only_where_somebody_wrote_one(project):

@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from stages.models.shared_prompt import Prompt, prepare_attention
 from stages.params import Params, load_params
 from stages.profile import apply
 from stages.records import write_json
@@ -22,7 +23,6 @@ from stages.training.memory import (
     recomputes,
     relief,
 )
-from stages.training.shared_prompt import Prompt, prepare_attention
 
 PIXELS = 401_408
 #: A small model of the same kind; counted below.
@@ -66,7 +66,7 @@ def test_the_paper_profile_fits_40_gb(paper):
 
 
 @pytest.mark.parametrize(
-    ("have", "turned"), [(24, []), (16, ["false -> true"]), (12, ["false -> true"])]
+    ("have", "turned"), [(24, []), (16, ["auto -> true"]), (12, ["auto -> true"])]
 )
 def test_one_switch_brings_the_paper_profile_to_smaller_devices(paper, have, turned):
     """What the README says of 24, 16 and 12 GB."""
@@ -95,10 +95,10 @@ def test_sampling_keeps_a_prompts_keys_once_unless_weights_are_shared(paper, rep
     before = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
     paper.rl.max_completion_length += 100
     after = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
-    assert after - before == pytest.approx(2 * 32 * 100 * key_values / 1e9)  # twice: `Rollout.keep`
+    assert after - before == pytest.approx(32 * 100 * key_values / 1e9)
     paper.accelerate.config = str(repository / "stages/accelerate/fsdp.yaml")
     stock = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
-    assert stock - after > 28 * 671 * key_values / 1e9 - 32 * 612 * key_values / 1e9
+    assert stock - after > 28 * 671 * key_values / 1e9
 
 
 def test_each_knob_saves_and_those_that_keep_the_mathematics_come_first(paper):
@@ -106,7 +106,7 @@ def test_each_knob_saves_and_those_that_keep_the_mathematics_come_first(paper):
     before = paper.model_dump()
     steps = relief(qwen2_vl_2b(), paper, PIXELS, "rarl", "cuda", 0)
     assert [change.split()[0] for change, _ in steps] == [
-        "rl.micro_prompts", "train.gradient_checkpointing", "decoding.batch_size", "model.max_pixels",
+        "rl.micro_prompts", "train.gradient_checkpointing", "model.max_pixels",
         "rl.max_completion_length", "rl.group_size",
     ]  # fmt: skip
     totals = [estimate(qwen2_vl_2b(), paper, PIXELS).total, *(total for _, total in steps)]
@@ -170,8 +170,9 @@ def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
     ):
         if packed:
             prepare_attention(backbone)
-            one = Prompt(torch.ones(prompt + 1, dtype=torch.long), None, None, list(range(size)))
-            packed_scores(model, backbone, [one], [torch.ones(completion, dtype=torch.long)] * size)
+            one = Prompt(torch.ones(prompt, dtype=torch.long), None, None, list(range(size)))
+            own = [torch.ones(count, dtype=torch.long) for count in (1, completion)]
+            packed_scores(model, backbone, [one], *([part] * size for part in own))
         else:
             ids = torch.ones(size, prompt + completion, dtype=torch.long)
             mask = torch.ones_like(ids)
@@ -183,7 +184,7 @@ def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
     expected = 3 * kept_activations(config, paper, rows)
     if full and half:  # autocast's copies of the weights, which the plan counts apart
         expected += 2 * parameter_counts(config, 2, [])["language model"]
-    assert expected == pytest.approx(found, rel=0.08)
+    assert expected == pytest.approx(found, rel=0.04)
 
 
 def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
@@ -199,6 +200,7 @@ def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
     text = preflight(tmp_path, paper, "rarl")
     assert "estimate" in text and "policy pass" in text and "WARNING" not in text
     monkeypatch.setattr(memory, "available", lambda device: 14.0)
+    paper.train.gradient_checkpointing = False
     text = preflight(tmp_path, paper, "rarl")
     assert "will not fit: turn train.gradient_checkpointing false -> true (" in text
     paper.train.gradient_checkpointing = "auto"

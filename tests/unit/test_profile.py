@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from stages.params import load_params
+from stages.params import Reward, load_params
 from stages.profile import PROFILES, apply, leaves, main, round_trip
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
@@ -56,6 +56,10 @@ def test_paper_holds_the_figures_of_the_paper(params):
     assert (found.sft.epochs, found.rl.epochs, found.rl.max_steps) == (5, 5, -1)
     assert found.base.source == "Qwen/Qwen2-VL-2B-Instruct"
     assert re.fullmatch("[0-9a-f]{40}", found.base.revision)
+    # Section 2.2.2: no guards, 0.001 a token up to 1, the components summed without weights.
+    assert found.reward == Reward()
+    assert set(found.grpo.rewards.model_dump().values()) == {1.0, 0.0}
+    assert set(found.rarl.rewards.model_dump().values()) == {1.0}
 
 
 def test_profiles_hold_the_keys_in_which_they_differ():
