@@ -86,9 +86,13 @@ def _groups(release: Release) -> dict[tuple[str, str], list[frozenset]]:
 def declared(root: str | Path, adapter: ModuleType, release: Release) -> dict[str, int]:
     """What is known of one split: from `declared.json` in `data.root`, else from the adapter.
 
+    Nothing of a split of which some rows were chosen (`train.samples` of SAT).
+
     Raises:
         UserError: `declared.json` is not what it should be.
     """
+    if release.notes["rows_not_chosen"]:
+        return {}
     return declared_splits(root, adapter, release.form).get(release.split, {})
 
 

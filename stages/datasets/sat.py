@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 FOLDERS = ("sat", "SAT", "array___sat")
 FILES = {"train": "SAT_train", "static": "SAT_static", "validate": "SAT_val", "test": "SAT_test"}
-#: The form of a training split of which only `train.samples` rows were chosen: no count is expected of it.
-CHOSEN = "chosen"
 DECLARED = Declared(
     counts={
         hub.FORM: {
@@ -98,8 +96,8 @@ def rows(
         usable = [number for number, images in enumerate(_images(table), 1) if images == 1]
         notes["rows_with_one_image"] += len(usable)
         if limit < len(usable):
-            chosen = set(random.Random(seed).sample(usable, limit))
-    form = hub.FORM if chosen is None else CHOSEN
+            # The first of a shuffle, so that a larger choice holds the smaller ones.
+            chosen = set(random.Random(seed).sample(usable, len(usable))[:limit])
     number = 0
     for path, batch in table.batches():
         rows_here = batch.num_rows
@@ -108,7 +106,7 @@ def rows(
         if len(places) < rows_here:
             batch = batch.take(pyarrow.array(places, pyarrow.int64()))
         for place, cells in zip(places, table.rows_of(path, batch)):
-            yield _row(cells, f"row{number + place + 1}", form)
+            yield _row(cells, f"row{number + place + 1}")
         number += rows_here
 
 
@@ -124,14 +122,14 @@ def _images(table: hub.Table) -> Iterator[int | None]:
             yield from (1 for _ in range(batch.num_rows))
 
 
-def _row(cells: dict, source_id: str, form: str) -> Row | Refused:
+def _row(cells: dict, source_id: str) -> Row | Refused:
     images, options, gold = cells["image_bytes"], cells["answers"], cells["correct_answer"]
     if isinstance(images, list):
         if len(images) != 1:
-            return Refused(source_id, f"{len(images)} images, not one", form)
+            return Refused(source_id, f"{len(images)} images, not one", hub.FORM)
         images = images[0]
     if not isinstance(options, list):
-        return Refused(source_id, "no list of answers to choose from", form)
+        return Refused(source_id, "no list of answers to choose from", hub.FORM)
     plain = [fold(option) for option in options]
     index = plain.index(fold(gold)) if fold(gold) in plain else len(LETTERS)
     question = fold(cells["question"])
@@ -142,5 +140,5 @@ def _row(cells: dict, source_id: str, form: str) -> Row | Refused:
         options,
         f"({LETTERS[index]})" if index < len(LETTERS) else gold,
         category=fold(cells["question_type"]),
-        form=form,
+        form=hub.FORM,
     )

@@ -12,6 +12,7 @@ from PIL import Image
 from test_datasets_adapters import read, slake_row
 
 from stages.datasets import cv_bench, path_vqa, release, sat, silvar_med, slake, vqa_med, vqa_rad
+from stages.datasets.audit import compare_with_declared
 from stages.datasets.release import MissingRelease, Pictures
 from stages.errors import UserError
 
@@ -238,14 +239,17 @@ def test_sat_trains_on_a_seeded_choice(tmp_path):
 
     releases = chosen(12, 7)
     train = releases["train"]
-    assert train.rows == len(train.samples) == 12 and train.form == "chosen"
+    assert train.rows == len(train.samples) == 12
     assert train.notes["rows_not_chosen"] == 48 and train.notes["rows_with_one_image"] == 40
     assert [len(releases[split].samples) for split in ("dev", "test")] == [2, 1]
     ids = [sample.id for sample in train.samples]
     assert ids == [sample.id for sample in chosen(12, 7)["train"].samples]
     assert ids != [sample.id for sample in chosen(12, 8)["train"].samples]
+    assert set(ids) < {sample.id for sample in chosen(20, 7)["train"].samples}
+    (tmp_path / "declared.json").write_text('{"sat": {"train": {"rows": 60}}}')
+    assert compare_with_declared(tmp_path, sat, [train]) == []
     whole = chosen(None, 7)["train"]
-    assert whole.form == "hub" and len(whole.samples) == 40 and len(whole.refused) == 20
+    assert len(whole.samples) == 40 and len(whole.refused) == 20
     # A chosen row is the row of that number.
     by_id = {sample.id: sample.image_sha256 for sample in whole.samples}
     assert all(by_id[sample.id] == sample.image_sha256 for sample in train.samples)
