@@ -225,6 +225,13 @@ def test_unpacked_pictures_outlive_a_second_run_and_others_go(project):
         assert len(named) == 6
         assert named == {path.as_posix() for path in Path("data/curated/pictures").iterdir()}
         Path("data/curated/pictures/left_over.png").touch()
+    declare(project, sat={"train": {"rows": 2}})
+    for wanted, total in ((1, 1), (5, 2)):
+        set_params(project, train__source="sat", train__samples=wanted)
+        result = run(curate)
+        assert result.exit_code == 0, result.output
+        assert read_json("metrics/curate.json")["train"]["total"] == total
+        assert ("samples is 5, and all 2 train rows" in result.output) == (wanted == 5)
 
 
 def test_missing_images_are_counted_or_stop_the_run(project):

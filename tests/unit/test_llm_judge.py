@@ -680,6 +680,56 @@ def test_the_key_is_in_nothing_that_is_written_or_said():
     assert b"[key]" in text and SECRET.encode() not in text
 
 
+STAGES = f"""
+stages:
+  judge:
+    cmd: python -m stages.judge {" ".join(STAGE)}
+    deps: [data/predictions, data/curated, data/benchmarks]
+    params: [judge]
+    outs: [data/verdicts]
+"""
+
+
+def test_the_key_is_in_nothing_that_dvc_and_git_keep(tmp_path_factory):
+    """Files, run cache, experiments (also one that fails), locks and logs, with DVC at its most talkative."""
+    home = tmp_path_factory.mktemp("home")
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))
+    }
+    env |= {"HOME": str(home), "DVC_SITE_CACHE_DIR": str(home / "site"), "DVC_NO_ANALYTICS": "1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}  # fmt: skip
+
+    def run(command: str, fails: bool = False) -> bytes:
+        done = subprocess.run(command, shell=True, env=env, capture_output=True, timeout=120)
+        assert (done.returncode != 0) == fails, (done.stdout + done.stderr).decode()
+        return done.stdout + done.stderr
+
+    with Server(
+        Plan(reply=lambda material, _: json.dumps(honest(material) | {"evaluation": SECRET}))
+    ) as server:
+        a_project(server.url, 5)
+        Path("dvc.yaml").write_text(STAGES, encoding="utf-8")
+        Path(".gitignore").write_text("/.cache\n/data\n", encoding="utf-8")
+        said = run(
+            "git init -q && git config user.name x && git config user.email x@y && dvc init -q"
+        )
+        said += run(
+            "git add -A && git commit -qm start && dvc repro -v && git add -A && git commit -qm run"
+        )
+        said += run("dvc exp run -v -S judge.tiny.temperature=0.5")
+        server.plan.status = (401, f"no {SECRET}")
+        said += run("dvc exp run -v -S judge.tiny.temperature=0.7", fails=True)
+        assert len(server.calls) > 20
+    files = [path for folder in (Path(), home) for path in folder.rglob("*") if path.is_file()]
+    kept = (
+        said
+        + run("git cat-file --batch-all-objects --batch")
+        + b"".join(map(Path.read_bytes, files))
+    )
+    assert b"[key]" in kept and any(".dvc/cache" in path.as_posix() for path in files)
+    assert SECRET.encode() not in kept
+
+
 # The stage, kills and several processes -------------------------------------------------------------
 
 

@@ -550,6 +550,14 @@ def test_a_main_judge_that_scored_nothing(tmp_path, monkeypatch):
     assert "nothing can be said" in html
 
 
+def test_scores_that_are_missing_are_named(tmp_path, monkeypatch):
+    make_run(tmp_path, rows=10, models=["base"], judges=["lexical"], benchmarks=[], logs=False)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(stages.report.main, [])
+    assert result.exit_code == 1 and "metrics/scores/base.json" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_models_left_from_an_earlier_run_are_not_read(tmp_path, monkeypatch):
     make_run(tmp_path, rows=20, models=["base"], judges=["lexical"], benchmarks=[])
     (tmp_path / "metrics/scores").mkdir(parents=True)

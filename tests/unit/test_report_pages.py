@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from test_report import OWN_TEST, full, make_run, score_and_report
 
@@ -225,6 +226,53 @@ def test_the_same_judge_is_compared_where_the_paper_has_it():
     assert tables.beside(cell, {}, "final") == {}
 
 
+def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeypatch):
+    make_run(
+        tmp_path, rows=20, models=["base", "rarl"], judges=["lexical"], benchmarks=[], logs=False
+    )
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    assert "Ours: not run" in html and "Over seeds" not in html and "two changes apart" not in html
+
+    ours = {"source": "ours (paper)", "n": 2638, "Total_low": 47.1, "Total_high": 50.9}
+    tasks = dict.fromkeys(("Count", "Relation", "Depth", "Distance", "Total"), 49.0)
+    table2 = [
+        {"method": "RL w/ LoRA", "samples": 500, **tasks},
+        {"method": "SFT", "samples": 5000, **tasks},
+        {"method": "Base, untuned", "samples": None, **tasks},
+    ]
+    seeds = {
+        "model": "rarl",
+        "mode": "reasoning",
+        "set": OWN_TEST,
+        "seeds": 3,
+        "sd": 2.31,
+        "low": 61.0,
+        "high": 66.67,
+    }
+    grid = {"reasoning_reward": "yes", "prompts": "one", "n": 150, "final": 63.12, "final_low": 55.0,
+            "final_high": 70.0, "reasoning": None}  # fmt: skip
+    studies = {
+        "table2": [{"source": "paper", "method": "SFT", "samples": 500}, *(ours | row for row in table2)],
+        "seeds": [seeds | {"mean": 65.43, "profile": "embedded"}, seeds | {"mean": 99.99, "profile": "paper"}],
+        "grid": [grid],
+    }  # fmt: skip
+    Path("metrics/studies").mkdir()
+    for name, rows in studies.items():
+        pd.DataFrame(rows).to_csv(f"metrics/studies/{name}.csv", index=False)
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    text = Path("data/report/report.md").read_text(encoding="utf-8")
+    marks = {row["method"]: (row["difference"].get("Total"), row["beyond"]) for row in page.table2()
+             if row["source"] != "paper"}  # fmt: skip
+    # 48.04 is printed, the mean of the four tasks; over all rows it is 48.92.
+    assert marks["RL w/ LoRA"] == (pytest.approx(0.08, abs=0.005), {"Total": False})
+    assert marks["SFT"] == (pytest.approx(-5.28, abs=0.005), {"Total": True})
+    assert marks["Base, untuned"] == (None, {})
+    assert "−5.3 to paper ▼" in html and "+0.1 to paper<" in html and "Ours: not run" not in html
+    assert "−5.3 (beyond the interval)" in text
+    for found in (html, text):
+        assert "63.1" in found and "65.4" in found and "99.9" not in found, "another profile's"
+
+
 # Grounding, agreement, gap --------------------------------------------------------------------------
 
 
@@ -256,6 +304,35 @@ def test_agreement_is_pooled_over_models_and_disagreements_are_listed(inside):
     finals = listed[(listed["score"] == "final") & (listed["lexical"] != listed["truth"])]
     assert len(finals) == pooled["disagree"]
     assert not any(Path("metrics/tables").glob("disagreements*")), "texts stay out of git"
+
+
+def test_people_are_held_against_people_and_not_against_their_own_majority(tmp_path, monkeypatch):
+    people = {"human": {"kind": "human"}} | {
+        f"human_{name}": {"kind": "human", "rater": name} for name in ("anna", "ben")
+    }
+    make_run(
+        tmp_path, rows=40, models=["sft"], benchmarks=[], logs=False, judges=["lexical", *people],
+        judge={"lexical": {"kind": "lexical"}} | people,
+    )  # fmt: skip
+    path = tmp_path / f"data/verdicts/sft/human_anna/reasoning/{OWN_TEST}.jsonl"
+    first, *others = read_records(path, Verdict)
+    write_records(path, [Verdict(id=first.id, unscored="not <b>rated</b>"), *others])
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    run = Run(load_params())
+    for name, printed in (("human", 60.81), ("human_anna", 60.81), ("lexical", 64.86)):
+        frame = tables.paper_table(run, "table3")
+        [row] = frame[
+            (frame["row"] == "SFT") & (frame["source"] == "ours") & (frame["judge"] == name)
+        ].itertuples()
+        assert row.difference == pytest.approx(row.final - printed, abs=0.006)
+    pairs = {(r.first, r.second) for r in tables.judge_agreement(run).itertuples()}
+    assert pairs == {("lexical", name) for name in people} | {("human_anna", "human_ben")}
+    assert page.unscored(run)["human_anna"][0][0] in ("not <b>rated</b>", "image unreadable")
+    assert "1 × not &lt;b&gt;rated&lt;/b&gt;" in html
+    cells = [
+        run.scores["sft"]["reasoning"][OWN_TEST][name]["n"] for name in ("lexical", "human_anna")
+    ]
+    assert cells[0] == cells[1] + 1 and f'<span class="range">n {cells[1]}</span>' in html
 
 
 def test_a_gap_to_the_truth_that_opens_is_marked(tmp_path, monkeypatch):
