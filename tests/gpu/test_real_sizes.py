@@ -1,0 +1,40 @@
+"""The paper's sizes on a CUDA device, at random weights: does a step fit, and does the device say what a CPU says?"""
+
+from math import isfinite
+
+import pytest
+import torch
+
+from stages.bench import Case, make_trainer, prepared
+from stages.models.generation import Request, ask
+from stages.models.loading import Loaded
+
+
+def test_a_step_of_the_2b_model_fits(tmp_path):
+    """Qwen2-VL-2B, bfloat16, LoRA r = 8, G = 8, 401,408 px at most, 256 tokens: under 24 GB, and so under 40."""
+    case = Case("one prompt", model="qwen2_vl_2b", pixels=616, tokens=256, prompts=1)
+    trainer, _ = make_trainer(case, fast=True, steps=1, folder=str(tmp_path))
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    assert isfinite(trainer.state.log_history[0]["loss"])
+    assert torch.cuda.max_memory_allocated() < 24e9
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["ours", "generate"])
+def test_the_device_answers_as_the_cpu(tmp_path, shared):
+    model, processor, rows, _ = prepared(Case("small", pixels=112, prompts=4), False, 1)
+    requests = []
+    for index, row in enumerate(rows):
+        row["image"].save(tmp_path / f"{index}.png")
+        requests += [
+            Request(f"{index}{q}", q, tmp_path / f"{index}.png") for q in ("Where?", "Is it?")
+        ]
+    said = [
+        ask(
+            Loaded(model.float().to(device), processor, torch.device(device), "sdpa", shared),
+            requests,
+            16,
+        )
+        for device in ("cuda", "cpu")
+    ]
+    assert said[0] == said[1]
