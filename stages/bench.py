@@ -449,8 +449,9 @@ def hear(name: str, pipe):
 def compare(case: Case, steps: int, threads: int) -> dict:
     """Run both sides in turns. The first step of each is not counted."""
     context = multiprocessing.get_context("spawn")
-    pipes = {}
+    pipes, start_up = {}, {}
     for name in ("stock", "ours"):
+        start = time.perf_counter()
         pipes[name], theirs = context.Pipe()
         process = context.Process(
             target=side, args=(case, name == "ours", steps + 1, threads, theirs), daemon=True
@@ -458,6 +459,7 @@ def compare(case: Case, steps: int, threads: int) -> dict:
         process.start()
         theirs.close()
         hear(name, pipes[name])
+        start_up[name] = round(time.perf_counter() - start, 1)
     rounds = {name: [] for name in pipes}
     for step in range(steps + 1):
         for name in list(pipes)[:: 1 if step % 2 else -1]:
@@ -475,7 +477,7 @@ def compare(case: Case, steps: int, threads: int) -> dict:
         }
         ended = hear(name, pipe)
         limits = ended.pop("floor")
-        result[name] |= {k: round(v, 4) for k, v in ended.items()}
+        result[name] |= {k: round(v, 4) for k, v in ended.items()} | {"start_up": start_up[name]}
         if limits:
             result["floor"] = {k: round(v, 4) for k, v in limits.items()}
     for name, part in (("ratio", "step"), ("ratio_of_processor_time", "processor")):
@@ -508,7 +510,13 @@ def table(results: list[dict]) -> str:
 def page(results: list[dict]) -> str:
     """One table for RL steps, one for the rest."""
     first = results[0]
-    head = f"Median seconds of {first['steps']} steps, {first['threads']} thread(s), stock / ours (floor), in turns.\n"
+    ours = [one["ours"] for one in results]
+    rewards = max(one.get("rewards", 0) / one["step"] for one in ours)
+    head = (
+        f"Median seconds of {first['steps']} steps, {first['threads']} thread(s), stock / ours (floor), in turns. "
+        f"Rewards are at most {rewards:.0%} of our step. Before the first step a process needs "
+        f"{statistics.median(one['start_up'] for one in ours):.0f} s, ours with encoding its images.\n"
+    )
     some = [[one for one in results if (one["case"]["what"] == "rl") == rl] for rl in (True, False)]
     return "\n".join([head, *(table(one) for one in some if one)])
 
