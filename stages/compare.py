@@ -197,6 +197,7 @@ def grid(runs: list[Experiment]) -> pd.DataFrame:
         if cell := run.cell("rarl", mode, own):
             lines.append(
                 {
+                    "profile": run.params["profile"],
                     "reasoning_reward": "yes" if rarl["rewards"]["reasoning"] else "no",
                     "prompts": "diverse" if len(set(rarl["prompts"])) > 1 else "one",
                     **{
@@ -209,26 +210,25 @@ def grid(runs: list[Experiment]) -> pd.DataFrame:
     frame = pd.DataFrame(lines)
     if frame.empty:
         return frame
-    return frame.drop_duplicates(["reasoning_reward", "prompts"], keep="last").sort_values(
-        ["reasoning_reward", "prompts"], ignore_index=True
-    )
+    cell = ["profile", "reasoning_reward", "prompts"]
+    return frame.drop_duplicates(cell, keep="last").sort_values(cell, ignore_index=True)
 
 
 def seeds(runs: list[Experiment]) -> pd.DataFrame:
-    """Mean, standard deviation, lowest and highest final score over seeds, by model, mode and test set."""
+    """Mean, standard deviation, lowest and highest final score over seeds, by profile, model, mode and test set."""
     lines = {}
     for run in runs:
         judge = run.params["report"]["main_judge"]
         for model in run.params["models"]:
             for mode, sets in run.json(f"metrics/scores/{model}.json").items():
                 for name, judges in sets.items():
-                    key = (model, mode, name, run.params["seed"])
+                    key = (run.params["profile"], model, mode, name, run.params["seed"])
                     lines[key] = judges[judge]["final"]
     frame = pd.DataFrame(
         [(*key, value) for key, value in lines.items()],
-        columns=["model", "mode", "set", "seed", "final"],
+        columns=["profile", "model", "mode", "set", "seed", "final"],
     )
-    grouped = frame.groupby(["model", "mode", "set"], sort=False)["final"]
+    grouped = frame.groupby(["profile", "model", "mode", "set"], sort=False)["final"]
     return (
         grouped.agg(seeds="count", mean="mean", sd="std", low="min", high="max")
         .round(2)

@@ -132,7 +132,7 @@ def _by_table2(claim: dict, run: Run) -> Iterator[dict]:
     confidence = run.params.report.confidence
     if "table2" not in claim:
         return
-    sources = {"paper": _paper_table2()} | ({"ours": _our_table2()} if TABLE2.is_file() else {})
+    sources = {"paper": paper_table2()} | ({"ours": _our_table2()} if TABLE2.is_file() else {})
     for source, totals in sources.items():
         for first, second, samples in claim["table2"]:
             a, b = totals.get((first, samples)), totals.get((second, samples))
@@ -142,7 +142,7 @@ def _by_table2(claim: dict, run: Run) -> Iterator[dict]:
                 yield place | _unpaired(a[0], b[0], a[1], b[1], confidence)
 
 
-def _paper_table2() -> dict[tuple[str, int], tuple[float, int]]:
+def paper_table2() -> dict[tuple[str, int], tuple[float, int]]:
     """(method, samples) -> share over all rows, rows."""
     tasks = paper()["tasks"]
     n = sum(tasks.values())

@@ -72,10 +72,11 @@ class Run:
     @cached_property
     def scores(self) -> dict[str, dict]:
         """model -> mode -> test set -> judge -> cell, as the `score` stage wrote it."""
-        return {
-            model: read_json(Path("metrics/scores") / f"{model}.json")
-            for model in self.params.models
-        }
+        files = {model: Path("metrics/scores") / f"{model}.json" for model in self.params.models}
+        for path in files.values():
+            if not path.is_file():
+                raise UserError(str(path), "no such file", "the model's scores", "run `dvc repro`")
+        return {model: read_json(path) for model, path in files.items()}
 
     @cached_property
     def predictions(self) -> dict[tuple[str, str, str], list[Prediction]]:

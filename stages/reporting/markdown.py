@@ -28,6 +28,7 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     ]
     parts += [f"- {plain(sentence)}" for sentence in findings(run, frames)]
     parts += ["", "## The paper's claims", "", *claims(frames["claims"])]
+    parts += ["", "## Table 2: General-domain images, by training samples", "", *table2()]
     for name in ("table3", "table6"):
         parts += ["", f"## {tables.paper()[name]['source']}: {tables.paper()[name]['title']}", ""]
         parts += paper_table(run, frames[name])
@@ -35,7 +36,10 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     parts += ["", "## Paired tests (McNemar, Holm)", "", *paired(frames["paired_tests"])]
     for name, title in OTHERS.items():
         if len(frames[name]):
-            parts += ["", f"## {title}", "", *grid(frames[name])]
+            parts += ["", f"## {title}", "", *grid(records(frames[name]))]
+    for name, title in STUDIES.items():
+        if rows := page.study(name, run.params.profile):
+            parts += ["", f"## {title}", "", *grid(rows)]
     return "\n".join(parts) + "\n"
 
 
@@ -46,6 +50,7 @@ OTHERS = {
     "agreement": "Agreement of the raters",
     "reward_gap": "Judges against the truth",
 }
+STUDIES = {"grid": "RARL's two changes apart", "seeds": "Over seeds"}
 
 
 def plain(text: object) -> str:
@@ -59,10 +64,23 @@ def table(head: list[str], rows: list[list]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def grid(frame: pd.DataFrame) -> list[str]:
-    """A frame as it is; empty cells for what is missing."""
-    rows = [["" if value is None else value for value in row.values()] for row in records(frame)]
-    return table([plain(column) for column in frame.columns], rows)
+def grid(lines: list[dict]) -> list[str]:
+    """Lines as they are; empty cells for what is missing."""
+    rows = [["" if value is None else value for value in line.values()] for line in lines]
+    return table([plain(column) for column in lines[0]], rows)
+
+
+def table2() -> list[str]:
+    """The paper's rows and ours, with our Total minus the paper's over all rows."""
+    columns = ["source", "method", "samples", *tables.paper()["tasks"], "Total", "n"]
+    return grid(
+        [
+            {**{column: row[column] for column in columns},
+             "ours minus paper": signed(row["difference"]["Total"]) + " (beyond the interval)" * row["beyond"]["Total"]
+             if row["difference"] else None}
+            for row in page.table2()
+        ]
+    )  # fmt: skip
 
 
 def interval(row: dict, name: str) -> str:

@@ -4,6 +4,7 @@ The template gets finished text and cells; it does no arithmetic. Whatever came 
 data set is escaped by Jinja. The page has no date and no path, so equal runs give equal bytes.
 """
 
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -15,7 +16,7 @@ from stages.cache import hash_path
 from stages.params import Params
 from stages.records import Sample, image_file, read_json
 from stages.reporting import cases, plots, tables
-from stages.reporting.claims import TABLE2, overall, printed_as
+from stages.reporting.claims import TABLE2, overall, paper_table2, printed_as
 from stages.reporting.examples import examples, shown_model
 from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST
@@ -25,15 +26,16 @@ PHANTOM_ROOT = "data/phantom"
 GALLERY = 12
 JUDGE_KINDS = {
     "lexical": "compares the answer's text with the reference answers",
-    "semantic": "compares sentence embeddings of answer and reference with a threshold",
+    "semantic": "compares sentence embeddings of answer and reference with a threshold, and refuses what denies the reference",
     "truth": "knows what was drawn into the phantom image, and so rates what is said rather than how it is worded",
     "llm": "is a language model with the prompt of the paper's appendix B",
     "local": "is a language model on this machine with the prompt of the paper's appendix B",
     "human": "is a person at the rating page, who did not know which model had answered",
 }
 NOT_CLINICAL = "Research only, not for clinical use."
-#: Where the semantic judge's threshold comes from (`python -m stages.threshold_study`).
-THRESHOLDS = Path("metrics/studies/semantic_threshold.json")
+#: Where `python -m stages.compare` puts its tables, and where the semantic judge's threshold comes from.
+STUDIES = Path("metrics/studies")
+THRESHOLDS = STUDIES / "semantic_threshold.json"
 #: Packages whose versions can move a number.
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "bert-score", "scipy", "statsmodels", "scikit-learn",
@@ -114,12 +116,17 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "not_clinical": NOT_CLINICAL,
         "judges": {j: JUDGE_KINDS.get(params.judge[j].kind, "rates answers") for j in run.judges},
         "idle_judges": run.idle_judges,
+        "unscored": unscored(run),
         "paper": tables.paper(),
         "confidence": f"{100 * params.report.confidence:g}",
         "findings": findings(run, frames),
         "cards": cards(run, frames),
         "claims": claim_cards(run, frames["claims"]),
         "table2": table2(),
+        "grid": study("grid", params.profile),
+        "seeds": pivot(
+            [r for r in study("seeds", params.profile) if r["mode"] == run.main_mode], ["set"]
+        ),
         "detectable": records(frames["detectable"]),
         "grounding": records(frames["grounding"]),
         "breakdown": breakdown(frames["breakdown"]),
@@ -131,11 +138,11 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "paper_tables": [arrange(run, name, frames[name]) for name in ("table3", "table6")],
         "own_test": records(frames["own_test"]),
         "tests": families(frames["paired_tests"]),
-        "agreement": pivot(frames["agreement"], ["first", "second", "score"]),
+        "agreement": pivot(records(frames["agreement"]), ["first", "second", "score"]),
         "matrix": matrix(run, frames["agreement"]),
         "disagreements": some_disagreements(frames["disagreements"]),
         "disagreement_count": len(frames["disagreements"]),
-        "gaps": pivot(frames["reward_gap"], ["set", "judge", "score"]),
+        "gaps": pivot(records(frames["reward_gap"]), ["set", "judge", "score"]),
         "truth_judge": run.truth_judge,
         "figures": figures(run, frames),
         "training": run.training,
@@ -202,7 +209,10 @@ def spans(lines: list[dict]) -> dict[str, tuple[float, float]]:
 
 
 def table2() -> list[dict]:
-    """The rows of Table 2, the paper's and ours, with our difference to the paper's row of the same method and size."""
+    """The rows of Table 2, the paper's and ours, with our difference to the paper's row of the same method and size.
+
+    Our Total is over all rows, and so is the paper's that it is compared with: printed for RL w/ LoRA is a plain mean.
+    """
     columns = [*tables.paper()["tasks"], "Total"]
     printed = {(r["method"], r["samples"]): r for r in tables.paper()["table2"]["rows"]}
     n = sum(tables.paper()["tasks"].values())
@@ -213,7 +223,8 @@ def table2() -> list[dict]:
     for row in records(pd.read_csv(TABLE2)) if TABLE2.is_file() else []:
         if row["source"] == "paper":
             continue
-        theirs = printed.get((row["method"], row["samples"]))
+        key = row["method"], row["samples"]
+        theirs = printed.get(key) and printed[key] | {"Total": paper_table2()[key][0]}
         low, high = row.get("Total_low"), row.get("Total_high")
         rows.append(
             {
@@ -229,10 +240,17 @@ def table2() -> list[dict]:
     return rows
 
 
+def study(name: str, profile: str) -> list[dict]:
+    """The rows of a study that was run; of this profile alone where the table says which each is of."""
+    path = STUDIES / f"{name}.csv"
+    rows = records(pd.read_csv(path)) if path.is_file() else []
+    return [row for row in rows if row.get("profile", profile) == profile]
+
+
 def breakdown(frame: pd.DataFrame) -> list[dict]:
     """One table for each test set and field: a row for each value, a cell for each model."""
     return [
-        {"set": name, "label": tables.SETS[name], "by": by, "rows": pivot(part, ["value"])}
+        {"set": name, "label": tables.SETS[name], "by": by, "rows": pivot(records(part), ["value"])}
         for (name, by), part in frame.groupby(["set", "by"], sort=False)
     ]
 
@@ -244,6 +262,15 @@ def matrix(run: Run, frame: pd.DataFrame) -> dict[str, dict]:
         cells = found.setdefault(row["score"], {})
         cells[row["first"], row["second"]] = cells[row["second"], row["first"]] = row
     return found
+
+
+def unscored(run: Run) -> dict[str, list[tuple[str, int]]]:
+    """Judge -> why it left answers unscored, and how often: the most frequent reasons over all models, modes and sets."""
+    reasons: dict[str, Counter] = {judge: Counter() for judge in run.judges}
+    for (*_, judge), verdicts in run.verdicts.items():
+        if judge in reasons:
+            reasons[judge].update(v.unscored for v in verdicts if v.unscored is not None)
+    return {judge: counts.most_common(5) for judge, counts in reasons.items() if counts}
 
 
 def some_disagreements(frame: pd.DataFrame, count: int = 8) -> list[dict]:
@@ -507,10 +534,10 @@ def families(tests: pd.DataFrame) -> dict[str, list[dict]]:
     return {str(family): records(group) for family, group in tests.groupby("family", sort=False)}
 
 
-def pivot(frame: pd.DataFrame, keys: list[str]) -> list[dict]:
-    """A long-form frame as one row per key, with the models' cells under `models`."""
+def pivot(lines: list[dict], keys: list[str]) -> list[dict]:
+    """Long-form lines as one row per key, with the models' cells under `models`."""
     rows: dict[tuple, dict] = {}
-    for record in records(frame):
+    for record in lines:
         key = tuple(record[k] for k in keys)
         rows.setdefault(key, {**{k: record[k] for k in keys}, "models": {}})["models"][
             record["model"]

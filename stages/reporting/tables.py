@@ -94,7 +94,10 @@ def paper_table(run: Run, name: str) -> pd.DataFrame:
             theirs = row["sets"].get(test_set, {})
             for judge in run.judges if test_set in ours else ():
                 cell = ours[test_set][judge]
-                printed = theirs.get(judge) or next(iter(theirs.values()), {})
+                people = run.params.judge[judge].kind == "human"
+                printed = theirs.get("human" if people else judge) or next(
+                    iter(theirs.values()), {}
+                )
                 lines.append(
                     {**key, "source": "ours", "judge": judge, **{c: cell[c] for c in [*SCORES, *COUNTS]}}
                     | beside(cell, printed, "final") | beside(cell, printed, "reasoning")
@@ -272,9 +275,13 @@ def places(run: Run) -> list[tuple[str, str]]:
 
 def judge_agreement(run: Run) -> pd.DataFrame:
     """Each pair of raters per model and over all models (`all`), over all modes and test sets: percent agreement and
-    Cohen's kappa over what both scored, and how many they disagree on."""
+    Cohen's kappa over what both scored, and how many they disagree on. People are not compared with the majority that
+    they are part of."""
     lines = []
     for first, second in combinations(run.judges, 2):
+        pair = [run.params.judge[judge] for judge in (first, second)]
+        if all(judge.kind == "human" for judge in pair) and None in [judge.rater for judge in pair]:
+            continue
         for score, field in FIELDS.items():
             pooled = []
             for model in run.params.models:
