@@ -185,7 +185,9 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
         "memory_mb",
         "experiment",
     ]
-    return pd.DataFrame(lines, columns=columns).drop_duplicates(columns[:-1]).reset_index(drop=True)
+    frame = pd.DataFrame(lines, columns=columns).drop_duplicates(columns[:-1])
+    whole = dict.fromkeys(("samples", "n", "memory_mb"), "Int64")
+    return frame.astype(whole).reset_index(drop=True)
 
 
 def grid(runs: list[Experiment]) -> pd.DataFrame:
@@ -264,8 +266,8 @@ def main(study: str, everywhere: bool) -> None:
         frame.to_csv(file, index=False, lineterminator="\n")
     text = markdown(frame)
     with atomic_file(OUTPUT / f"{study}.md") as file:
-        file.write(f"# {study}\n\nMade by `{COMMANDS[study]}`, `dvc queue start` and "
-                   f"`python -m stages.compare {study}`.\n\n{text}\n")  # fmt: skip
+        file.write(f"# {study}\n\nMade by a command such as `{COMMANDS[study]}`, `dvc queue start` "
+                   f"and `python -m stages.compare {study}`.\n\n{text}\n")  # fmt: skip
     click.echo(text)
     click.echo(f"{OUTPUT / study}.csv and .md")
     if study == "runs":
