@@ -24,6 +24,8 @@ from stages.thumbnail import thumbnail
 
 PHANTOM_ROOT = "data/phantom"
 GALLERY = 12
+#: Share of a model's replies that were cut off, from which on the summary says so.
+CUT_OFF = 0.05
 JUDGE_KINDS = {
     "lexical": "compares the answer's text with the reference answers",
     "semantic": "compares sentence embeddings of answer and reference with a threshold, and refuses what denies the reference",
@@ -351,6 +353,16 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
         f"Highest on the own test under the {run.main_mode} prompt: {labels[best['model']]} with "
         f"{percent(best['final'])} % [{percent(best['final_low'])}, {percent(best['final_high'])}]."
     ]
+    cut = [
+        f"{labels[row.model]} {row.truncated:.0f} of {row.n:.0f}"
+        for row in main.itertuples()
+        if row.truncated > CUT_OFF * row.n
+    ]
+    if cut:
+        sentences.append(
+            f"Cut off at {run.params.decoding.max_new_tokens} tokens (decoding.max_new_tokens), and wrong where the answer "
+            f"was still to come: {', '.join(cut)}."
+        )
     between = tests[tests["family"] == "between models"]
     if len(between):
         shown = [

@@ -16,7 +16,15 @@ from ruamel.yaml import YAML
 import stages.report
 import stages.score
 from stages.params import load_params
-from stages.records import Prediction, Sample, Verdict, write_json, write_records
+from stages.records import (
+    Prediction,
+    Sample,
+    Verdict,
+    predictions_file,
+    read_records,
+    write_json,
+    write_records,
+)
 from stages.reporting import page, tables
 from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST, outside_own_test, score_cell
@@ -548,6 +556,18 @@ def test_a_main_judge_that_scored_nothing(tmp_path, monkeypatch):
     html, _ = score_and_report(tmp_path, monkeypatch)
     assert load(tmp_path / "metrics/summary.json") == {}
     assert "nothing can be said" in html
+
+
+def test_replies_that_were_cut_off_are_said(tmp_path, monkeypatch):
+    make_run(tmp_path, rows=10, models=["base"], judges=["lexical"], benchmarks=[], logs=False)
+    path = tmp_path / predictions_file("base", "reasoning", OWN_TEST)
+    replies = read_records(path, Prediction)
+    for cut, said in ((0, False), (3, True)):
+        write_records(
+            path, [r.model_copy(update={"truncated": i < cut}) for i, r in enumerate(replies)]
+        )
+        html, _ = score_and_report(tmp_path, monkeypatch)
+        assert ("Cut off at 96 tokens" in html and f"Base {cut} of 10" in html) is said
 
 
 def test_scores_that_are_missing_are_named(tmp_path, monkeypatch):
