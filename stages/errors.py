@@ -5,6 +5,7 @@ import json
 import resource
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import click
@@ -33,6 +34,8 @@ def stage_main(function):
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         started = time.perf_counter()
+        # What one library says to another is none of the user's business.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         try:
             result = function(*args, **kwargs)
         except KeyboardInterrupt:
