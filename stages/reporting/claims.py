@@ -132,7 +132,12 @@ def _by_table2(claim: dict, run: Run) -> Iterator[dict]:
     confidence = run.params.report.confidence
     if "table2" not in claim:
         return
-    sources = {"paper": paper_table2()} | ({"ours": _our_table2()} if TABLE2.is_file() else {})
+    ours = our_table2(run.params.profile)
+    ours = ours[ours["n"].notna() & ours["samples"].notna()]
+    sources = {
+        "paper": paper_table2(),
+        "ours": {(r.method, int(r.samples)): (r.Total, int(r.n)) for r in ours.itertuples()},
+    }
     for source, totals in sources.items():
         for first, second, samples in claim["table2"]:
             a, b = totals.get((first, samples)), totals.get((second, samples))
@@ -155,12 +160,12 @@ def paper_table2() -> dict[tuple[str, int], tuple[float, int]]:
     }
 
 
-def _our_table2() -> dict[tuple[str, int], tuple[float, int]]:
+def our_table2(profile: str) -> pd.DataFrame:
+    """The rows of `python -m stages.compare table2` that were run under this profile; none where there is no table."""
+    if not TABLE2.is_file():
+        return pd.DataFrame(columns=["n", "samples"])
     frame = pd.read_csv(TABLE2)
-    ours = frame[
-        frame["source"].str.startswith("ours") & frame["n"].notna() & frame["samples"].notna()
-    ]
-    return {(r.method, int(r.samples)): (r.Total, int(r.n)) for r in ours.itertuples()}
+    return frame[frame["source"] == f"ours ({profile})"]
 
 
 def printed_as(figure: float, lines: list[dict]) -> list[str]:

@@ -28,7 +28,12 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     ]
     parts += [f"- {plain(sentence)}" for sentence in findings(run, frames)]
     parts += ["", "## The paper's claims", "", *claims(frames["claims"])]
-    parts += ["", "## Table 2: General-domain images, by training samples", "", *table2()]
+    parts += [
+        "",
+        "## Table 2: General-domain images, by training samples",
+        "",
+        *table2(run.params.profile),
+    ]
     for name in ("table3", "table6"):
         parts += ["", f"## {tables.paper()[name]['source']}: {tables.paper()[name]['title']}", ""]
         parts += paper_table(run, frames[name])
@@ -70,7 +75,7 @@ def grid(lines: list[dict]) -> list[str]:
     return table([plain(column) for column in lines[0]], rows)
 
 
-def table2() -> list[str]:
+def table2(profile: str) -> list[str]:
     """The paper's rows and ours, with our Total minus the paper's over all rows."""
     columns = ["source", "method", "samples", *tables.paper()["tasks"], "Total", "n"]
     return grid(
@@ -78,7 +83,7 @@ def table2() -> list[str]:
             {**{column: row[column] for column in columns},
              "ours minus paper": signed(row["difference"]["Total"]) + " (beyond the interval)" * row["beyond"]["Total"]
              if row["difference"] else None}
-            for row in page.table2()
+            for row in page.table2(profile)
         ]
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from stages.cache import hash_path
 from stages.params import Params
 from stages.records import Sample, image_file, read_json
 from stages.reporting import cases, plots, tables
-from stages.reporting.claims import TABLE2, overall, paper_table2, printed_as
+from stages.reporting.claims import our_table2, overall, paper_table2, printed_as
 from stages.reporting.examples import examples, shown_model
 from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST
@@ -124,7 +124,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "findings": findings(run, frames),
         "cards": cards(run, frames),
         "claims": claim_cards(run, frames["claims"]),
-        "table2": table2(),
+        "table2": table2(params.profile),
         "grid": study("grid", params.profile),
         "seeds": pivot(
             [r for r in study("seeds", params.profile) if r["mode"] == run.main_mode], ["set"]
@@ -210,7 +210,7 @@ def spans(lines: list[dict]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def table2() -> list[dict]:
+def table2(profile: str) -> list[dict]:
     """The rows of Table 2, the paper's and ours, with our difference to the paper's row of the same method and size.
 
     Our Total is over all rows, and so is the paper's that it is compared with: printed for RL w/ LoRA is a plain mean.
@@ -222,9 +222,7 @@ def table2() -> list[dict]:
         {"source": "paper", "n": n, "beyond": {}, "difference": {}, **row}
         for row in printed.values()
     ]
-    for row in records(pd.read_csv(TABLE2)) if TABLE2.is_file() else []:
-        if row["source"] == "paper":
-            continue
+    for row in records(our_table2(profile)):
         key = row["method"], row["samples"]
         theirs = printed.get(key) and printed[key] | {"Total": paper_table2()[key][0]}
         low, high = row.get("Total_low"), row.get("Total_high")

@@ -124,9 +124,9 @@ def test_table_2_of_the_study_is_read(full, monkeypatch, tmp_path):
     pd.DataFrame(
         [
             {"source": "paper", "method": "SFT", "samples": 500, "Total": 47.19, "n": None},
-            {"source": "ours (paper)", "method": "SFT", "samples": 500, "Total": 40.0, "n": 2638},
+            {"source": "ours (embedded)", "method": "SFT", "samples": 500, "Total": 40.0, "n": 2638},
             {
-                "source": "ours (paper)",
+                "source": "ours (embedded)",
                 "method": "RL w/ LoRA",
                 "samples": 500,
                 "Total": 50.0,
@@ -135,6 +135,7 @@ def test_table_2_of_the_study_is_read(full, monkeypatch, tmp_path):
         ]
     ).to_csv(study, index=False)
     monkeypatch.setattr(claims, "TABLE2", study)
+    assert not len(claims.our_table2("paper")), "another profile's"
     found = lines(claims.claims(Run(load_params())), "observation_1_sft", "ours")
     assert [(x["score"], x["difference"], x["verdict"]) for x in found] == [
         ("500 samples", 10.0, "holds")
