@@ -112,6 +112,15 @@ def _git(*arguments: str) -> str:
     return done.stdout
 
 
+def differing_only_in(runs: list[Experiment], *keys: str) -> list[Experiment]:
+    """The runs that have the first one's parameters but for these: another study's are not among them."""
+    return [
+        run
+        for run in runs
+        if {key for key, _ in side_by_side.differing([runs[0], run])} <= set(keys)
+    ]
+
+
 def by_task(experiment: Experiment, model: str, mode: str) -> dict[str, float]:
     """CV-Bench: percent right by task, over all rows, and the mean of the tasks.
 
@@ -193,7 +202,7 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
 def grid(runs: list[Experiment]) -> pd.DataFrame:
     """RARL's two changes to GRPO, apart: four cells, final and reasoning score on the own test set."""
     lines = []
-    for run in runs:
+    for run in differing_only_in(runs, "rarl.rewards.reasoning", "rarl.prompts"):
         rarl = run.params["rarl"]
         mode, own = run.params["modes"][0], run.params["train"]["source"]
         if cell := run.cell("rarl", mode, own):
@@ -219,7 +228,7 @@ def grid(runs: list[Experiment]) -> pd.DataFrame:
 def seeds(runs: list[Experiment]) -> pd.DataFrame:
     """Mean, standard deviation, lowest and highest final score over seeds, by profile, model, mode and test set."""
     lines = {}
-    for run in runs:
+    for run in differing_only_in(runs, "seed"):
         judge = run.params["report"]["main_judge"]
         for model in run.params["models"]:
             for mode, sets in run.json(f"metrics/scores/{model}.json").items():

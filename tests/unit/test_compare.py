@@ -117,6 +117,7 @@ def test_grid_takes_the_two_changes_apart(repository):
     repository("a", {"rarl.rewards.reasoning": 0.0, "rarl.prompts": one}, {"rarl": 50.0})
     repository("b", {"rarl.rewards.reasoning": 1.0, "rarl.prompts": one}, {"rarl": 55.0})
     repository("c", {"rarl.rewards.reasoning": 0.0}, {"rarl": 58.0})
+    repository("other", {"seed": 8}, {"rarl": 1.0})
     frame = compare.grid(compare.experiments()).set_index(["reasoning_reward", "prompts"])
     assert frame["final"].to_dict() == {
         ("no", "diverse"): 58.0, ("no", "one"): 50.0, ("yes", "diverse"): 64.0, ("yes", "one"): 55.0,
@@ -127,6 +128,7 @@ def test_seeds_give_mean_and_spread(repository):
     repository("s8", {"seed": 8}, {"rarl": 60.0})
     repository("s9", {"seed": 9}, {"rarl": 68.0})
     repository("again", {"seed": 9}, {"rarl": 68.0})
+    repository("other", {"rarl.rewards.reasoning": 0.0}, {"rarl": 1.0})
     frame = compare.seeds(compare.experiments()).set_index("model")
     rarl = frame.loc["rarl"]
     assert (rarl["seeds"], rarl["mean"], rarl["sd"]) == (3, 64.0, 4.0)
