@@ -12,14 +12,13 @@ help:
 	@echo "make repro        install what is needed and run the pipeline (dvc repro)"
 	@echo "make test         ruff and pytest; RARL_DATA_ROOT=<folder of releases> adds the tests on real files"
 	@echo "make lint         ruff alone, with the formatting"
-	@echo "make bench        the GRPO step against stock TRL (20 minutes; metrics/bench/)"
+	@echo "make bench        the RL step, SFT and inference against the stock ones (20 minutes; metrics/bench/)"
 	@echo "make clean-cache  delete resumable work in progress (.cache/)"
 
 repro: identity $(VENV)/.installed
 	@$(RUN) dvc repro
 
-test: $(VENV)/.installed-dev
-	@$(RUN) ruff check .
+test: lint
 	@$(RUN) python -m pytest --durations=10
 
 lint: $(VENV)/.installed-dev

@@ -24,6 +24,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 
@@ -190,6 +191,7 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
     from stages.params import Encoder, Rewards
     from stages.rewards import reward_functions
     from stages.rewards.bertscore import BertScorer
+    from stages.training.data import target
     from stages.training.fast import SharedPrompt
 
     class Fast(SharedPrompt, GRPOTrainer):
@@ -206,12 +208,11 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
                       exclude_modules=r".*visual.*", task_type="CAUSAL_LM")  # fmt: skip
     images = [row.pop("image") for row in rows]
     if case.what == "sft":
-        for index, row in enumerate(rows):
-            answer = f"<think> {row['reasoning']} </think> <answer> {row['answers'][0]} </answer>"
-            rows[index] = {
-                "prompt": row["prompt"],
-                "completion": [{"role": "assistant", "content": answer}],
-            }
+        completions = [target(SimpleNamespace(**row)) for row in rows]
+        rows = [
+            {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": text}]}
+            for row, text in zip(rows, completions)
+        ]
         arguments = SFTConfig(
             **common, per_device_train_batch_size=case.prompts, completion_only_loss=True, max_length=None,
             train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},

@@ -172,7 +172,9 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
                         "method": METHODS.get(
                             (model, params["train"]["trainable"]), "Base, untuned"
                         ),
-                        "samples": None if model == "base" else min(params["train"]["samples"] or rows, rows),
+                        "samples": None
+                        if model == "base"
+                        else min(params["train"]["samples"] or rows, rows),
                         **scores,
                         "minutes": round(cost["seconds"] / 60, 1) if cost else None,
                         "memory_mb": cost.get("peak_memory_mb"),
@@ -221,30 +223,29 @@ def grid(runs: list[Experiment]) -> pd.DataFrame:
     frame = pd.DataFrame(lines)
     if frame.empty:
         return frame
-    cell = ["profile", "reasoning_reward", "prompts"]
+    cell = ["reasoning_reward", "prompts"]
     return frame.drop_duplicates(cell, keep="last").sort_values(cell, ignore_index=True)
 
 
 def seeds(runs: list[Experiment]) -> pd.DataFrame:
-    """Mean, standard deviation, lowest and highest final score over seeds, by profile, model, mode and test set."""
+    """Mean, standard deviation, lowest and highest final score over seeds, by model, mode and test set."""
     lines = {}
     for run in differing_only_in(runs, "seed"):
         judge = run.params["report"]["main_judge"]
         for model in run.params["models"]:
             for mode, sets in run.json(f"metrics/scores/{model}.json").items():
                 for name, judges in sets.items():
-                    key = (run.params["profile"], model, mode, name, run.params["seed"])
+                    key = (model, mode, name, run.params["seed"])
                     lines[key] = judges[judge]["final"]
     frame = pd.DataFrame(
         [(*key, value) for key, value in lines.items()],
-        columns=["profile", "model", "mode", "set", "seed", "final"],
+        columns=["model", "mode", "set", "seed", "final"],
     )
-    grouped = frame.groupby(["profile", "model", "mode", "set"], sort=False)["final"]
-    return (
-        grouped.agg(seeds="count", mean="mean", sd="std", low="min", high="max")
-        .round(2)
-        .reset_index()
-    )
+    grouped = frame.groupby(["model", "mode", "set"], sort=False)["final"]
+    spread = grouped.agg(seeds="count", mean="mean", sd="std", low="min", high="max").round(2)
+    spread = spread.reset_index()
+    spread.insert(0, "profile", runs[0].params["profile"])
+    return spread
 
 
 STUDIES = {"table2": table2, "grid": grid, "seeds": seeds, "runs": side_by_side.scores}

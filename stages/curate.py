@@ -75,7 +75,9 @@ def main() -> None:
                 click.echo(f"  {_ANNOTATE[source]}")
     wanted, there = params.train.samples, counts["train"]["total"]
     if wanted and wanted > there:
-        click.echo(f"  NOTE: train.samples is {wanted}, and all {there} train rows there are will be used.")
+        click.echo(
+            f"  NOTE: train.samples is {wanted}, and all {there} train rows there are will be used."
+        )
     if joined.get("read"):
         click.echo(
             "  explanations: " + ", ".join(f"{value} {name}" for name, value in joined.items())

@@ -120,7 +120,9 @@ class Rollout:
 
     def keep(self, alive: torch.Tensor) -> None:
         """Forget the rows that have ended. alive: (rows,), bool."""
-        for layer in self.own:  # one after the other: old and new of all at once would be twice the memory
+        for (
+            layer
+        ) in self.own:  # one after the other: old and new of all at once would be twice the memory
             self.own[layer] = self.own[layer][:, alive]
         self.padding = self.padding[alive]
         self.sizes = torch.stack([part.sum() for part in alive.split(self.sizes.tolist())])

@@ -124,7 +124,13 @@ def test_table_2_of_the_study_is_read(full, monkeypatch, tmp_path):
     pd.DataFrame(
         [
             {"source": "paper", "method": "SFT", "samples": 500, "Total": 47.19, "n": None},
-            {"source": "ours (embedded)", "method": "SFT", "samples": 500, "Total": 40.0, "n": 2638},
+            {
+                "source": "ours (embedded)",
+                "method": "SFT",
+                "samples": 500,
+                "Total": 40.0,
+                "n": 2638,
+            },
             {
                 "source": "ours (embedded)",
                 "method": "RL w/ LoRA",
