@@ -1,12 +1,6 @@
 """Decoding: what rows share is run once, and a row that has ended costs nothing more."""
 
-from contextlib import contextmanager
-from functools import partial
-
 import torch
-from peft.tuners.lora import Linear as LoraLinear
-from torch.nn import Linear
-from torch.nn.functional import linear
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -17,6 +11,7 @@ from transformers import (
 )
 
 from stages.models.shared_prompt import Prompt, Rollout, packed_inputs
+from stages.models.step import Step
 
 #: Settings of a generation that `decode` knows; with others the library's `generate` must be asked.
 KNOWN = {
@@ -60,7 +55,7 @@ def decode(
     that have ended.
 
     Args:
-        model: with `lm_head` and, under `model`, a backbone made ready by `prepare_attention`; no PEFT wrapper.
+        model: with `lm_head` and, under `model`, a backbone made ready by `prepare_layers`; no PEFT wrapper.
     """
     inputs = packed_inputs(model.model, prompts, rests, keep=True)
     hidden = model.model(**inputs, use_cache=False).last_hidden_state[0]
@@ -81,7 +76,7 @@ def decode(
 @torch.inference_mode()
 def _decode(model, config, state: Rollout, rows, logits, positions) -> list[list[int]]:
     """From the prefilled prompts, token by token; `rows`, `logits` and `positions` lie prompt after prompt."""
-    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
+    run = Step(model) if Step.fits(model) else _library_step(model)
     processors = _processors(config, rows.device)
     ends = torch.tensor(config.eos_token_id, device=rows.device)
     completions = [[] for _ in rows]
@@ -99,51 +94,23 @@ def _decode(model, config, state: Rollout, rows, logits, positions) -> list[list
         if not alive.all():
             rows, tokens, positions = rows[alive], tokens[alive], positions[alive]
             state.keep(alive)
+        logits = run(tokens, positions, state)
+        state.length += 1
+        positions = positions + 1
+    return completions
+
+
+def _library_step(model):
+    """`Step` for any model."""
+    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
+
+    def run(tokens, positions, state):
         hidden = model.model.language_model(
             inputs_embeds=embed(tokens)[None],
             position_ids=positions.expand(3, 1, -1),
             attention_mask={"full_attention": state},
             use_cache=False,
         ).last_hidden_state[0]
-        state.length += 1
-        positions = positions + 1
-        logits = head(hidden)
-    return completions
+        return head(hidden)
 
-
-@contextmanager
-def decode_weights(model):
-    """Temporary copies of float32 weights for sampling: LoRA adapters folded in; on a CPU, laid out column by column.
-
-    Folding makes one matrix product of three. (Rounded to bfloat16, a small adapter would vanish in the weight that it
-    is added to: such weights stay.) By columns, a product with few rows takes a CPU half to two thirds of the time.
-    """
-    inner, changed = set(), []
-    with torch.no_grad():
-        for name, layer in model.named_modules():
-            adapted = isinstance(layer, LoraLinear)
-            if name in inner or "visual" in name or not (adapted or isinstance(layer, Linear)):
-                continue
-            base = layer.get_base_layer() if adapted else layer
-            weight = base.weight
-            if weight.dtype != torch.float32 or not (adapted or weight.device.type == "cpu"):
-                continue
-            if adapted:
-                if (
-                    layer.merged
-                    or layer.disable_adapters
-                    or layer.fan_in_fan_out
-                    or layer.lora_variant
-                ):
-                    continue
-                weight = weight + sum(map(layer.get_delta_weight, layer.active_adapters))
-                inner |= {f"{name}.{child}" for child, _ in layer.named_modules()}
-            if weight.device.type == "cpu":
-                weight = weight.t().contiguous().t()
-            layer.forward = partial(linear, weight=weight, bias=base.bias)
-            changed.append(layer)
-    try:
-        yield
-    finally:
-        for layer in changed:
-            del layer.forward
+    return run

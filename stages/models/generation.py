@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from stages.models.decode import decode, decode_weights
+from stages.models.decode import decode
 from stages.models.loading import Loaded
 from stages.models.processor import chat
-from stages.models.shared_prompt import prepare_attention, shared_prompts
+from stages.models.shared_prompt import prepare_layers, shared_prompts
 from stages.records import batches
 
 
@@ -97,7 +97,7 @@ def _completions(loaded: Loaded, inputs, config: GenerationConfig) -> list[list[
     """Token ids of each row: with each image and what is before the question run once, where the model allows it."""
     model = loaded.model
     network = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if loaded.shared or loaded.attention != "sdpa" or prepare_attention(network.model):
+    if loaded.shared or loaded.attention != "sdpa" or prepare_layers(network.model):
         return model.generate(**inputs, generation_config=config)[
             :, inputs["input_ids"].shape[1] :
         ].tolist()
@@ -108,8 +108,7 @@ def _completions(loaded: Loaded, inputs, config: GenerationConfig) -> list[list[
         [1] * len(inputs["input_ids"]),
         by_image=network.config.image_token_id,
     )
-    with decode_weights(network):
-        return decode(network, prompts, rests, config)
+    return decode(network, prompts, rests, config)
 
 
 def vision_tokens(processor) -> list[int]:

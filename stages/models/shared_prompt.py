@@ -9,13 +9,12 @@ token alone, so that the rest of the model needs no change, and the result is th
 from dataclasses import dataclass, field
 
 import torch
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from peft.tuners.lora import Linear as LoraLinear
+from torch.nn.functional import scaled_dot_product_attention
 
 from stages.models.features import patch_keys
+from stages.models.layers import adapted, gated, replace_forward, rms_norm, rotate
 
-NAME = "shared_prompt"
 #: Models whose language model hands an attention mask on as it is given. (Qwen3-VL's builds its own.)
 MODELS = ("qwen2_vl", "qwen2_5_vl")
 
@@ -47,18 +46,22 @@ class Packed:
                 (padded, real.flatten().nonzero()[:, 0], sees.tril(prompt)[None, None])
             )
 
-    def attend(self, module, query, key, value, scaling):
-        """query, key, value: (1, heads, tokens, head size); returns (1, tokens, heads, head size)."""
-        queries, keys, values = (x.split(self.sizes, 2) for x in (query, key, value))
+    def attend(self, module, query, key, value):
+        """query: (tokens, heads, head size), key and value with fewer heads; returns as query."""
+        queries, keys, values = (x.split(self.sizes) for x in (query, key, value))
+        several = query.shape[1] // key.shape[1]
         parts = []
         for number, (padded, real, sees) in enumerate(self.groups):
-            prompt = [x[2 * number] for x in (queries, keys, values)]
-            parts.append(sdpa_attention_forward(module, *prompt, None, scaling=scaling)[0][0])
+            prompt = [x[2 * number].transpose(0, 1)[None] for x in (queries, keys, values)]
+            out = scaled_dot_product_attention(
+                *prompt, is_causal=True, scale=module.scaling, enable_gqa=True
+            )
+            parts.append(out[0].transpose(0, 1))
             if len(real):
                 # Tokens in a row to (rows, heads, longest, head size), keys and values after the prompt's.
                 q, *own = (
-                    x[2 * number + 1][0].index_select(1, padded.flatten())
-                    .unflatten(1, padded.shape).transpose(0, 1)
+                    x[2 * number + 1].index_select(0, padded.flatten())
+                    .unflatten(0, padded.shape).transpose(1, 2)
                     for x in (queries, keys, values)
                 )  # fmt: skip
                 if self.kept is not None:
@@ -68,13 +71,20 @@ class Packed:
                     torch.cat([shared.expand(len(q), -1, -1, -1), one], 2)
                     for shared, one in zip(prompt[1:], own)
                 )
-                out = sdpa_attention_forward(module, q, k, v, sees, scaling=scaling)[0]
+                # The queries that share keys in one head behind each other: no key is copied.
+                out = scaled_dot_product_attention(
+                    q.unflatten(1, (-1, several)).flatten(2, 3), k, v, sees.repeat(1, 1, several, 1),
+                    scale=module.scaling,
+                )  # fmt: skip
+                out = out.unflatten(2, (several, -1)).flatten(1, 2).transpose(1, 2)
                 parts.append(out.flatten(0, 1).index_select(0, real))
-        return torch.cat(parts)[None]
+        return torch.cat(parts)
 
 
 class Rollout:
     """One new token of each unfinished row: it sees its prompt, kept once for all its rows, and its own past.
+
+    Keys and values lie in slots, as many for each prompt; a row that has ended leaves its slot empty.
 
     Args:
         prefill: the pass over prompts and rows, run with `keep`; what it has kept is taken away from it.
@@ -82,97 +92,107 @@ class Rollout:
     """
 
     def __init__(self, prefill: Packed, room: int):
-        lengths = [length for own in prefill.rows for length in own]
-        longest, self.length = max(prefill.prompts), max(lengths)
+        sizes = [len(own) for own in prefill.rows]
+        longest, self.slots = max(prefill.prompts), max(sizes)
+        self.length = max(max(own) for own in prefill.rows)
+        """Places taken in each slot."""
         self.prompts, self.own = {}, {}
-        """Layer: (key or value, prompts, heads, longest, head size); (key or value, rows, heads, longest and room, head size)."""
+        """Layer: (key or value, prompts, heads, longest, head size), and
+        (key or value, prompts, heads, slots, room, head size)."""
         while prefill.kept:
             layer, kept = prefill.kept.popitem()
             heads, _, dim = kept[0][0].shape
             prompts = kept[0][0].new_zeros(2, len(kept), heads, longest, dim)
-            own = prompts.new_zeros(2, len(lengths), heads, self.length + room, dim)
-            row = 0
+            own = prompts.new_zeros(2, len(kept), heads, self.slots, self.length + room, dim)
             for number, (k, v, own_k, own_v) in enumerate(kept):
                 prompts[:, number, :, : k.shape[1]] = torch.stack([k, v])
-                own[:, row : row + len(own_k), :, : own_k.shape[2]] = torch.stack([own_k, own_v])
-                row += len(own_k)
+                rows, _, places, _ = own_k.shape
+                own[:, number, :, :rows, :places] = torch.stack([own_k, own_v]).transpose(1, 2)
             self.prompts[layer], self.own[layer] = prompts, own
         device = prompts.device
-        self.sizes = torch.tensor([len(own) for own in prefill.rows], device=device)
-        far = torch.tensor(prefill.prompts, device=device).repeat_interleave(self.sizes)
-        near = torch.tensor(lengths, device=device)
-        self.padding = torch.cat(
-            [
-                torch.arange(longest, device=device) >= far[:, None],
-                torch.arange(self.length, device=device) >= near[:, None],
-            ],
-            1,
-        )[:, None, None]
-        """(rows, 1, 1, longest prompt + longest own part)"""
-        self._place()
-
-    def _place(self) -> None:
-        self.slots = int(self.sizes.max())
-        slots = torch.arange(self.slots, device=self.sizes.device) < self.sizes[:, None]
-        self.place = None if slots.all() else slots.flatten().nonzero()[:, 0]
-        """Each row's place among prompts x slots; None where all are taken."""
+        taken = torch.arange(self.slots) < torch.tensor(sizes)[:, None]
+        self.place = taken.flatten().nonzero()[:, 0].to(device)
+        """Each row's slot among prompts x slots."""
+        far = torch.arange(longest) >= torch.tensor(prefill.prompts)[:, None]
+        own = [own + [self.length] * (self.slots - len(own)) for own in prefill.rows]
+        near = torch.arange(self.length) >= torch.tensor(own)[..., None]
+        far = far[:, None].expand(-1, self.slots, -1)
+        self.padding = torch.cat([far, near], -1)[:, None, :, None].to(device)
+        """(prompts, 1, slots, 1, longest prompt + longest own part)"""
         self.padded = bool(self.padding.any())
 
     def keep(self, alive: torch.Tensor) -> None:
         """Forget the rows that have ended. alive: (rows,), bool."""
+        self.place = self.place[alive]
+        prompt = self.place // self.slots
+        left, prompt, sizes = prompt.unique_consecutive(return_inverse=True, return_counts=True)
+        count, slots = len(self.padding), int(sizes.max())
+        if len(left) == count and slots == self.slots:
+            return
+        first = sizes.cumsum(0) - sizes
+        place = prompt * slots + torch.arange(len(prompt), device=prompt.device) - first[prompt]
+        slot = torch.zeros(len(left) * slots, dtype=torch.long, device=place.device)
+        slot[place] = self.place % self.slots
+        old = left[:, None], slot.view(-1, slots)
         for (
-            layer
-        ) in self.own:  # one after the other: old and new of all at once would be twice the memory
-            self.own[layer] = self.own[layer][:, alive]
-        self.padding = self.padding[alive]
-        self.sizes = torch.stack([part.sum() for part in alive.split(self.sizes.tolist())])
-        some = self.sizes > 0
-        if not some.all():
-            self.prompts = {layer: one[:, some] for layer, one in self.prompts.items()}
-            self.sizes = self.sizes[some]
-        self._place()
+            layer,
+            own,
+        ) in self.own.items():  # one after the other: all at once would be twice the memory
+            self.own[layer] = own.transpose(2, 3)[:, *old].transpose(2, 3).contiguous()
+            self.prompts[layer] = self.prompts[layer][:, left]
+        self.padding = self.padding[:, 0][old][:, None]
+        self.place, self.slots = place, slots
 
-    def _by_prompt(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, heads, queries a head, n) to (prompts, heads, slots x queries a head, n); free slots hold zeros."""
-        if self.place is not None:
-            wide = x.new_zeros(len(self.sizes) * self.slots, *x.shape[1:])
-            wide[self.place] = x
-            x = wide
-        return x.unflatten(0, (-1, self.slots)).transpose(1, 2).flatten(2, 3)
-
-    def _by_row(self, x: torch.Tensor) -> torch.Tensor:
-        """And back."""
-        x = x.unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)
-        return x if self.place is None else x[self.place]
-
-    def attend(self, module, query, key, value, scaling):
-        """query, key, value: (1, heads, rows, head size); returns (1, rows, heads, head size)."""
-        _, heads, rows, dim = key.shape
+    def attend(self, module, query, key, value):
+        """query: (rows, heads, head size), key and value with fewer heads; returns as query."""
         own, now = self.own[module.layer_idx], self.length
-        own[:, :, :, now] = torch.stack([key[0], value[0]]).transpose(1, 2)
-        own_keys, own_values = own[:, :, :, : now + 1]
-        keys, values = self.prompts[module.layer_idx]
-        query = (query * scaling).view(heads, -1, rows, dim).permute(2, 0, 1, 3)
-        far = self._by_row(self._by_prompt(query) @ keys.transpose(-1, -2))
-        weights = torch.cat([far, query @ own_keys.transpose(-1, -2)], -1)
+        prompts, heads, slots = own.shape[1:4]
+        keys, values = self.prompts[module.layer_idx].flatten(1, 2)
+        query, new = query * module.scaling, torch.stack([key, value], 1)
+        full = len(query) == prompts * slots
+        if not full:
+            query, new = (
+                x.new_zeros(prompts * slots, *x.shape[1:]).index_copy_(0, self.place, x)
+                for x in (query, new)
+            )
+        own[..., now, :] = new.unflatten(0, (prompts, slots)).permute(2, 0, 3, 1, 4)
+        own_keys, own_values = own[..., : now + 1, :].flatten(1, 3)
+        # To (prompts, key heads, slots, queries a key head, head size).
+        query = query.view(prompts, slots, heads, -1, query.shape[-1]).transpose(1, 2).contiguous()
+        far = torch.bmm(query.flatten(0, 1).flatten(1, 2), keys.transpose(1, 2))
+        near = torch.bmm(query.flatten(0, 2), own_keys.transpose(1, 2))
+        weights = [x.view(*query.shape[:-1], -1) for x in (far, near)]
+        weights = torch.cat(weights, -1)
         if self.padded:
             weights[..., : self.padding.shape[-1]].masked_fill_(self.padding, -torch.inf)
         weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
-        far, near = weights.split([keys.shape[2], now + 1], -1)
-        out = self._by_row(self._by_prompt(far) @ values) + near @ own_values
-        return out.flatten(1, 2)[None]
+        far, near = weights.split([keys.shape[1], now + 1], -1)
+        out = torch.bmm(far.flatten(0, 1).flatten(1, 2), values).view(-1, *query.shape[3:])
+        out = out.baddbmm_(near.flatten(0, 2), own_values).view_as(query)
+        out = out.transpose(1, 2).reshape(prompts * slots, -1, query.shape[-1])
+        return out if full else out[self.place]
 
 
-def _attention(module, query, key, value, attention_mask, **kwargs):
-    if isinstance(attention_mask, (Packed, Rollout)):
-        return attention_mask.attend(module, query, key, value, kwargs["scaling"]), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+def _attention(module, hidden_states, attention_mask=None, position_embeddings=None, **kwargs):
+    """Of the library's arguments those that a layout leaves a meaning."""
+    if not isinstance(attention_mask, (Packed, Rollout)):
+        return type(module).forward(
+            module, hidden_states, attention_mask=attention_mask,
+            position_embeddings=position_embeddings, **kwargs,
+        )  # fmt: skip
+    cos, sin = (one[0, :, None] for one in position_embeddings)
+    query, key, value = (
+        project(hidden_states)[0].unflatten(-1, (-1, module.head_dim))
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    out = attention_mask.attend(module, rotate(query, cos, sin), rotate(key, cos, sin), value)
+    return module.o_proj(out.flatten(1)[None]), None
 
 
-def prepare_attention(backbone) -> str | None:
-    """Let a backbone's language model take a layout for its attention mask; with a usual mask it runs SDPA as before.
+def prepare_layers(backbone) -> str | None:
+    """Let a backbone's language model take a layout for its attention mask, in leaner layers; else it runs as before.
 
-    It stays so: activation checkpointing runs the attention again in the backward pass.
+    It stays so: activation checkpointing runs layers again in the backward pass.
 
     Returns:
         Why a model cannot, or None.
@@ -181,9 +201,16 @@ def prepare_attention(backbone) -> str | None:
         return f"a model of type {backbone.config.model_type}"
     if set(backbone.language_model.config.layer_types) != {"full_attention"}:
         return "the model has attention of other kinds than full"
-    ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
-    backbone.language_model.config._attn_implementation = NAME
+    replace_forward(backbone.language_model.norm, rms_norm)
+    for layer in backbone.language_model.layers:
+        replace_forward(layer.self_attn, _attention)
+        if layer.mlp.config.hidden_act == "silu":
+            replace_forward(layer.mlp, gated)
+        replace_forward(layer.input_layernorm, rms_norm)
+        replace_forward(layer.post_attention_layernorm, rms_norm)
+        for module in layer.modules():
+            if isinstance(module, LoraLinear):
+                replace_forward(module, adapted)
     return None
 
 

@@ -7,7 +7,6 @@ dropout in the adapter (`lora.dropout`) a group shares its prompt's noise, and s
 Where something is asked for that this does not know, stock TRL does it, and the run says so once.
 """
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -20,8 +19,9 @@ from trl.trainer.utils import (
     unsplit_pixel_values_by_grid,
 )
 
-from stages.models.decode import decode, decode_weights, unknown_settings
-from stages.models.shared_prompt import Prompt, packed_inputs, prepare_attention, shared_prompts
+from stages.models.decode import decode, unknown_settings
+from stages.models.layers import token_scores
+from stages.models.shared_prompt import Prompt, packed_inputs, prepare_layers, shared_prompts
 
 
 class SharedPrompt:
@@ -38,7 +38,7 @@ class SharedPrompt:
 
     def _unfit(self, what: str, model) -> bool:
         """Whether the model is none that a layout can be given to."""
-        reason = prepare_attention(_backbone(model))
+        reason = prepare_layers(_without_peft(model).model)
         return reason is not None and self._plain(what, reason)
 
     def _generate_single_turn(
@@ -66,7 +66,6 @@ class SharedPrompt:
                 self.model_wrapped, self.accelerator,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
-            decode_weights(model),
             self.accelerator.autocast(),
         ):  # fmt: skip
             network = _without_peft(model)
@@ -127,10 +126,13 @@ class SharedPrompt:
             num_images,
         )
         completions = [ids[real] for ids, real in zip(completion_ids, mask)]
+        bare = _without_peft(network)
         scores, rows = [], []
         for some in _passes(prompts, batch_size or len(input_ids)):
             with self.accelerator.autocast():
-                scores.append(packed_scores(model, _backbone(network), some, rests, completions))
+                scores.append(
+                    packed_scores(model, bare, some, rests, completions, self.temperature)
+                )
             rows += [row for prompt in some for row in prompt.rows]
 
         order = torch.tensor(rows, device=mask.device)
@@ -141,18 +143,19 @@ class SharedPrompt:
             padded = packed.new_zeros(mask.shape).masked_scatter(mask[order], packed)
             return padded[order.argsort()]
 
-        log_probs = table([one.log_probs[0] for one in scores])
-        entropies = table([one.entropy[0] for one in scores]) if compute_entropy else None
+        log_probs = table([one for one, _ in scores])
+        entropies = table([one for _, one in scores]) if compute_entropy else None
         return log_probs, entropies, None
 
 
 def packed_scores(
     model,
-    backbone,
+    network,
     prompts: list[Prompt],
     rests: list[torch.Tensor],
     completions: list[torch.Tensor],
-):
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run each prompt once and its completions against it.
 
     A row's own part is its prompt's last token, which predicts the completion's first one, and the completion without
@@ -160,40 +163,46 @@ def packed_scores(
 
     Args:
         model: as the trainer calls it, wrapped or not, with TRL's fused head.
+        network: the same without wrappers and without PEFT's.
         rests: of each of the batch's rows, the prompt's last token.
         completions: token ids of each of the batch's rows, without padding.
+        temperature: of TRL's fused head.
 
     Returns:
-        TRL's output of the fused head: `log_probs` and `entropy`, (1, completion tokens), prompt after prompt.
+        Log-probabilities and entropies, both (completion tokens,), prompt after prompt.
     """
     parts = [torch.cat(row)[:-1] for row in zip(rests, completions)]
+    labels = torch.cat([completions[row] for prompt in prompts for row in prompt.rows])
     predicts = torch.cat(
         [
             torch.tensor([0] * len(prompt.ids) + [1] * sum(len(parts[row]) for row in prompt.rows))
             for prompt in prompts
         ]
     )
-    labels = torch.cat([completions[row] for prompt in prompts for row in prompt.rows])
-    with only_tokens(backbone, predicts.bool().to(labels.device)):
-        return model(
-            **packed_inputs(backbone, prompts, parts),
-            shift_labels=labels[None],
-            fused_lm_head=True,
-        )
-
-
-@contextmanager
-def only_tokens(backbone, chosen: torch.Tensor):
-    """Let the head see only some tokens' hidden states. chosen: (tokens,), bool."""
+    predicts = predicts.bool().to(labels.device)
+    inputs = packed_inputs(network.model, prompts, parts)
+    if _without_peft(model) is network and (head := _frozen_head(network)) is not None:
+        hidden = network.model(**inputs, use_cache=False).last_hidden_state[0]
+        return token_scores(hidden[predicts], head, labels, temperature)
 
     def choose(module, inputs, output):
-        return replace(output, last_hidden_state=output.last_hidden_state[:, chosen])
+        return replace(output, last_hidden_state=output.last_hidden_state[:, predicts])
 
-    hook = backbone.register_forward_hook(choose)
+    hook = network.model.register_forward_hook(choose)
     try:
-        yield
+        output = model(**inputs, shift_labels=labels[None], fused_lm_head=True)
     finally:
         hook.remove()
+    return output.log_probs[0], output.entropy[0]
+
+
+def _frozen_head(network) -> torch.Tensor | None:
+    """The head's weight if `token_scores` can stand for TRL's fused head, which has fused kernels for a GPU."""
+    weight = network.get_output_embeddings().weight
+    fit = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return (
+        weight if fit and not (weight.requires_grad or torch.is_autocast_enabled("cpu")) else None
+    )
 
 
 def whole_groups(batches: list[dict]) -> list[dict]:
@@ -236,8 +245,3 @@ def _passes(prompts: list[Prompt], rows: int):
 
 def _without_peft(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _backbone(model):
-    """The model below the language-model head."""
-    return _without_peft(model).model

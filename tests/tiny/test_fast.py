@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 from stages.models import shared_prompt
 from stages.models.decode import decode, decode_weights, unknown_settings
 from stages.models.generation import vision_tokens
-from stages.models.shared_prompt import prepare_attention, shared_prompts
+from stages.models.shared_prompt import prepare_layers, shared_prompts
 from stages.params import Rewards
 from stages.records import Sample, read_records, write_records
 from stages.training import fast, rl
@@ -326,7 +326,7 @@ def test_qwen2_5_vl_is_served_by_the_same_code():
     ]
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    assert prepare_attention(model.model) is None
+    assert prepare_layers(model.model) is None
     prompts, rests = shared_prompts(
         [ids[row] for row in rows],
         torch.cat([pixels[row] for row in rows]),

@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from stages.models.shared_prompt import Prompt, prepare_attention
+from stages.models.shared_prompt import Prompt, prepare_layers
 from stages.params import Params, load_params
 from stages.profile import apply
 from stages.records import write_json
@@ -169,7 +169,7 @@ def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
         if packed:
-            prepare_attention(backbone)
+            prepare_layers(backbone)
             one = Prompt(torch.ones(prompt, dtype=torch.long), None, None, list(range(size)))
             own = [torch.ones(count, dtype=torch.long) for count in (1, completion)]
             packed_scores(model, backbone, [one], *([part] * size for part in own))
