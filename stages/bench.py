@@ -161,7 +161,10 @@ def prepared(case: Case, fast: bool, steps: int):
     import torch
 
     from stages.models.features import FeatureStore
+    from stages.models.loading import keep_freed_memory
 
+    if fast and not torch.cuda.is_available():
+        keep_freed_memory()
     torch.manual_seed(0)
     model, processor = build(case, store=fast)
     model.model.visual.requires_grad_(False)

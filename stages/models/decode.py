@@ -60,14 +60,12 @@ def decode(
     inputs = packed_inputs(model.model, prompts, rests, keep=True)
     hidden = model.model(**inputs, use_cache=False).last_hidden_state[0]
     prefill = inputs["attention_mask"]["full_attention"]
-    ends, positions, end = [], [], 0
-    for size, own in zip(prefill.prompts, prefill.rows):
-        end += size
-        for length in own:
-            end += length
-            ends.append(end - 1)
+    ends = (
+        torch.tensor([len(rests[row]) for prompt in prompts for row in prompt.rows]).cumsum(0) - 1
+    )
+    ends = ends.to(hidden.device)
     logits = model.get_output_embeddings()(hidden[ends])
-    positions = inputs["position_ids"][0, 0, ends] + 1
+    positions = inputs["position_ids"][0, 0, prefill.own[ends]] + 1
     rows = [row for prompt in prompts for row in prompt.rows]
     rows = torch.tensor(rows, device=logits.device)
     return _decode(model, config, Rollout(prefill, config.max_new_tokens), rows, logits, positions)

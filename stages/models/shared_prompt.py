@@ -35,8 +35,11 @@ class Packed:
         self.prompts, self.rows = prompts, rows
         self.kept = {} if keep else None
         self.sizes, self.groups = [], []
+        places, end = [], 0
         for prompt, own in zip(prompts, rows):
             self.sizes += [prompt, sum(own)]
+            end += prompt + sum(own)
+            places.append(torch.arange(end - sum(own), end, device=device))
             lengths, longest = torch.tensor(own, device=device), max(own, default=0)
             steps = torch.arange(longest, device=device)
             real = steps < lengths[:, None]  # (rows, longest): the rest is padding
@@ -45,31 +48,42 @@ class Packed:
             self.groups.append(
                 (padded, real.flatten().nonzero()[:, 0], sees.tril(prompt)[None, None])
             )
+        self.own = torch.cat(places)
+        """Places of the rows' own tokens: what the last layer, and so the backbone, returns."""
 
     def attend(self, module, query, key, value):
-        """query: (tokens, heads, head size), key and value with fewer heads; returns as query."""
-        queries, keys, values = (x.split(self.sizes) for x in (query, key, value))
+        """query: (tokens, heads, head size), of all tokens or of the rows' own; key and value: of all, with fewer heads.
+
+        Returns as query.
+        """
+        of_all = len(query) == len(key)
+        queries, keys, values = (
+            iter(x.split(self.sizes if len(x) == len(key) else self.sizes[1::2]))
+            for x in (query, key, value)
+        )
         several = query.shape[1] // key.shape[1]
         parts = []
-        for number, (padded, real, sees) in enumerate(self.groups):
-            prompt = [x[2 * number].transpose(0, 1)[None] for x in (queries, keys, values)]
-            out = scaled_dot_product_attention(
-                *prompt, is_causal=True, scale=module.scaling, enable_gqa=True
-            )
-            parts.append(out[0].transpose(0, 1))
+        for padded, real, sees in self.groups:
+            prompt = [next(x).transpose(0, 1)[None] for x in (keys, values)]
+            if of_all:
+                q = next(queries).transpose(0, 1)[None]
+                out = scaled_dot_product_attention(
+                    q, *prompt, is_causal=True, scale=module.scaling, enable_gqa=True
+                )
+                parts.append(out[0].transpose(0, 1))
+            own = [next(x) for x in (queries, keys, values)]
             if len(real):
                 # Tokens in a row to (rows, heads, longest, head size), keys and values after the prompt's.
                 q, *own = (
-                    x[2 * number + 1].index_select(0, padded.flatten())
-                    .unflatten(0, padded.shape).transpose(1, 2)
-                    for x in (queries, keys, values)
-                )  # fmt: skip
+                    x.index_select(0, padded.flatten()).unflatten(0, padded.shape).transpose(1, 2)
+                    for x in own
+                )
                 if self.kept is not None:
                     kept = self.kept.setdefault(module.layer_idx, [])
-                    kept.append((*(x[0] for x in prompt[1:]), *own))
+                    kept.append((*(x[0] for x in prompt), *own))
                 k, v = (
                     torch.cat([shared.expand(len(q), -1, -1, -1), one], 2)
-                    for shared, one in zip(prompt[1:], own)
+                    for shared, one in zip(prompt, own)
                 )
                 # The queries that share keys in one head behind each other: no key is copied.
                 out = scaled_dot_product_attention(
@@ -180,13 +194,24 @@ def _attention(module, hidden_states, attention_mask=None, position_embeddings=N
             module, hidden_states, attention_mask=attention_mask,
             position_embeddings=position_embeddings, **kwargs,
         )  # fmt: skip
-    cos, sin = (one[0, :, None] for one in position_embeddings)
-    query, key, value = (
-        project(hidden_states)[0].unflatten(-1, (-1, module.head_dim))
-        for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
-    out = attention_mask.attend(module, rotate(query, cos, sin), rotate(key, cos, sin), value)
+    of_all = [hidden_states[0], *(one[0, :, None] for one in position_embeddings)]
+    asked = [one[kwargs["asked"]] for one in of_all] if "asked" in kwargs else of_all
+    heads = (-1, module.head_dim)
+    query = rotate(module.q_proj(asked[0]).unflatten(-1, heads), *asked[1:])
+    key = rotate(module.k_proj(of_all[0]).unflatten(-1, heads), *of_all[1:])
+    value = module.v_proj(of_all[0]).unflatten(-1, heads)
+    out = attention_mask.attend(module, query, key, value)
     return module.o_proj(out.flatten(1)[None]), None
+
+
+def _last_layer(layer, hidden_states, attention_mask=None, **kwargs):
+    """Of the prompts only keys and values are needed."""
+    if not isinstance(attention_mask, Packed):
+        return type(layer).forward(layer, hidden_states, attention_mask=attention_mask, **kwargs)
+    own, normed = attention_mask.own, layer.input_layernorm(hidden_states)
+    attended, _ = layer.self_attn(normed, attention_mask=attention_mask, asked=own, **kwargs)
+    hidden = hidden_states[:, own] + attended
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 def prepare_layers(backbone) -> str | None:
@@ -202,6 +227,7 @@ def prepare_layers(backbone) -> str | None:
     if set(backbone.language_model.config.layer_types) != {"full_attention"}:
         return "the model has attention of other kinds than full"
     replace_forward(backbone.language_model.norm, rms_norm)
+    replace_forward(backbone.language_model.layers[-1], _last_layer)
     for layer in backbone.language_model.layers:
         replace_forward(layer.self_attn, _attention)
         if layer.mlp.config.hidden_act == "silu":

@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch.nn import Linear
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, rms_norm, silu
 
-from stages.models.layers import rms_norm, rotate
+from stages.models.layers import rotate
 from stages.models.shared_prompt import Rollout
 
 #: Values of a weight from which it does not stay in the cache, and columns of a block of it.
@@ -53,14 +53,18 @@ class Step:
         cos, sin = cos[0, :, None], sin[0, :, None]
         for layer, heads, output, rest in self.layers:
             attention = layer.self_attn
-            both = heads(rms_norm(layer.input_layernorm, hidden))
+            both = heads(_norm(layer.input_layernorm, hidden))
             both = both.unflatten(-1, (-1, attention.head_dim))
             count = attention.config.num_attention_heads, attention.config.num_key_value_heads
             turned, value = both.split([sum(count), count[1]], 1)
             query, key = rotate(turned, cos, sin).split(count, 1)
             hidden = hidden + output(state.attend(attention, query, key, value).flatten(1))
-            hidden = hidden + rest(rms_norm(layer.post_attention_layernorm, hidden))
-        return self.head(rms_norm(self.text.norm, hidden))
+            hidden = hidden + rest(_norm(layer.post_attention_layernorm, hidden))
+        return self.head(_norm(self.text.norm, hidden))
+
+
+def _norm(module, x):
+    return rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
 
 
 def _folded(layer) -> torch.Tensor:

@@ -7,8 +7,6 @@ dropout in the adapter (`lora.dropout`) a group shares its prompt's noise, and s
 Where something is asked for that this does not know, stock TRL does it, and the run says so once.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -159,7 +157,7 @@ def packed_scores(
     """Run each prompt once and its completions against it.
 
     A row's own part is its prompt's last token, which predicts the completion's first one, and the completion without
-    its last token, which predicts nothing. The head sees the tokens that predict.
+    its last token, which predicts nothing.
 
     Args:
         model: as the trainer calls it, wrapped or not, with TRL's fused head.
@@ -173,26 +171,11 @@ def packed_scores(
     """
     parts = [torch.cat(row)[:-1] for row in zip(rests, completions)]
     labels = torch.cat([completions[row] for prompt in prompts for row in prompt.rows])
-    predicts = torch.cat(
-        [
-            torch.tensor([0] * len(prompt.ids) + [1] * sum(len(parts[row]) for row in prompt.rows))
-            for prompt in prompts
-        ]
-    )
-    predicts = predicts.bool().to(labels.device)
     inputs = packed_inputs(network.model, prompts, parts)
     if _without_peft(model) is network and (head := _frozen_head(network)) is not None:
         hidden = network.model(**inputs, use_cache=False).last_hidden_state[0]
-        return token_scores(hidden[predicts], head, labels, temperature)
-
-    def choose(module, inputs, output):
-        return replace(output, last_hidden_state=output.last_hidden_state[:, predicts])
-
-    hook = network.model.register_forward_hook(choose)
-    try:
-        output = model(**inputs, shift_labels=labels[None], fused_lm_head=True)
-    finally:
-        hook.remove()
+        return token_scores(hidden, head, labels, temperature)
+    output = model(**inputs, shift_labels=labels[None], fused_lm_head=True)
     return output.log_probs[0], output.entropy[0]
 
 
