@@ -60,13 +60,10 @@ def decode(
     inputs = packed_inputs(model.model, prompts, rests, keep=True)
     hidden = model.model(**inputs, use_cache=False).last_hidden_state[0]
     prefill = inputs["attention_mask"]["full_attention"]
-    ends = (
-        torch.tensor([len(rests[row]) for prompt in prompts for row in prompt.rows]).cumsum(0) - 1
-    )
-    ends = ends.to(hidden.device)
+    rows = [row for prompt in prompts for row in prompt.rows]
+    ends = torch.tensor([len(rests[row]) for row in rows], device=hidden.device).cumsum(0) - 1
     logits = model.get_output_embeddings()(hidden[ends])
     positions = inputs["position_ids"][0, 0, prefill.own[ends]] + 1
-    rows = [row for prompt in prompts for row in prompt.rows]
     rows = torch.tensor(rows, device=logits.device)
     return _decode(model, config, Rollout(prefill, config.max_new_tokens), rows, logits, positions)
 
@@ -75,6 +72,7 @@ def decode(
 def _decode(model, config, state: Rollout, rows, logits, positions) -> list[list[int]]:
     """From the prefilled prompts, token by token; `rows`, `logits` and `positions` lie prompt after prompt."""
     run = Step(model) if Step.fits(model) else _library_step(model)
+    head = model.get_output_embeddings()
     processors = _processors(config, rows.device)
     ends = torch.tensor(config.eos_token_id, device=rows.device)
     completions = [[] for _ in rows]
@@ -92,7 +90,7 @@ def _decode(model, config, state: Rollout, rows, logits, positions) -> list[list
         if not alive.all():
             rows, tokens, positions = rows[alive], tokens[alive], positions[alive]
             state.keep(alive)
-        logits = run(tokens, positions, state)
+        logits = head(run(tokens, positions, state))
         state.length += 1
         positions = positions + 1
     return completions
@@ -100,15 +98,14 @@ def _decode(model, config, state: Rollout, rows, logits, positions) -> list[list
 
 def _library_step(model):
     """`Step` for any model."""
-    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
+    text = model.model.language_model
 
     def run(tokens, positions, state):
-        hidden = model.model.language_model(
-            inputs_embeds=embed(tokens)[None],
+        return text(
+            inputs_embeds=text.embed_tokens(tokens)[None],
             position_ids=positions.expand(3, 1, -1),
             attention_mask={"full_attention": state},
             use_cache=False,
         ).last_hidden_state[0]
-        return head(hidden)
 
     return run

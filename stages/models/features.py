@@ -15,6 +15,7 @@ import xxhash
 from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from stages.models.layers import without_peft
 from stages.records import write_json
 
 
@@ -91,5 +92,4 @@ class FeatureStore:
 
 def tower(model):
     """The vision tower of a plain or PEFT-wrapped Qwen2-VL."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.model.visual
+    return without_peft(model).model.visual

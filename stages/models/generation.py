@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from stages.models.decode import decode
+from stages.models.layers import without_peft
 from stages.models.loading import Loaded
 from stages.models.processor import chat
 from stages.models.shared_prompt import prepare_layers, shared_prompts
@@ -96,7 +97,7 @@ def ask(
 def _completions(loaded: Loaded, inputs, config: GenerationConfig) -> list[list[int]]:
     """Token ids of each row: with each image and what is before the question run once, where the model allows it."""
     model = loaded.model
-    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    network = without_peft(model)
     if loaded.shared or loaded.attention != "sdpa" or prepare_layers(network.model):
         return model.generate(**inputs, generation_config=config)[
             :, inputs["input_ids"].shape[1] :

@@ -12,6 +12,11 @@ from torch.autograd import Function
 from torch.nn.functional import silu
 
 
+def without_peft(model):
+    """The model below PEFT's wrapper, if it has one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def replace_forward(module, forward) -> None:
     """Let this one module run `forward(module, ...)`; what is copied from it later does, too."""
     if getattr(module.forward, "__func__", None) is not forward:
@@ -22,7 +27,8 @@ def _norm(x, weight, eps):
     wide = x.float()
     scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (wide * scale).to(x.dtype).mul_(weight), scale
+    out = (wide * scale).to(x.dtype)
+    return out.mul_(weight) if weight.dtype == x.dtype else out * weight, scale
 
 
 class _Norm(Function):
@@ -122,11 +128,11 @@ class _TokenScores(Function):
         log_probs, entropies, slopes = [], [], []
         rows = max(64, 2**19 // len(weight))
         for some, target in zip(hidden.split(rows), targets.split(rows)):
-            logits = (some @ weight.t()).div_(temperature)
-            total = logits.logsumexp(-1, keepdim=True)
-            log_probs.append((logits.gather(-1, target[:, None]) - total)[:, 0])
-            probs = (logits - total).exp_()
-            entropies.append(total[:, 0] - torch.linalg.vecdot(probs, logits))
+            scores = (some @ weight.t()).div_(temperature)
+            scores.sub_(scores.logsumexp(-1, keepdim=True))
+            log_probs.append(scores.gather(-1, target[:, None])[:, 0])
+            probs = scores.exp()
+            entropies.append(-torch.linalg.vecdot(probs, scores))
             if ctx.needs_input_grad[0]:
                 slopes.append(weight[target].sub_(probs @ weight).div_(temperature))
         if slopes:

@@ -3,7 +3,8 @@
 The tokens of a pass lie in one row without padding: a prompt, and behind it what each of its rows has besides. Which
 tokens see each other says a layout, which takes the attention mask's place in the library's own forward pass: `Packed`
 for whole rows (policy, reference, prefill), `Rollout` for one new token of each. Everything but attention treats a
-token alone, so that the rest of the model needs no change, and the result is that of separate rows.
+token alone, so that the rest of the model needs no change, and the result is that of separate rows. Of a prompt the
+last layer makes only what its rows look at.
 """
 
 from dataclasses import dataclass, field

@@ -25,8 +25,7 @@ class Step:
     """
 
     def __init__(self, model):
-        self.text, self.embed = model.model.language_model, model.get_input_embeddings()
-        self.head = _product(model.get_output_embeddings())
+        self.text = model.model.language_model
         self.layers = []
         for layer in self.text.layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -47,8 +46,8 @@ class Step:
         )
 
     def __call__(self, tokens, positions, state: Rollout) -> torch.Tensor:
-        """tokens, positions: (rows,). Returns logits, (rows, vocabulary)."""
-        hidden = self.embed(tokens)
+        """tokens, positions: (rows,). Returns what the head takes, (rows, hidden size)."""
+        hidden = self.text.embed_tokens(tokens)
         cos, sin = self.text.rotary_emb(hidden, positions.expand(3, 1, -1))
         cos, sin = cos[0, :, None], sin[0, :, None]
         for layer, heads, output, rest in self.layers:
@@ -60,7 +59,7 @@ class Step:
             query, key = rotate(turned, cos, sin).split(count, 1)
             hidden = hidden + output(state.attend(attention, query, key, value).flatten(1))
             hidden = hidden + rest(_norm(layer.post_attention_layernorm, hidden))
-        return self.head(_norm(self.text.norm, hidden))
+        return _norm(self.text.norm, hidden)
 
 
 def _norm(module, x):

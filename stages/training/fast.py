@@ -18,7 +18,7 @@ from trl.trainer.utils import (
 )
 
 from stages.models.decode import decode, unknown_settings
-from stages.models.layers import token_scores
+from stages.models.layers import token_scores, without_peft
 from stages.models.shared_prompt import Prompt, packed_inputs, prepare_layers, shared_prompts
 
 
@@ -36,7 +36,7 @@ class SharedPrompt:
 
     def _unfit(self, what: str, model) -> bool:
         """Whether the model is none that a layout can be given to."""
-        reason = prepare_layers(_without_peft(model).model)
+        reason = prepare_layers(without_peft(model).model)
         return reason is not None and self._plain(what, reason)
 
     def _generate_single_turn(
@@ -66,7 +66,7 @@ class SharedPrompt:
             ) as model,
             self.accelerator.autocast(),
         ):  # fmt: skip
-            network = _without_peft(model)
+            network = without_peft(model)
             return decode(network, prompts, rests, self.generation_config), None
 
     def _other_generation(self, fields: dict, kwargs: dict) -> bool:
@@ -124,7 +124,7 @@ class SharedPrompt:
             num_images,
         )
         completions = [ids[real] for ids, real in zip(completion_ids, mask)]
-        bare = _without_peft(network)
+        bare = without_peft(network)
         scores, rows = [], []
         for some in _passes(prompts, batch_size or len(input_ids)):
             with self.accelerator.autocast():
@@ -153,7 +153,7 @@ def packed_scores(
     rests: list[torch.Tensor],
     completions: list[torch.Tensor],
     temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run each prompt once and its completions against it.
 
     A row's own part is its prompt's last token, which predicts the completion's first one, and the completion without
@@ -167,16 +167,16 @@ def packed_scores(
         temperature: of TRL's fused head.
 
     Returns:
-        Log-probabilities and entropies, both (completion tokens,), prompt after prompt.
+        Log-probabilities and, where the head gives them, entropies, both (completion tokens,), prompt after prompt.
     """
     parts = [torch.cat(row)[:-1] for row in zip(rests, completions)]
     labels = torch.cat([completions[row] for prompt in prompts for row in prompt.rows])
     inputs = packed_inputs(network.model, prompts, parts)
-    if _without_peft(model) is network and (head := _frozen_head(network)) is not None:
+    if without_peft(model) is network and (head := _frozen_head(network)) is not None:
         hidden = network.model(**inputs, use_cache=False).last_hidden_state[0]
         return token_scores(hidden, head, labels, temperature)
     output = model(**inputs, shift_labels=labels[None], fused_lm_head=True)
-    return output.log_probs[0], output.entropy[0]
+    return output.log_probs[0], None if output.entropy is None else output.entropy[0]
 
 
 def _frozen_head(network) -> torch.Tensor | None:
@@ -224,7 +224,3 @@ def _passes(prompts: list[Prompt], rows: int):
         some.append(prompt)
         count += len(prompt.rows)
     yield some
-
-
-def _without_peft(model):
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,10 +1,7 @@
 """How much memory a training run will need, from the model's configuration and the parameters, before it starts.
 
 `python -m stages.training.memory` prints the plan for the present parameters, and what to turn on smaller devices.
-An estimate, not a measurement: a test counts what a small model keeps. At the real sizes the paper profile's policy
-pass keeps 13.45 GB (12.63 counted on PyTorch's fake tensors with plain adapters, 0.82 for PEFT's casts), the formula
-gives 13.42. Against the peaks of `stages.bench`'s mid-sized model on a CPU it is 2 % too low to 9 % too high. What it
-assumes:
+An estimate, not a measurement: a test counts what a layer of a small model keeps. What it assumes:
 
 * What is counted is one process's share (`accelerate.processes`, DDP: each holds a whole model).
 * Rows are as long as they can get: the largest image that `model.max_pixels` lets through, the longest training
@@ -99,7 +96,6 @@ def parameter_counts(config: Qwen2VLConfig, lora_r: int, target_modules: list[st
         "language model": sum(p.numel() for p in model.parameters()) - tower,
         "tower": tower,
         "adapter": sum(lora_r * (m.in_features + m.out_features) for m in adapted),
-        "adapted": sum(m.weight.numel() for m in adapted),
     }
 
 
@@ -136,24 +132,24 @@ def layout(config: Qwen2VLConfig, groups: int, size: int, prompt: int, completio
 def kept_activations(config: Qwen2VLConfig, params: Params, rows: Layout) -> int:
     """Bytes that autograd keeps in one layer of the language model.
 
-    Of a token: 3 x intermediate and, with LoRA, 6 x hidden values in the compute dtype (queries and the attention's
-    output among them) and in bfloat16 2 x hidden in float32 for the norms; a trained layer has one intermediate and
-    16 bytes x hidden more. Of an attended token keys and values, repeated for all query heads; where the prompt is
-    shared they are copies, as are the completions' queries. And the attention mask.
+    Of a token 2 x intermediate (3 where it is trained) and 6 x hidden values in the compute dtype, queries and the
+    attention's output among them; in bfloat16 and in trained layers casts and the products' inputs. Of an attended
+    token keys and values, which the library repeats for all query heads and a shared prompt's layout does not; there
+    the completions' queries are copies, too, and the mask is each layer's own.
     """
     text = config.text_config
     hidden, value = text.hidden_size, BYTES[params.model.dtype]
-    full = params.train.trainable == "full"
-    kept = rows.tokens * value * (3 + full) * text.intermediate_size
-    kept += rows.tokens * hidden * (6 * value + 8 * (value < 4))
-    kept += rows.tokens * hidden * 16 * full
-    if not rows.shared and params.model.attention == "flash_attention_2":
-        return kept + rows.attended * value * 2 * _key_width(config)
-    kept += rows.attended * value * 2 * hidden
+    full, half = params.train.trainable == "full", BYTES[params.model.dtype] < 4
+    kept = rows.tokens * value * (2 + full) * text.intermediate_size
+    kept += rows.tokens * hidden * (6 * value + 4 * full + half * (4 + 2 * full))
+    keys = 2 * _key_width(config)
     if rows.shared:
-        kept += value * (rows.scored * hidden + rows.tokens * 2 * _key_width(config))
-        return kept + value * rows.groups * rows.completion * (rows.prompt + rows.completion)
-    return kept + value * rows.groups * (rows.prompt + rows.completion) ** 2
+        kept += value * (rows.attended * keys + rows.scored * hidden + rows.tokens * keys)
+        seen = rows.groups * rows.completion * (rows.prompt + rows.completion)
+        return kept + value * seen * 2 * hidden // keys
+    if params.model.attention == "flash_attention_2":
+        return kept + rows.attended * value * keys
+    return kept + rows.attended * 2 * hidden * (value + half)
 
 
 def _key_width(config: Qwen2VLConfig) -> int:
@@ -224,8 +220,8 @@ def estimate(
         cache = 2 * _key_width(config) * layers * value
         bytes = (prompts * prompt + rows * new) * cache
         bytes += prompts * prompt * running + rows * text.vocab_size * (value + FLOAT_LOGITS * 4)
-        if weight == 4:  # decode_weights: of what is adapted, on a CPU of everything
-            bytes += 4 * count["language model" if device == "cpu" else "adapted"]
+        if weight == 4 and device == "cpu":  # step.py's layout, at most
+            bytes += 4 * count["language model"]
         return bytes
 
     sampled = share * size if rl else 0

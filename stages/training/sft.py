@@ -5,7 +5,9 @@ from pathlib import Path
 
 from trl import SFTConfig, SFTTrainer
 
+from stages.models.layers import without_peft
 from stages.models.loading import Loaded
+from stages.models.shared_prompt import prepare_layers
 from stages.params import Params
 from stages.training.data import choose, schedule, target, turn, with_images
 from stages.training.run import Run
@@ -52,4 +54,7 @@ def prepare(params: Params) -> tuple[Run, Trainer, Loaded]:
         processing_class=loaded.processor,
         peft_config=run.lora(),
     )  # fmt: skip
+    prepare_layers(
+        without_peft(trainer.model).model
+    )  # what it cannot take runs as the library has it
     return run, trainer, loaded

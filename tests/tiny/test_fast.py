@@ -1,17 +1,17 @@
 """The fast GRPO step against the plain one: same log-probabilities, gradients, sampled tokens and trained weights."""
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from one_step import first_batch, move_adapter, one_row
 from PIL import Image
+from transformers import GenerationConfig
 from trl import GRPOTrainer
 
-from stages.models import shared_prompt
-from stages.models.decode import decode, decode_weights, unknown_settings
+from stages.models import shared_prompt, step
+from stages.models.decode import decode, unknown_settings
 from stages.models.generation import vision_tokens
 from stages.models.shared_prompt import prepare_layers, shared_prompts
 from stages.params import Rewards
@@ -148,8 +148,14 @@ def test_a_prompt_is_run_once_a_group(mixed, monkeypatch):
     trainer = prepare(Fast, mixed, monkeypatch)
     seen = []
     trainer.model.get_base_model().model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2]),
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]),
         with_kwargs=True,
+    )
+    decoding = step.Step.__call__
+    monkeypatch.setattr(
+        step.Step,
+        "__call__",
+        lambda self, *args: seen.append(len(args[0])) or decoding(self, *args),
     )
     batch = first_batch(trainer)
     prompts = {
@@ -158,10 +164,10 @@ def test_a_prompt_is_run_once_a_group(mixed, monkeypatch):
     }
     prompt_tokens = sum(map(len, prompts))
     lengths = batch["completion_mask"].sum(1)
-    steps = [int((lengths > step).sum()) for step in range(1, int(lengths.max()))]
+    steps = [int((lengths > number).sum()) for number in range(1, int(lengths.max()))]
     reference = prompt_tokens - len(prompts) + int(lengths.sum())
     prefill = prompt_tokens - len(prompts) + len(lengths)  # the last token is each row's own
-    assert seen == [(1, n) for n in [prefill, *steps, reference]]
+    assert seen == [prefill, *steps, reference]
 
 
 @pytest.mark.parametrize("top_p, temperature", [(1.0, 1.0), (0.8, 0.7)])
@@ -264,25 +270,37 @@ def test_equal_words_with_another_image_are_another_prompt():
     assert [prompt.rows for prompt in prompts] == [[0, 2], [1, 3]]
 
 
-def test_folding_leaves_the_weights_and_the_output_as_they_were(mixed, monkeypatch):
+@pytest.mark.parametrize("large", [step.LARGE, 2**12, 1])
+def test_the_step_of_decoding_is_the_librarys(mixed, monkeypatch, large):
+    """With each layout of the weights: by columns, in blocks, and as they lie."""
+    monkeypatch.setattr(step, "LARGE", large)
+    monkeypatch.setattr(step, "BLOCK", 32)
     model = prepare(Fast, mixed, monkeypatch).model
     move_adapter(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    ids = torch.randint(20, 300, (2, 9))
-    with torch.no_grad():
-        expected = model(input_ids=ids).logits
-        with decode_weights(model):
-            quick = model(input_ids=ids).logits
-        again = model(input_ids=ids).logits
-    torch.testing.assert_close(quick, expected, atol=1e-4, rtol=1e-5)
-    assert torch.equal(again, expected)
+    network = model.get_base_model()
+    assert prepare_layers(network.model) is None and step.Step.fits(network)
+    ids = [torch.randint(20, 300, (n,)) for n in (9, 9, 4)]
+    prompts, rests = shared_prompts([ids[0], *ids], None, None, None)
+    config = GenerationConfig(max_new_tokens=9, eos_token_id=[1])
+    quick = decode(network, prompts, rests, config)
+    monkeypatch.setattr(step.Step, "fits", lambda model: False)
+    assert quick == decode(network, prompts, rests, config) and quick[0] == quick[1]
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    with decode_weights(model.to(torch.bfloat16)):
-        assert not any("forward" in vars(m) for m in model.modules() if hasattr(m, "lora_A"))
+
+
+def test_the_step_of_decoding_leaves_other_models_to_the_library(mixed, monkeypatch):
+    model = prepare(Fast, mixed, monkeypatch).model.get_base_model()
+    assert step.Step.fits(model)
+    layer = model.model.language_model.layers[0].self_attn.q_proj
+    layer.lora_variant["default"] = object()  # DoRA, say: no sum of two matrices
+    assert not step.Step.fits(model)
+    layer.lora_variant.clear()
+    assert step.Step.fits(model) and not step.Step.fits(model.to(torch.bfloat16))
 
 
 def test_qwen2_5_vl_is_served_by_the_same_code():
-    from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from trl.trainer.utils import add_fused_lm_head
 
     image = 290
@@ -333,7 +351,7 @@ def test_qwen2_5_vl_is_served_by_the_same_code():
         torch.cat([grids[row] for row in rows]),
         [1] * 4,
     )
-    got = fast.packed_scores(model, model.model, prompts, rests, completions).log_probs[0]
+    got, _ = fast.packed_scores(model, model, prompts, rests, completions, 1.0)
     in_order = torch.cat([expected[row] for prompt in prompts for row in prompt.rows])
     torch.testing.assert_close(got, in_order, atol=1e-5, rtol=0)
     best = GenerationConfig(**greedy, do_sample=True, top_k=1, eos_token_id=[1])
@@ -372,13 +390,3 @@ def test_what_is_not_known_goes_to_stock_trl_and_says_so(mixed, monkeypatch, cap
     said = capsys.readouterr().out
     assert said.count("generation: min_p; stock TRL") == 1
     assert said.count("log-probabilities: sliding attention; stock TRL") == 1
-
-
-def test_the_saved_model_knows_nothing_of_the_attention(mixed, monkeypatch, tmp_path):
-    """A model folder must load where this project is not."""
-    trainer = prepare(Fast, mixed, monkeypatch)
-    first_batch(trainer)
-    trainer.model.get_base_model().save_pretrained(tmp_path / "saved")
-    assert "shared_prompt" not in json.dumps(
-        json.loads((tmp_path / "saved" / "config.json").read_text())
-    )

@@ -7,11 +7,12 @@ import torch
 from click.testing import CliRunner
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from stages.models.layers import without_peft
 from stages.models.shared_prompt import Prompt, prepare_layers
 from stages.params import Params, load_params
 from stages.profile import apply
 from stages.records import write_json
-from stages.training.fast import _backbone, packed_scores
+from stages.training.fast import packed_scores
 from stages.training.memory import (
     Layout,
     estimate,
@@ -135,26 +136,25 @@ def test_more_processes_share_a_steps_rows(paper):
     assert one.passes["sampling 32 completions"] == 2 * two.passes["sampling 16 completions"]
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "rows"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("trainable", ["lora", "full"])
-def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
-    """Bytes that a forward pass saves for the backward pass, counted storage by storage on a small model."""
+def kept_by_autograd(paper, layers: int, full: bool, half: bool, packed: bool, sizes) -> int:
+    """Bytes that a forward pass saves for the backward pass, storage by storage."""
     from peft import LoraConfig, get_peft_model
     from trl.trainer.utils import add_fused_lm_head
 
-    prompt, completion, size, config = 60, 36, 4, small()
-    full, half = trainable == "full", dtype == "bfloat16"
+    prompt, completion, size = sizes
+    config = small()
+    config.text_config.num_hidden_layers = layers
+    config.text_config.layer_types = ["full_attention"] * layers
     kind = torch.bfloat16 if half and not full else torch.float32  # as `Run.load` has it
     model = Qwen2VLForConditionalGeneration._from_config(config, dtype=kind)
     model.model.visual.requires_grad_(False)
-    add_fused_lm_head(model)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     if not full:
         lora = LoraConfig(
             r=2, task_type="CAUSAL_LM", target_modules=paper.lora.target_modules, exclude_modules=r".*visual.*"
         )  # fmt: skip
         model = get_peft_model(model, lora)
-    backbone = _backbone(model)
+    network = without_peft(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -168,23 +168,39 @@ def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
+        prepare_layers(network.model)
         if packed:
-            prepare_layers(backbone)
             one = Prompt(torch.ones(prompt, dtype=torch.long), None, None, list(range(size)))
             own = [torch.ones(count, dtype=torch.long) for count in (1, completion)]
-            packed_scores(model, backbone, [one], *([part] * size for part in own))
+            packed_scores(model, network, [one], *([part] * size for part in own), 1.0)
         else:
             ids = torch.ones(size, prompt + completion, dtype=torch.long)
             mask = torch.ones_like(ids)
             mask[0, :5] = 0
-            backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum()
-    found = sum(held for held, _ in kept.values())
+            hidden = network.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            hidden.last_hidden_state.sum()
+    return sum(held for held, _ in kept.values())
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "rows"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
+    """One more layer, counted on a small model."""
+    prompt, completion, size = sizes = 60, 36, 4
+    full, half = trainable == "full", dtype == "bfloat16"
+    less, more = (kept_by_autograd(paper, n, full, half, packed, sizes) for n in (2, 3))
     paper.train.trainable, paper.model.dtype = trainable, dtype
     rows = Layout(*((1, size) if packed else (size, 1)), prompt, completion, packed)
-    expected = 3 * kept_activations(config, paper, rows)
+    expected = kept_activations(small(), paper, rows)
     if full and half:  # autocast's copies of the weights, which the plan counts apart
-        expected += 2 * parameter_counts(config, 2, [])["language model"]
-    assert expected == pytest.approx(found, rel=0.04)
+        text = small().text_config
+        width = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+        of_a_layer = text.hidden_size * (
+            2 * text.hidden_size + 2 * width + 3 * text.intermediate_size
+        )
+        expected += 2 * of_a_layer
+    assert expected == pytest.approx(more - less, rel=0.04)
 
 
 def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
