@@ -1,6 +1,7 @@
 """The code that loads the embedded base loads a folder laid out like the hub's."""
 
 import json
+import platform
 import subprocess
 import sys
 
@@ -147,3 +148,23 @@ def test_kept_patches_are_those_of_the_stock_processor(random_base):
         for name in ("pixel_values", "image_grid_thw"):
             assert torch.equal(got[name], wanted[name])
     assert len(ours._kept) == KEPT_IMAGES
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set is glibc's")
+def test_freed_memory_comes_back_without_fresh_pages():
+    code = """
+import resource, torch
+from stages.models.loading import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.ones(2**21) for _ in range(20)]  # 160 MiB, 40,960 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+without = faults(), faults(), faults()
+keep_freed_memory()
+print(*without, faults(), faults(), faults())
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *_, before, _, _, after = map(int, said.stdout.split())
+    assert after < 5_000 < 20_000 < before, said.stdout
