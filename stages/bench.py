@@ -3,8 +3,9 @@
 Three things are timed: an RL step, a step of SFT, and inference (a batch of questions, several about each image). Both
 sides train the same model on the same rows from the same seed, each in a process of its own, and take turns step by
 step, so that whatever else the machine does meets both. Stock is TRL's `GRPOTrainer` untouched, with the stock image
-processor and the tower run as TRL runs it; in inference, the library's `generate` on the padded batch. Ours reads the frozen tower's output, which the `encode` stage has made
-(its time is given apart). Times are medians of the steps after the first, in seconds; nothing is extrapolated. The
+processor and the tower run as TRL runs it; in inference, the library's `generate` on the padded batch. Ours reads the
+frozen tower's output, which the `encode` stage has made (its time is given apart), and lets the C library keep freed
+memory, as the stages do. Times are medians of the steps after the first, in seconds; nothing is extrapolated. The
 processor's own time stands beside the clock's: it does not count what other programs took in between.
 
 On a CPU the models are the embedded base and a mid-sized one at random weights; on a GPU, Qwen2-VL-2B's
@@ -191,6 +192,8 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
     from stages.models.generation import vision_tokens
+    from stages.models.layers import without_peft
+    from stages.models.shared_prompt import prepare_layers
     from stages.params import Encoder, Rewards
     from stages.rewards import reward_functions
     from stages.rewards.bertscore import BertScorer
@@ -248,6 +251,8 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
         model=model, args=arguments, processing_class=processor, train_dataset=dataset.with_transform(with_image),
         peft_config=lora, **more,
     )  # fmt: skip
+    if fast and case.what == "sft":
+        prepare_layers(without_peft(trainer.model).model)
     return trainer, encoding
 
 
