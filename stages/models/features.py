@@ -7,7 +7,6 @@ tower itself for an image that is not in the store.
 """
 
 import json
-import types
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ import xxhash
 from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from stages.models.layers import without_peft
+from stages.models.layers import replace_forward, without_peft
 from stages.records import write_json
 
 
@@ -87,7 +86,7 @@ class FeatureStore:
                 pooler_output=pooled.to(hidden_states.device, visual.dtype)
             )
 
-        visual.forward = types.MethodType(forward, visual)
+        replace_forward(visual, forward)
 
 
 def tower(model):

@@ -149,10 +149,8 @@ class Rollout:
         slot = torch.zeros(len(left) * slots, dtype=torch.long, device=place.device)
         slot[place] = self.place % self.slots
         old = left[:, None], slot.view(-1, slots)
-        for (
-            layer,
-            own,
-        ) in self.own.items():  # one after the other: all at once would be twice the memory
+        # One layer after the other: old and new of all at once would be twice the memory.
+        for layer, own in self.own.items():
             self.own[layer] = own.transpose(2, 3)[:, *old].transpose(2, 3).contiguous()
             self.prompts[layer] = self.prompts[layer][:, left]
         self.padding = self.padding[:, 0][old][:, None]
@@ -188,17 +186,19 @@ class Rollout:
         return out if full else out[self.place]
 
 
-def _attention(module, hidden_states, attention_mask=None, position_embeddings=None, **kwargs):
-    """Of the library's arguments those that a layout leaves a meaning."""
+def _attention(
+    module, hidden_states, attention_mask=None, position_embeddings=None, asked=None, **kwargs
+):
+    """Of the library's arguments those that a layout leaves a meaning; asked: places of the queries, all if None."""
     if not isinstance(attention_mask, (Packed, Rollout)):
         return type(module).forward(
             module, hidden_states, attention_mask=attention_mask,
             position_embeddings=position_embeddings, **kwargs,
         )  # fmt: skip
     of_all = [hidden_states[0], *(one[0, :, None] for one in position_embeddings)]
-    asked = [one[kwargs["asked"]] for one in of_all] if "asked" in kwargs else of_all
+    some = of_all if asked is None else [one[asked] for one in of_all]
     heads = (-1, module.head_dim)
-    query = rotate(module.q_proj(asked[0]).unflatten(-1, heads), *asked[1:])
+    query = rotate(module.q_proj(some[0]).unflatten(-1, heads), *some[1:])
     key = rotate(module.k_proj(of_all[0]).unflatten(-1, heads), *of_all[1:])
     value = module.v_proj(of_all[0]).unflatten(-1, heads)
     out = attention_mask.attend(module, query, key, value)

@@ -3,7 +3,7 @@
 Stock TRL runs the whole prompt, image tokens included, once per completion: in generation, in the reference pass and
 in the policy pass. Here a prompt is run once per group of completions, in each of them. The mathematics is the same
 (`tests/tiny/test_fast.py`): log-probabilities, gradients, and the sampled tokens for the same random numbers. With
-dropout in the adapter (`lora.dropout`) a group shares its prompt's noise, and sampling in float32 has none.
+dropout in the adapter (`lora.dropout`) a group shares its prompt's noise, and sampling has none.
 Where something is asked for that this does not know, stock TRL does it, and the run says so once.
 """
 
@@ -66,8 +66,12 @@ class SharedPrompt:
             ) as model,
             self.accelerator.autocast(),
         ):  # fmt: skip
-            network = without_peft(model)
-            return decode(network, prompts, rests, self.generation_config), None
+            training = model.training
+            model.eval()  # no dropout: what is sampled is the policy's
+            try:
+                return decode(without_peft(model), prompts, rests, self.generation_config), None
+            finally:
+                model.train(training)
 
     def _other_generation(self, fields: dict, kwargs: dict) -> bool:
         what = "generation"

@@ -139,7 +139,7 @@ def kept_activations(config: Qwen2VLConfig, params: Params, rows: Layout) -> int
     """
     text = config.text_config
     hidden, value = text.hidden_size, BYTES[params.model.dtype]
-    full, half = params.train.trainable == "full", BYTES[params.model.dtype] < 4
+    full, half = params.train.trainable == "full", value < 4
     kept = rows.tokens * value * (2 + full) * text.intermediate_size
     kept += rows.tokens * hidden * (6 * value + 4 * full + half * (4 + 2 * full))
     keys = 2 * _key_width(config)

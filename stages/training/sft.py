@@ -54,7 +54,6 @@ def prepare(params: Params) -> tuple[Run, Trainer, Loaded]:
         processing_class=loaded.processor,
         peft_config=run.lora(),
     )  # fmt: skip
-    prepare_layers(
-        without_peft(trainer.model).model
-    )  # what it cannot take runs as the library has it
+    # A model that this cannot take runs as the library has it.
+    prepare_layers(without_peft(trainer.model).model)
     return run, trainer, loaded

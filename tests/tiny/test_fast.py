@@ -270,6 +270,17 @@ def test_equal_words_with_another_image_are_another_prompt():
     assert [prompt.rows for prompt in prompts] == [[0, 2], [1, 3]]
 
 
+def test_sampling_has_no_dropout(mixed, monkeypatch):
+    sampled = []
+    for dropout in (0.0, 0.5):
+        mixed.lora.dropout = dropout
+        trainer = prepare(Fast, mixed, monkeypatch)
+        move_adapter(trainer.model)
+        sampled.append(first_batch(trainer)["completion_ids"])
+        assert trainer.model.training
+    assert torch.equal(*sampled)
+
+
 @pytest.mark.parametrize("large", [step.LARGE, 2**12, 1])
 def test_the_step_of_decoding_is_the_librarys(mixed, monkeypatch, large):
     """With each layout of the weights: by columns, in blocks, and as they lie."""
