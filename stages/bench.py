@@ -161,7 +161,7 @@ def prepared(case: Case, fast: bool, steps: int):
     """(model on its device, processor, rows, seconds of encoding) of one side."""
     import torch
 
-    from stages.models.features import FeatureStore
+    from stages.models.features import FeatureStore, put_away
     from stages.models.loading import keep_freed_memory
 
     if fast and not torch.cuda.is_available():
@@ -176,6 +176,7 @@ def prepared(case: Case, fast: bool, steps: int):
         for row in rows:
             inputs = processor.image_processor([row["image"]], return_tensors="pt").to(model.device)
             model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        put_away(model)
     encoding = time.perf_counter() - start if fast else 0.0
     if case.ends:
         likely = torch.zeros(model.config.text_config.vocab_size, device=model.device)
@@ -441,11 +442,13 @@ def train_rl(case: Case, fast: bool, steps: int, folder: str, turns: Turns) -> d
     clock(trainer, "_prepare_inputs", "inputs")
     clock(trainer, "training_step", "pass")
     train(trainer, begin, end)
-    count = sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" not in n)
-    tower = sum(p.numel() for n, p in trainer.model.named_parameters() if "visual" in n)
-    return {"encode_s_an_image": encoding / (steps * case.prompts),
-            "language_parameters": count - tower, "tower_parameters": tower,
-            "floor": floor(count - tower, **last) if fast else None}  # fmt: skip
+    count = sum(
+        p.numel()
+        for n, p in trainer.model.named_parameters()
+        if "lora_" not in n and "visual" not in n
+    )
+    return {"encode_s_an_image": encoding / (steps * case.prompts), "language_parameters": count,
+            "floor": floor(count, **last) if fast else None}  # fmt: skip
 
 
 def hear(name: str, pipe):

@@ -67,11 +67,12 @@ def main(name):
 
 
 def _load(folder: Path, params):
-    from stages.models.features import FeatureStore
+    from stages.models.features import FeatureStore, put_away
     from stages.models.loading import load
 
     loaded = load(folder, params.model)
     FeatureStore.load("data/features/benchmarks").attach(loaded.model)
+    put_away(loaded.model)
     return loaded
 
 

@@ -10,6 +10,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from stages.models.graph import Replayed, StaticRollout, replays
 from stages.models.shared_prompt import Prompt, Rollout, packed_inputs
 from stages.models.step import Step
 
@@ -65,16 +66,20 @@ def decode(
     logits = model.get_output_embeddings()(hidden[ends])
     positions = inputs["position_ids"][0, 0, prefill.own[ends]] + 1
     rows = torch.tensor(rows, device=logits.device)
-    return _decode(model, config, Rollout(prefill, config.max_new_tokens), rows, logits, positions)
+    rollout = StaticRollout if replays(model, config.max_new_tokens) else Rollout
+    return _decode(model, config, rollout(prefill, config.max_new_tokens), rows, logits, positions)
 
 
 @torch.inference_mode()
 def _decode(model, config, state: Rollout, rows, logits, positions) -> list[list[int]]:
     """From the prefilled prompts, token by token; `rows`, `logits` and `positions` lie prompt after prompt."""
     run = Step(model) if Step.fits(model) else _library_step(model)
+    if isinstance(state, StaticRollout):
+        run = Replayed(run, state)
     head = model.get_output_embeddings()
     processors = _processors(config, rows.device)
-    ends = torch.tensor(config.eos_token_id, device=rows.device)
+    ends = torch.tensor(config.eos_token_id).reshape(-1).tolist()
+    where = rows.tolist()
     completions = [[] for _ in rows]
     for step in range(1, config.max_new_tokens + 1):
         logits = processors(None, logits.float())
@@ -82,13 +87,16 @@ def _decode(model, config, state: Rollout, rows, logits, positions) -> list[list
             noise = torch.empty(len(completions), logits.shape[-1], device=rows.device)
             logits = logits.softmax(-1) / noise.exponential_()[rows]
         tokens = logits.argmax(-1)
-        for row, token in zip(rows.tolist(), tokens.tolist()):
+        given = tokens.tolist()  # the one moment of a step at which a GPU is waited for
+        for row, token in zip(where, given):
             completions[row].append(token)
-        alive = ~torch.isin(tokens, ends)
-        if step == config.max_new_tokens or not alive.any():
+        alive = [token not in ends for token in given]
+        if step == config.max_new_tokens or not any(alive):
             break
-        if not alive.all():
+        if not all(alive):
+            alive = torch.tensor(alive, device=rows.device)
             rows, tokens, positions = rows[alive], tokens[alive], positions[alive]
+            where = rows.tolist()
             state.keep(alive)
         logits = head(run(tokens, positions, state))
         state.length += 1

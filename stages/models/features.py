@@ -3,7 +3,8 @@
 A feature is keyed by the hash of the image's patch rows (pixels after scaling and normalisation), so
 that it cannot be paired with another image, whatever the order of a batch. The tower stays in the
 model under its own name: only its forward pass is replaced by the look-up, which falls back to the
-tower itself for an image that is not in the store.
+tower itself for an image that is not in the store. Until there is one, its weights need not be on
+the device (`put_away`).
 """
 
 import json
@@ -70,6 +71,7 @@ class FeatureStore:
             keys = patch_keys(hidden_states, grid_thw)
             for index, key in enumerate(keys):
                 if key not in store.features:
+                    _bring_back(visual, hidden_states.device)
                     rows = grid_thw.prod(-1).tolist()
                     start = sum(rows[:index])
                     with torch.no_grad():
@@ -92,3 +94,17 @@ class FeatureStore:
 def tower(model):
     """The vision tower of a plain or PEFT-wrapped Qwen2-VL."""
     return without_peft(model).model.visual
+
+
+def put_away(model) -> None:
+    """Take the weights of a tower with a store off the device, and out of the model, until an image needs them.
+
+    Its first weights stay, from which the library reads the model's device and dtype.
+    """
+    visual = tower(model)
+    visual.away = {name: visual._modules.pop(name).cpu() for name in ("blocks", "merger")}
+
+
+def _bring_back(visual, device: torch.device) -> None:
+    for name, part in visual.__dict__.pop("away", {}).items():
+        visual.add_module(name, part.to(device))

@@ -9,7 +9,7 @@ from types import MethodType
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch.autograd import Function
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 
 def without_peft(model):
@@ -114,10 +114,14 @@ def adapted(layer, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     plain = not (args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant)
     if plain and len(names) == 1 and names[0] in layer.lora_A:
         down, up = layer.lora_A[names[0]], layer.lora_B[names[0]]
-        if x.dtype == down.weight.dtype == layer.weight.dtype and up.bias is None:
+        kind, dtype = x.device.type, down.weight.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        if x.dtype == dtype == layer.weight.dtype and up.bias is None:
             rows = x.flatten(0, -2)
-            low = down(layer.lora_dropout[names[0]](rows))
-            out = layer.base_layer(rows).addmm_(low, up.weight.t(), alpha=layer.scaling[names[0]])
+            low = linear(layer.lora_dropout[names[0]](rows), down.weight.to(dtype))
+            out = layer.base_layer(rows)
+            out.addmm_(low, up.weight.to(dtype).t(), alpha=layer.scaling[names[0]])
             return out.view(*x.shape[:-1], -1)
     return LoraLinear.forward(layer, x, *args, **kwargs)
 

@@ -158,7 +158,7 @@ class Rollout:
 
     def attend(self, module, query, key, value):
         """query: (rows, heads, head size), key and value with fewer heads; returns as query."""
-        own, now = self.own[module.layer_idx], self.length
+        own = self.own[module.layer_idx]
         prompts, heads, slots = own.shape[1:4]
         keys, values = self.prompts[module.layer_idx].flatten(1, 2)
         query, new = query * module.scaling, torch.stack([key, value], 1)
@@ -168,22 +168,30 @@ class Rollout:
                 x.new_zeros(prompts * slots, *x.shape[1:]).index_copy_(0, self.place, x)
                 for x in (query, new)
             )
-        own[..., now, :] = new.unflatten(0, (prompts, slots)).permute(2, 0, 3, 1, 4)
-        own_keys, own_values = own[..., : now + 1, :].flatten(1, 3)
+        new = new.unflatten(0, (prompts, slots)).permute(2, 0, 3, 1, 4)
+        own_keys, own_values = self._put(own, new).flatten(1, 3)
         # To (prompts, key heads, slots, queries a key head, head size).
         query = query.view(prompts, slots, heads, -1, query.shape[-1]).transpose(1, 2).contiguous()
         far = torch.bmm(query.flatten(0, 1).flatten(1, 2), keys.transpose(1, 2))
         near = torch.bmm(query.flatten(0, 2), own_keys.transpose(1, 2))
         weights = [x.view(*query.shape[:-1], -1) for x in (far, near)]
-        weights = torch.cat(weights, -1)
-        if self.padded:
-            weights[..., : self.padding.shape[-1]].masked_fill_(self.padding, -torch.inf)
+        weights = self._hide(torch.cat(weights, -1))
         weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
-        far, near = weights.split([keys.shape[1], now + 1], -1)
+        far, near = weights.split([keys.shape[1], own_keys.shape[1]], -1)
         out = torch.bmm(far.flatten(0, 1).flatten(1, 2), values).view(-1, *query.shape[3:])
         out = out.baddbmm_(near.flatten(0, 2), own_values).view_as(query)
         out = out.transpose(1, 2).reshape(prompts * slots, -1, query.shape[-1])
         return out if full else out[self.place]
+
+    def _put(self, own, new):
+        """Add a token's keys and values to a layer's; returns those that it sees."""
+        own[..., self.length, :] = new
+        return own[..., : self.length + 1, :]
+
+    def _hide(self, weights):
+        if self.padded:
+            weights[..., : self.padding.shape[-1]].masked_fill_(self.padding, -torch.inf)
+        return weights
 
 
 def _attention(

@@ -9,7 +9,8 @@ An estimate, not a measurement: a test counts what a layer of a small model keep
 * With LoRA weights lie in `model.dtype`, adapters in float32 (PEFT). Without it weights, gradients and the reference
   policy, which TRL loads as a second model, are float32 (`Run.load`), and autocast copies them to `model.dtype` for a
   pass. AdamW keeps two states a trainable parameter, in its dtype.
-* The tower's weights are on the device; its activations are not counted, as its output is looked up (features.py).
+* The tower's output is looked up (features.py): its activations are not counted, and its weights are off a GPU unless
+  whole models are saved (`Run.load`).
 * RL runs a prompt once a group (fast.py): a pass has `micro_prompts` x (prompt + `group_size` x completion) tokens, and
   sampling keeps `prompts_per_step` prompts' keys and values once and those of all completions. What is left to stock TRL (FSDP's and DeepSpeed's sampling, sliding windows) and SFT
   have rows of their own.
@@ -133,15 +134,16 @@ def kept_activations(config: Qwen2VLConfig, params: Params, rows: Layout) -> int
     """Bytes that autograd keeps in one layer of the language model.
 
     Of a token 2 x intermediate (3 where it is trained) and 6 x hidden values in the compute dtype, queries and the
-    attention's output among them; in bfloat16 and in trained layers casts and the products' inputs. Of an attended
+    attention's output among them; in trained layers casts, in bfloat16 more of them, and the products' inputs. Of an attended
     token keys and values, which the library repeats for all query heads and a shared prompt's layout does not; there
     the completions' queries are copies, too, and the mask is each layer's own.
     """
     text = config.text_config
     hidden, value = text.hidden_size, BYTES[params.model.dtype]
-    full, half = params.train.trainable == "full", value < 4
+    full = params.train.trainable == "full"
+    half = full and value < 4
     kept = rows.tokens * value * (2 + full) * text.intermediate_size
-    kept += rows.tokens * hidden * (6 * value + 4 * full + half * (4 + 2 * full))
+    kept += rows.tokens * hidden * (6 * value + 4 * full + 6 * half)
     keys = 2 * _key_width(config)
     if rows.shared:
         kept += value * (rows.attended * keys + rows.scored * hidden + rows.tokens * keys)
@@ -246,7 +248,7 @@ def estimate(
     pixels = 3 * vision.temporal_patch_size * vision.patch_size**2 * 4
     resident = {
         f"language model, {'float32' if full else params.model.dtype}": count["language model"] * weight / GB,
-        "vision tower, frozen": count["tower"] * weight / GB,
+        "vision tower, frozen": count["tower"] * weight / GB if full or device == "cpu" else 0.0,
         # In float32: a gradient and AdamW's two states; an adapter's own weights besides.
         "gradients, optimizer" if full else "adapter, gradients, optimizer": trainable * 4 * (4 - full) / GB,
         # Once more while the rows are shuffled and grouped.

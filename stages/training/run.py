@@ -20,7 +20,7 @@ from stages.answers import matches
 from stages.cache import CACHE, key_of, packages
 from stages.errors import UserError
 from stages.launch import is_main_process
-from stages.models.features import FeatureStore, tower
+from stages.models.features import FeatureStore, put_away, tower
 from stages.models.generation import Request, ask_all
 from stages.models.inference import to_prediction
 from stages.models.loading import Loaded, load
@@ -96,6 +96,8 @@ class Run:
             model = model.model_copy(update={"dtype": "float32"})
         loaded = load(self.start, model)
         FeatureStore.load(FEATURES).attach(loaded.model)
+        if self.params.train.trainable != "full":  # whole models are saved with their tower
+            put_away(loaded.model)
         loaded.model.train()
         return loaded
 

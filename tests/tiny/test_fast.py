@@ -281,9 +281,12 @@ def test_sampling_has_no_dropout(mixed, monkeypatch):
     assert torch.equal(*sampled)
 
 
-@pytest.mark.parametrize("large", [step.LARGE, 2**12, 1])
+@pytest.mark.parametrize("large", [step.LARGE, 2**12, 1, None])
 def test_the_step_of_decoding_is_the_librarys(mixed, monkeypatch, large):
-    """With each layout of the weights: by columns, in blocks, and as they lie."""
+    """With each layout of the weights: by columns, in blocks, and as they lie; None: without copies, as on a GPU."""
+    if large is None:
+        monkeypatch.setattr(step, "folds", lambda weight: False)
+        mixed.lora.target_modules = ["q_proj", "v_proj", "down_proj"]
     monkeypatch.setattr(step, "LARGE", large)
     monkeypatch.setattr(step, "BLOCK", 32)
     model = prepare(Fast, mixed, monkeypatch).model
@@ -307,7 +310,11 @@ def test_the_step_of_decoding_leaves_other_models_to_the_library(mixed, monkeypa
     layer.lora_variant["default"] = object()  # DoRA, say: no sum of two matrices
     assert not step.Step.fits(model)
     layer.lora_variant.clear()
-    assert step.Step.fits(model) and not step.Step.fits(model.to(torch.bfloat16))
+    assert step.Step.fits(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not step.Step.fits(model)  # weights would have to be cast first
+    layer.base_layer.bfloat16()
+    assert not step.Step.fits(model)
 
 
 def test_qwen2_5_vl_is_served_by_the_same_code():

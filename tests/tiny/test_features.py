@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.models.features import FeatureStore, patch_keys
+from stages.models.features import FeatureStore, patch_keys, put_away
 from stages.models.loading import load
 
 
@@ -52,6 +52,25 @@ def test_store_survives_the_disk_and_needs_no_tower(project, params, tmp_path):
     counts = [(h * w // 4) for _, h, w in forward["image_grid_thw"].tolist()]
     torch.testing.assert_close(torch.cat(list(first.split(counts))[::-1]), second, rtol=0, atol=0)
     assert kept.computed == 0
+
+
+def test_a_tower_put_away_comes_back_for_an_image_that_is_not_there(project, params):
+    loaded = load("data/models/base", params.model)
+    model, store = loaded.model, FeatureStore()
+    inputs = loaded.processor.image_processor(pictures(), return_tensors="pt")
+    pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+    store.attach(model)
+    count, first = sum(p.numel() for p in model.parameters()), int(grid[0].prod())
+    known = model.model.visual(pixels[:first], grid_thw=grid[:1]).pooler_output
+    put_away(model)
+    assert sum(p.numel() for p in model.parameters()) < count
+    assert (model.device, model.model.visual.dtype) == (loaded.device, torch.float32)
+    again = model.model.visual(pixels[:first], grid_thw=grid[:1]).pooler_output
+    assert torch.equal(known, again) and not hasattr(model.model.visual, "blocks")
+    found = model.model.visual(pixels, grid_thw=grid).pooler_output
+    assert sum(p.numel() for p in model.parameters()) == count
+    plain = load("data/models/base", params.model).model.model.visual(pixels, grid_thw=grid)
+    torch.testing.assert_close(found, plain.pooler_output, rtol=0, atol=1e-5)
 
 
 def test_keys_tell_pictures_apart(project, params):

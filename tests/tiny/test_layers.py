@@ -99,6 +99,25 @@ def test_adapter(case):
     equal(*outs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_adapter_in_float32_beside_a_bfloat16_base(autocast):
+    torch.manual_seed(0)
+    layer = adapted()
+    layer.base_layer.bfloat16()
+    again = copy.deepcopy(layer)
+    layers.replace_forward(again, layers.adapted)
+    x = torch.randn(2, 5, 12, dtype=torch.bfloat16, requires_grad=True)
+    outs = []
+    for one in (again, layer):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = one(x)
+        assert out.dtype == torch.bfloat16
+        inputs = [x, one.lora_A["default"].weight, one.lora_B["default"].weight]
+        outs.append([out, *torch.autograd.grad(out.float().sum(), inputs)])
+        assert outs[-1][-1].dtype == torch.float32
+    equal(*outs, atol=0.05, rtol=0.02)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_scores(temperature):
     torch.manual_seed(0)

@@ -1,0 +1,127 @@
+"""What a GPU decodes with: a static cache, and a step that can be recorded once and replayed.
+
+A graph proper needs CUDA (`tests/gpu`). Here a step is recorded as PyTorch's operations and replayed without its
+Python, which shows the same faults: a number that changes from token to token but lies in Python, a new tensor in the
+place of an old one, a wait for the device.
+"""
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from stages.models import decode, graph
+from stages.models.shared_prompt import Prompt, prepare_layers
+
+
+class Recorded(graph.Replayed):
+    """Records on a CPU, after as many steps as on a GPU."""
+
+    replayed = 0
+
+    def __call__(self, *args):
+        if self.steps == graph.WARM:
+            copies = [one.clone() for one in self.buffers()]  # recording here runs the step, too
+            self.operations = make_fx(self.with_buffers)(*copies)
+            self.graph = self
+        return super().__call__(*args)
+
+    def buffers(self):
+        state = self.state
+        return [self.tokens, self.positions, state.hidden, state.now, *state.own.values()]
+
+    def with_buffers(self, tokens, positions, hidden, now, *own):
+        state = self.state
+        before = self.tokens, self.positions, state.hidden, state.now, state.own
+        self.tokens, self.positions, state.hidden, state.now = tokens, positions, hidden, now
+        state.own = dict(zip(state.own, own))
+        try:
+            return self._run()
+        finally:
+            self.tokens, self.positions, state.hidden, state.now, state.own = before
+
+    def replay(self):
+        self.output = self.operations(*self.buffers())
+        Recorded.replayed += 1
+
+
+@pytest.fixture
+def model():
+    config = Qwen2VLConfig(
+        vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
+        text_config={
+            "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+        },
+        image_token_id=290, video_token_id=291, vision_start_token_id=292, vision_end_token_id=293,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.mul_(5)  # no two tokens as likely as each other
+    assert prepare_layers(model.model) is None
+    return model
+
+
+def rows(counts):
+    """Prompts of different lengths with so many rows each, whose own parts have different lengths."""
+    prompts, rests = [], []
+    for number, count in enumerate(counts):
+        ids = torch.randint(20, 280, (6 + 5 * number,))
+        prompts.append(Prompt(ids, None, None, list(range(len(rests), len(rests) + count))))
+        rests += [torch.randint(20, 280, (1 + n,)) for n in range(count)]
+    return prompts, rests
+
+
+def sampled(model, prompts, rests, tokens=24):
+    config = GenerationConfig(
+        max_new_tokens=tokens, eos_token_id=[1, 5, 7, 11, 13, 17], do_sample=True, top_k=0
+    )
+    torch.manual_seed(1)
+    return decode.decode(model, prompts, rests, config)
+
+
+@pytest.mark.parametrize("counts", [(4, 4), (1,), (3, 1, 2)])
+@pytest.mark.parametrize("kind", [graph.Replayed, Recorded])
+def test_a_static_cache_says_what_a_growing_one_says(model, monkeypatch, counts, kind):
+    prompts, rests = rows(counts)
+    expected = sampled(model, prompts, rests)
+    lengths = sorted(map(len, expected))
+    assert lengths[-1] > 2 * graph.WARM
+    assert len(counts) == 1 or lengths[0] < lengths[-1], "some end before others"
+    monkeypatch.setattr(decode, "replays", lambda *args: True)
+    monkeypatch.setattr(decode, "Replayed", kind)
+    monkeypatch.setattr("stages.models.step.folds", lambda weight: False)
+    Recorded.replayed = 0
+    assert sampled(model, prompts, rests) == expected
+    steps = lengths[-1] - 1
+    assert Recorded.replayed == (steps - graph.WARM if kind is Recorded else 0)
+
+
+def test_a_step_waits_for_nothing_and_stays_on_its_device(model, monkeypatch):
+    """On the device that has no values, an operation that asks for one fails, as does one with another device."""
+    prompts, rests = rows((2, 2))
+    kept = []
+
+    class Kept(graph.Replayed):
+        def __init__(self, *args):
+            super().__init__(*args)
+            kept.append(self)
+
+    monkeypatch.setattr(decode, "replays", lambda *args: True)
+    monkeypatch.setattr(decode, "Replayed", Kept)
+    sampled(model, prompts, rests, tokens=3)
+    (step,) = kept
+    state = step.state
+    step.tokens, step.positions = step.tokens.to("meta"), step.positions.to("meta")
+    state.hidden, state.now = state.hidden.to("meta"), state.now.to("meta")
+    state.own = {layer: one.to("meta") for layer, one in state.own.items()}
+    state.prompts = {layer: one.to("meta") for layer, one in state.prompts.items()}
+    step.step = graph.Step(model.to("meta"))._run  # autocast knows no such device
+    assert step._run().shape == (4, 64)
+
+
+def test_a_cpu_or_a_short_answer_records_nothing(model):
+    assert not graph.replays(model, 256)
+    assert not graph.replays(model.to("meta"), 256)
