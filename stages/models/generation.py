@@ -95,10 +95,13 @@ def ask(
 
 
 def _completions(loaded: Loaded, inputs, config: GenerationConfig) -> list[list[int]]:
-    """Token ids of each row: with each image and what is before the question run once, where the model allows it."""
+    """Token ids of each row: with each image and what is before the question run once, where the model allows it.
+
+    A layout of shared prompts has attention of its own; `model.attention: eager` asks for the library's.
+    """
     model = loaded.model
     network = without_peft(model)
-    if loaded.shared or loaded.attention != "sdpa" or prepare_layers(network.model):
+    if loaded.shared or loaded.attention == "eager" or prepare_layers(network.model):
         return model.generate(**inputs, generation_config=config)[
             :, inputs["input_ids"].shape[1] :
         ].tolist()

@@ -27,10 +27,10 @@ class StaticRollout(Rollout):
 
     def __init__(self, prefill, room: int):
         super().__init__(prefill, room)
-        self.hidden = torch.nn.functional.pad(self.padding, (0, room), value=True)
+        self.unseen = torch.nn.functional.pad(self.padding, (0, room), value=True)
         """(prompts, 1, slots, 1, longest prompt + places in a slot): what no token sees, or not yet."""
         self.now = torch.tensor([self.length], device=self.place.device)
-        self.far = self.hidden.shape[-1] - self.length - room
+        self.far = self.unseen.shape[-1] - self.length - room
 
     def keep(self, alive):
         self.place = self.place[alive]
@@ -40,7 +40,7 @@ class StaticRollout(Rollout):
         return own
 
     def _hide(self, weights):
-        return weights.masked_fill_(self.hidden, -torch.inf)
+        return weights.masked_fill_(self.unseen, -torch.inf)
 
 
 class Replayed:
@@ -50,11 +50,13 @@ class Replayed:
     """
 
     _said = False
+    _last = None
+    """The graph before, never replayed again: its memory is the next one's."""
 
     def __init__(self, step: Step, state: StaticRollout):
         self.step, self.state = step, state
         self.tokens, self.positions = torch.zeros(
-            2, state.hidden[..., 0].numel(), dtype=torch.long, device=state.place.device
+            2, state.unseen[..., 0].numel(), dtype=torch.long, device=state.place.device
         )
         self.graph, self.steps = None, 0
 
@@ -73,14 +75,15 @@ class Replayed:
 
     def _run(self):
         state = self.state
-        state.hidden.index_fill_(-1, state.now + state.far, False)
+        state.unseen.index_fill_(-1, state.now + state.far, False)
         output = self.step(self.tokens, self.positions, state)
         state.now.add_(1)
         return output
 
     def _on_cuda(self):
         """Run a step, or record one without running it."""
-        here, aside = torch.cuda.current_stream(), _stream(self.tokens.device)
+        device = self.tokens.device
+        here, aside = torch.cuda.current_stream(device), _stream(device)
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             if self.steps != WARM + 1 or not self._record():
@@ -88,10 +91,11 @@ class Replayed:
         here.wait_stream(aside)
 
     def _record(self) -> bool:
-        graph = torch.cuda.CUDAGraph()
+        graph, last = torch.cuda.CUDAGraph(), Replayed._last
         try:
             # Other threads may go on meanwhile, for instance one that pins memory for batches to come.
-            graph.capture_begin(capture_error_mode="thread_local")
+            pool = None if last is None else last.pool()
+            graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
                 output = self._run()
             finally:
@@ -102,7 +106,8 @@ class Replayed:
                 reason = str(error.__context__ or error).splitlines()[0]
                 tqdm.write(f"decoding: no CUDA graph ({reason}); without, slower")
             return False
-        self.graph, self.output = graph, output
+        self.graph = Replayed._last = graph
+        self.output = output
         return True
 
 

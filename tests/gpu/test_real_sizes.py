@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stages.bench import Case, make_trainer, prepared
+from stages.models import graph
 from stages.models.generation import Request, ask
 from stages.models.loading import Loaded
 
@@ -18,6 +19,31 @@ def test_a_step_of_the_2b_model_fits(tmp_path):
     trainer.train()
     assert isfinite(trainer.state.log_history[0]["loss"])
     assert torch.cuda.max_memory_allocated() < 24e9
+
+
+def test_a_recorded_step_says_what_an_unrecorded_one_says(tmp_path, monkeypatch):
+    """The same operations, asked for one by one and as a CUDA graph."""
+    case = Case("2b", model="qwen2_vl_2b", pixels=616, prompts=2)
+    model, processor, rows, _ = prepared(case, True, 1)
+    requests = []
+    for index, row in enumerate(rows):
+        row["image"].save(tmp_path / f"{index}.png")
+        requests += [
+            Request(f"{index}{q}", q, tmp_path / f"{index}.png") for q in ("Where?", "Is it?")
+        ]
+    loaded = Loaded(model.eval(), processor, model.device, "sdpa")
+    recorded, record = [], graph.Replayed._record
+
+    def listen(self):
+        recorded.append(record(self))
+        return recorded[-1]
+
+    monkeypatch.setattr(graph.Replayed, "_record", listen)
+    said = [ask(loaded, requests, 64, 1.0)]
+    assert recorded == [True]
+    monkeypatch.setattr(graph, "WARM", 1000)
+    said.append(ask(loaded, requests, 64, 1.0))
+    assert said[0] == said[1] and recorded == [True]
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["ours", "generate"])

@@ -57,6 +57,14 @@ def test_replies_are_those_of_generate(asked, temperature):
     assert len({reply.tokens for reply in ours}) > 3 or not temperature
 
 
+def test_flash_attention_leaves_inference_its_shared_prompts(asked):
+    """As where flash-attn is installed, which `auto` takes: the layout's attention does not come to it."""
+    loaded, requests = asked
+    ours = ask(loaded, requests, 8)
+    loaded.model.config.text_config._attn_implementation = "flash_attention_2"
+    assert ask(replace(loaded, attention="flash_attention_2"), requests, 8) == ours
+
+
 def test_an_image_and_the_words_before_the_question_are_run_once(asked, monkeypatch):
     loaded, requests = asked
     end_early(loaded)
