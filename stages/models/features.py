@@ -68,7 +68,8 @@ class FeatureStore:
         store = self
 
         def forward(visual, hidden_states, grid_thw, **kwargs):
-            keys = patch_keys(hidden_states, grid_thw)
+            # The library casts pixels before it calls the tower, the stage `encode` does not.
+            keys = patch_keys(hidden_states.to(visual.dtype), grid_thw)
             for index, key in enumerate(keys):
                 if key not in store.features:
                     _bring_back(visual, hidden_states.device)
@@ -107,4 +108,4 @@ def put_away(model) -> None:
 
 def _bring_back(visual, device: torch.device) -> None:
     for name, part in visual.__dict__.pop("away", {}).items():
-        visual.add_module(name, part.to(device))
+        visual.add_module(name, part.to(device, visual.dtype))

@@ -46,12 +46,12 @@ class StaticRollout(Rollout):
 class Replayed:
     """`Step` over all slots of a static cache; from the third token on a CUDA graph of it, where there is CUDA.
 
-    Where the graph cannot be recorded, it says so once and goes on without.
+    Where the graph cannot be recorded, it says so and goes on without, and so do later ones.
     """
 
-    _said = False
-    _last = None
-    """The graph before, never replayed again: its memory is the next one's."""
+    _failed = False
+    _first = None
+    """The first graph of the process: its memory is that of each later one, so it must outlive them."""
 
     def __init__(self, step: Step, state: StaticRollout):
         self.step, self.state = step, state
@@ -86,28 +86,30 @@ class Replayed:
         here, aside = torch.cuda.current_stream(device), _stream(device)
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
-            if self.steps != WARM + 1 or not self._record():
+            if self.steps != WARM + 1 or Replayed._failed or not self._record():
                 self.output = self._run()
         here.wait_stream(aside)
 
     def _record(self) -> bool:
-        graph, last = torch.cuda.CUDAGraph(), Replayed._last
+        graph, pool = torch.cuda.CUDAGraph(), None
+        if Replayed._first is None:
+            torch.cuda.empty_cache()  # while recording, what is kept free cannot be taken
+        else:
+            pool = Replayed._first.pool()
         try:
             # Other threads may go on meanwhile, for instance one that pins memory for batches to come.
-            pool = None if last is None else last.pool()
             graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
                 output = self._run()
             finally:
                 graph.capture_end()
         except RuntimeError as error:
-            if not Replayed._said:
-                Replayed._said = True
-                reason = str(error.__context__ or error).splitlines()[0]
-                tqdm.write(f"decoding: no CUDA graph ({reason}); without, slower")
+            Replayed._failed = True
+            reason = str(error.__context__ or error).splitlines()[0]
+            tqdm.write(f"decoding: no CUDA graph ({reason}); without, slower")
             return False
-        self.graph = Replayed._last = graph
-        self.output = output
+        self.graph, self.output = graph, output
+        Replayed._first = Replayed._first or graph
         return True
 
 

@@ -179,7 +179,8 @@ class Rollout:
         weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
         far, near = weights.split([keys.shape[1], own_keys.shape[1]], -1)
         out = torch.bmm(far.flatten(0, 1).flatten(1, 2), values).view(-1, *query.shape[3:])
-        out = out.baddbmm_(near.flatten(0, 2), own_values).view_as(query)
+        # Not in place: autocast may have given the first product another dtype.
+        out = torch.baddbmm(out, near.flatten(0, 2), own_values).view_as(query)
         out = out.transpose(1, 2).reshape(prompts * slots, -1, query.shape[-1])
         return out if full else out[self.place]
 

@@ -36,18 +36,20 @@ def test_a_recorded_step_says_what_an_unrecorded_one_says(tmp_path, monkeypatch)
 
     def listen(self):
         recorded.append(record(self))
+        torch.cuda.empty_cache()  # what a graph needs is not free
         return recorded[-1]
 
     monkeypatch.setattr(graph.Replayed, "_record", listen)
-    said = [ask(loaded, requests, 64, 1.0)]
-    assert recorded == [True]
+    said = [ask(loaded, requests, 64, 1.0) for _ in range(3)]
+    assert recorded == [True] * 3
     monkeypatch.setattr(graph, "WARM", 1000)
     said.append(ask(loaded, requests, 64, 1.0))
-    assert said[0] == said[1] and recorded == [True]
+    assert all(one == said[0] for one in said) and recorded == [True] * 3
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["ours", "generate"])
-def test_the_device_answers_as_the_cpu(tmp_path, shared):
+def test_the_device_answers_as_the_cpu(tmp_path, monkeypatch, shared):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, processor, rows, _ = prepared(Case("small", pixels=112, prompts=4), False, 1)
     requests = []
     for index, row in enumerate(rows):

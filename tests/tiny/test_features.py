@@ -1,6 +1,7 @@
 """Looked-up vision features are the tower's own, for every image and in any order."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -71,6 +72,20 @@ def test_a_tower_put_away_comes_back_for_an_image_that_is_not_there(project, par
     assert sum(p.numel() for p in model.parameters()) == count
     plain = load("data/models/base", params.model).model.model.visual(pixels, grid_thw=grid)
     torch.testing.assert_close(found, plain.pooler_output, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_encoded_is_found_by_the_model(project, params, monkeypatch, dtype):
+    """The library casts pixels to the tower's dtype; the stage `encode` does not."""
+    monkeypatch.setattr(params.model, "dtype", dtype)
+    loaded = load("data/models/base", params.model)
+    store = FeatureStore()
+    store.attach(loaded.model)
+    inputs = loaded.processor.image_processor(pictures(), return_tensors="pt")
+    pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+    encoded = loaded.model.model.visual(pixels, grid_thw=grid).pooler_output
+    found = loaded.model.model.get_image_features(pixels, grid).pooler_output
+    assert torch.equal(torch.cat(found), encoded) and store.computed == len(grid)
 
 
 def test_keys_tell_pictures_apart(project, params):

@@ -30,10 +30,10 @@ class Recorded(graph.Replayed):
         state = self.state
         return [self.tokens, self.positions, state.unseen, state.now, *state.own.values()]
 
-    def with_buffers(self, tokens, positions, hidden, now, *own):
+    def with_buffers(self, tokens, positions, unseen, now, *own):
         state = self.state
         before = self.tokens, self.positions, state.unseen, state.now, state.own
-        self.tokens, self.positions, state.unseen, state.now = tokens, positions, hidden, now
+        self.tokens, self.positions, state.unseen, state.now = tokens, positions, unseen, now
         state.own = dict(zip(state.own, own))
         try:
             return self._run()
@@ -120,6 +120,14 @@ def test_a_step_waits_for_nothing_and_stays_on_its_device(model, monkeypatch):
     state.prompts = {layer: one.to("meta") for layer, one in state.prompts.items()}
     step.step = graph.Step(model.to("meta"))._run  # autocast knows no such device
     assert step._run().shape == (4, 64)
+
+
+def test_float32_weights_decode_under_autocast(model):
+    """As in training all weights in bfloat16: they stay float32, and the library's layers decode."""
+    prompts, rests = rows((3, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not graph.Step.fits(model)
+        assert [len(one) > 1 for one in sampled(model, prompts, rests)] == [True] * 4
 
 
 def test_a_cpu_records_nothing(model):

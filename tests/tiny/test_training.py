@@ -52,6 +52,27 @@ def test_rl_runs_with_its_own_rewards(encoded, params, method):
     assert logged | {"completion_length", "dev_score"} <= set(header.split(",")) and len(rows) == 4
 
 
+@pytest.mark.parametrize("method, trainable", [("sft", "lora"), ("rarl", "lora"), ("grpo", "full")])
+def test_training_in_bfloat16(request, params, monkeypatch, method, trainable):
+    """As on a GPU: what is trained stays float32, and with an adapter no image goes through the tower again."""
+    from stages.models import features
+    from stages.training.rl import train_rl
+    from stages.training.sft import train_sft
+
+    for block, key, value in (
+        (params.model, "dtype", "bfloat16"), (params.model, "device", "cpu"),
+        (params.train, "trainable", trainable), (params.train, "eval_steps", 2), (params.rl, "max_steps", 2),
+    ):  # fmt: skip
+        monkeypatch.setattr(block, key, value)
+    request.getfixturevalue("encoded")
+    if trainable == "lora":
+        monkeypatch.setattr(features, "_bring_back", lambda *args: pytest.fail("the tower ran"))
+    train_sft(params) if method == "sft" else train_rl(method, params)
+    trained = next(Path(f"data/models/{method}").rglob("*.safetensors"))
+    language = [v for k, v in load_file(trained).items() if "visual" not in k]
+    assert language and {value.dtype for value in language} == {torch.float32}
+
+
 def test_rewards_are_given_all_that_a_sample_has(encoded, params):
     from stages.training.rl import prepare
 
