@@ -96,7 +96,7 @@ def encoded(project, params):
         for sample in read_records(f"data/curated/{split}.jsonl", Sample):
             inputs = loaded.processor.image_processor(
                 [open_image(Path(params.data.root) / sample.image)], return_tensors="pt"
-            )
+            ).to(loaded.device)
             loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     store.save("data/features/training")
     return project

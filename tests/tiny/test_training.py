@@ -52,16 +52,18 @@ def test_rl_runs_with_its_own_rewards(encoded, params, method):
     assert logged | {"completion_length", "dev_score"} <= set(header.split(",")) and len(rows) == 4
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("method, trainable", [("sft", "lora"), ("rarl", "lora"), ("grpo", "full")])
-def test_training_in_bfloat16(request, params, monkeypatch, method, trainable):
+def test_training_in_bfloat16(request, params, monkeypatch, method, trainable, device):
     """As on a GPU: what is trained stays float32, and with an adapter no image goes through the tower again."""
     from stages.models import features
     from stages.training.rl import train_rl
     from stages.training.sft import train_sft
 
     for block, key, value in (
-        (params.model, "dtype", "bfloat16"), (params.model, "device", "cpu"),
+        (params.model, "dtype", "bfloat16"), (params.model, "device", device),
         (params.train, "trainable", trainable), (params.train, "eval_steps", 2), (params.rl, "max_steps", 2),
+        (params.rl, "max_completion_length", 20),
     ):  # fmt: skip
         monkeypatch.setattr(block, key, value)
     request.getfixturevalue("encoded")
