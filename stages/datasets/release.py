@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 from stages.answers import kind_of, normalise
+from stages.datasets.dicom import MAX_PIXELS
 from stages.errors import UserError
 from stages.records import Kind, Modality, Sample, image_file
 
@@ -252,8 +253,6 @@ class Picture:
 #: Bytes-to-picture results are kept here by the hash of the bytes, so that no stage decodes a picture again.
 #: The number changes with what `decode` does.
 KEPT = Path(".cache/pictures-2.jsonl")
-#: Larger pictures are refused: they would fill the memory of the machine (20,000 x 20,000 is 1.2 GB in RGB).
-MAX_PIXELS = 100_000_000
 _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 #: `smart_resize` of Qwen2-VL cannot take a longer strip than this.
 MAX_ASPECT = 200
