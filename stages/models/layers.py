@@ -23,6 +23,11 @@ def replace_forward(module, forward) -> None:
         module.forward = MethodType(forward, module)
 
 
+def without_autocast(x: torch.Tensor):
+    """A context in which operations on x's device keep the dtypes that they are given."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def _norm(x, weight, eps):
     wide = x.float()
     scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)

@@ -14,7 +14,14 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch.nn.functional import scaled_dot_product_attention
 
 from stages.models.features import patch_keys
-from stages.models.layers import adapted, gated, replace_forward, rms_norm, rotate
+from stages.models.layers import (
+    adapted,
+    gated,
+    replace_forward,
+    rms_norm,
+    rotate,
+    without_autocast,
+)
 
 #: Models whose language model hands an attention mask on as it is given. (Qwen3-VL's builds its own.)
 MODELS = ("qwen2_vl", "qwen2_5_vl")
@@ -158,10 +165,16 @@ class Rollout:
 
     def attend(self, module, query, key, value):
         """query: (rows, heads, head size), key and value with fewer heads; returns as query."""
+        with without_autocast(query):
+            return self._attend(module, query, key, value)
+
+    def _attend(self, module, query, key, value):
         own = self.own[module.layer_idx]
         prompts, heads, slots = own.shape[1:4]
         keys, values = self.prompts[module.layer_idx].flatten(1, 2)
-        query, new = query * module.scaling, torch.stack([key, value], 1)
+        new, narrow = torch.stack([key, value], 1), query.dtype != torch.float32
+        if not narrow:
+            query = query * module.scaling
         full = len(query) == prompts * slots
         if not full:
             query, new = (
@@ -172,15 +185,16 @@ class Rollout:
         own_keys, own_values = self._put(own, new).flatten(1, 3)
         # To (prompts, key heads, slots, queries a key head, head size).
         query = query.view(prompts, slots, heads, -1, query.shape[-1]).transpose(1, 2).contiguous()
-        far = torch.bmm(query.flatten(0, 1).flatten(1, 2), keys.transpose(1, 2))
-        near = torch.bmm(query.flatten(0, 2), own_keys.transpose(1, 2))
+        far = _scores(query.flatten(0, 1).flatten(1, 2), keys)
+        near = _scores(query.flatten(0, 2), own_keys)
         weights = [x.view(*query.shape[:-1], -1) for x in (far, near)]
         weights = self._hide(torch.cat(weights, -1))
-        weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
+        if narrow:
+            weights = weights.mul_(module.scaling)
+        weights = weights.softmax(-1).to(query.dtype)
         far, near = weights.split([keys.shape[1], own_keys.shape[1]], -1)
         out = torch.bmm(far.flatten(0, 1).flatten(1, 2), values).view(-1, *query.shape[3:])
-        # Not in place: autocast may have given the first product another dtype.
-        out = torch.baddbmm(out, near.flatten(0, 2), own_values).view_as(query)
+        out = out.baddbmm_(near.flatten(0, 2), own_values).view_as(query)
         out = out.transpose(1, 2).reshape(prompts * slots, -1, query.shape[-1])
         return out if full else out[self.place]
 
@@ -193,6 +207,15 @@ class Rollout:
         if self.padded:
             weights[..., : self.padding.shape[-1]].masked_fill_(self.padding, -torch.inf)
         return weights
+
+
+def _scores(query, keys):
+    """(batch, queries, keys) in float32: with Qwen2's biases scores are in the hundreds, where bfloat16 has steps of 1."""
+    if query.dtype == torch.float32:
+        return torch.bmm(query, keys.transpose(1, 2))
+    if query.is_cuda:
+        return torch.bmm(query, keys.transpose(1, 2), out_dtype=torch.float32)
+    return torch.bmm(query.float(), keys.float().transpose(1, 2))
 
 
 def _attention(

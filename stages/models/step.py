@@ -7,7 +7,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch.nn import Linear
 from torch.nn.functional import linear, rms_norm, silu
 
-from stages.models.layers import rotate
+from stages.models.layers import rotate, without_autocast
 from stages.models.shared_prompt import Rollout
 
 #: Values of a weight from which it does not stay in the cache, and columns of a block of it.
@@ -53,7 +53,7 @@ class Step:
 
     def __call__(self, tokens, positions, state: Rollout) -> torch.Tensor:
         """tokens, positions: (rows,). Returns what the head takes, (rows, hidden size)."""
-        with torch.autocast(tokens.device.type, enabled=False):  # dtypes are right as they are
+        with without_autocast(tokens):
             return self._run(tokens, positions, state)
 
     def _run(self, tokens, positions, state):

@@ -5,13 +5,16 @@ Python, which shows the same faults: a number that changes from token to token b
 place of an old one, a wait for the device.
 """
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from stages.models import decode, graph
-from stages.models.shared_prompt import Prompt, prepare_layers
+from stages.models.shared_prompt import Packed, Prompt, Rollout, prepare_layers
 
 
 class Recorded(graph.Replayed):
@@ -99,6 +102,34 @@ def test_a_static_cache_says_what_a_growing_one_says(model, monkeypatch, counts,
     assert Recorded.replayed == (steps - graph.WARM if kind is Recorded else 0)
 
 
+@pytest.mark.parametrize("kind", [Rollout, graph.StaticRollout])
+def test_large_scores_keep_their_differences_in_bfloat16(kind):
+    """Keys and queries of Qwen2 have biases that make scores of hundreds; what counts are differences of units."""
+    torch.manual_seed(0)
+    module = SimpleNamespace(layer_idx=0, scaling=32**-0.5)
+    prefill = Packed([20], [[1, 1, 1]], torch.device("cpu"), keep=True)
+    bias = torch.full((32,), 8.0)
+
+    def some(tokens, heads):
+        return torch.randn(tokens, heads, 32).bfloat16()
+
+    query, key, value = some(23, 4) + bias.bfloat16(), some(23, 2) + bias.bfloat16(), some(23, 2)
+    prefill.attend(module, query, key, value)
+    state = kind(prefill, 4)
+    query, new, more = some(3, 4) + bias.bfloat16(), some(3, 2) + bias.bfloat16(), some(3, 2)
+    if kind is graph.StaticRollout:
+        state.unseen.index_fill_(-1, state.now + state.far, False)
+    ours = state.attend(module, query, new, more)
+    for row in range(3):
+        keys = torch.cat([key[:20], key[20 + row : 21 + row], new[row : row + 1]]).float()
+        values = torch.cat([value[:20], value[20 + row : 21 + row], more[row : row + 1]]).float()
+        scores = torch.einsum("hd,thd->ht", query[row].float(), keys.repeat_interleave(2, 1))
+        assert scores.abs().max() * module.scaling > 300
+        exact = (scores * module.scaling).softmax(-1)
+        exact = torch.einsum("ht,thd->hd", exact, values.repeat_interleave(2, 1))
+        assert float((ours[row].float() - exact).norm() / exact.norm()) < 0.01
+
+
 def test_a_step_waits_for_nothing_and_stays_on_its_device(model, monkeypatch):
     """On the device that has no values, an operation that asks for one fails, as does one with another device."""
     prompts, rests = rows((2, 2))
@@ -118,7 +149,9 @@ def test_a_step_waits_for_nothing_and_stays_on_its_device(model, monkeypatch):
     state.unseen, state.now = state.unseen.to("meta"), state.now.to("meta")
     state.own = {layer: one.to("meta") for layer, one in state.own.items()}
     state.prompts = {layer: one.to("meta") for layer, one in state.prompts.items()}
-    step.step = graph.Step(model.to("meta"))._run  # autocast knows no such device
+    step.step = graph.Step(model.to("meta"))
+    for module in ("step", "shared_prompt"):  # autocast knows no such device
+        monkeypatch.setattr(f"stages.models.{module}.without_autocast", contextlib.nullcontext)
     assert step._run().shape == (4, 64)
 
 
