@@ -74,7 +74,7 @@ CPU = (
     Case("inference, 4 images, 6 questions each", "inference", prompts=4, group=6, ends=4.0),
 )
 GPU = (
-    Case("Qwen2-VL-2B, 256 tokens", model="qwen2_vl_2b", pixels=616, tokens=256),
+    Case("Qwen2-VL-2B, 256 tokens", model="qwen2_vl_2b", pixels=616, tokens=256, prompts=1),
     Case("Qwen2-VL-2B, SFT, 8 rows", "sft", "qwen2_vl_2b", pixels=616, prompts=8),
     Case("Qwen2-VL-2B, inference", "inference", "qwen2_vl_2b", 616, 6, 256, 4),
 )
@@ -164,7 +164,7 @@ def prepared(case: Case, fast: bool, steps: int):
     from stages.models.features import FeatureStore, put_away
     from stages.models.loading import keep_freed_memory
 
-    if fast and not torch.cuda.is_available():
+    if fast:
         keep_freed_memory()
     torch.manual_seed(0)
     model, processor = build(case, store=fast)

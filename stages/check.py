@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import shutil
+import sysconfig
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ PHANTOM = Path("data/phantom")
 TRAINING_RELEASE = {"silvar_med": "slake", "own": "own", "sat": "sat"}
 #: Free memory and disk in GB that a run needs, estimated generously: (memory, disk).
 #: A 2B base: 9 GB of float32 weights, gradients and activations on a CPU; features of 1.6 MB an image.
-NEEDS = {"embedded": (4, 2), "large, cpu": (16, 12), "large, cuda": (8, 12)}
+NEEDS = {"embedded": (4, 2), "large, cpu": (16, 12), "large, cuda": (12, 16)}
 #: Set to `ignore`, this environment variable turns too little memory or disk into a warning.
 RESOURCES = "RARL_RESOURCES"
 
@@ -140,14 +141,12 @@ def check_device(params: Params) -> str:
             raise UserError(
                 "model.attention = flash_attention_2",
                 "model.device is cpu" if model.device == "cpu" else "the package flash-attn is not installed",
-                "flash-attn, on a CUDA device", "set model.attention to auto, or `pip install -e '.[flash]'`",
+                "flash-attn, on a CUDA device", "set model.attention to auto, or install it (README, 'On a GPU')",
             )  # fmt: skip
         if model.dtype != "bfloat16":
             raise UserError("model.attention = flash_attention_2", f"model.dtype {model.dtype}", "bfloat16",
                             "set model.dtype to bfloat16, or model.attention to auto")  # fmt: skip
-    if model.device == "cpu" or (
-        model.device == "auto" and model.dtype == "float32" and params.base.source == "embedded"
-    ):
+    if model.device == "cpu":
         return "cpu"
     import torch
 
@@ -158,6 +157,8 @@ def check_device(params: Params) -> str:
             "a GPU, its driver and a CUDA build of torch",
             "set model.device to auto or cpu, or install the CUDA build (README, 'On a GPU')",
         )  # fmt: skip
+    if cuda:
+        check_cuda(params)
     if model.dtype == "bfloat16" and not (
         cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     ):
@@ -165,6 +166,26 @@ def check_device(params: Params) -> str:
             f"bfloat16 has no fast path on {'this GPU' if cuda else 'most CPUs'}: float32 may be faster there"
         )
     return "cuda" if cuda else "cpu"
+
+
+def check_cuda(params: Params) -> None:
+    """Look for what training on a CUDA device needs besides: one device a process, and what Triton compiles with."""
+    import torch
+
+    count, processes = torch.cuda.device_count(), params.accelerate.processes
+    if count > 1 and processes == 1:
+        raise UserError(
+            "accelerate.processes = 1", f"{count} GPUs that PyTorch sees", "one GPU a process",
+            f"set CUDA_VISIBLE_DEVICES=0 in the environment, or accelerate.processes to {count}",
+        )  # fmt: skip
+    compilers = [os.environ.get("CC"), "gcc", "clang", "cc"]
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not any(name and shutil.which(name) for name in compilers) or not header.is_file():
+        raise UserError(
+            "model.device", f"a GPU, but no {'C compiler' if header.is_file() else header}",
+            "a C compiler and Python's headers, with which Triton builds the trainers' kernels",
+            "install them (Debian, Ubuntu: build-essential and python3-dev), or set model.device to cpu",
+        )  # fmt: skip
 
 
 def check_encoder(params: Params) -> None:

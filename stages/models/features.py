@@ -7,7 +7,6 @@ tower itself for an image that is not in the store. Until there is one, its weig
 the device (`put_away`).
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -16,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from stages.models.layers import replace_forward, without_peft
-from stages.records import write_json
+
+FILE = "features.safetensors"
 
 
 def patch_keys(pixels: torch.Tensor, grid: torch.Tensor) -> list[str]:
@@ -40,26 +40,12 @@ class FeatureStore:
 
     @classmethod
     def load(cls, folder: str | Path) -> "FeatureStore":
-        folder = Path(folder)
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "features.safetensors")["features"] if index else None
-        features, start = {}, 0
-        for key, count in index.items():
-            features[key] = tensors[start : start + count]
-            start += count
-        return cls(features)
+        return cls(load_file(Path(folder) / FILE))
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = list(self.features.values())
-        save_file(
-            {"features": torch.cat(tensors) if tensors else torch.zeros(0)},
-            folder / "features.safetensors",
-        )
-        write_json(
-            folder / "index.json", {key: value.shape[0] for key, value in self.features.items()}
-        )
+        save_file(self.features, folder / FILE)
 
     def attach(self, model) -> None:
         """Let a (PEFT-wrapped or plain) Qwen2-VL look its image features up here."""

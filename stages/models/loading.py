@@ -9,15 +9,18 @@ import contextlib
 import ctypes
 import importlib.util
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from stages import params as P
 from stages.errors import UserError
+from stages.models.layers import embed_patches, replace_forward
 from stages.models.processor import ImageTextProcessor, load_processor
 from stages.records import read_json
 
@@ -40,7 +43,12 @@ def choose_device(model: P.Model) -> torch.device:
             "a GPU and a CUDA build of torch",
             "set model.device to auto or cpu, or install the CUDA build (README, 'On a GPU')",
         )
-    return torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if model.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # One each, where several processes run.
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
 
 
 def choose_attention(model: P.Model, device: torch.device) -> str:
@@ -67,12 +75,15 @@ def keep_freed_memory() -> None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block apart
 
 
-def load(folder: str | Path, model: P.Model, adapter: bool = True) -> Loaded:
+def load(
+    folder: str | Path, model: P.Model, adapter: bool = True, trainable: bool = False
+) -> Loaded:
     """Load the model of one folder, frozen vision tower, in evaluation mode.
 
     Args:
         folder: a model folder, see the module's docstring.
         adapter: False leaves the adapter of the folder away.
+        trainable: an adapter is to be trained on.
 
     Raises:
         UserError: the base cannot be found, or the device or package asked for is not there.
@@ -82,10 +93,13 @@ def load(folder: str | Path, model: P.Model, adapter: bool = True) -> Loaded:
     pointer = read_json(folder / "base.json")
     device = choose_device(model)
     attention = choose_attention(model, device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory()
+    if device.type == "cuda":
+        # cuDNN's makes a plan for each new shape, tens of milliseconds each, and here shapes are new all the time.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     source = str(folder / "full") if adapter and (folder / "full").is_dir() else pointer["source"]
     transformers_logging.disable_progress_bar()
+    enable_progress_bars()  # the hub's: a download of gigabytes must not look like a stop
     try:
         network = Qwen2VLForConditionalGeneration.from_pretrained(
             source,
@@ -101,7 +115,7 @@ def load(folder: str | Path, model: P.Model, adapter: bool = True) -> Loaded:
             f"model.attention = {model.attention}",
             str(error).splitlines()[0],
             "an attention implementation that is installed",
-            "set model.attention to sdpa, or install the `flash` extra",
+            "set model.attention to sdpa, or install flash-attn (README, 'On a GPU')",
         ) from None
     except OSError as error:
         raise UserError(
@@ -112,12 +126,14 @@ def load(folder: str | Path, model: P.Model, adapter: bool = True) -> Loaded:
         ) from None
     network.requires_grad_(True)
     network.model.visual.requires_grad_(False)  # the paper freezes the vision encoder (2.3)
+    if device.type == "cuda":
+        replace_forward(network.model.visual.patch_embed, embed_patches)
     network.generation_config = _generation_config(network, processor)
     if adapter and (folder / "adapter_config.json").is_file():
         from peft import PeftModel
 
         with contextlib.redirect_stdout(io.StringIO()):
-            network = PeftModel.from_pretrained(network, str(folder))
+            network = PeftModel.from_pretrained(network, str(folder), is_trainable=trainable)
     return Loaded(network.to(device).eval(), processor, device, attention)
 
 

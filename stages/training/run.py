@@ -94,7 +94,7 @@ class Run:
         if self.params.train.trainable == "full":
             # In bfloat16 most updates at a usual learning rate are smaller than a weight's last digit.
             model = model.model_copy(update={"dtype": "float32"})
-        loaded = load(self.start, model)
+        loaded = load(self.start, model, trainable=True)
         FeatureStore.load(FEATURES).attach(loaded.model)
         if self.params.train.trainable != "full":  # whole models are saved with their tower
             put_away(loaded.model)
@@ -155,6 +155,8 @@ class Run:
         frozen = [p for p in tower(network).parameters() if p.requires_grad]
         if frozen:
             raise RuntimeError("the vision tower must be frozen")
+        if not any(p.requires_grad for p in network.parameters()):
+            raise RuntimeError("there is no weight to train")
         loaded.shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         log = Log(self, loaded, network)
         trainer.add_callback(log)
@@ -246,7 +248,10 @@ class Log(TrainerCallback):
             folder = self.run.folder / "best"
             shutil.rmtree(folder, ignore_errors=True)
             full = self.run.params.train.trainable == "full"
-            self.network.save_pretrained(folder / "full" if full else folder)
+            if full:
+                self.network.save_pretrained(folder / "full")
+            else:  # without the reference's copy, which TRL makes of an adapter that is trained on
+                self.network.save_pretrained(folder, selected_adapters=["default"])
             (folder / "README.md").unlink(missing_ok=True)
         if is_main_process():
             write_json(self.file, self.scores)

@@ -118,6 +118,14 @@ def test_adapter_in_float32_beside_a_bfloat16_base(autocast):
     equal(*outs, atol=0.05, rtol=0.02)
 
 
+def test_embedding_of_patches():
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
+
+    torch.manual_seed(0)
+    module, pixels = PatchEmbed(patch_size=4, embed_dim=6), torch.randn(5, 3 * 2 * 4 * 4)
+    torch.testing.assert_close(layers.embed_patches(module, pixels), module(pixels))
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_scores(temperature):
     torch.manual_seed(0)

@@ -75,6 +75,26 @@ def test_training_in_bfloat16(request, params, monkeypatch, method, trainable, d
     assert language and {value.dtype for value in language} == {torch.float32}
 
 
+def test_rl_goes_on_from_the_sft_adapter(encoded, params, monkeypatch):
+    """Its copy, which TRL makes for the reference policy, is no output."""
+    from stages.training.rl import train_rl
+    from stages.training.sft import train_sft
+
+    train_sft(params)
+    for block, key, value in (
+        (params.train, "start", "sft"), (params.rl, "learning_rate", 1e-2), (params.grpo.rewards, "length", 50.0),
+    ):  # fmt: skip
+        monkeypatch.setattr(block, key, value)
+    metrics = train_rl("grpo", params)
+    before, after = (
+        load_file(f"data/models/{name}/adapter_model.safetensors") for name in ("sft", "grpo")
+    )
+    assert before.keys() == after.keys()
+    assert metrics["trainable_parameters"] == sum(value.numel() for value in before.values())
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert not list(Path("data/models/grpo").rglob("ref"))
+
+
 def test_rewards_are_given_all_that_a_sample_has(encoded, params):
     from stages.training.rl import prepare
 
@@ -162,12 +182,12 @@ def test_other_data_code_or_packages_are_another_run(encoded, params, monkeypatc
     changed = [
         "data/curated/train.jsonl",
         "data/curated/dev.jsonl",
-        "data/features/training/index.json",
+        "data/features/training/features.safetensors",
     ]
     for path in [*changed, "data/models/base/base.json", *(f"{c}/x.py" for c in run.CODE[:4])]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        text = Path(path).read_text() if Path(path).is_file() else ""
-        Path(path).write_text(text + (text.splitlines(True)[0] if "jsonl" in path else "\n"))
+        old = Path(path).read_bytes() if Path(path).is_file() else b""
+        Path(path).write_bytes(old + (old.splitlines(True)[0] if "jsonl" in path else b"\n"))
         folders.append(run.Run("sft", params, {}).folder)
     monkeypatch.setattr(run, "packages", lambda: {"torch": "0"})
     folders += [run.Run("sft", params, {}).folder, run.Run("sft", params, {"beta": 1}).folder]

@@ -243,3 +243,17 @@ def test_cuda_that_is_not_there(project):
     assert code == 1 and "no CUDA device" in said and "set model.device to auto or cpu" in said
     code, said = run(model__device="auto", model__dtype="bfloat16")
     assert code == 0 and "bfloat16 has no fast path on most CPUs" in said
+
+
+@pytest.mark.tiny
+def test_a_gpu_must_be_one_a_process_and_have_a_compiler(project, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    code, said = run(model__device="cuda")
+    assert code == 1 and "2 GPUs" in said and "CUDA_VISIBLE_DEVICES=0" in said
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(check.shutil, "which", lambda name: None)
+    code, said = run(model__device="cuda")
+    assert code == 1 and "no C compiler" in said and "build-essential and python3-dev" in said
