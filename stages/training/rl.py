@@ -10,7 +10,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from stages.models.features import FeatureStore
 from stages.models.generation import vision_tokens
-from stages.models.loading import Loaded
+from stages.models.loading import Loaded, choose_device
 from stages.params import Method, Params
 from stages.rewards import reward_functions
 from stages.rewards.bertscore import BertScorer
@@ -60,7 +60,9 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     ]  # fmt: skip
     functions, weights = reward_functions(
         method.rewards,
-        lambda: BertScorer(params.encoder.source, params.encoder.num_layers),
+        lambda: BertScorer(
+            params.encoder.source, params.encoder.num_layers, str(choose_device(params.model))
+        ),
         params.reward,
     )
     per_pass, passes = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")
