@@ -287,12 +287,15 @@ def relief(
     knobs = [
         (*micro, 1),
         (params.train, "gradient_checkpointing", True),
+        (params.decoding, "batch_size", max(1, params.decoding.batch_size // 4)),
         (params.model, "max_pixels", max(params.model.min_pixels, params.model.max_pixels // 2)),
         (params.rl, "max_completion_length", max(1, params.rl.max_completion_length // 2)),
     ]
     if rl:
         knobs.append((params.rl, "group_size", max(2, params.rl.group_size // 2)))
-    blocks = {id(getattr(params, name)): name for name in ("rl", "sft", "train", "model")}
+    blocks = {
+        id(getattr(params, name)): name for name in ("rl", "sft", "train", "decoding", "model")
+    }
     steps, last = [], estimate(config, params, image_pixels, method, device).total
     for block, key, new in knobs:
         if last <= have:

@@ -42,7 +42,7 @@ def test_processes_are_started_by_accelerate_or_on_a_cpu_by_torchrun(
     started, params, monkeypatch, cuda
 ):
     monkeypatch.setattr(launch, "_cuda", lambda: cuda)
-    params.accelerate.processes = 2
+    params.model.device, params.accelerate.processes = "auto", 2
     assert launch.on_several_processes(params, "stages.infer", ["--model", "base"])
     (line,) = started
     assert line.endswith("-m stages.infer --model base")

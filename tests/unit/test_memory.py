@@ -105,7 +105,7 @@ def test_each_knob_saves_and_those_that_keep_the_mathematics_come_first(paper):
     before = paper.model_dump()
     steps = relief(qwen2_vl_2b(), paper, PIXELS, "rarl", "cuda", 0)
     assert [change.split()[0] for change, _ in steps] == [
-        "rl.micro_prompts", "train.gradient_checkpointing", "model.max_pixels",
+        "rl.micro_prompts", "train.gradient_checkpointing", "decoding.batch_size", "model.max_pixels",
         "rl.max_completion_length", "rl.group_size",
     ]  # fmt: skip
     totals = [estimate(qwen2_vl_2b(), paper, PIXELS).total, *(total for _, total in steps)]
