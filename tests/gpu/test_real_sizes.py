@@ -11,6 +11,15 @@ from stages.models.generation import Request, ask
 from stages.models.loading import Loaded
 
 
+def two_questions(rows, folder):
+    """About the image of each row, which is saved in the folder."""
+    requests = []
+    for index, row in enumerate(rows):
+        row["image"].save(path := folder / f"{index}.png")
+        requests += [Request(f"{index}{q}", q, path) for q in ("Where?", "Is it?")]
+    return requests
+
+
 def test_a_step_of_the_2b_model_fits(tmp_path):
     """Qwen2-VL-2B, bfloat16, LoRA r = 8, G = 8, 401,408 px at most, 256 tokens: under 24 GB, and so under 40."""
     case = Case("one prompt", model="qwen2_vl_2b", pixels=616, tokens=256, prompts=1)
@@ -25,12 +34,7 @@ def test_a_recorded_step_says_what_an_unrecorded_one_says(tmp_path, monkeypatch)
     """The same operations, asked for one by one and as a CUDA graph."""
     case = Case("2b", model="qwen2_vl_2b", pixels=616, prompts=2)
     model, processor, rows, _ = prepared(case, True, 1)
-    requests = []
-    for index, row in enumerate(rows):
-        row["image"].save(tmp_path / f"{index}.png")
-        requests += [
-            Request(f"{index}{q}", q, tmp_path / f"{index}.png") for q in ("Where?", "Is it?")
-        ]
+    requests = two_questions(rows, tmp_path)
     loaded = Loaded(model.eval(), processor, model.device, "sdpa")
     recorded, record = [], graph.Replayed._record
 
@@ -51,12 +55,7 @@ def test_a_recorded_step_says_what_an_unrecorded_one_says(tmp_path, monkeypatch)
 def test_the_device_answers_as_the_cpu(tmp_path, monkeypatch, shared):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, processor, rows, _ = prepared(Case("small", pixels=112, prompts=4), False, 1)
-    requests = []
-    for index, row in enumerate(rows):
-        row["image"].save(tmp_path / f"{index}.png")
-        requests += [
-            Request(f"{index}{q}", q, tmp_path / f"{index}.png") for q in ("Where?", "Is it?")
-        ]
+    requests = two_questions(rows, tmp_path)
     said = [
         ask(
             Loaded(model.float().to(device), processor, torch.device(device), "sdpa", shared),
