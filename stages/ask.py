@@ -8,6 +8,7 @@ import click
 
 from stages.errors import UserError
 from stages.params import Params, load_params
+from stages.pinning import pin
 from stages.records import write_json
 from stages.training.card import NOT_CLINICAL
 
@@ -23,6 +24,7 @@ DICOM = (".dcm", ".dicom")
 @click.option("--choices", multiple=True, help="One option of a multiple-choice question; may be given often.")  # fmt: skip
 def main(name, image, question, slug, choices):
     params = load_params()
+    pin(params)
     if slug not in params.mode:
         raise UserError(
             f"--mode {slug}", "no such mode", f"one of {', '.join(params.mode)}", "name one of these"

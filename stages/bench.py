@@ -29,7 +29,6 @@ from types import SimpleNamespace
 
 import click
 
-from stages.errors import stage_main
 from stages.records import write_json
 
 OUTPUT = Path("metrics/bench")
@@ -539,7 +538,6 @@ def page(results: list[dict]) -> str:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--only", multiple=True, help="Cases whose name contains this; may be given often.")
 @click.option("--output", default=OUTPUT, type=click.Path(path_type=Path), show_default=True)
-@stage_main
 def main(steps, threads, only, output):
     import torch
 

@@ -30,8 +30,9 @@ def key_of(*paths: str | Path, **values) -> str:
 
 
 def packages() -> dict[str, str]:
-    """Versions of what computes: results of other versions are another run's."""
-    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")}
+    """Versions of the libraries that compute; part of every cache key."""
+    names = ("torch", "numpy", "transformers", "trl", "peft", "accelerate")
+    return {name: version(name) for name in names}
 
 
 def finished(path: Path, kind: type[R]) -> list[R]:

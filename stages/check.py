@@ -15,6 +15,7 @@ import click
 
 from stages.errors import UserError, stage_main
 from stages.params import BENCHMARKS, Params, load_params
+from stages.pinning import unportable
 from stages.records import write_json
 
 PHANTOM = Path("data/phantom")
@@ -212,6 +213,17 @@ def check_judges(params: Params) -> None:
                 asked[settings.kind](slug, settings)
 
 
+def check_portable(params: Params) -> None:
+    """Say where the pinned numbers of this machine are not those of other machines, and what to do."""
+    if not (params.model.portable and params.model.device == "cpu"):
+        return
+    if reason := unportable():
+        warn(
+            f"{reason}: its numbers differ from the committed ones. Before you compare experiments, commit a baseline "
+            "of your own: `dvc repro`, then `git add dvc.lock metrics` and `git commit`"
+        )
+
+
 def check_resources(params: Params, device: str) -> str:
     """Compare free memory and disk with an estimate of what the run needs."""
     import psutil
@@ -273,6 +285,7 @@ def main() -> None:
     check_judges(params)
     device = check_device(params)
     click.echo(f"  machine   {check_resources(params, device)}")
+    check_portable(params)
     for path in remove_leftovers(params):
         click.echo(f"  removed   {path}: no longer listed in params.yaml")
     write_json("data/check.json", {"params": "valid"})

@@ -28,15 +28,21 @@ class UserError(click.ClickException):
 def stage_main(function):
     """Wrap a stage's `main`: a user's mistake ends it with one message, Ctrl-C with one line.
 
+    Numeric libraries are pinned before the stage imports them (`stages/pinning.py`).
     A stage that comes to its end writes its time and memory to `metrics/cost/`, apart from all metrics.
     """
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
+        from stages.params import load_params
+        from stages.pinning import pin
+
         started = time.perf_counter()
         # What one library says to another is none of the user's business.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         try:
+            if Path("params.yaml").is_file():
+                pin(load_params())
             result = function(*args, **kwargs)
         except KeyboardInterrupt:
             click.echo(

@@ -37,8 +37,8 @@ def main(name):
             source = params.samples_file(test_set)
             samples = read_records(source, Sample)
             key = key_of(
-                folder, source, "stages/models", "stages/answers.py", prompt=template(mode.prompt), image=mode.image,
-                decoding=params.decoding.model_dump(), model=params.model.model_dump(), seed=params.seed,
+                folder, source, "stages/models", "stages/answers.py", "stages/pinning.py",
+                prompt=template(mode.prompt), image=mode.image, decoding=params.decoding.model_dump(), model=params.model.model_dump(), seed=params.seed,
                 packages=packages(),
             )  # fmt: skip
             scratch = CACHE / "predictions" / f"{key}.jsonl"

@@ -169,7 +169,9 @@ def cache_key(params: Params, name: str, questions: Path, predicted: Path) -> st
         files |= {f"ratings/{path.name}": path for path in ratings_files(settings.rater)}
     code = Path(__file__).parent
     files |= {path.name: path for path in sorted((code / "judges").glob("*.py"))}
-    files |= {path: code / path for path in ("answers.py", "encoder.py", "records.py")}
+    files |= {
+        path: code / path for path in ("answers.py", "encoder.py", "pinning.py", "records.py")
+    }
     depends = {
         "settings": settings.model_dump(),
         "place": predicted.as_posix() if settings.kind == "human" else None,

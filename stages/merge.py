@@ -11,6 +11,7 @@ import click
 from stages.ask import model_folder
 from stages.errors import UserError
 from stages.params import Params, load_params
+from stages.pinning import pin
 from stages.records import read_json, write_json
 
 
@@ -19,6 +20,7 @@ from stages.records import read_json, write_json
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder.")
 def main(name, output):
     params = load_params()
+    pin(params)
     folder = model_folder(name)
     if not (folder / "adapter_config.json").is_file() and not (folder / "full").is_dir():
         raise UserError(

@@ -84,8 +84,11 @@ class Model(Block):
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """`auto` takes flash-attn where it is installed and the device can, else PyTorch's SDPA (paper: Flash Attention, 2.3)."""
-    threads: Positive = 2
-    """CPU threads of PyTorch: fixed, because sums split over other numbers of threads round differently."""
+    threads: Positive = 1
+    """CPU threads of PyTorch. Sums that are split over another number of threads round differently, and beside other
+    work on the machine two threads wait for each other most of the time (`metrics/bench/portable.md`)."""
+    portable: bool = False
+    """Give the same bits on every x86-64 processor with AVX2 (`stages/pinning.py`); only with `device: cpu`."""
     min_pixels: Positive = 3136
     max_pixels: Positive = 12544
     """Images are scaled to at most this many pixels (ours: 401,408 in the paper profile, the cap that R1-V and VLM-R1 use)."""

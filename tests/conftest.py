@@ -1,11 +1,19 @@
-"""What all tests share: no downloads, fixed threads, and the folder of real releases where there is one."""
+"""What all tests share: no downloads, pinned kernels, and the folder of real releases where there is one."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from stages.params import load_params
+from stages.pinning import pin
+
 ROOT = Path(__file__).parent.parent
+
+# Before anything imports NumPy or PyTorch. On a GPU nothing is pinned.
+if not shutil.which("nvidia-smi"):
+    pin(load_params(ROOT / "params.yaml"))
 
 # Before anything imports a Hugging Face library: a test never downloads.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,11 +38,11 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def fixed_threads(request):
-    """Sums split over other numbers of threads round differently: two, as in `params.yaml`."""
+    """Sums that are split over another number of threads round differently: one, as in `params.yaml`."""
     if request.node.get_closest_marker("tiny"):
         import torch
 
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from types import MethodType
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch.autograd import Function
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 
 def without_peft(model):
@@ -144,14 +144,64 @@ def embed_patches(module, pixels: torch.Tensor) -> torch.Tensor:
     return linear(pixels.to(weight.dtype), weight.flatten(1), module.proj.bias)
 
 
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx, query, key, value, mask, scale):
+        scores = torch.bmm(query, key.transpose(1, 2)).mul_(scale)
+        probs = scores.masked_fill_(~mask, -torch.inf).softmax(-1)
+        ctx.save_for_backward(query, key, value, probs)
+        ctx.scale = scale
+        return torch.bmm(probs, value)
+
+    @staticmethod
+    def backward(ctx, grad):
+        query, key, value, probs = ctx.saved_tensors
+        slope = torch.bmm(grad, value.transpose(1, 2))
+        slope = torch.ops.aten._softmax_backward_data(slope, probs, -1, slope.dtype)
+        slope.mul_(ctx.scale)
+        to_value = torch.bmm(probs.transpose(1, 2), grad)
+        return torch.bmm(slope, key), torch.bmm(slope.transpose(1, 2), query), to_value, None, None
+
+
+def attention(query, key, value, scale: float, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Scaled dot-product attention: PyTorch's fused kernel or, where that is off, matrix products.
+
+    Args:
+        query: (batch, heads, queries, head size).
+        key, value: (batch, key-value heads, keys, head size).
+        mask: (queries, keys), True where a query attends to a key; None for causal attention.
+
+    Returns:
+        As query.
+    """
+    composed = query.is_cpu and not torch.backends.cuda.flash_sdp_enabled()
+    fused = not composed or query.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+    if mask is None:
+        if fused:
+            return scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scale, enable_gqa=True
+            )
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    # The queries that share keys follow each other in one head, so that no key is copied.
+    several = query.shape[1] // key.shape[1]
+    query, mask = query.unflatten(1, (-1, several)).flatten(2, 3), mask.repeat(several, 1)
+    if fused:
+        out = scaled_dot_product_attention(query, key, value, mask, scale=scale)
+    else:
+        flat = (x.flatten(0, 1) for x in (query, key, value))
+        out = _Attention.apply(*flat, mask, scale).unflatten(0, query.shape[:2])
+    return out.unflatten(2, (several, -1)).flatten(1, 2)
+
+
 class _TokenScores(Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature):
-        log_probs, entropies, slopes = [], [], []
+        log_probs, entropies, hits, slopes = [], [], [], []
         rows = max(64, 2**19 // len(weight))
         for some, target in zip(hidden.split(rows), targets.split(rows)):
             scores = (some @ weight.t()).div_(temperature)
-            scores.sub_(scores.logsumexp(-1, keepdim=True))
+            scores = scores.log_softmax(-1)
+            hits.append(scores.argmax(-1) == target)
             log_probs.append(scores.gather(-1, target[:, None])[:, 0])
             probs = scores.exp()
             entropies.append(-torch.linalg.vecdot(probs, scores))
@@ -159,19 +209,21 @@ class _TokenScores(Function):
                 slopes.append(weight[target].sub_(probs @ weight).div_(temperature))
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
-        entropies = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropies)
-        return torch.cat(log_probs), entropies
+        entropies, hits = torch.cat(entropies), torch.cat(hits)
+        ctx.mark_non_differentiable(entropies, hits)
+        return torch.cat(log_probs), entropies, hits
 
     @staticmethod
-    def backward(ctx, grad, _):
+    def backward(ctx, grad, *_):
         return ctx.saved_tensors[0] * grad[:, None], None, None, None
 
 
 def token_scores(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each token under a frozen head, and the entropy, which has no gradient.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probability of each token under a frozen head, the entropy, and whether no token is more probable.
+
+    The entropy has no gradient.
 
     What a log-probability's gradient does to the hidden state is known in the forward pass already, where the logits
     are at hand: the target's weights less the mean of all by probability. So the backward pass multiplies by a number.
@@ -182,6 +234,6 @@ def token_scores(
         targets: (tokens,).
 
     Returns:
-        Two of (tokens,).
+        Three of (tokens,).
     """
     return _TokenScores.apply(hidden, weight, targets, temperature)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch.nn.functional import scaled_dot_product_attention
 
 from stages.models.features import patch_keys
 from stages.models.layers import (
     adapted,
+    attention,
     gated,
     replace_forward,
     rms_norm,
@@ -53,9 +53,7 @@ class Packed:
             real = steps < lengths[:, None]  # (rows, longest): the rest is padding
             padded = ((lengths.cumsum(0) - lengths)[:, None] + steps).where(real, 0)
             sees = torch.ones(longest, prompt + longest, dtype=torch.bool, device=device)
-            self.groups.append(
-                (padded, real.flatten().nonzero()[:, 0], sees.tril(prompt)[None, None])
-            )
+            self.groups.append((padded, real.flatten().nonzero()[:, 0], sees.tril(prompt)))
         self.own = torch.cat(places)
         """Places of the rows' own tokens: what the last layer, and so the backbone, returns."""
 
@@ -69,15 +67,12 @@ class Packed:
             iter(x.split(self.sizes if len(x) == len(key) else self.sizes[1::2]))
             for x in (query, key, value)
         )
-        several = query.shape[1] // key.shape[1]
         parts = []
         for padded, real, sees in self.groups:
             prompt = [next(x).transpose(0, 1)[None] for x in (keys, values)]
             if of_all:
                 q = next(queries).transpose(0, 1)[None]
-                out = scaled_dot_product_attention(
-                    q, *prompt, is_causal=True, scale=module.scaling, enable_gqa=True
-                )
+                out = attention(q, *prompt, module.scaling)
                 parts.append(out[0].transpose(0, 1))
             own = [next(x) for x in (queries, keys, values)]
             if len(real):
@@ -93,12 +88,7 @@ class Packed:
                     torch.cat([shared.expand(len(q), -1, -1, -1), one], 2)
                     for shared, one in zip(prompt, own)
                 )
-                # The queries that share keys in one head behind each other: no key is copied.
-                out = scaled_dot_product_attention(
-                    q.unflatten(1, (-1, several)).flatten(2, 3), k, v, sees.repeat(1, 1, several, 1),
-                    scale=module.scaling,
-                )  # fmt: skip
-                out = out.unflatten(2, (several, -1)).flatten(1, 2).transpose(1, 2)
+                out = attention(q, k, v, module.scaling, sees).transpose(1, 2)
                 parts.append(out.flatten(0, 1).index_select(0, real))
         return torch.cat(parts)
 

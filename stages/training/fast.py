@@ -7,11 +7,14 @@ dropout in the adapter (`lora.dropout`) a group shares its prompt's noise, and s
 Where something is asked for that this does not know, stock TRL does it, and the run says so once.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from tqdm import tqdm
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import (
+    FusedCausalLMOutput,
     split_pixel_values_by_grid,
     split_tensor_dict,
     unsplit_pixel_values_by_grid,
@@ -150,6 +153,63 @@ class SharedPrompt:
         return log_probs, entropies, None
 
 
+class CompletionsOnly:
+    """Mixin for `SFTTrainer`: padding is not run, and the last layer and the head run for the completions only.
+
+    The same mathematics as TRL's (`tests/tiny/test_fast.py`), which a model, head or batch that does not fit falls back
+    to.
+    """
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        network = without_peft(model)
+        fits = (
+            network is without_peft(self.accelerator.unwrap_model(model))
+            and len(inputs.get("image_grid_thw", ())) == len(inputs["input_ids"])
+            and prepare_layers(network.model) is None
+            and _frozen_head(network) is not None
+        )
+        return super().compute_loss(
+            partial(_completion_scores, network) if fits else model, inputs, *args, **kwargs
+        )
+
+
+def _completion_scores(
+    network, input_ids, attention_mask, labels, pixel_values, image_grid_thw, **_
+) -> FusedCausalLMOutput:
+    """What TRL's fused head returns, each (completion tokens of all rows,).
+
+    Args:
+        input_ids, attention_mask, labels: (rows, tokens); a row's labels are -100 before its completion.
+        pixel_values, image_grid_thw: of one image a row.
+    """
+    real, completion = attention_mask.bool(), labels != -100
+    prompts, rests = shared_prompts(
+        [ids[here] for ids, here in zip(input_ids, real & ~completion)],
+        pixel_values,
+        image_grid_thw,
+        [1] * len(input_ids),
+    )
+    completions = [ids[here] for ids, here in zip(input_ids, completion)]
+    inputs, targets = _inputs_and_targets(network, prompts, rests, completions)
+    hidden = network.model(**inputs, use_cache=False).last_hidden_state[0]
+    log_probs, entropy, is_top1 = token_scores(hidden, _frozen_head(network), targets, 1.0)
+    mask = torch.ones_like(is_top1)
+    return FusedCausalLMOutput(
+        log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask
+    )
+
+
+def _inputs_and_targets(network, prompts, rests, completions) -> tuple[dict, torch.Tensor]:
+    """The backbone's inputs for prompts and their completions, and the tokens that it has to predict.
+
+    A row's own part is its prompt's last token, which predicts the completion's first one, and the completion without
+    its last token, which predicts nothing. Arguments are those of `packed_scores`.
+    """
+    parts = [torch.cat(row)[:-1] for row in zip(rests, completions)]
+    targets = torch.cat([completions[row] for prompt in prompts for row in prompt.rows])
+    return packed_inputs(network.model, prompts, parts), targets
+
+
 def packed_scores(
     model,
     network,
@@ -159,9 +219,6 @@ def packed_scores(
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run each prompt once and its completions against it.
-
-    A row's own part is its prompt's last token, which predicts the completion's first one, and the completion without
-    its last token, which predicts nothing.
 
     Args:
         model: as the trainer calls it, wrapped or not, with TRL's fused head.
@@ -173,12 +230,10 @@ def packed_scores(
     Returns:
         Log-probabilities and, where the head gives them, entropies, both (completion tokens,), prompt after prompt.
     """
-    parts = [torch.cat(row)[:-1] for row in zip(rests, completions)]
-    labels = torch.cat([completions[row] for prompt in prompts for row in prompt.rows])
-    inputs = packed_inputs(network.model, prompts, parts)
+    inputs, labels = _inputs_and_targets(network, prompts, rests, completions)
     if without_peft(model) is network and (head := _frozen_head(network)) is not None:
         hidden = network.model(**inputs, use_cache=False).last_hidden_state[0]
-        return token_scores(hidden, head, labels, temperature)
+        return token_scores(hidden, head, labels, temperature)[:2]
     output = model(**inputs, shift_labels=labels[None], fused_lm_head=True)
     return output.log_probs[0], None if output.entropy is None else output.entropy[0]
 

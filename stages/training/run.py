@@ -41,6 +41,7 @@ CODE = (
     "stages/prompts",
     "stages/answers.py",
     "stages/encoder.py",
+    "stages/pinning.py",
     "stages/records.py",
 )
 #: What the trainers log under their own names, and the names that our logs use.

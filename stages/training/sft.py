@@ -10,12 +10,13 @@ from stages.models.loading import Loaded
 from stages.models.shared_prompt import prepare_layers
 from stages.params import Params
 from stages.training.data import choose, schedule, target, turn, with_images
+from stages.training.fast import CompletionsOnly
 from stages.training.run import Run
 from stages.training.safety import Watched
 
 
-class Trainer(Watched, SFTTrainer):
-    """TRL's trainer, watched."""
+class Trainer(Watched, CompletionsOnly, SFTTrainer):
+    """TRL's trainer, watched, and without work on tokens that have no loss."""
 
 
 def train_sft(params: Params) -> dict:

@@ -133,8 +133,9 @@ def test_token_scores(temperature):
     targets = torch.randint(40, (150,))
     scores = torch.log_softmax(hidden @ weight.t() / temperature, -1)
     library = scores.gather(-1, targets[:, None])[:, 0]
-    ours, entropy = layers.token_scores(hidden, weight, targets, temperature)
+    ours, entropy, most_probable = layers.token_scores(hidden, weight, targets, temperature)
     torch.testing.assert_close(ours, library)
     torch.testing.assert_close(entropy, -(scores.exp() * scores).sum(-1))
     assert not entropy.requires_grad
+    assert torch.equal(most_probable, scores.argmax(-1) == targets) and most_probable.any()
     equal(gradients(ours, hidden), gradients(library, hidden))

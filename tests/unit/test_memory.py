@@ -180,6 +180,16 @@ def kept_by_autograd(paper, layers: int, full: bool, half: bool, packed: bool, s
     return sum(held for held, _ in kept.values())
 
 
+@pytest.fixture
+def fused_attention():
+    """The plan is about real sizes, for which nothing is pinned."""
+    was = torch.backends.cuda.flash_sdp_enabled()
+    torch.backends.cuda.enable_flash_sdp(True)
+    yield
+    torch.backends.cuda.enable_flash_sdp(was)
+
+
+@pytest.mark.usefixtures("fused_attention")
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "rows"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("trainable", ["lora", "full"])
