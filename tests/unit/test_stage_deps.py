@@ -13,6 +13,7 @@ STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))[
 PLUMBING = {
     "stages/__init__.py",
     "stages/errors.py",
+    "stages/cost.py",
     "stages/params.py",
     "stages/cache.py",
     "stages/launch.py",
