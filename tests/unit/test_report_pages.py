@@ -115,6 +115,11 @@ def test_times_and_memory_are_of_the_stages_that_the_parameters_name(inside):
     assert len(named) == len(set(named)) and set(named) == expected
 
 
+def test_packed_cases_name_no_operating_system_and_no_time():
+    header = base64.b64decode(cases.packed({"a": 1}))[:10]
+    assert header[4:8] == bytes(4) and header[9] == 255
+
+
 def test_the_page_does_not_depend_on_times_nor_on_the_machine(inside):
     _, html = inside
     assert json.loads(Path("metrics/cost/report.json").read_text())["seconds"] >= 0
