@@ -13,7 +13,7 @@ help:
 	@echo "make test         ruff and pytest; RARL_DATA_ROOT=<folder of releases> adds the tests on real files"
 	@echo "make lint         ruff alone, with the formatting"
 	@echo "make bench        the RL step, SFT and inference against the stock ones (20 minutes; metrics/bench/)"
-	@echo "make clean-cache  delete resumable work in progress (.cache/)"
+	@echo "make clean-cache  delete resumable work in progress (.cache/, except the costs of experiments)"
 
 repro: identity $(VENV)/.installed
 	@$(RUN) dvc repro
@@ -63,5 +63,6 @@ bench: $(VENV)/.installed
 	@$(RUN) python -m stages.bench
 
 clean-cache:
-	rm -rf .cache
+	@# .cache/cost is no work in progress: 'python -m stages.compare' reads time and memory of experiments from it.
+	rm -rf $(filter-out .cache/cost,$(wildcard .cache/* .cache/.[!.]*))
 	@echo "DVC's own cache is kept; 'dvc gc --workspace' deletes what the present results do not use."

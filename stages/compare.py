@@ -23,11 +23,13 @@ import click
 import pandas as pd
 from ruamel.yaml import YAML
 
+from stages.cost import read_cost
 from stages.errors import UserError
 from stages.records import atomic_file, read_json, verdicts_file
 from stages.reporting import side_by_side
 from stages.reporting.statistics import wilson
 
+HERE = "(this commit)"
 OUTPUT = Path("metrics/studies")
 PAGE = Path("data/studies/runs.html")
 TASKS = ("Count", "Relation", "Depth", "Distance")
@@ -58,6 +60,17 @@ class Experiment:
 
     def json(self, path: str) -> dict:
         return json.loads(self.text(path) or "{}")
+
+    def cost(self, stage: str) -> dict:
+        """Time and memory of a stage as this machine measured them (`read_cost`); empty where they are unknown.
+
+        Those of the present commit are of the stage's last run in this folder, unless that was an experiment's.
+        """
+        if self.name == HERE:
+            cost = read_cost(stage)
+            return {} if "experiment" in cost else cost
+        *_, start, end, name = self.revision.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
+        return read_cost(stage, (start + end, name))
 
     def breakdown(self, model: str, mode: str, test_set: str, by: str) -> list[dict]:
         """The main judge's scores by one field of the samples, as the `score` stage wrote them."""
@@ -100,7 +113,7 @@ def experiments(everywhere: bool = False) -> list[Experiment]:
     below = "refs/exps" if everywhere else f"refs/exps/{head[:2]}/{head[2:]}"
     refs = _git("for-each-ref", "--sort=creatordate", "--format=%(refname)", below).split()
     apart = {"exec", "stash", "celery"}
-    return [Experiment("(this commit)", head)] + [
+    return [Experiment(HERE, head)] + [
         Experiment(ref.rsplit("/", 1)[1], ref) for ref in refs if not apart & set(ref.split("/"))
     ]
 
@@ -165,7 +178,7 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
         rows = run.json("metrics/curate.json")["train"]["total"]
         for model in ("base", "sft", "grpo"):
             if model in params["models"] and (scores := by_task(run, model, params["modes"][0])):
-                cost = run.json(f"metrics/cost/{model}.json") if model != "base" else {}
+                cost = run.cost(model) if model != "base" else {}
                 lines.append(
                     {
                         "source": f"ours ({params['profile']})",

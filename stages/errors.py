@@ -1,14 +1,14 @@
 """What every stage's `main` is wrapped in: errors for the user to read, and the cost of the run."""
 
 import functools
-import json
-import resource
 import sys
 import time
 import warnings
 from pathlib import Path
 
 import click
+
+from stages.cost import write_cost
 
 
 class UserError(click.ClickException):
@@ -28,8 +28,8 @@ class UserError(click.ClickException):
 def stage_main(function):
     """Wrap a stage's `main`: a user's mistake ends it with one message, Ctrl-C with one line.
 
-    Numeric libraries are pinned before the stage imports them (`stages/pinning.py`).
-    A stage that comes to its end writes its time and memory to `metrics/cost/`, apart from all metrics.
+    Numeric libraries are pinned before the stage imports them (`stages/pinning.py`). A stage that finishes writes its
+    time and memory to `metrics/cost/` (`stages/cost.py`), which git ignores.
     """
 
     @functools.wraps(function)
@@ -55,16 +55,3 @@ def stage_main(function):
         return result
 
     return wrapped
-
-
-def write_cost(name: list[str], seconds: float) -> None:
-    """`metrics/cost/<stage>[_<item>].json`: wall-clock seconds and peak resident memory in MB."""
-    slug = "_".join(dict.fromkeys(part for part in name if part.replace("_", "").isalnum()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1 << 20 if sys.platform == "darwin" else 1 << 10
-    )
-    path = Path("metrics/cost") / f"{slug}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"seconds": round(seconds, 1), "peak_memory_mb": round(peak)}) + "\n"
-    )

@@ -9,7 +9,7 @@
 | `claims` | what the paper claims, by its own tables and by this run |
 | `examples` | single answers, drawn by rule |
 | `plots` | the figures, as inline SVG |
-| `page` | the self-contained HTML page (`report.html` is its template) |
+| `page` | the self-contained HTML page (`report.html` is its template, `report.js` fills in times and memory) |
 | `cases` | the page of single cases (`cases.html`, `cases.js`) |
 | `markdown`, `console` | the same numbers as text |
 | `side_by_side` | several experiments in one comparison (`python -m stages.compare runs`) |

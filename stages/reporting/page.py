@@ -1,18 +1,19 @@
 """The self-contained HTML page: what the template needs, and its rendering.
 
 The template gets finished text and cells; it does no arithmetic. Whatever came out of a model or a
-data set is escaped by Jinja. The page has no date and no path, so equal runs give equal bytes.
+data set is escaped by Jinja. The page has no date, no path, no time and nothing else of the machine, so equal runs give
+equal bytes. Its script shows times and memory where `metrics/cost/cost.js` is beside it.
 """
 
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import python_version
 from urllib.parse import urlencode
 
 import pandas as pd
 
 from stages.cache import hash_path
+from stages.cost import COSTS
 from stages.params import Params
 from stages.records import Sample, image_file, read_json
 from stages.reporting import cases, plots, tables
@@ -34,6 +35,7 @@ JUDGE_KINDS = {
     "local": "is a language model on this machine with the prompt of the paper's appendix B",
     "human": "is a person at the rating page, who did not know which model had answered",
 }
+SCRIPT = Path(__file__).with_name("report.js")
 NOT_CLINICAL = "Research only, not for clinical use."
 #: Where `python -m stages.compare` puts its tables, and where the semantic judge's threshold comes from.
 STUDIES = Path("metrics/studies")
@@ -105,7 +107,12 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
     phantom = is_phantom(run)
     own, train = run.samples[run.params.own_test], run.train
     labels = {model: tables.MODELS[model] for model in params.models}
+    script = SCRIPT.read_text(encoding="utf-8")
     return {
+        "script": script,
+        "script_hash": cases.script_hash(script),
+        "costs": costs(params),
+        "costs_file": (COSTS / "cost.js").as_posix(),
         "phantom": phantom,
         "data": Path(params.data.root).name,
         "run": "This run (phantom)" if phantom else "This run",
@@ -308,15 +315,46 @@ def thresholds(run: Run) -> dict | None:
     }
 
 
+def costs(params: Params) -> list[dict]:
+    """The rows of the table of times and memory, in the order of the pipeline.
+
+    They come from the parameters, not from the files in `metrics/cost/`: the page stays the same on every machine, and
+    files of stages that were run with other parameters are not shown.
+
+    Returns:
+        For each row the `stage`, the `item` that it is for ("" for a stage without items) and the `names` of its cost
+        files (`stages/cost.py`); a row over several runs shows the sum of their times and the largest memory.
+    """
+    rows = [(stage, "", [stage]) for stage in ("check", "phantom", "curate")]
+    rows.append(("benchmark", "", [f"benchmark_{name}" for name in params.benchmarks]))
+    rows += [(stage, "", [stage]) for stage in ("audit", "base")]
+    rows.append(("encode", "", ["encode_training"]))
+    rows.append(("encode_benchmarks", "", ["encode_benchmarks"]))
+    rows += [(method, "", [method]) for method in ("sft", "grpo", "rarl")]
+    rows += [("infer", model, [f"infer_{model}"]) for model in params.models]
+    rows += [
+        ("judge", judge, [f"judge_{judge}_{model}" for model in params.models])
+        for judge in params.judges
+    ]
+    rows.append(("score", "", [f"score_{model}" for model in params.models]))
+    rows.append(("report", "", ["report"]))
+    return [{"stage": stage, "item": item, "names": names} for stage, item, names in rows if names]
+
+
 def versions() -> dict[str, str]:
-    """What made the page: Python, the packages that can move a number, and the hash of the project's code."""
-    found = {"python": python_version()}
+    """The versions of the packages that can move a number.
+
+    Left out is what may differ between two machines with the same `constraints.txt`: Python, and the build of a package
+    (`+cpu` in `2.13.0+cpu`); both are in `metrics/cost/`. Left out is the code, too: DVC re-runs this stage only for the
+    code that it depends on, so a hash of all of it would be that of an older commit. `dvc.lock` has the hashes.
+    """
+    found = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            found[name] = version(name).partition("+")[0]
         except PackageNotFoundError:
             found[name] = "not installed"
-    return found | {"code (stages/), SHA-256": hash_path(Path(__file__).parents[1])[:16]}
+    return found
 
 
 def audit_lines(run: Run) -> list[dict]:

@@ -100,10 +100,15 @@ def write_card(
         "## Limits\n\n" + _limits(phantom),
         USE + "\n\n" + _use(pointer, full),
         "## Parameters\n\n" + _parameters(method, params),
-        "## Versions\n\n" + ", ".join(f"{library} {version(library)}" for library in LIBRARIES),
+        "## Versions\n\n" + ", ".join(f"{library} {_release(library)}" for library in LIBRARIES),
     ]  # fmt: skip
     with atomic_file(folder / "README.md") as file:
         file.write("\n\n".join(part for part in parts if part) + "\n")
+
+
+def _release(library: str) -> str:
+    """A library's version without its build, such as `+cpu`, which differs between machines."""
+    return version(library).partition("+")[0]
 
 
 def merged_card(text: str, source: str, dtype: str) -> str:

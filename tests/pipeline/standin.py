@@ -2,16 +2,20 @@
 
 It reads its own stage's entry in `dvc.yaml` and writes each of its outputs as a function of the
 contents of its dependencies and of the values of its parameters. What a change reaches in the real
-pipeline it therefore reaches here, and what it does not reach keeps its bytes.
+pipeline it therefore reaches here, and what it does not reach keeps its bytes. Its cost is written by the
+pipeline's own code, with a time that no other run has.
 """
 
 import hashlib
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 from ruamel.yaml import YAML
+
+from stages.cost import write_cost
 
 
 def load(path: str) -> dict:
@@ -80,6 +84,7 @@ def main() -> None:
             inside = {path for path in asked_for if path.startswith(f"{out}/")}
             for path in {f"{out}/content.json", *inside}:
                 write(Path(path), [path, *seed])
+    write_cost([Path(sys.argv[0]).stem, *item.values()], time.time())
 
 
 def write(path: Path, seed: list) -> None:

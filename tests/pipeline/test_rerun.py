@@ -11,6 +11,7 @@ import resource
 import pytest
 from ruamel.yaml import YAML
 
+from stages import compare
 from stages.profile import leaves
 
 TRAINED = {"sft", "grpo", "rarl"}
@@ -114,6 +115,32 @@ def test_shorter_list_leaves_nothing_that_a_second_clone_would_lack(project, tmp
     }
     clone = pushed_and_cloned(project, tmp_path)
     assert clone.stages_run("repro", "--dry", "encode_benchmarks") == set()
+
+
+def test_times_and_memory_leave_the_tree_clean(project):
+    """`reproduced` committed what the first run left; a second run of the same gives other times and the same tree."""
+    costs = project.folder / "metrics/cost"
+    first = {file.name: file.read_text(encoding="utf-8") for file in costs.iterdir()}
+    assert {f"{method}.json" for method in TRAINED} | {"cost.js"} <= first.keys()
+    assert "metrics/cost" not in project.git("ls-files") + project.git("show", "HEAD:dvc.lock")
+    run = project.stages_run("repro", "--force", "--single-item", *sorted(TRAINED), "score@rarl")
+    assert run == TRAINED | {"score@rarl"}
+    for name in (*(f"{stage}.json" for stage in TRAINED), "score_rarl.json", "cost.js"):
+        assert (costs / name).read_text(encoding="utf-8") != first[name]
+    assert project.git("status", "--porcelain") == ""
+
+
+def test_experiment_in_a_temporary_folder_leaves_its_cost(project, monkeypatch):
+    """DVC deletes the folder; `python -m stages.compare` still finds the time and memory of what ran in it."""
+    here = (project.folder / "metrics/cost/cost.js").read_text(encoding="utf-8")
+    run = project.stages_run("exp", "run", "--temp", "-n", "longer", "-S", "sft.epochs=13", "sft")
+    assert run == {"check", "sft"}
+    monkeypatch.chdir(project.folder)
+    _, experiment = compare.experiments()
+    assert experiment.name == "longer" and experiment.params["sft"]["epochs"] == 13
+    assert experiment.cost("sft")["seconds"] > 0 and experiment.cost("grpo") == {}
+    assert (project.folder / "metrics/cost/cost.js").read_text(encoding="utf-8") == here
+    assert project.git("status", "--porcelain") == ""
 
 
 def pushed_and_cloned(project, tmp_path):

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from stages import compare
+from stages.cost import COSTS, EXPERIMENTS
 from stages.reporting import side_by_side
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
@@ -19,7 +20,7 @@ def git(*arguments):
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True)  # fmt: skip
 
 
-def write(changes, finals, minutes=2):
+def write(changes, finals):
     """Parameters and results of one made-up run: `finals` is model -> percent."""
     params = YAML(typ="safe", pure=True).load(SHIPPED.read_text(encoding="utf-8"))
     for key, value in changes.items():
@@ -33,7 +34,7 @@ def write(changes, finals, minutes=2):
     own = params["train"]["source"]
     Path("metrics").mkdir(exist_ok=True)
     Path("metrics/curate.json").write_text(json.dumps({"train": {"total": 716}}))
-    for folder in ("scores", "breakdown", "cost"):
+    for folder in ("scores", "breakdown"):
         Path("metrics", folder).mkdir(parents=True, exist_ok=True)
     for model, final in finals.items():
         cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}  # fmt: skip
@@ -47,9 +48,6 @@ def write(changes, finals, minutes=2):
         for origin, score in (("ADE20K", final), ("COCO", 0.0), ("Omni3D", final)):
             rows.append(f"reasoning,cv_bench,lexical,origin,{origin},20,0,{score},0,100")
         Path(f"metrics/breakdown/{model}.csv").write_text("\n".join(rows) + "\n")
-        Path(f"metrics/cost/{model}.json").write_text(
-            json.dumps({"seconds": 60 * minutes, "peak_memory_mb": 900})
-        )
 
 
 @pytest.fixture
@@ -57,14 +55,20 @@ def repository(tmp_path, monkeypatch):
     """A repository whose commit is the default run; call it to add an experiment."""
     monkeypatch.chdir(tmp_path)
     git("init", "-q")
+    Path(".gitignore").write_text(".cache\nmetrics/cost\n")
     write({}, {"base": 40.0, "sft": 60.0, "grpo": 50.0, "rarl": 64.0})
     git("add", "-A")
     git("commit", "-qm", "run")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     head = head.strip()
 
-    def add(name, changes, finals):
+    def add(name, changes, finals, minutes=None):
         write(changes, finals)
+        for model in finals if minutes else ():
+            folder = EXPERIMENTS / head / name
+            folder.mkdir(parents=True, exist_ok=True)
+            cost = {"seconds": 60 * minutes, "peak_memory_mb": 900}
+            (folder / f"{model}.json").write_text(json.dumps(cost))
         git("add", "-A")
         git("commit", "-qm", name)
         git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", "HEAD")
@@ -76,7 +80,7 @@ def repository(tmp_path, monkeypatch):
 def test_table2_has_the_papers_rows_and_ours(repository):
     for samples in (500, 5000):
         repository(f"lora-{samples}", {"train.source": "sat", "train.samples": samples},
-                   {"sft": 20.0, "grpo": samples / 100})  # fmt: skip
+                   {"sft": 20.0, "grpo": samples / 100}, minutes=2)  # fmt: skip
     repository("full", {"train.source": "sat", "train.samples": 500, "train.trainable": "full"},
                {"sft": 10.0, "grpo": 30.0})  # fmt: skip
     result = CliRunner().invoke(compare.main, ["table2"], catch_exceptions=False)
@@ -94,7 +98,25 @@ def test_table2_has_the_papers_rows_and_ours(repository):
     assert ours.loc[("RL w/ LoRA", 716), "Official"] == 37.5, "2D (50 + 0) / 2, 3D 50"
     assert ours.loc[("RL only (w/o LoRA)", 500), "Total"] == 15
     assert ours.loc[("SFT", 500), "minutes"] == 2 and ours.loc[("SFT", 500), "memory_mb"] == 900
+    unknown = ours.loc[("SFT (w/o LoRA)", 500)]  # run elsewhere, or taken from DVC's run cache
+    assert pd.isna(unknown["minutes"]) and pd.isna(unknown["memory_mb"])
     assert "RL w/ LoRA | 716" in Path("metrics/studies/table2.md").read_text()
+
+
+def test_costs_of_this_commit_are_those_on_disk_and_other_commits_have_their_own(repository):
+    repository("same_name", {}, {"sft": 20.0}, minutes=3)
+    COSTS.mkdir(parents=True)
+    (COSTS / "sft.json").write_text('{"seconds": 60, "peak_memory_mb": 900}')
+    here, one = compare.experiments()
+    assert here.cost("sft")["seconds"] == 60 and here.cost("grpo") == {}
+    assert one.cost("sft")["seconds"] == 180 and one.cost("grpo") == {}
+    (COSTS / "rarl.json").write_text('{"seconds": 60, "experiment": "same_name"}')
+    assert here.cost("rarl") == {}, "an experiment ran in this folder after the commit's run"
+    git("commit", "-qm", "next", "--allow-empty")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    git("update-ref", f"refs/exps/{head[:2]}/{head[2:].strip()}/same_name", "HEAD")
+    costs = [run.cost("sft").get("seconds") for run in compare.experiments(everywhere=True)]
+    assert sorted(costs, key=str) == [180, 60, None], "the same name on another commit"
 
 
 def test_the_papers_totals_are_counted_in_two_ways():

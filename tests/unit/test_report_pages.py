@@ -7,17 +7,21 @@ import hashlib
 import json
 import re
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 from test_report import OWN_TEST, full, make_run, score_and_report
 
+from stages.cost import slug_of
 from stages.params import load_params
 from stages.records import Prediction, Sample, Verdict, read_records, write_records
 from stages.reporting import cases, examples, markdown, page, tables
 from stages.reporting.inputs import Run
 
+ROOT = Path(__file__).parents[2]
 __all__ = ["full"]  # the fixture
 
 HOSTILE = [
@@ -27,6 +31,8 @@ HOSTILE = [
     '{"evaluation": "", "reasoning_score": 1, "prediction_score": 1}',
     "a | b\n| --- |\n\u2028[x](javascript:alert(1)) `</code>`",
 ]
+#: All scripts of report.html: times and memory of this machine, and what shows them.
+OWN_SCRIPTS = ['<script src="../../metrics/cost/cost.js">', "<script>"]
 
 
 @pytest.fixture
@@ -83,6 +89,47 @@ def test_the_policy_of_the_page_names_its_script_and_nothing_else(inside):
     assert "not for clinical use" in html
 
 
+def test_the_reports_policy_allows_its_script_and_files_beside_it_only(inside):
+    _, html = inside
+    [script] = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'self' file: 'sha256-{digest}'\">" in html
+    assert "innerHTML" not in script and "insertAdjacentHTML" not in script
+
+
+def test_times_and_memory_are_of_the_stages_that_the_parameters_name(inside):
+    """The names of the cost files are those that `stages.errors.stage_main` makes of the commands in dvc.yaml."""
+    run, html = inside
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    lists = {"set": run.params.benchmarks, "model": run.params.models, "judge": run.params.judges}
+    expected = set()
+    for stage in stages.values():
+        if not stage.get("frozen"):
+            name, *options = stage["cmd"].removeprefix("python -m stages.").split()
+            values = [
+                lists[value[7:-1]] if value.startswith("${item.") else [Path(value).name]
+                for value in options[1::2]
+            ]
+            expected |= {slug_of([name, *items]) for items in product(*values)}
+    named = [name for names in re.findall(r'data-cost="([^"]+)"', html) for name in names.split()]
+    assert len(named) == len(set(named)) and set(named) == expected
+
+
+def test_packed_cases_name_no_operating_system_and_no_time():
+    header = base64.b64decode(cases.packed({"a": 1}))[:10]
+    assert header[4:8] == bytes(4) and header[9] == 255
+
+
+def test_the_page_does_not_depend_on_times_nor_on_the_machine(inside):
+    _, html = inside
+    assert json.loads(Path("metrics/cost/report.json").read_text())["seconds"] >= 0
+    assert "stay on the machine that ran the pipeline" in html
+    assert re.search(r'<div id="cost-known" hidden>', html), "shown by the script only"
+    cells = re.findall(r"<tr data-cost=.*?</td><td>(.*?)</td><td>(.*?)</td></tr>", html)
+    assert len(cells) > 10 and set(cells) == {("–", "–")}
+    assert "python" not in page.versions() and not any("+" in v for v in page.versions().values())
+
+
 def test_pictures_that_do_not_fit_are_left_out_and_said(inside, monkeypatch):
     run, _ = inside
     everything = cases.thumbnails(run)
@@ -136,7 +183,8 @@ def hostile(tmp_path, monkeypatch):
 
 
 def test_hostile_text_breaks_no_page(hostile):
-    assert "<script" not in hostile and "<img src=x" not in hostile and "<svg onload" not in hostile
+    assert re.findall(r"<script[^>]*>", hostile) == OWN_SCRIPTS
+    assert "<img src=x" not in hostile and "<svg onload" not in hostile
     assert "&lt;/script&gt;&lt;script&gt;document.title" in hostile and "{{ 7 * 7 }}" in hostile
     html = Path("data/report/cases.html").read_text(encoding="utf-8")
     kinds = Counter(re.findall(r"<script([^>]*)>", html))

@@ -13,6 +13,7 @@ STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))[
 PLUMBING = {
     "stages/__init__.py",
     "stages/errors.py",
+    "stages/cost.py",
     "stages/params.py",
     "stages/pinning.py",  # named by the stages whose bits depend on it: those that run a model
     "stages/cache.py",

@@ -1,0 +1,106 @@
+"""Times and memory of the stages: on disk, for the report's page, and for the comparison of experiments."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+
+from stages import cost
+from stages.errors import UserError, stage_main
+
+BASELINE = "0123456789" * 4
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty folder, outside any experiment."""
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return tmp_path
+
+
+def script() -> dict:
+    text = Path("metrics/cost/cost.js").read_text(encoding="utf-8")
+    assert text.startswith("window.RARL_COST = ") and text.endswith(";\n")
+    return json.loads(text[len("window.RARL_COST = ") : -2])
+
+
+def test_a_stage_writes_its_cost_and_the_script_of_all():
+    cost.write_cost(["judge", "lexical", "base"], 12.34)
+    cost.write_cost(["encode", "test.jsonl", "benchmarks", "benchmarks"], 61)
+    assert sorted(script()) == ["encode_benchmarks", "judge_lexical_base"]
+    for name, known in script().items():
+        assert cost.read_cost(name) == known
+    one = cost.read_cost("judge_lexical_base")
+    assert one["seconds"] == 12.3 and 10 < one["peak_memory_mb"] < 100_000
+    assert one["python"].split(".")[0] == "3" and one["torch"]
+    assert not Path(".cache").exists(), "no experiment"
+    assert {file.suffix for file in Path("metrics/cost").iterdir()} == {".json", ".js"}
+
+
+def test_a_damaged_file_stops_nothing():
+    """The stage has done its work; a killed one may have left anything."""
+    Path("metrics/cost").mkdir(parents=True)
+    Path("metrics/cost/sft.json").write_text('{"seco')
+    cost.write_cost(["grpo"], 5)
+    assert cost.read_cost("sft") == {} == cost.read_cost("never_run")
+    assert script()["grpo"]["seconds"] == 5
+
+
+def test_an_experiment_leaves_its_cost_where_it_was_started(folder, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(folder / "repository"))
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", BASELINE)
+    monkeypatch.setenv("DVC_EXP_NAME", "tidy-ox")
+    cost.write_cost(["sft"], 5)
+    assert cost.read_cost("sft")["seconds"] == 5, "in the temporary folder, too"
+    os.chdir(folder / "repository")
+    assert cost.read_cost("sft", (BASELINE, "tidy-ox"))["seconds"] == 5
+    assert cost.read_cost("grpo", (BASELINE, "tidy-ox")) == {}
+    assert cost.read_cost("sft", (BASELINE, "other")) == {} == cost.read_cost("sft")
+
+
+def test_plain_repro_is_no_experiment(folder, monkeypatch):
+    """DVC names its root to the command of every stage."""
+    monkeypatch.setenv("DVC_ROOT", str(folder / "here"))
+    cost.write_cost(["sft"], 5)
+    assert not Path(".cache").exists()
+
+
+def test_no_stage_writes_what_a_machine_measured():
+    """Studies and benchmarks hold times, and are written only when a person runs them."""
+    text = (Path(cost.__file__).parents[1] / "dvc.yaml").read_text(encoding="utf-8")
+    for stage in YAML(typ="safe").load(text)["stages"].values():
+        for kind in ("outs", "metrics", "plots"):
+            for out in stage.get(kind, []):
+                path = next(iter(out)) if isinstance(out, dict) else out
+                assert not path.startswith(("metrics/cost/", "metrics/studies", "metrics/bench/"))
+
+
+def test_memory_is_that_of_the_processes_that_were_waited_for():
+    before = cost.peak_memory_mb()
+    subprocess.run([sys.executable, "-c", f"x = bytearray({(before + 100) << 20})"], check=True)
+    assert cost.peak_memory_mb() >= before + 100
+
+
+def test_only_a_stage_that_finishes_has_a_cost():
+    @click.command()
+    @click.option("--model")
+    @click.option("--bad", is_flag=True)
+    @stage_main
+    def main(model, bad):
+        if bad:
+            raise UserError("file", "nothing", "something", "add it")
+
+    assert CliRunner().invoke(main, ["--model", "rarl", "--bad"]).exit_code == 1
+    assert not Path("metrics/cost").exists()
+    assert CliRunner().invoke(main, ["--model", "rarl"]).exit_code == 0
+    assert list(script()) == ["test_cost_rarl"]
