@@ -6,13 +6,14 @@ BIN := $(CURDIR)/$(VENV)/bin
 RUN := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint identity bench clean-cache
+.PHONY: help repro test lint identity bench portable clean-cache
 
 help:
 	@echo "make repro        install what is needed and run the pipeline (dvc repro)"
 	@echo "make test         ruff and pytest; RARL_DATA_ROOT=<folder of releases> adds the tests on real files"
 	@echo "make lint         ruff alone, with the formatting"
 	@echo "make bench        the RL step, SFT and inference against the stock ones (20 minutes; metrics/bench/)"
+	@echo "make portable     the same work on emulated processors of two vendors, bit for bit (metrics/bench/)"
 	@echo "make clean-cache  delete resumable work in progress (.cache/, except the costs of experiments)"
 
 repro: identity $(VENV)/.installed
@@ -61,6 +62,9 @@ $(VENV)/bin/python:
 
 bench: $(VENV)/.installed
 	@$(RUN) python -m stages.bench
+
+portable: $(VENV)/.installed
+	@$(RUN) python -m stages.portable
 
 clean-cache:
 	@# .cache/cost is no work in progress: 'python -m stages.compare' reads time and memory of experiments from it.

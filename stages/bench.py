@@ -193,15 +193,16 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
     from stages.models.generation import vision_tokens
-    from stages.models.layers import without_peft
-    from stages.models.shared_prompt import prepare_layers
     from stages.params import Encoder, Rewards
     from stages.rewards import reward_functions
     from stages.rewards.bertscore import BertScorer
     from stages.training.data import target
-    from stages.training.fast import SharedPrompt
+    from stages.training.fast import CompletionsOnly, SharedPrompt
 
     class Fast(SharedPrompt, GRPOTrainer):
+        pass
+
+    class FastSft(CompletionsOnly, SFTTrainer):
         pass
 
     cuda = torch.cuda.is_available()
@@ -224,7 +225,11 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
             **common, per_device_train_batch_size=case.prompts, completion_only_loss=True, max_length=None,
             train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
         )  # fmt: skip
-        kind, more, shown = SFTTrainer, {}, lambda i: {"images": [images[i]]}
+        kind, more, shown = (
+            FastSft if fast else SFTTrainer,
+            {},
+            lambda i: {"images": [images[i]]},
+        )
     else:
         encoder = Encoder()
         functions, weights = reward_functions(
@@ -252,8 +257,6 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
         model=model, args=arguments, processing_class=processor, train_dataset=dataset.with_transform(with_image),
         peft_config=lora, **more,
     )  # fmt: skip
-    if fast and case.what == "sft":
-        prepare_layers(without_peft(trainer.model).model)
     return trainer, encoding
 
 

@@ -15,7 +15,7 @@ import click
 
 from stages.errors import UserError, stage_main
 from stages.params import BENCHMARKS, Params, load_params
-from stages.pinning import unportable
+from stages.pinning import applies, unportable
 from stages.records import write_json
 
 PHANTOM = Path("data/phantom")
@@ -215,9 +215,7 @@ def check_judges(params: Params) -> None:
 
 def check_portable(params: Params) -> None:
     """Say where the pinned numbers of this machine are not those of other machines, and what to do."""
-    if not (params.model.portable and params.model.device == "cpu"):
-        return
-    if reason := unportable():
+    if applies(params) and (reason := unportable()):
         warn(
             f"{reason}: its numbers differ from the committed ones. Before you compare experiments, commit a baseline "
             "of your own: `dvc repro`, then `git add dvc.lock metrics` and `git commit`"

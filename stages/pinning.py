@@ -13,7 +13,7 @@ first gradient differs in its fifth digit, and after some hundred steps the mode
 
 Sums that are split over another number of threads round differently, so OpenBLAS has one thread and PyTorch has
 `model.threads`. Nothing is pinned on a GPU, or with `model.portable: false` as in the `paper` profile.
-`make portable` compares this processor with emulated ones.
+`make portable` compares this processor with emulated ones, and `metrics/bench/price.md` says what pinning costs.
 """
 
 import importlib.util
@@ -33,8 +33,11 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",  # NumPy's names from 2.4 on
 }
-#: The process that has been pinned: a child inherits the environment, but not the kernels.
-PINNED = "RARL_PINNED"
+
+_pinned = False
+"""Of this process: a child inherits the environment, but not the replaced kernels."""
+_library = None
+"""Keeps the replaced kernels alive."""
 
 
 def pin(params: Params) -> None:
@@ -43,17 +46,18 @@ def pin(params: Params) -> None:
     Raises:
         RuntimeError: NumPy or PyTorch is loaded already, too late to pin it.
     """
-    if not (params.model.portable and params.model.device == "cpu") or pinned():
+    global _pinned
+    if _pinned or not applies(params):
         return
     if loaded := [name for name in ("numpy", "torch") if name in sys.modules]:
         raise RuntimeError(f"{' and '.join(loaded)} must be imported after stages.pinning.pin()")
     os.environ |= {**ENVIRONMENT, "OMP_NUM_THREADS": str(params.model.threads)}
-    os.environ[PINNED] = str(os.getpid())
     sys.meta_path.insert(0, _TorchFinder())
+    _pinned = True
 
 
-def pinned() -> bool:
-    return os.environ.get(PINNED) == str(os.getpid())
+def applies(params: Params) -> bool:
+    return params.model.portable and params.model.device == "cpu"
 
 
 def unportable() -> str | None:
@@ -97,8 +101,11 @@ def replace_kernels() -> None:
     torch.backends.mkldnn.set_flags(False)
 
     def product(a, b, out=None):
+        shape = (*a.shape[:-1], b.shape[-1])
         if out is None:
-            out = torch.empty(*a.shape[:-1], b.shape[-1])
+            out = a.new_empty(shape)
+        elif out.shape != shape:
+            out.resize_(shape)
         np.matmul(a.detach().numpy(), b.detach().numpy(), out=out.detach().numpy())
         return out
 
@@ -154,7 +161,3 @@ def replace_kernels() -> None:
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
         for name, new in kernels.items():
             _library.impl(name, for_float32(name, new), "CPU")
-
-
-_library = None
-"""Keeps the replaced kernels alive."""
