@@ -53,6 +53,22 @@ def test_pinning_counts_only_before_the_libraries_are_loaded():
     assert "RuntimeError: numpy must be imported after" in late
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import torch",
+        "from transformers import AutoTokenizer",
+        "import stages.training.sft",
+        "import bert_score",
+    ],
+)
+def test_kernels_are_replaced_whoever_imports_torch(first):
+    """Libraries ask for torch's spec before they import it."""
+    program = "from stages import params, pinning; pinning.pin(params.load_params())\n"
+    program += f"{first}\nimport torch, sys; print(pinning._library is not None)"
+    assert run(program).split()[-1] == "True"
+
+
 @pytest.mark.parametrize("change", ["portable = False", "device = 'auto'"])
 def test_nothing_is_pinned_on_a_gpu_or_where_it_is_not_asked_for(change):
     blas, fused, _ = run(PROGRAM.format(before="", change=f"params.model.{change}")).split()
