@@ -147,20 +147,28 @@ def embed_patches(module, pixels: torch.Tensor) -> torch.Tensor:
 class _Attention(Function):
     @staticmethod
     def forward(ctx, query, key, value, mask, scale):
+        ctx.heads = query.shape[:2]
+        query, key, value = (x.flatten(0, 1) for x in (query, key, value))
         scores = torch.bmm(query, key.transpose(1, 2)).mul_(scale)
-        probs = scores.masked_fill_(~mask, -torch.inf).softmax(-1)
+        scores.unflatten(0, ctx.heads).masked_fill_(~mask, -torch.inf)
+        probs = scores.softmax(-1)
         ctx.save_for_backward(query, key, value, probs)
         ctx.scale = scale
-        return torch.bmm(probs, value)
+        return torch.bmm(probs, value).unflatten(0, ctx.heads)
 
     @staticmethod
     def backward(ctx, grad):
         query, key, value, probs = ctx.saved_tensors
+        grad = grad.flatten(0, 1)
         slope = torch.bmm(grad, value.transpose(1, 2))
         slope = torch.ops.aten._softmax_backward_data(slope, probs, -1, slope.dtype)
         slope.mul_(ctx.scale)
-        to_value = torch.bmm(probs.transpose(1, 2), grad)
-        return torch.bmm(slope, key), torch.bmm(slope.transpose(1, 2), query), to_value, None, None
+        grads = (
+            torch.bmm(slope, key),
+            torch.bmm(slope.transpose(1, 2), query),
+            torch.bmm(probs.transpose(1, 2), grad),
+        )
+        return *(x.unflatten(0, ctx.heads) for x in grads), None, None
 
 
 def attention(query, key, value, scale: float, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -169,7 +177,7 @@ def attention(query, key, value, scale: float, mask: torch.Tensor | None = None)
     Args:
         query: (batch, heads, queries, head size).
         key, value: (batch, key-value heads, keys, head size).
-        mask: (queries, keys), True where a query attends to a key; None for causal attention.
+        mask: (queries, keys) or (batch, 1, queries, keys), True where a query attends to a key; None for causal attention.
 
     Returns:
         As query.
@@ -184,12 +192,12 @@ def attention(query, key, value, scale: float, mask: torch.Tensor | None = None)
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
     # The queries that share keys follow each other in one head, so that no key is copied.
     several = query.shape[1] // key.shape[1]
-    query, mask = query.unflatten(1, (-1, several)).flatten(2, 3), mask.repeat(several, 1)
+    query = query.unflatten(1, (-1, several)).flatten(2, 3)
+    mask = mask.repeat(*[1] * (mask.ndim - 2), several, 1)
     if fused:
         out = scaled_dot_product_attention(query, key, value, mask, scale=scale)
     else:
-        flat = (x.flatten(0, 1) for x in (query, key, value))
-        out = _Attention.apply(*flat, mask, scale).unflatten(0, query.shape[:2])
+        out = _Attention.apply(query, key, value, mask, scale)
     return out.unflatten(2, (several, -1)).flatten(1, 2)
 
 

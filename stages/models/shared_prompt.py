@@ -30,11 +30,15 @@ MODELS = ("qwen2_vl", "qwen2_5_vl")
 class Packed:
     """Prompts, each followed by its rows' own tokens: these see the prompt and their own row, causally.
 
+    For attention, prompts and rows are padded at their ends, so that all of them are computed at once. Padding repeats a
+    token of the prompt, and no token attends to it.
+
     Args:
         prompts: tokens of each prompt.
         rows: own tokens of each prompt's rows; zero is allowed.
-        keep: keep keys and values for a `Rollout`: `kept[layer][prompt]` holds the prompt's, each
-            (key-value heads, tokens, head size), and its rows', each (rows, key-value heads, longest, head size).
+        keep: keep keys and values for a `Rollout`: `kept[layer]` holds the prompts' keys and values, each
+            (prompts, key-value heads, longest prompt, head size), and the rows', each
+            (rows, key-value heads, longest row, head size).
     """
 
     def __init__(
@@ -42,20 +46,45 @@ class Packed:
     ):
         self.prompts, self.rows = prompts, rows
         self.kept = {} if keep else None
-        self.sizes, self.groups = [], []
-        places, end = [], 0
-        for prompt, own in zip(prompts, rows):
-            self.sizes += [prompt, sum(own)]
-            end += prompt + sum(own)
-            places.append(torch.arange(end - sum(own), end, device=device))
-            lengths, longest = torch.tensor(own, device=device), max(own, default=0)
-            steps = torch.arange(longest, device=device)
-            real = steps < lengths[:, None]  # (rows, longest): the rest is padding
-            padded = ((lengths.cumsum(0) - lengths)[:, None] + steps).where(real, 0)
-            sees = torch.ones(longest, prompt + longest, dtype=torch.bool, device=device)
-            self.groups.append((padded, real.flatten().nonzero()[:, 0], sees.tril(prompt)))
-        self.own = torch.cat(places)
+        group, first, starts, end = [], [], [], 0
+        for number, (prompt, own) in enumerate(zip(prompts, rows)):
+            first.append(end)
+            end += prompt
+            for count in own:
+                group.append(number)
+                starts.append(end)
+                end += count
+        lengths = [count for own in rows for count in own]
+        far, near = torch.arange(max(prompts)), torch.arange(max(lengths, default=0))
+        prompts, group, first, starts, lengths = map(
+            torch.tensor, (prompts, group, first, starts, lengths)
+        )
+        of_prompt, of_row = far < prompts[:, None], near < lengths[:, None]
+        prompt_places = torch.where(of_prompt, first[:, None] + far, first[:, None])
+        row_places = torch.where(of_row, starts[:, None] + near, first[group][:, None])
+        real, real_of_prompt = (x.flatten().nonzero()[:, 0] for x in (of_row, of_prompt))
+        own = row_places.flatten()[real]
+        order = torch.empty(end, dtype=torch.long)
+        order[prompt_places.flatten()[real_of_prompt]] = real_of_prompt
+        order[own] = of_prompt.numel() + real
+        asked = torch.zeros(of_row.numel(), dtype=torch.long)
+        asked[real] = torch.arange(len(real))
+        sees = torch.ones(len(near), len(near), dtype=torch.bool).tril()
+        sees = [of_prompt[group][:, None], sees[None]]
+        sees = torch.cat([x.expand(len(group), len(near), -1) for x in sees], -1)[:, None]
+
+        self.own = own.to(device)
         """Places of the rows' own tokens: what the last layer, and so the backbone, returns."""
+        self.group = group.to(device)
+        """Each row's prompt."""
+        self.prompt_places, self.row_places = prompt_places.to(device), row_places.to(device)
+        """Places of the tokens of each prompt and of each row, padded."""
+        self.asked = asked.view_as(row_places).to(device)
+        """The same of each row, among the rows' own tokens."""
+        self.order, self.real = order.to(device), real.to(device)
+        """Place of each token, and of each own token, among the padded ones (of prompts and rows, and of rows)."""
+        self.sees = sees.to(device)
+        """(rows, 1, longest row, longest prompt + longest row)"""
 
     def attend(self, module, query, key, value):
         """query: (tokens, heads, head size), of all tokens or of the rows' own; key and value: of all, with fewer heads.
@@ -63,34 +92,25 @@ class Packed:
         Returns as query.
         """
         of_all = len(query) == len(key)
-        queries, keys, values = (
-            iter(x.split(self.sizes if len(x) == len(key) else self.sizes[1::2]))
-            for x in (query, key, value)
+        prompt, own = (
+            [_padded(x, places) for x in (key, value)]
+            for places in (self.prompt_places, self.row_places)
         )
+        if self.kept is not None:
+            self.kept[module.layer_idx] = (*prompt, *own)
         parts = []
-        for padded, real, sees in self.groups:
-            prompt = [next(x).transpose(0, 1)[None] for x in (keys, values)]
-            if of_all:
-                q = next(queries).transpose(0, 1)[None]
-                out = attention(q, *prompt, module.scaling)
-                parts.append(out[0].transpose(0, 1))
-            own = [next(x) for x in (queries, keys, values)]
-            if len(real):
-                # Tokens in a row to (rows, heads, longest, head size), keys and values after the prompt's.
-                q, *own = (
-                    x.index_select(0, padded.flatten()).unflatten(0, padded.shape).transpose(1, 2)
-                    for x in own
-                )
-                if self.kept is not None:
-                    kept = self.kept.setdefault(module.layer_idx, [])
-                    kept.append((*(x[0] for x in prompt), *own))
-                k, v = (
-                    torch.cat([shared.expand(len(q), -1, -1, -1), one], 2)
-                    for shared, one in zip(prompt, own)
-                )
-                out = attention(q, k, v, module.scaling, sees).transpose(1, 2)
-                parts.append(out.flatten(0, 1).index_select(0, real))
-        return torch.cat(parts)
+        if of_all:
+            parts.append(attention(_padded(query, self.prompt_places), *prompt, module.scaling))
+        query = _padded(query, self.row_places if of_all else self.asked)
+        seen = [torch.cat([x[self.group], one], 2) for x, one in zip(prompt, own)]
+        parts.append(attention(query, *seen, module.scaling, self.sees))
+        flat = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])
+        return flat.index_select(0, self.order if of_all else self.real)
+
+
+def _padded(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """x: (tokens, heads, head size); places: (rows, tokens of a row). Returns (rows, heads, tokens of a row, head size)."""
+    return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
 class Rollout:
@@ -108,23 +128,21 @@ class Rollout:
         longest, self.slots = max(prefill.prompts), max(sizes)
         self.length = max(max(own) for own in prefill.rows)
         """Places taken in each slot."""
-        self.prompts, self.own = {}, {}
-        """Layer: (key or value, prompts, heads, longest, head size), and
-        (key or value, prompts, heads, slots, room, head size)."""
-        while prefill.kept:
-            layer, kept = prefill.kept.popitem()
-            heads, _, dim = kept[0][0].shape
-            prompts = kept[0][0].new_zeros(2, len(kept), heads, longest, dim)
-            own = prompts.new_zeros(2, len(kept), heads, self.slots, self.length + room, dim)
-            for number, (k, v, own_k, own_v) in enumerate(kept):
-                prompts[:, number, :, : k.shape[1]] = torch.stack([k, v])
-                rows, _, places, _ = own_k.shape
-                own[:, number, :, :rows, :places] = torch.stack([own_k, own_v]).transpose(1, 2)
-            self.prompts[layer], self.own[layer] = prompts, own
-        device = prompts.device
+        device = prefill.own.device
         taken = torch.arange(self.slots) < torch.tensor(sizes)[:, None]
         self.place = taken.flatten().nonzero()[:, 0].to(device)
         """Each row's slot among prompts x slots."""
+        self.prompts, self.own = {}, {}
+        """Layer: (key or value, prompts, heads, longest, head size), and
+        (key or value, prompts, heads, slots, room, head size)."""
+        slot = self.place // self.slots, self.place % self.slots
+        while prefill.kept:
+            layer, (key, value, *rows) = prefill.kept.popitem()
+            self.prompts[layer] = torch.stack([key, value])
+            heads, dim = key.shape[1], key.shape[-1]
+            own = key.new_zeros(2, len(sizes), heads, self.slots, self.length + room, dim)
+            own.transpose(2, 3)[:, *slot, :, : self.length] = torch.stack(rows)
+            self.own[layer] = own
         far = torch.arange(longest) >= torch.tensor(prefill.prompts)[:, None]
         own = [own + [self.length] * (self.slots - len(own)) for own in prefill.rows]
         near = torch.arange(self.length) >= torch.tensor(own)[..., None]

@@ -139,7 +139,7 @@ class Run:
             "max_grad_norm": params.train.max_grad_norm, "logging_steps": 1, "report_to": "none",
             "save_strategy": "steps", "save_steps": params.train.eval_steps, "save_total_limit": params.train.keep_checkpoints,
             "bf16": params.model.dtype == "bfloat16", "activation_checkpointing": recomputes(self.start, params, self.method),
-            "use_cpu": params.model.device == "cpu", "dataloader_num_workers": 0, "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(), "remove_unused_columns": False,
+            "use_cpu": params.model.device == "cpu", "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(), "remove_unused_columns": False,
             "logging_nan_inf_filter": False, "lr_scheduler_type": "linear",
         }  # fmt: skip
 

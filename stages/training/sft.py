@@ -48,6 +48,7 @@ def prepare(params: Params) -> tuple[Run, Trainer, Loaded]:
             max_steps=math.ceil(len(samples) * sft.epochs / sft.batch_size),
             per_device_train_batch_size=per_pass, gradient_accumulation_steps=passes,
             learning_rate=run.learning_rate(sft), warmup_steps=sft.warmup_ratio,
+            dataloader_num_workers=1,  # images and tokens of the next step, beside the present one
             completion_only_loss=True, max_length=None, train_sampling_strategy="sequential",
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
