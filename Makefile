@@ -37,7 +37,9 @@ identity:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing the packages (about 2 GB, some minutes the first time) ..."
-	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .
+	@# On all cores; pip would compile on one, and take twice as long. Templates that are no Python are left out.
+	@"$(BIN)/python" -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -46,13 +46,15 @@ ROWS, FEW_ROWS = (32, 2, 6), (4, 2, 3)
 
 
 def shortened(params: Params, short: bool) -> Params:
-    """The embedded default's parameters with two steps and every reward at work; `short`: one small step."""
+    """The embedded default's parameters with two steps and every reward at work; `short`: small ones."""
     params = params.model_copy(deep=True)
     rl, sft = params.rl, params.sft
     params.train.eval_steps, params.train.dev_samples, sft.epochs, rl.max_steps = 2, 2, 1, 2
+    # Adam's first step is nearly the gradient's sign, whatever its digits: the second one, at a rate that counts, shows them.
+    sft.warmup_ratio = rl.warmup_ratio = 0.0
     if short:
-        sft.batch_size = sft.micro_batch_size = 4
-        rl.max_steps, rl.group_size, rl.prompts_per_step, rl.micro_prompts = 1, 4, 2, 2
+        sft.batch_size = sft.micro_batch_size = 2
+        rl.group_size, rl.prompts_per_step, rl.micro_prompts = 4, 2, 2
         rl.max_completion_length = params.decoding.max_new_tokens = 8
     params.grpo.rewards = Rewards(format=1, length=50, accuracy=1)
     params.rarl.rewards = Rewards(format=1, length=50, accuracy=1, reasoning=1)
@@ -83,8 +85,12 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     from stages.models.generation import open_image
     from stages.models.inference import predict
     from stages.models.loading import load
+    from stages.training import sft
     from stages.training.rl import train_rl
-    from stages.training.sft import train_sft
+
+    # A process that the emulator runs cannot fork: batches are made by the process itself, with the same bits.
+    arguments = sft.SFTConfig
+    sft.SFTConfig = lambda **given: arguments(**given | {"dataloader_num_workers": 0})
 
     loaded = load("data/models/base", params.model)
     store = FeatureStore()
@@ -97,7 +103,7 @@ def digests(params: Params, short: bool) -> dict[str, str]:
         store.save(f"data/features/{folder}")
     add("vision tower", Path("data/features/training/features.safetensors"))
 
-    train_sft(params)
+    sft.train_sft(params)
     for method in ("grpo", "rarl"):
         train_rl(method, params)
     for method in ("sft", "grpo", "rarl"):
@@ -195,13 +201,17 @@ def verdicts(params: Params, kind: str, samples: list[Sample]) -> list[str | byt
 
 
 def intervals() -> list:
+    """Intervals and tests of the report, and the bootstrap of the threshold study."""
     from stages.reporting import statistics as s
+    from stages.studies.threshold import Pair, calibrate
 
+    pairs = [Pair(str(row % 9), "made up", row % 3 > 0, "", "") for row in range(40)]
+    cosines = [(row * 37 % 101) / 101 for row in range(40)]
     first, second = [1, 0, 1, 1, 0, 0, 1, 0] * 5, [1, 1, 1, 0, 0, 1, 1, 1] * 5
     p_values = [s.mcnemar(first[:n], second[:n])["p"] for n in (20, 30, 40)]
     return [
         s.wilson(31, 150), s.mcnemar(first, second), s.unpaired(41.0, 150, 55.5, 120), s.holm(p_values),
-        s.mean_change([0.25, -0.5, 0.125, 0.1]), s.smallest_difference(150, 0.3), s.agreement(first, second),
+        s.mean_change([0.25, -0.5, 0.125, 0.1]), s.smallest_difference(150, 0.3), s.agreement(first, second), calibrate(pairs, cosines, 20),
     ]  # fmt: skip
 
 
@@ -345,7 +355,7 @@ def price_table(lines: list[dict]) -> str:
 
 
 @click.command(help=__doc__)
-@click.option("--short", is_flag=True, help="One small step of everything, for tests.")
+@click.option("--short", is_flag=True, help="Two small steps of everything, for tests.")
 @click.option(
     "--price", "priced", is_flag=True, help="Measure the price; needs a finished `dvc repro`."
 )

@@ -41,10 +41,13 @@ def main(count: int, seed: int, output: Path) -> None:
         )
     scorer = BertScorer(params.encoder.source, params.encoder.num_layers, device="cpu")
     report = study(make_cases(seed, count), scorer, params.reward.terms_share, seed)
+    seconds = report.pop("seconds_per_1000_pairs")  # of this machine: not for a file in git
     write_json(output, report)
     command = f"python -m stages.reward_study --cases {count} --seed {seed}"
     text = as_markdown(report, command, params.encoder.source)
     output.with_suffix(".md").write_text(text, encoding="utf-8")
+    times = ", ".join(f"{name} {value:g} s" for name, value in seconds.items())
+    click.echo(f"reward_study: 1,000 pairs take {times}")
     click.echo(f"reward_study: favours {report['favoured']} ({output.with_suffix('.md')})")
 
 

@@ -213,7 +213,6 @@ def as_markdown(report: dict, command: str, encoder: str) -> str:
         for row in report["guards"]
     ]
     known = ", ".join(f"{style} {share:.0%}" for style, share in report["known_words"].items())
-    times = ", ".join(f"`{name}` {s:g} s" for name, s in report["seconds_per_1000_pairs"].items())
     return f"""# The reasoning reward, measured
 
 Made by `{command}`; the same numbers stand in `reasoning_reward.json`. BERTScore's encoder: {encoder}.
@@ -266,10 +265,6 @@ by `many_answers`. All are off in both profiles: the formula stays the paper's, 
 they are for this study cannot say.
 
 {_table(["guard", "reward", "exploit earns", "with the guard", "sound ones stopped"], guard_rows)}
-
-## Time
-
-Seconds per 1,000 different pairs on the CPU, one thread, nothing cached: {times}.
 
 ## What this does and does not show
 
