@@ -86,7 +86,7 @@ class Model(Block):
     """`auto` takes flash-attn where it is installed and the device can, else PyTorch's SDPA (paper: Flash Attention, 2.3)."""
     threads: Positive = 1
     """CPU threads of PyTorch. Sums that are split over another number of threads round differently, and beside other
-    work on the machine two threads wait for each other most of the time (`metrics/bench/price.md`)."""
+    work on the machine two threads wait for each other most of the time (`python -m stages.portable --price`)."""
     portable: bool = False
     """Give the same bits on every x86-64 processor with AVX2 (`stages/pinning.py`); only with `device: cpu`."""
     min_pixels: Positive = 3136

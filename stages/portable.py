@@ -318,7 +318,7 @@ def price() -> list[dict]:
                         "--steps",
                         method,
                         "--count",
-                        str(4 if busy else 16),
+                        str(2 if busy else 16),
                         "--threads",
                         str(threads),
                     ]
@@ -384,7 +384,8 @@ def main(short, priced, work, free, method, count, threads) -> None:
     else:
         found = compare(short)
         write_json(OUTPUT / "portable.json", found)
-        write("portable", table(found), "The same bits on other processors")
+        option = "--short" if short else ""
+        write("portable", table(found), "The same bits on other processors", option)
         if differing := [part for part, row in found.items() if len(set(row.values())) > 1]:
             raise UserError(
                 "make portable", f"other bits in {', '.join(differing)}", "the same bits on every processor",
