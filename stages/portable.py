@@ -2,8 +2,7 @@
 
     make portable        # or python -m stages.portable
 
-The work is two steps of all that the embedded default does, at its own sizes: drawing phantoms, image scaling, the
-vision tower, SFT, GRPO and RARL, inference, BERTScore, the semantic and the lexical judge, intervals and tests, a plot.
+It runs two steps of everything that the embedded default does, at its own sizes: phantoms, image scaling, the vision tower, SFT, GRPO and RARL, inference, BERTScore, the semantic and the lexical judge, intervals and tests, a plot.
 Every part ends in a digest of its bits, and the digests are compared. It needs `qemu-x86_64` (Debian, Ubuntu: package
 qemu-user), which emulates processors without AVX-512. Agreement with them is evidence; another machine is the proof.
 
@@ -28,7 +27,14 @@ import click
 from stages.errors import UserError
 from stages.params import Params, Rewards, load_params
 from stages.pinning import ENVIRONMENT, pin
-from stages.records import Prediction, Sample, read_records, write_json, write_records
+from stages.records import (
+    Prediction,
+    Sample,
+    atomic_file,
+    read_records,
+    write_json,
+    write_records,
+)
 
 EMULATOR = "qemu-x86_64"
 #: Emulated processors: Intel with AVX2 (2013) and AMD with AVX2 (2019).
@@ -249,7 +255,7 @@ def steps_taken(params: Params, method: str, count: int) -> list[float]:
 # The comparison ---------------------------------------------------------------------------------------
 
 
-def child(*arguments: str, processor: str | None = None, environment: dict | None = None) -> dict:
+def child(*arguments: str, processor: str | None = None) -> dict:
     """Run this module in a new process, on an emulated processor if one is named, and return the JSON that it prints."""
     # The emulator runs a program's file, and a virtual environment's Python is a link: name its packages instead.
     base = (
@@ -261,7 +267,7 @@ def child(*arguments: str, processor: str | None = None, environment: dict | Non
     clean = {k: v for k, v in os.environ.items() if k not in (*ENVIRONMENT, "OMP_NUM_THREADS")}
     done = subprocess.run(
         [*base, "-m", "stages.portable", *arguments],
-        env=clean | {"PYTHONPATH": os.pathsep.join(paths)} | (environment or {}),
+        env=clean | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -394,8 +400,6 @@ def main(short, priced, work, free, method, count, threads) -> None:
 
 
 def write(name: str, text: str, title: str, option: str = "") -> None:
-    from stages.records import atomic_file
-
     with atomic_file(OUTPUT / f"{name}.md") as file:
         command = f"python -m stages.portable {option}".strip()
         file.write(f"# {title}\n\nMade by `{command}`.\n\n{text}\n")
