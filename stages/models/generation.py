@@ -101,7 +101,7 @@ def _completions(loaded: Loaded, inputs, config: GenerationConfig) -> list[list[
     """
     model = loaded.model
     network = without_peft(model)
-    if loaded.shared or loaded.attention == "eager" or prepare_layers(network.model):
+    if loaded.shared or loaded.attention == "eager" or prepare_layers(network):
         return model.generate(**inputs, generation_config=config)[
             :, inputs["input_ids"].shape[1] :
         ].tolist()

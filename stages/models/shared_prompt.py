@@ -255,18 +255,24 @@ def _last_layer(layer, hidden_states, attention_mask=None, **kwargs):
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
-def prepare_layers(backbone) -> str | None:
-    """Let a backbone's language model take a layout for its attention mask, in leaner layers; else it runs as before.
+def prepare_layers(network) -> str | None:
+    """Let a model's language model take a layout in place of its attention mask, with patched layers.
 
-    It stays so: activation checkpointing runs layers again in the backward pass.
+    The patch stays: activation checkpointing runs layers again in the backward pass. An unsupported model is left as it is.
+
+    Args:
+        network: a model with a head, without PEFT's wrapper.
 
     Returns:
-        Why a model cannot, or None.
+        Why the model does not support shared prompts, or None.
     """
-    if backbone.config.model_type not in MODELS:
-        return f"a model of type {backbone.config.model_type}"
-    if set(backbone.language_model.config.layer_types) != {"full_attention"}:
+    if network.config.model_type not in MODELS:
+        return f"a model of type {network.config.model_type}"
+    backbone, config = network.model, network.config.get_text_config()
+    if set(config.layer_types) != {"full_attention"}:
         return "the model has attention of other kinds than full"
+    if config.attention_dropout:
+        return "the model has dropout in its attention"
     replace_forward(backbone.language_model.norm, rms_norm)
     replace_forward(backbone.language_model.layers[-1], _last_layer)
     for layer in backbone.language_model.layers:

@@ -24,6 +24,9 @@ from stages.models.decode import decode, unknown_settings
 from stages.models.layers import token_scores, without_peft
 from stages.models.shared_prompt import Prompt, packed_inputs, prepare_layers, shared_prompts
 
+#: Losses that are sums over rows, so that it does not matter in which pass of a step a row is.
+LOSSES_OF_ROWS = frozenset({"grpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"})
+
 
 class SharedPrompt:
     """Mixin for `GRPOTrainer`."""
@@ -37,16 +40,18 @@ class SharedPrompt:
             tqdm.write(f"{what}: {reason}; stock TRL does it, slower")
         return True
 
-    def _unfit(self, what: str, model) -> bool:
-        """Whether the model is none that a layout can be given to."""
-        reason = prepare_layers(without_peft(model).model)
+    def _unfit(self, what: str, model, shortest: int) -> bool:
+        """Whether the model, or a batch whose shortest prompt has `shortest` tokens, does not support shared prompts."""
+        reason = prepare_layers(without_peft(model))
+        if reason is None and shortest < 2:
+            reason = "a prompt of one token"
         return reason is not None and self._plain(what, reason)
 
     def _generate_single_turn(
         self, prompt_ids, images, multimodal_fields, num_generations, **kwargs
     ):
         """Sample one completion a row. Arguments and result are TRL's: lists of token ids, end token included."""
-        if self._other_generation(multimodal_fields, kwargs):
+        if self._other_generation(prompt_ids, multimodal_fields, kwargs):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, **kwargs
             )
@@ -76,7 +81,7 @@ class SharedPrompt:
             finally:
                 model.train(training)
 
-    def _other_generation(self, fields: dict, kwargs: dict) -> bool:
+    def _other_generation(self, prompt_ids: list, fields: dict, kwargs: dict) -> bool:
         what = "generation"
         unknown = unknown_settings(self.generation_kwargs) if not self.use_vllm else ["vLLM"]
         unknown += fields.keys() - {"pixel_values", "image_grid_thw", "mm_token_type_ids"}
@@ -87,17 +92,37 @@ class SharedPrompt:
             unknown.append("weights shared among processes")
         if unknown:
             return self._plain(what, ", ".join(unknown))
-        return self._unfit(what, self.accelerator.unwrap_model(self.model_wrapped))
+        network = self.accelerator.unwrap_model(self.model_wrapped)
+        return self._unfit(what, network, min(map(len, prompt_ids)))
 
     def _prepare_inputs(self, generation_batch):
-        """TRL shuffles rows; with several passes a step, groups are brought together again, so that none is cut."""
+        """Bring the rows of a prompt, which TRL shuffles, into one pass where the loss does not depend on the pass."""
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         passes = self._buffered_inputs
         if self.model.training and passes is not before and len(passes) > 1:
-            self._buffered_inputs = whole_groups(passes)
-            inputs = self._buffered_inputs[self._step % len(passes)]
+            reason = self._bound_to_passes(inputs)
+            if reason is None:
+                self._buffered_inputs = whole_groups(passes)
+                inputs = self._buffered_inputs[self._step % len(passes)]
+            else:
+                self._plain("order of rows", reason)
         return inputs
+
+    def _bound_to_passes(self, inputs: dict) -> str | None:
+        """Why a step's loss would be another one if its rows were in other passes, or None."""
+        args = self.args
+        if self.loss_type not in LOSSES_OF_ROWS:
+            return f"loss_type {self.loss_type} is normalised by the tokens of a pass"
+        if self.top_entropy_quantile < 1.0:
+            return "top_entropy_quantile is taken of a pass"
+        if self.entropy_coef or self.use_adaptive_entropy:
+            return "the entropy bonus is the mean over the tokens of a pass"
+        if args.steps_per_generation != args.gradient_accumulation_steps:
+            return "steps_per_generation differs from gradient_accumulation_steps"
+        if inputs.get("pixel_values") is not None and inputs.get("image_grid_thw") is None:
+            return "a model without image_grid_thw"
+        return None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False,
@@ -112,7 +137,15 @@ class SharedPrompt:
         unknown += ["an auxiliary loss"] if compute_aux_loss else []
         what = "log-probabilities"
         network = self.accelerator.unwrap_model(model)
-        if (unknown and self._plain(what, ", ".join(unknown))) or self._unfit(what, network):
+        real = attention_mask.bool()
+        shortest = int(real[:, : input_ids.shape[1] - logits_to_keep].sum(1).min())
+        if (
+            (unknown and self._plain(what, ", ".join(unknown)))
+            or self._unfit(what, network, shortest)
+            or not real[
+                :, -logits_to_keep:
+            ].any()  # e.g. all truncated, under mask_truncated_completions
+        ):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size,
                 compute_entropy=compute_entropy, compute_aux_loss=compute_aux_loss, pixel_values=pixel_values,
@@ -121,9 +154,7 @@ class SharedPrompt:
         prompt_ids, completion_ids = input_ids.split(
             [input_ids.shape[1] - logits_to_keep, logits_to_keep], 1
         )
-        prompt_mask, mask = attention_mask.bool().split(
-            [prompt_ids.shape[1], completion_ids.shape[1]], 1
-        )
+        prompt_mask, mask = real.split([prompt_ids.shape[1], completion_ids.shape[1]], 1)
         prompts, rests = shared_prompts(
             [ids[real] for ids, real in zip(prompt_ids, prompt_mask)],
             pixel_values,
@@ -132,13 +163,24 @@ class SharedPrompt:
         )
         completions = [ids[real] for ids, real in zip(completion_ids, mask)]
         bare = without_peft(network)
+        entropy_has_gradient = bool(self.entropy_coef or self.use_adaptive_entropy)
         scores, rows = [], []
         for some in _passes(prompts, batch_size or len(input_ids)):
+            rows += [row for prompt in some for row in prompt.rows]
+            if not any(len(completions[row]) for prompt in some for row in prompt.rows):
+                continue
             with self.accelerator.autocast():
                 scores.append(
-                    packed_scores(model, bare, some, rests, completions, self.temperature)
+                    packed_scores(
+                        model,
+                        bare,
+                        some,
+                        rests,
+                        completions,
+                        self.temperature,
+                        entropy_has_gradient,
+                    )
                 )
-            rows += [row for prompt in some for row in prompt.rows]
 
         order = torch.tensor(rows, device=mask.device)
 
@@ -161,12 +203,14 @@ class CompletionsOnly:
     """
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        network = without_peft(model)
+        network, completion = without_peft(model), inputs["labels"] != -100
         fits = (
             network is without_peft(self.accelerator.unwrap_model(model))
             and len(inputs.get("image_grid_thw", ())) == len(inputs["input_ids"])
-            and prepare_layers(network.model) is None
+            and prepare_layers(network) is None
             and _frozen_head(network) is not None
+            and completion.any()
+            and (inputs["attention_mask"].bool() & ~completion).sum(1).min() > 1
         )
         return super().compute_loss(
             partial(_completion_scores, network) if fits else model, inputs, *args, **kwargs
@@ -191,8 +235,7 @@ def _completion_scores(
     )
     completions = [ids[here] for ids, here in zip(input_ids, completion)]
     inputs, targets = _inputs_and_targets(network, prompts, rests, completions)
-    hidden = network.model(**inputs, use_cache=False).last_hidden_state[0]
-    log_probs, entropy, is_top1 = token_scores(hidden, _frozen_head(network), targets, 1.0)
+    log_probs, entropy, is_top1 = _frozen_head_scores(network, inputs, targets, 1.0)
     mask = torch.ones_like(is_top1)
     return FusedCausalLMOutput(
         log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask
@@ -217,6 +260,7 @@ def packed_scores(
     rests: list[torch.Tensor],
     completions: list[torch.Tensor],
     temperature: float,
+    entropy_has_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run each prompt once and its completions against it.
 
@@ -226,14 +270,15 @@ def packed_scores(
         rests: of each of the batch's rows, the prompt's last token.
         completions: token ids of each of the batch's rows, without padding.
         temperature: of TRL's fused head.
+        entropy_has_gradient: whether the loss depends on the entropies.
 
     Returns:
         Log-probabilities and, where the head gives them, entropies, both (completion tokens,), prompt after prompt.
     """
     inputs, labels = _inputs_and_targets(network, prompts, rests, completions)
-    if without_peft(model) is network and (head := _frozen_head(network)) is not None:
-        hidden = network.model(**inputs, use_cache=False).last_hidden_state[0]
-        return token_scores(hidden, head, labels, temperature)[:2]
+    bare = without_peft(model) is network
+    if bare and not entropy_has_gradient and _frozen_head(network) is not None:
+        return _frozen_head_scores(network, inputs, labels, temperature)[:2]
     output = model(**inputs, shift_labels=labels[None], fused_lm_head=True)
     return output.log_probs[0], None if output.entropy is None else output.entropy[0]
 
@@ -245,6 +290,12 @@ def _frozen_head(network) -> torch.Tensor | None:
     return (
         weight if fit and not (weight.requires_grad or torch.is_autocast_enabled("cpu")) else None
     )
+
+
+def _frozen_head_scores(network, inputs, targets, temperature) -> tuple[torch.Tensor, ...]:
+    """What `token_scores` returns of the backbone's output for `inputs`."""
+    hidden = network.model(**inputs, use_cache=False).last_hidden_state[0]
+    return token_scores(hidden, _frozen_head(network), targets, temperature)
 
 
 def whole_groups(batches: list[dict]) -> list[dict]:

@@ -57,5 +57,5 @@ def prepare(params: Params) -> tuple[Run, Trainer, Loaded]:
         peft_config=run.lora(),
     )  # fmt: skip
     # A model that this cannot take runs as the library has it.
-    prepare_layers(without_peft(trainer.model).model)
+    prepare_layers(without_peft(trainer.model))
     return run, trainer, loaded

@@ -1,12 +1,8 @@
 """The fast GRPO step against the plain one: same log-probabilities, gradients, sampled tokens and trained weights."""
 
-import copy
-from pathlib import Path
-
 import pytest
 import torch
 from one_step import first_batch, move_adapter, one_row
-from PIL import Image
 from transformers import GenerationConfig
 from trl import GRPOTrainer, SFTTrainer
 
@@ -14,8 +10,6 @@ from stages.models import shared_prompt, step
 from stages.models.decode import decode, unknown_settings
 from stages.models.generation import vision_tokens
 from stages.models.shared_prompt import prepare_layers, shared_prompts
-from stages.params import Rewards
-from stages.records import Sample, read_records, write_records
 from stages.training import fast, rl, sft
 from stages.training.safety import Watched
 
@@ -31,31 +25,6 @@ class PlainSft(Watched, SFTTrainer):
 class Fast(fast.SharedPrompt, Watched, GRPOTrainer):
     def _plain(self, what, reason):
         raise AssertionError(f"stock TRL was asked: {what}: {reason}")
-
-
-QUESTIONS = (
-    "Is there a bright spot?",
-    "Where in this image is the bright spot, if there is one at all?",
-    "Spot?",
-)
-SIZES = ((112, 112), (84, 112), (112, 56), (56, 84))
-
-
-@pytest.fixture
-def mixed(encoded, params):
-    """The project with questions of different lengths and images of different sizes."""
-    rows = read_records("data/curated/train.jsonl", Sample)
-    for index, row in enumerate(rows):
-        path = Path(params.data.root) / row.image
-        Image.open(path).resize(SIZES[index % len(SIZES)]).save(path)
-        rows[index] = row.model_copy(update={"question": QUESTIONS[index % len(QUESTIONS)]})
-    write_records("data/curated/train.jsonl", rows)
-    params = copy.deepcopy(params)
-    params.grpo.rewards = Rewards(format=1, length=50)  # rewards that differ, from a random model
-    params.rarl.rewards = Rewards(format=1, length=50, accuracy=1, reasoning=1)
-    params.rl.prompts_per_step, params.rl.micro_prompts = 3, 3
-    params.rl.learning_rate = 1e-2
-    return params
 
 
 def prepare(kind, params, monkeypatch, name="grpo"):
@@ -323,7 +292,7 @@ def test_the_step_of_decoding_is_the_librarys(mixed, monkeypatch, large):
     move_adapter(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     network = model.get_base_model()
-    assert prepare_layers(network.model) is None and step.Step.fits(network)
+    assert prepare_layers(network) is None and step.Step.fits(network)
     ids = [torch.randint(20, 300, (n,)) for n in (9, 9, 4)]
     prompts, rests = shared_prompts([ids[0], *ids], None, None, None)
     config = GenerationConfig(max_new_tokens=9, eos_token_id=[1])
@@ -392,7 +361,7 @@ def test_qwen2_5_vl_is_served_by_the_same_code():
     ]
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    assert prepare_layers(model.model) is None
+    assert prepare_layers(model) is None
     prompts, rests = shared_prompts(
         [ids[row] for row in rows],
         torch.cat([pixels[row] for row in rows]),
@@ -432,7 +401,7 @@ def test_what_is_not_known_goes_to_stock_trl_and_says_so(mixed, monkeypatch, cap
     trainer = prepare(Careful, mixed, monkeypatch)
     trainer.generation_kwargs["min_p"] = trainer.generation_config.min_p = 0.01
     monkeypatch.setattr(
-        Careful, "_unfit", lambda self, what, model: self._plain(what, "sliding attention")
+        Careful, "_unfit", lambda self, what, *_: self._plain(what, "sliding attention")
     )
     trainer.train()
     said = capsys.readouterr().out

@@ -166,7 +166,7 @@ def kept_by_autograd(paper, layers: int, full: bool, half: bool, packed: bool, s
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        prepare_layers(network.model)
+        prepare_layers(network)
         if packed:
             one = Prompt(torch.ones(prompt, dtype=torch.long), None, None, list(range(size)))
             own = [torch.ones(count, dtype=torch.long) for count in (1, completion)]
