@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from stages.answers import matches
 from stages.cache import CACHE, key_of, packages
@@ -165,12 +165,16 @@ class Run:
         trainer.state_name = self.method
         with trainer.accelerator.main_process_first():
             last = last_whole_checkpoint(self.folder)
-        if last:
-            tqdm.write(f"{self.method}: going on from {last}")
-        trainer.train(resume_from_checkpoint=last)
+        state = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None
+        if state and state.global_step >= trainer.args.max_steps:
+            # The trainer itself takes one more step wherever the last one does not end an epoch.
+            tqdm.write(f"{self.method}: {last} is the last step, nothing is left to train")
+            trainer.state = state
+        else:
+            if last:
+                tqdm.write(f"{self.method}: going on from {last}")
+            trainer.train(resume_from_checkpoint=last)
         steps = trainer.state.global_step
-        if not log.scores or log.scores[-1]["step"] != steps:
-            log.score_and_keep(steps)
         trainer.accelerator.wait_for_everyone()
         if not trainer.accelerator.is_main_process:
             return {}
@@ -228,7 +232,8 @@ class Log(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(state.global_step - self.bar.n)
-        if state.global_step % self.run.params.train.eval_steps == 0:
+        step = state.global_step
+        if step % self.run.params.train.eval_steps == 0 or step == state.max_steps:
             self.score_and_keep(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -163,6 +163,29 @@ def test_a_stopped_run_goes_on_to_the_same_weights(encoded, params):
         torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("max_steps", [4, 3])
+@pytest.mark.parametrize("method", ["sft", "grpo", "rarl"])
+def test_a_finished_run_is_not_trained_further(encoded, params, method, max_steps, capsys):
+    """Entered again (`dvc repro -f`, a lost dvc.lock), it writes the same bytes; 3 steps do not end at a checkpoint."""
+    from stages.training.rl import train_rl
+    from stages.training.sft import train_sft
+
+    params = copy.deepcopy(params)
+    params.rl.max_steps, params.sft.epochs = max_steps, max_steps / 4
+    params.rl.learning_rate = 1e-2
+
+    def outputs():
+        train_sft(params) if method == "sft" else train_rl(method, params)
+        folders = Path("data/models") / method, Path("metrics/train")
+        return {p: p.read_bytes() for folder in folders for p in folder.rglob("*") if p.is_file()}
+
+    first = outputs()
+    assert json.loads(first[Path(f"metrics/train/{method}.json")])["steps"] == max_steps
+    capsys.readouterr()
+    assert outputs() == first
+    assert "nothing is left to train" in capsys.readouterr().out
+
+
 def test_another_parameter_is_another_run(encoded, params):
     from stages.training.sft import train_sft
 
