@@ -1,11 +1,12 @@
 """Stage `base`: write which base model is used, as a pointer of a few lines (`data/models/base/base.json`)."""
 
-import hashlib
+import json
 from pathlib import Path
 
 import click
 
-from stages.errors import UserError, stage_main
+from stages.errors import stage_main
+from stages.models.base_files import check_family, fingerprint
 from stages.params import Base, load_params
 from stages.records import write_json
 
@@ -16,24 +17,14 @@ def base_pointer(base: Base) -> dict:
     """What `base.json` holds: where the base is, at which revision, and a hash of local weights.
 
     Raises:
-        UserError: a local folder does not hold a model.
+        UserError: a local folder does not hold a model, or one of an unsupported family.
     """
     folder = EMBEDDED if base.source == "embedded" else Path(base.source)
     if not folder.is_dir():
         return {"source": base.source, "revision": base.revision, "sha256": None}
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights or not (folder / "config.json").is_file():
-        raise UserError(
-            f"base.source = {base.source}",
-            f"{folder} without config.json and *.safetensors",
-            "a folder laid out like the hub's",
-            "download the model there, or set base.source to `embedded`",
-        )
-    digest = hashlib.sha256()
-    for path in [folder / "config.json", *weights]:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return {"source": str(folder), "revision": None, "sha256": digest.hexdigest()}
+    sha256 = fingerprint(folder)
+    check_family(str(folder), json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return {"source": str(folder), "revision": None, "sha256": sha256}
 
 
 @click.command()

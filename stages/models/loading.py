@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import enable_progress_bars
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import PreTrainedConfig, Qwen2VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from stages import params as P
 from stages.errors import UserError
+from stages.models.base_files import check_family, fingerprint
 from stages.models.layers import embed_patches, replace_forward
 from stages.models.processor import ImageTextProcessor, load_processor
 from stages.records import read_json
@@ -86,7 +87,8 @@ def load(
         trainable: an adapter is to be trained on.
 
     Raises:
-        UserError: the base cannot be found, or the device or package asked for is not there.
+        UserError: the base cannot be found, is of an unsupported family, or has changed since `base.json` was written;
+            a weight is missing; the device or package asked for is not there.
     """
     folder = Path(folder)
     torch.set_num_threads(model.threads)
@@ -97,15 +99,22 @@ def load(
     if device.type == "cuda":
         # cuDNN's makes a plan for each new shape, tens of milliseconds each, and here shapes are new all the time.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    source = str(folder / "full") if adapter and (folder / "full").is_dir() else pointer["source"]
+    full = adapter and (folder / "full").is_dir()
+    source = str(folder / "full") if full else pointer["source"]
+    if not full and pointer["sha256"] is not None:
+        _check_unchanged(folder, pointer)
     transformers_logging.disable_progress_bar()
     enable_progress_bars()  # the hub's: a download of gigabytes must not look like a stop
     try:
-        network = Qwen2VLForConditionalGeneration.from_pretrained(
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=pointer["revision"])
+        check_family(source, config)
+        network, report = Qwen2VLForConditionalGeneration.from_pretrained(
             source,
             revision=pointer["revision"],
             dtype=getattr(torch, model.dtype),
             attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, in our words
         )
         processor = load_processor(
             pointer["source"], pointer["revision"], model.min_pixels, model.max_pixels
@@ -124,17 +133,61 @@ def load(
             "a model folder or a hub id that can be reached",
             "check the name and revision, log in or go online, or set base.source to `embedded`",
         ) from None
+    _check_whole(
+        source, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    )
     network.requires_grad_(True)
     network.model.visual.requires_grad_(False)  # the paper freezes the vision encoder (2.3)
     if device.type == "cuda":
         replace_forward(network.model.visual.patch_embed, embed_patches)
     network.generation_config = _generation_config(network, processor)
     if adapter and (folder / "adapter_config.json").is_file():
-        from peft import PeftModel
+        network = _with_adapter(network, folder, trainable)
+    return Loaded(network.to(device).eval(), processor, device, attention)
 
+
+def _check_unchanged(folder: Path, pointer: dict) -> None:
+    """An adapter on other weights than those that it was trained on answers at random."""
+    found = fingerprint(pointer["source"])
+    if found != pointer["sha256"]:
+        raise UserError(
+            f"{pointer['source']}, the base of {folder}",
+            f"files with SHA-256 {found[:12]}...",
+            f"{pointer['sha256'][:12]}..., as {folder / 'base.json'} has it",
+            "restore the base's files; or, if the new ones are wanted, run `dvc repro`, which trains again",
+        )
+
+
+def _check_whole(source: str, absent: set[str]) -> None:
+    """A weight that a file does not hold is random after loading."""
+    if absent:
+        first = ", ".join(sorted(absent)[:3])
+        raise UserError(
+            source,
+            f"{len(absent)} weights missing or of another shape: {first}{', ...' * (len(absent) > 3)}",
+            "every weight of the model that its config.json describes",
+            "fetch or write the folder again",
+        )
+
+
+def _with_adapter(network, folder: Path, trainable: bool):
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    try:
         with contextlib.redirect_stdout(io.StringIO()):
             network = PeftModel.from_pretrained(network, str(folder), is_trainable=trainable)
-    return Loaded(network.to(device).eval(), processor, device, attention)
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            absent = set(get_peft_model_state_dict(network)) - set(file.keys())
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(
+            str(folder),
+            " ".join(str(error).split())[:200],
+            "an adapter that fits the base named in its base.json",
+            "run `dvc repro`, or copy the adapter's folder again",
+        ) from None
+    _check_whole(str(folder), absent)
+    return network
 
 
 def _generation_config(network, processor):

@@ -1,13 +1,17 @@
 """A small world for the tiny tier: a random Qwen2-VL on disk, drawn pictures, and a project folder around them."""
 
+import copy
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from stages.base import base_pointer
 from stages.datasets.phantom import general
-from stages.params import load_params
-from stages.records import Sample, write_json, write_records
+from stages.params import Base, Rewards, load_params
+from stages.records import Sample, read_records, write_json, write_records
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +78,7 @@ def project(tmp_path, monkeypatch, random_base, params):
         write_records(f"data/curated/{split}.jsonl", rows)
     write_json(
         "data/models/base/base.json",
-        {"source": str(random_base[0]), "revision": None, "sha256": "0"},
+        base_pointer(Base(source=str(random_base[0]))),
     )
     return tmp_path
 
@@ -82,12 +86,9 @@ def project(tmp_path, monkeypatch, random_base, params):
 @pytest.fixture
 def encoded(project, params):
     """The project with its training features, made by the encode stage's own library calls."""
-    from pathlib import Path
-
     from stages.models.features import FeatureStore
     from stages.models.generation import open_image
     from stages.models.loading import load
-    from stages.records import read_records
 
     loaded = load("data/models/base", params.model)
     store = FeatureStore()
@@ -100,3 +101,28 @@ def encoded(project, params):
             loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     store.save("data/features/training")
     return project
+
+
+QUESTIONS = (
+    "Is there a bright spot?",
+    "Where in this image is the bright spot, if there is one at all?",
+    "Spot?",
+)
+SIZES = ((112, 112), (84, 112), (112, 56), (56, 84))
+
+
+@pytest.fixture
+def mixed(encoded, params):
+    """The project with questions of different lengths and images of different sizes."""
+    rows = read_records("data/curated/train.jsonl", Sample)
+    for index, row in enumerate(rows):
+        path = Path(params.data.root) / row.image
+        Image.open(path).resize(SIZES[index % len(SIZES)]).save(path)
+        rows[index] = row.model_copy(update={"question": QUESTIONS[index % len(QUESTIONS)]})
+    write_records("data/curated/train.jsonl", rows)
+    params = copy.deepcopy(params)
+    params.grpo.rewards = Rewards(format=1, length=50)  # rewards that differ, from a random model
+    params.rarl.rewards = Rewards(format=1, length=50, accuracy=1, reasoning=1)
+    params.rl.prompts_per_step, params.rl.micro_prompts = 3, 3
+    params.rl.learning_rate = 1e-2
+    return params

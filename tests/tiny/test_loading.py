@@ -2,13 +2,15 @@
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from stages.base import base_pointer
 from stages.errors import UserError
@@ -116,8 +118,6 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 
 
 def test_pointer_changes_with_the_weights(random_base, tmp_path):
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(random_base[0], folder)
     before = base_pointer(Base(source=str(folder)))["sha256"]
@@ -126,6 +126,73 @@ def test_pointer_changes_with_the_weights(random_base, tmp_path):
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert base_pointer(Base(source=str(folder)))["sha256"] != before
+
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm", "idefics3", "llava_next", "gpt2", None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_of_another_family_is_refused(random_base, params, tmp_path, family):
+    folder = shutil.copytree(random_base[0], tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "model_type": family})
+    for use in (
+        lambda: base_pointer(Base(source=str(folder))),
+        lambda: load(pointed(folder, tmp_path), params.model),
+    ):
+        with pytest.raises(UserError, match=f"a model of type {family}\n.*qwen2_vl"):
+            use()
+
+
+def changed(folder, change):
+    """Apply `change` to the tensors of a model or adapter folder."""
+    (path,) = folder.glob("*.safetensors")
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def drop(weights):
+    del weights[sorted(weights)[0]]
+
+
+def shorten(weights):
+    name = next(name for name in sorted(weights) if weights[name].ndim == 2)
+    weights[name] = weights[name][1:].clone()
+
+
+@pytest.mark.parametrize("change", [drop, shorten])
+def test_a_base_with_a_missing_or_mismatched_weight_is_refused(
+    random_base, params, tmp_path, change
+):
+    folder = shutil.copytree(random_base[0], tmp_path / "base")
+    changed(folder, change)
+    with pytest.raises(UserError, match="weights missing or of another shape"):
+        load(pointed(folder, tmp_path), params.model)
+
+
+def test_a_base_that_changed_after_training_is_refused(random_base, params, tmp_path):
+    folder = shutil.copytree(random_base[0], tmp_path / "base")
+    write_json(tmp_path / "base.json", base_pointer(Base(source=str(folder))))
+    load(tmp_path, params.model)
+    changed(folder, lambda weights: weights[min(weights)].mul_(2))
+    with pytest.raises(UserError, match="SHA-256"):
+        load(tmp_path, params.model)
+
+
+@pytest.mark.parametrize(
+    "change, found", [(drop, "1 weights missing"), (shorten, "size mismatch|shape")]
+)
+def test_an_adapter_with_a_missing_or_mismatched_weight_is_refused(
+    random_base, params, tmp_path, change, found
+):
+    model = load(pointed(random_base[0], tmp_path), params.model).model
+    adapter = LoraConfig(target_modules=["q_proj"], exclude_modules=".*visual.*")
+    get_peft_model(model, adapter).save_pretrained(tmp_path)
+    load(tmp_path, params.model)
+    changed(tmp_path, change)
+    with pytest.raises(UserError, match=found):
+        load(tmp_path, params.model)
 
 
 def test_kept_patches_are_those_of_the_stock_processor(random_base):
