@@ -48,9 +48,10 @@ _YES_NO = re.compile(
 )
 _YES_NO_ALONE = re.compile(r"(?<![^\W_])(yes|no)(?=\s*(?:$|[^\w\s-]|_|-\s))")
 
-#: An option's letter: "a" before a word is an article, "it's" and "i.e." hold no letters.
+#: An option's letter: "a" before a word, or before an option's text (read as "|"), is an article, "it's" and "i.e."
+#: hold no letters.
 _LETTER = re.compile(
-    r"(?<![\w'.-])(?!(?<!option )(?<!choice )(?<!answer )a\s+(?!(?:and|or|is|because|since)\b)\w)"
+    r"(?<![\w'.-])(?!(?<!option )(?<!choice )(?<!answer )a\s+(?:(?!(?:and|or|is|because|since)\b)\w|[\"'*_]*\|))"
     r"([a-z])(?![\w'-]|\.\w)"
 )
 _SENTENCE_END = re.compile(r"(?<!\b[a-z])[.!?;]\s+|\n")
