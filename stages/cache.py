@@ -5,7 +5,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from stages.records import R, read_records
+from stages.records import Prediction, R, read_records
 
 CACHE = Path(".cache")
 
@@ -43,3 +43,9 @@ def finished(path: Path, kind: type[R]) -> list[R]:
     if not whole.endswith(b"\n"):
         path.write_bytes(whole[: whole.rfind(b"\n") + 1])
     return read_records(path, kind)
+
+
+def answered(scratch: Path) -> dict[str, Prediction]:
+    """Predictions by id that earlier runs, and other processes in files beside it, have finished."""
+    files = sorted(scratch.parent.glob(f"{scratch.stem}*.jsonl"))
+    return {record.id: record for path in files for record in finished(path, Prediction)}

@@ -119,9 +119,7 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     loaded = load("data/models/rarl", params.model)
     mode, seed = params.mode["reasoning"], params.seed
     scratch = Path("scratch.jsonl")
-    predictions = predict(
-        loaded, test, Path("data"), mode, params.decoding, seed, scratch, "inference"
-    )
+    predictions = predict(loaded, test, Path("data"), mode, params.decoding, seed, scratch)
     add("inference", *(one.model_dump_json() for one in predictions))
     add("BERTScore", *map(repr, bert_scores(params)))
     for kind in ("lexical", "semantic"):
@@ -324,7 +322,7 @@ def price() -> list[dict]:
                         "--steps",
                         method,
                         "--count",
-                        str(2 if busy else 16),
+                        str(8 if busy else 16),
                         "--threads",
                         str(threads),
                     ]

@@ -2,13 +2,13 @@
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
-from tqdm import tqdm
 
 from stages.answers import kind_of, matches, read_completion
-from stages.cache import finished
+from stages.cache import answered
 from stages.models.generation import Reply, Request, ask, in_batches
 from stages.models.loading import Loaded
 from stages.params import Decoding, Mode
@@ -60,7 +60,7 @@ def predict(
     decoding: Decoding,
     seed: int,
     scratch: Path,
-    label: str,
+    advance: Callable[[int], None] = lambda questions: None,
 ) -> list[Prediction]:
     """One prediction per sample, in the samples' order.
 
@@ -68,6 +68,7 @@ def predict(
         root: folder that the samples' image paths start from.
         scratch: file of the finished batches; it is read when it is there and appended to. Where several
             processes run, each has a file of its own beside it, and takes every so-manieth batch.
+        advance: told after each batch how many questions have been asked.
     """
     processes = PartialState(cpu=loaded.device.type == "cpu")
     mine = (
@@ -88,21 +89,12 @@ def predict(
         )
         for sample, image in zip(samples, images)
     ]
-    done = _finished(scratch)
+    done = answered(scratch)
     processes.wait_for_everyone()  # nobody writes before all have read
     scratch.parent.mkdir(parents=True, exist_ok=True)
     batches = in_batches(requests, decoding.batch_size)
     batches = batches[processes.process_index :: processes.num_processes]
-    with (
-        mine.open("a", encoding="utf-8") as file,
-        tqdm(
-            total=sum(map(len, batches)),
-            desc=label,
-            unit="q",
-            mininterval=1,
-            disable=not processes.is_main_process,
-        ) as bar,
-    ):
+    with mine.open("a", encoding="utf-8") as file:
         for batch in batches:
             if not all(request.id in done for request in batch):
                 asked: dict[str, list[Prediction]] = {}
@@ -123,14 +115,8 @@ def predict(
                 file.write("".join(record.model_dump_json() + "\n" for record in records))
                 file.flush()
                 os.fsync(file.fileno())
-            bar.update(len(batch))
+            advance(len(batch))
     processes.wait_for_everyone()
     if processes.num_processes > 1:
-        done = _finished(scratch)
+        done = answered(scratch)
     return [done[sample.id] for sample in samples]
-
-
-def _finished(scratch: Path) -> dict[str, Prediction]:
-    """What earlier runs, and other processes, have finished."""
-    files = sorted(scratch.parent.glob(f"{scratch.stem}*.jsonl"))
-    return {record.id: record for path in files for record in finished(path, Prediction)}

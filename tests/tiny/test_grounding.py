@@ -83,7 +83,7 @@ def test_each_turn_has_a_seed_of_its_own_and_pictures_follow_the_mode(tmp_path, 
     monkeypatch.setattr(inference, "ask", ask)
     found = predict(
         Loaded(), samples, tmp_path, Mode(prompt="reasoning", image="shuffled"),
-        Decoding(samples=3, temperature=1.0), 7, tmp_path / "kept.jsonl", "x",
+        Decoding(samples=3, temperature=1.0), 7, tmp_path / "kept.jsonl",
     )  # fmt: skip
     assert turns == [7, "7 1", "7 2"]
     assert [p.answer for p in found] == ["Yes"] * 3
