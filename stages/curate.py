@@ -5,7 +5,6 @@ DICOM file), `data/curated/unmatched_explanations.csv` (Silvar-Med's that belong
 `metrics/curate.json`. How the rows compare with the benchmarks, the stage `audit` says.
 """
 
-import csv
 import os
 import shutil
 import time
@@ -16,7 +15,8 @@ import click
 
 from stages.errors import UserError, stage_main
 from stages.params import load_params
-from stages.records import atomic_file, write_json, write_records
+from stages.records import write_json, write_records
+from stages.spreadsheet import write_csv
 
 OUTPUT = Path("data/curated")
 PICTURES = OUTPUT / "pictures"
@@ -118,10 +118,9 @@ def _write(releases: dict, unmatched: list) -> None:
         for split, release in releases.items():
             write_records(partial / f"{split}.jsonl", release.samples)
             named |= {sample.image for sample in release.samples}
-        with atomic_file(partial / UNMATCHED.name) as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["file", "row", "image", "question"])
-            rows.writerows([of.file, of.row, of.image, of.question] for of in unmatched)
+        header = ("file", "row", "image", "question")
+        rows = [(of.file, of.row, of.image, of.question) for of in unmatched]
+        write_csv(partial / UNMATCHED.name, [header, *rows])
         if PICTURES.is_dir():
             for path in PICTURES.iterdir():
                 if path.as_posix() not in named:
