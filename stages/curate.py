@@ -35,7 +35,7 @@ def main() -> None:
         refuse,
         require_images,
     )
-    from stages.datasets.release import Pictures, require_root
+    from stages.datasets.release import BURNED_IN, Pictures, require_root
 
     start = time.monotonic()
     params = load_params()
@@ -64,6 +64,8 @@ def main() -> None:
     if source == "own":
         without = sum(release.notes["rows_without_patient"] for release in releases.values())
         more["split"] = {**params.own.model_dump(), "rows_without_patient": without}
+    if burned_in := sum(release.notes[BURNED_IN] for release in releases.values()):
+        more[BURNED_IN] = burned_in
     write_json(METRICS, {**counts, **more})
     for split, count in counts.items():
         click.echo(f"  {split:<6}" + ", ".join(f"{value} {name}" for name, value in count.items()))
@@ -133,13 +135,17 @@ def _write(releases: dict, unmatched: list) -> None:
 
 
 def _say_what_is_left_out(split: str, release) -> None:
+    from stages.datasets.release import BURNED_IN, BURNED_IN_MEANS
+
     if release.missing_images:
         images = len({image for _, image in release.missing_images})
         click.echo(
             f"  WARNING: {split}: {len(release.missing_images)} of {release.rows} rows left out, {images} images are missing"
         )
-    for reason, count in Counter(reason for _, reason in release.refused).most_common():
-        click.echo(f"  WARNING: {split}: {count} rows refused: {reason}")
+    for reason, (count, row) in release.refusals.items():
+        click.echo(f"  WARNING: {split}: {count} rows refused: {reason} (first {row})")
+    if count := release.notes[BURNED_IN]:
+        click.echo(f"  WARNING: {split}: {count} rows: {BURNED_IN_MEANS}")
 
 
 def _counts(release) -> dict:
