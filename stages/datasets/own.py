@@ -17,8 +17,8 @@ question unless it names them itself. `split` (train, dev, test) in every row is
 are split by patient or image, see `training`. Other columns are not read.
 
 Patients' names or numbers decide about the split only: no record, count, message or file holds one. Samples
-are named by the row's number below the header. Image paths do stay in the records, except those of DICOM
-files, which are unpacked under their hash (`stages/datasets/dicom.py`): name images by nothing that
+are named by the row's number below the header. Paths of usable images do stay in the records, except those of
+DICOM files, which are unpacked under their hash (`stages/datasets/dicom.py`): name images by nothing that
 identifies a person.
 """
 
