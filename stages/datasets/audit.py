@@ -30,7 +30,7 @@ OF_SAMPLES = ("annotated",)
 
 
 class Place(NamedTuple):
-    """Where a picture is: in which set, in which split, under which name."""
+    """Where an image is: in which set, in which split, under which name; for a file that cannot be used, in which row."""
 
     set: str
     split: str
@@ -193,7 +193,7 @@ class Split:
         self.rows = [
             (hashes.get(row.image, row.image), normalise(row.question)) for row in release.seen
         ]
-        # The name of a file that cannot be used may be anything, such as a path of this machine.
+        # The name of a file that cannot be used may be anything, such as a path of this machine or a patient's name.
         self.images = {
             hashes.get(row.image, row.image): row.image if row.image in hashes else f"{set_}/{split}/{row.row}"
             for row in release.seen

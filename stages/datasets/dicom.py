@@ -13,7 +13,8 @@ from pathlib import Path
 #: Larger pictures, DICOM or not, are refused: they would fill the memory of the machine (20,000 x 20,000 is 1.2 GB in
 #: RGB).
 MAX_PIXELS = 100_000_000
-#: All that is read of a file, besides its transfer syntax and BurnedInAnnotation. No element that identifies a person is among them.
+#: All that is read of a file, besides its transfer syntax and BurnedInAnnotation. No element that identifies a person
+#: is among them.
 ELEMENTS = [
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
