@@ -6,7 +6,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 RUN := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint identity bench portable clean-cache
+.PHONY: help repro test lint identity site-cache bench portable clean-cache
 
 help:
 	@echo "make repro        install what is needed and run the pipeline (dvc repro)"
@@ -17,6 +17,7 @@ help:
 	@echo "make clean-cache  delete resumable work in progress (.cache/, except the costs of experiments)"
 
 repro: identity $(VENV)/.installed
+	@$(MAKE) --no-print-directory site-cache
 	@$(RUN) dvc repro
 
 test: lint
@@ -34,6 +35,12 @@ identity:
 	  git config user.name "RARL user"; echo "git has no user.name: 'RARL user' is used in this clone"; }
 	@git config user.email >/dev/null || { \
 	  git config user.email "rarl@localhost"; echo "git has no user.email: 'rarl@localhost' is used in this clone"; }
+
+# DVC notes the names of data files, which may name patients, in /var/tmp/dvc, where everybody can read them. It takes the
+# folder of its config from where a command is run, so the path is absolute, and kept where git does not look.
+site-cache:
+	@grep -qsF 'site_cache_dir = $(CURDIR)/' .dvc/config.local \
+	  || $(RUN) dvc config --quiet --local core.site_cache_dir '$(CURDIR)/.dvc/tmp/site'
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing the packages (about 2 GB, some minutes the first time) ..."

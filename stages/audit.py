@@ -6,7 +6,6 @@ the release, and looks for pictures and questions that splits share. Writes `met
 release is not as declared, unless `data.deviation` is `report`.
 """
 
-import csv
 import shutil
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import click
 from stages.errors import stage_main
 from stages.params import Params, load_params
 from stages.records import atomic_file, write_json
+from stages.spreadsheet import write_csv
 
 OUTPUT = Path("data/audit")
 METRICS = Path("metrics/audit.json")
@@ -39,9 +39,9 @@ def main() -> None:
 
     shutil.rmtree(OUTPUT, ignore_errors=True)
     ends = [f"{name}_{what}" for name in ("first", "second") for what in ("set", "split", "image")]
-    _write_csv("shared_images", ends, [(*a, *b) for a, b in found.shared])
+    write_csv(OUTPUT / "shared_images.csv", [ends, *((*a, *b) for a, b in found.shared)])
     near = [(*a, *b, *bits) for a, b, *bits in found.near]
-    _write_csv("near_duplicates", [*ends, "dhash_bits", "phash_bits"], near)
+    write_csv(OUTPUT / "near_duplicates.csv", [(*ends, "dhash_bits", "phash_bits"), *near])
     for name, text in data_card.render(params, sets, absent, found, pictures).items():
         with atomic_file(OUTPUT / name) as file:
             file.write(text)
@@ -103,13 +103,6 @@ def read_sets(params: Params, root: Path, pictures) -> tuple[dict, dict[str, lis
         if releases:
             sets[name] = adapter, releases
     return sets, absent
-
-
-def _write_csv(name: str, header: list[str], rows: list[tuple]) -> None:
-    with atomic_file(OUTPUT / f"{name}.csv") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,15 @@ def main(name: str) -> None:
     """Read one benchmark's test rows."""
     from stages.datasets import ADAPTERS
     from stages.datasets.audit import compare_with_declared, refuse, require_images, selection
-    from stages.datasets.release import MissingRelease, Pictures, Release, read, require_root
+    from stages.datasets.release import (
+        BURNED_IN,
+        BURNED_IN_MEANS,
+        MissingRelease,
+        Pictures,
+        Release,
+        read,
+        require_root,
+    )
 
     start = time.monotonic()
     params = load_params()
@@ -62,7 +70,7 @@ def main(name: str) -> None:
         "as_declared": not found,
         "rows": release.rows,
         "read": len(samples),
-        "refused": dict(sorted(Counter(reason for _, reason in release.refused).items())),
+        "refused": {reason: count for reason, (count, _) in sorted(release.refusals.items())},
         "missing_rows": len(release.missing_images),
         "missing_images": len({image for _, image in release.missing_images}),
         "images": len({sample.image_sha256 for sample in samples}),
@@ -90,8 +98,12 @@ def main(name: str) -> None:
             fg="yellow",
             err=True,
         )
-    for reason, count in summary["refused"].items():
-        click.echo(f"  {count} rows refused: {reason}")
+    for reason, (count, row) in release.refusals.items():
+        click.echo(f"  {count} rows refused: {reason} (first {row})")
+    if count := release.notes[BURNED_IN]:
+        click.secho(
+            f"WARNING: benchmark {name}: {count} rows: {BURNED_IN_MEANS}", fg="yellow", err=True
+        )
     for note, count in summary["notes"].items():
         click.echo(f"  {note.replace('_', ' ')}: {count}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())

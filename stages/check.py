@@ -222,6 +222,20 @@ def check_portable(params: Params) -> None:
         )
 
 
+def check_site_cache(params: Params) -> None:
+    """Say where DVC notes the names of real data's files in a folder that everybody on this machine can read."""
+    drawn = Path(params.data.root).resolve() == PHANTOM.resolve()
+    if drawn or os.environ.get("DVC_SITE_CACHE_DIR"):
+        return
+    from dvc.config import Config
+
+    if not Config.from_cwd(validate=False)["core"].get("site_cache_dir"):
+        warn(
+            "DVC notes the names of your data's files in /var/tmp/dvc, for everybody on this machine to read: "
+            "`make site-cache` has it use .dvc/tmp, and what is in /var/tmp/dvc may be deleted"
+        )
+
+
 def check_resources(params: Params, device: str) -> str:
     """Compare free memory and disk with an estimate of what the run needs."""
     import psutil
@@ -284,6 +298,7 @@ def main() -> None:
     device = check_device(params)
     click.echo(f"  machine   {check_resources(params, device)}")
     check_portable(params)
+    check_site_cache(params)
     for path in remove_leftovers(params):
         click.echo(f"  removed   {path}: no longer listed in params.yaml")
     write_json("data/check.json", {"params": "valid"})

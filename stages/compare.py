@@ -28,6 +28,7 @@ from stages.errors import UserError
 from stages.records import atomic_file, read_json, verdicts_file
 from stages.reporting import side_by_side
 from stages.reporting.statistics import wilson
+from stages.spreadsheet import restore, write_frame
 
 HERE = "(this commit)"
 OUTPUT = Path("metrics/studies")
@@ -76,7 +77,11 @@ class Experiment:
         """The main judge's scores by one field of the samples, as the `score` stage wrote them."""
         place = (mode, test_set, self.params["report"]["main_judge"], by)
         rows = csv.DictReader(io.StringIO(self.text(f"metrics/breakdown/{model}.csv") or ""))
-        return [r for r in rows if (r["mode"], r["set"], r["judge"], r["by"]) == place]
+        return [
+            r | {"value": restore(r["value"])}
+            for r in rows
+            if (r["mode"], r["set"], r["judge"], r["by"]) == place
+        ]
 
     @cached_property
     def files(self):
@@ -285,8 +290,7 @@ def main(study: str, everywhere: bool) -> None:
             "the experiments of the study",
             f"{COMMANDS[study]}\n            dvc queue start, and wait for `dvc queue status`",
         )
-    with atomic_file(OUTPUT / f"{study}.csv") as file:
-        frame.to_csv(file, index=False, lineterminator="\n")
+    write_frame(OUTPUT / f"{study}.csv", frame)
     text = markdown(frame)
     with atomic_file(OUTPUT / f"{study}.md") as file:
         file.write(f"# {study}\n\nMade by a command such as `{COMMANDS[study]}`, `dvc queue start` "

@@ -5,7 +5,6 @@ DICOM file), `data/curated/unmatched_explanations.csv` (Silvar-Med's that belong
 `metrics/curate.json`. How the rows compare with the benchmarks, the stage `audit` says.
 """
 
-import csv
 import os
 import shutil
 import time
@@ -16,7 +15,8 @@ import click
 
 from stages.errors import UserError, stage_main
 from stages.params import load_params
-from stages.records import atomic_file, write_json, write_records
+from stages.records import write_json, write_records
+from stages.spreadsheet import write_csv
 
 OUTPUT = Path("data/curated")
 PICTURES = OUTPUT / "pictures"
@@ -35,7 +35,7 @@ def main() -> None:
         refuse,
         require_images,
     )
-    from stages.datasets.release import Pictures, require_root
+    from stages.datasets.release import BURNED_IN, Pictures, require_root
 
     start = time.monotonic()
     params = load_params()
@@ -64,6 +64,8 @@ def main() -> None:
     if source == "own":
         without = sum(release.notes["rows_without_patient"] for release in releases.values())
         more["split"] = {**params.own.model_dump(), "rows_without_patient": without}
+    if burned_in := sum(release.notes[BURNED_IN] for release in releases.values()):
+        more[BURNED_IN] = burned_in
     write_json(METRICS, {**counts, **more})
     for split, count in counts.items():
         click.echo(f"  {split:<6}" + ", ".join(f"{value} {name}" for name, value in count.items()))
@@ -118,10 +120,9 @@ def _write(releases: dict, unmatched: list) -> None:
         for split, release in releases.items():
             write_records(partial / f"{split}.jsonl", release.samples)
             named |= {sample.image for sample in release.samples}
-        with atomic_file(partial / UNMATCHED.name) as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["file", "row", "image", "question"])
-            rows.writerows([of.file, of.row, of.image, of.question] for of in unmatched)
+        header = ("file", "row", "image", "question")
+        rows = [(of.file, of.row, of.image, of.question) for of in unmatched]
+        write_csv(partial / UNMATCHED.name, [header, *rows])
         if PICTURES.is_dir():
             for path in PICTURES.iterdir():
                 if path.as_posix() not in named:
@@ -134,13 +135,17 @@ def _write(releases: dict, unmatched: list) -> None:
 
 
 def _say_what_is_left_out(split: str, release) -> None:
+    from stages.datasets.release import BURNED_IN, BURNED_IN_MEANS
+
     if release.missing_images:
         images = len({image for _, image in release.missing_images})
         click.echo(
             f"  WARNING: {split}: {len(release.missing_images)} of {release.rows} rows left out, {images} images are missing"
         )
-    for reason, count in Counter(reason for _, reason in release.refused).most_common():
-        click.echo(f"  WARNING: {split}: {count} rows refused: {reason}")
+    for reason, (count, row) in release.refusals.items():
+        click.echo(f"  WARNING: {split}: {count} rows refused: {reason} (first {row})")
+    if count := release.notes[BURNED_IN]:
+        click.echo(f"  WARNING: {split}: {count} rows: {BURNED_IN_MEANS}")
 
 
 def _counts(release) -> dict:

@@ -25,6 +25,11 @@ class UserError(click.ClickException):
         super().__init__(f"{where}\n  found:    {found}\n  expected: {expected}\n  to do:    {fix}")
 
 
+def ignore_warnings_between_libraries() -> None:
+    """What one library says to another is none of the user's business."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+
+
 def stage_main(function):
     """Wrap a stage's `main`: a user's mistake ends it with one message, Ctrl-C with one line.
 
@@ -38,8 +43,7 @@ def stage_main(function):
         from stages.pinning import pin
 
         started = time.perf_counter()
-        # What one library says to another is none of the user's business.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        ignore_warnings_between_libraries()
         try:
             if Path("params.yaml").is_file():
                 pin(load_params())

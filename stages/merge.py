@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from stages.ask import model_folder
-from stages.errors import UserError
+from stages.errors import UserError, ignore_warnings_between_libraries
 from stages.params import Params, load_params
 from stages.pinning import pin
 from stages.records import read_json, write_json
@@ -19,6 +19,7 @@ from stages.records import read_json, write_json
 @click.option("--model", "name", required=True, help="A name below data/models, or a folder.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder.")
 def main(name, output):
+    ignore_warnings_between_libraries()
     params = load_params()
     pin(params)
     folder = model_folder(name)

@@ -17,6 +17,7 @@ import click
 from stages.errors import stage_main
 from stages.params import load_params
 from stages.records import atomic_file, write_json
+from stages.spreadsheet import write_frame
 
 REPORT = Path("data/report")
 TABLES = Path("metrics/tables")
@@ -44,11 +45,11 @@ def main():
         "reward_gap": tables.reward_gap(run),
     }
     for name, frame in frames.items():
-        write_csv(TABLES / f"{name}.csv", frame)
+        write_frame(TABLES / f"{name}.csv", frame)
     write_json("metrics/summary.json", tables.summary(run))
     # Questions and answers stay out of metrics/, which is kept in git.
     frames["disagreements"] = tables.disagreements(run)
-    write_csv(REPORT / "disagreements.csv", frames["disagreements"])
+    write_frame(REPORT / "disagreements.csv", frames["disagreements"])
     click.echo("report: plots and pages")
     pages = {
         "report.html": page.render(run, frames),
@@ -61,11 +62,6 @@ def main():
     console.show(run, frames)
     for name, text in pages.items():
         click.echo(f"{REPORT / name} ({len(text.encode()) / 1e6:.1f} MB)")
-
-
-def write_csv(path: Path, frame) -> None:
-    with atomic_file(path) as file:
-        frame.to_csv(file, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import click
 
 from stages.errors import stage_main
 from stages.params import load_params
-from stages.records import atomic_file, write_json
+from stages.records import write_json
+from stages.spreadsheet import write_frame
 
 
 @click.command()
@@ -18,8 +19,7 @@ def main(model: str):
     judged = read_judged(params, model)
     scores = score_model(judged, params)
     write_json(f"metrics/scores/{model}.json", scores)
-    with atomic_file(f"metrics/breakdown/{model}.csv") as file:
-        breakdown(judged, params).to_csv(file, index=False, lineterminator="\n")
+    write_frame(f"metrics/breakdown/{model}.csv", breakdown(judged, params))
     for mode, sets in scores.items():
         cell = sets[params.own_test][params.report.main_judge]
         final = "not scored" if cell["final"] is None else f"{cell['final']:.1f} %"

@@ -7,7 +7,6 @@ Writes `metrics/studies/semantic_threshold.json` and `.md` (numbers only), and e
 `data/studies/semantic_threshold.csv`, which stays out of git: on real data it holds texts about patients.
 """
 
-import csv
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ from stages.cache import hash_path
 from stages.errors import UserError, stage_main
 from stages.params import load_params
 from stages.records import Sample, atomic_file, read_records, write_json
+from stages.spreadsheet import write_csv
 
 ROWS = Path("data/curated/dev.jsonl")
 OUTPUT = Path("metrics/studies/semantic_threshold.json")
@@ -58,9 +58,7 @@ def main(seed: int) -> None:
     write_json(OUTPUT, study)
     with atomic_file(OUTPUT.with_suffix(".md")) as file:
         file.write(as_markdown(study, f"python -m stages.threshold_study --seed {seed}"))
-    with atomic_file(PAIRS) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("part", "row", "kind", "right", "cosine", "text", "reference"), *lines])
+    write_csv(PAIRS, [("part", "row", "kind", "right", "cosine", "text", "reference"), *lines])
     for part, found in parts.items():
         click.echo(
             f"threshold_study: {part} {found['chosen']} [{found['low']:.2f}, {found['high']:.2f}], AUC {found['auc']}, "

@@ -30,7 +30,7 @@ OF_SAMPLES = ("annotated",)
 
 
 class Place(NamedTuple):
-    """Where a picture is: in which set, in which split, under which name."""
+    """Where an image is: in which set, in which split, under which name; for a file that cannot be used, in which row."""
 
     set: str
     split: str
@@ -159,10 +159,10 @@ def require_images(where: str, release: Release, missing: str) -> None:
         UserError: an image is missing and `missing` is `stop`.
     """
     if release.missing_images and missing == "stop":
-        row, image = release.missing_images[0]
+        row, _ = release.missing_images[0]
         raise UserError(
             where,
-            f"{len(release.missing_images)} of {release.rows} rows without their image, first {image} (row {row})",
+            f"{len(release.missing_images)} of {release.rows} rows without their image (first {row})",
             "every image (data.missing is `stop`)",
             "get the images, or set data.missing to skip",
         )
@@ -193,7 +193,11 @@ class Split:
         self.rows = [
             (hashes.get(row.image, row.image), normalise(row.question)) for row in release.seen
         ]
-        self.images = {hashes.get(row.image, row.image): row.image for row in release.seen}
+        # The name of a file that cannot be used may be anything, such as a path of this machine or a patient's name.
+        self.images = {
+            hashes.get(row.image, row.image): row.image if row.image in hashes else f"{set_}/{split}/{row.row}"
+            for row in release.seen
+        }  # fmt: skip
         self.hashed = [sha256 for sha256 in self.images if sha256 in set(hashes.values())]
         self.bits = [
             np.array([int(getattr(pictures.kept(sha256), kind), 16) for sha256 in self.hashed], np.uint64)
@@ -241,7 +245,7 @@ def own_splits_apart(root: str | Path, releases: dict[str, Release]) -> None:
         UserError: one is.
     """
     images = {
-        split: {sample.image_sha256: sample.image for sample in release.samples}
+        split: {sample.image_sha256: sample.id for sample in release.samples}
         for split, release in releases.items()
     }
     for first, second in combinations(images, 2):
@@ -249,7 +253,8 @@ def own_splits_apart(root: str | Path, releases: dict[str, Release]) -> None:
         if both:
             raise UserError(
                 f"{root}: {first} and {second} rows",
-                f"{len(both)} images are in both, first {images[first][both[0]]} = {images[second][both[0]]}",
+                f"{len(both)} images are in both, first that of {images[first][both[0]]} and "
+                f"{images[second][both[0]]}",
                 "no shared image between training, development and test",
                 "get the release's original files, or take the copy out: a shared image would make the scores "
                 "too good",

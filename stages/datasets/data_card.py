@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stages.datasets.audit import OF_SAMPLES, Findings, Sets
-from stages.datasets.release import Pictures, Release
+from stages.datasets.release import BURNED_IN, BURNED_IN_MEANS, Pictures, Release
+from stages.images import thumbnail
 from stages.params import Params
 from stages.records import Sample, image_file, read_records
-from stages.thumbnail import thumbnail
 
 SEED = 7
 PER_MODALITY = 4
@@ -213,8 +213,11 @@ def findings(found: Findings, name: str, releases: dict[str, Release]) -> list[s
                 f"{count['missing_rows']:,} {rows} have no image here ({number(count['missing_images'], 'image')})."
             )
         said += [
-            f"{count:,} {rows} refused: {reason}." for reason, count in reasons(release).items()
+            f"{refused:,} {rows} refused: {reason} (first {row})."
+            for reason, (refused, row) in release.refusals.items()
         ]
+        if burned_in := release.notes[BURNED_IN]:
+            said.append(f"{burned_in:,} {rows}: {BURNED_IN_MEANS}.")
     return said
 
 
@@ -236,15 +239,6 @@ def quirks(releases: dict[str, Release]) -> list[str]:
     return [
         f"{name.replace('_', ' ')}: {', '.join(counts)}" for name, counts in met.items() if counts
     ]
-
-
-def reasons(release: Release) -> dict[str, int]:
-    """Reason of a refusal, without the file that it names, -> rows."""
-    plain = [
-        reason.partition(": ")[2] if "/" in reason.partition(": ")[0] else reason
-        for _, reason in release.refused
-    ]
-    return dict(Counter(plain).most_common())
 
 
 def number(count: int, thing: str) -> str:

@@ -3,7 +3,7 @@
 The steps are those of the standard's grayscale pipeline (DICOM PS3.3, C.11), done by pydicom: modality LUT
 or rescale, the first VOI LUT or window, then the photometric interpretation. Of the header only the
 elements named below are read at all, so that no name, date or number of a patient can reach an output.
-Text that is burned into the pixels stays there.
+Text that is burned into the pixels stays there; files whose header says so are counted and reported.
 """
 
 import io
@@ -13,7 +13,8 @@ from pathlib import Path
 #: Larger pictures, DICOM or not, are refused: they would fill the memory of the machine (20,000 x 20,000 is 1.2 GB in
 #: RGB).
 MAX_PIXELS = 100_000_000
-#: All that is read of a file, besides its transfer syntax. No element that identifies a person is among them.
+#: All that is read of a file, besides its transfer syntax and BurnedInAnnotation. No element that identifies a person
+#: is among them.
 ELEMENTS = [
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
@@ -60,6 +61,19 @@ def to_png(path: str | Path) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
+
+
+def burned_in(path: str | Path) -> bool:
+    """Whether the header of a file that `to_png` reads says that text is burned into the pixels (PS3.3, C.7.6.1.1)."""
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["BurnedInAnnotation"])
+        try:
+            return str(data.get("BurnedInAnnotation")).strip().upper() == "YES"
+        except Exception:  # damaged: it does not say so
+            return False
 
 
 def _shown(data):

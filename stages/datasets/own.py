@@ -17,8 +17,8 @@ question unless it names them itself. `split` (train, dev, test) in every row is
 are split by patient or image, see `training`. Other columns are not read.
 
 Patients' names or numbers decide about the split only: no record, count, message or file holds one. Samples
-are named by the row's number below the header. Image paths do stay in the records, except those of DICOM
-files, which are unpacked under their hash (`stages/datasets/dicom.py`): name images by nothing that
+are named by the row's number below the header. Paths of usable images do stay in the records, except those of
+DICOM files, which are unpacked under their hash (`stages/datasets/dicom.py`): name images by nothing that
 identifies a person.
 """
 
@@ -467,7 +467,12 @@ def _size(group: list[_Entry]) -> int:
 def _why(releases: dict[str, Release]) -> str:
     """What happened to the rows, for a message."""
     missing = sum(len(release.missing_images) for release in releases.values())
-    refused = Counter(reason for release in releases.values() for _, reason in release.refused)
+    every = Release(
+        "own", "", refused=[row for release in releases.values() for row in release.refused]
+    )
     said = [f"{missing} rows without their image"] if missing else []
-    said += [f"{count} rows refused: {reason}" for reason, count in refused.most_common(3)]
+    said += [
+        f"{count} rows refused: {reason} (first {row})"
+        for reason, (count, row) in list(every.refusals.items())[:3]
+    ]
     return f" ({'; '.join(said)})" if said else ""

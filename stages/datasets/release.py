@@ -24,9 +24,16 @@ from types import ModuleType
 from stages.answers import kind_of, normalise
 from stages.datasets.dicom import MAX_PIXELS
 from stages.errors import UserError
+from stages.images import upright
 from stages.records import Kind, Modality, Sample, image_file
 
 DECLARED_FILE = "declared.json"
+#: The note that counts rows with an image whose DICOM header says that there is text in the pixels.
+BURNED_IN = "rows_with_burned_in_text"
+BURNED_IN_MEANS = (
+    "the image's DICOM header says that text is burned into the pixels (BurnedInAnnotation = YES), which may name "
+    "the patient: look at these images"
+)
 
 
 class MissingRelease(UserError):
@@ -120,6 +127,13 @@ class Release:
     seen: list[Seen] = field(default_factory=list)
     notes: Counter = field(default_factory=Counter)
 
+    @property
+    def refusals(self) -> dict[str, tuple[int, str]]:
+        """Reason -> (rows, the first of them), the most frequent reason first."""
+        first = {reason: row for row, reason in reversed(self.refused)}
+        counts = Counter(reason for _, reason in self.refused)
+        return {reason: (count, first[reason]) for reason, count in counts.most_common()}
+
 
 def read(
     adapter: ModuleType,
@@ -179,6 +193,7 @@ def read(
         rows_met.add(met)
         source_id = _new_id(where, ids)
         release.notes["source_ids_met_again"] += source_id != where
+        release.notes[BURNED_IN] += image in pictures.burned_in
         release.samples.append(
             Sample(
                 id=f"{name}/{split}/{source_id}",
@@ -252,7 +267,7 @@ class Picture:
 
 #: Bytes-to-picture results are kept here by the hash of the bytes, so that no stage decodes a picture again.
 #: The number changes with what `decode` does.
-KEPT = Path(".cache/pictures-2.jsonl")
+KEPT = Path(".cache/pictures-3.jsonl")
 _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 #: `smart_resize` of Qwen2-VL cannot take a longer strip than this.
 MAX_ASPECT = 200
@@ -272,6 +287,8 @@ class Pictures:
         self._by_path: dict[str, Picture] = {}
         self._by_hash: dict[str, Picture] = {}
         self._dicom: dict[str, tuple[str, str | None, str | None]] = {}
+        #: Images, as records name them, of DICOM files whose header says that there is text in the pixels.
+        self.burned_in: set[str] = set()
         if KEPT.is_file():
             for line in KEPT.read_text(encoding="utf-8").splitlines():
                 try:
@@ -283,7 +300,8 @@ class Pictures:
     def admit(self, image: object, folder: Path) -> tuple[str, str | None, str | None]:
         """(name for the record, SHA-256, fault) of an image that a row names or holds.
 
-        SHA-256 and fault are both None where the image is not there.
+        SHA-256 and fault are both None where the image is not there. A fault does not name the file: its name may
+        say whose image it is.
         """
         if isinstance(image, bytes):
             picture = self.look_at(image)
@@ -294,13 +312,12 @@ class Pictures:
             return name, None if picture.fault else picture.sha256, picture.fault
         named = Path(str(image).replace("\\", "/"))
         if ".." in named.parts or named.is_absolute():
-            return str(image), None, f"image path leads out of the release: {image}"
+            return str(image), None, "image path leads out of the release"
         name = relative(self.root, folder / named)
-        if _is_dicom(image_file(self.root, name)):
+        if is_dicom(image_file(self.root, name)):
             return self._admit_dicom(name)
         picture = self.check(name)
-        fault = f"{name}: {picture.fault}" if picture.fault else None
-        return name, picture.sha256, fault
+        return name, picture.sha256, picture.fault
 
     def check(self, image: str) -> Picture:
         """Look at an image file, named as records name it (relative to `data.root`, or below `data/`)."""
@@ -331,13 +348,17 @@ class Pictures:
         return self._by_hash[sha256]
 
     def _admit_dicom(self, name: str) -> tuple[str, str | None, str | None]:
-        from stages.datasets.dicom import to_png
+        from stages.datasets.dicom import burned_in, to_png
 
         if name not in self._dicom:
+            path = image_file(self.root, name)
             try:
-                self._dicom[name] = self.admit(to_png(image_file(self.root, name)), self.root)
+                self._dicom[name] = self.admit(to_png(path), self.root)
             except ValueError as error:
-                self._dicom[name] = name, None, f"{name}: {error}"
+                self._dicom[name] = name, None, str(error)
+            else:
+                if burned_in(path):
+                    self.burned_in.add(self._dicom[name][0])
         return self._dicom[name]
 
     def _write(self, name: str, data: bytes) -> str:
@@ -372,7 +393,7 @@ def decode(data: bytes) -> Picture:
                 deep = f"more than 8 bits a pixel (mode {mode})"
                 return Picture(fault=f"{deep}: scale it to 8 bits first")
             picture.load()
-            grey = picture.convert("L")
+            grey = upright(picture).convert("L")
         hashes = str(imagehash.dhash(grey)), str(imagehash.phash(grey))
     except Image.DecompressionBombError:
         return Picture(fault=_TOO_LARGE)
@@ -384,7 +405,7 @@ def decode(data: bytes) -> Picture:
     return Picture(None, None, width, height, mode, *hashes)
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
     """By its name, or by the mark that it bears: a scanner's files often have no ending (PS3.10, 7.1)."""
     suffix = path.suffix.lower()
     if suffix in (".jpg", ".jpeg", ".png"):

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
+from stages.images import open_rgb
 from stages.models.decode import decode
 from stages.models.layers import without_peft
 from stages.models.loading import Loaded
@@ -25,7 +27,7 @@ class Request:
 
     id: str
     prompt: str
-    image: Path
+    image: Path | io.BytesIO
     blank: bool = False
 
 
@@ -39,9 +41,9 @@ class Reply:
 
 
 def open_image(path: Path, blank: bool = False) -> Image.Image:
-    """The picture in RGB (CMYK, grey and palette pictures are converted), or a grey one of its size."""
-    with Image.open(path) as image:
-        return Image.new("RGB", image.size, (128, 128, 128)) if blank else image.convert("RGB")
+    """The image as `stages.images` opens it, or a grey one of its size."""
+    image = open_rgb(path)
+    return Image.new("RGB", image.size, (128, 128, 128)) if blank else image
 
 
 def in_batches(requests: list[Request], size: int) -> list[list[Request]]:
@@ -57,17 +59,24 @@ def ask(
     temperature: float = 0.0,
     seed: int | str = 0,
 ) -> list[Reply]:
-    """Decode one batch. An image that cannot be opened gives a reply with `error`, the rest go on.
+    """Decode one batch. An image that cannot be opened, or a prompt that the model cannot hold, gives a reply with
+    `error`, and the rest go on.
 
     At temperature 0 decoding is greedy; else it is sampled with a seed made from `seed` and the ids.
     """
     processor, model = loaded.processor, loaded.model
     opened, failed = [], []
     for request in requests:
+        if any(token in request.prompt for token in (processor.image_token, processor.video_token)):
+            reason = "the question holds a token that stands for an image"
+            failed.append(Reply(request.id, "", 0, False, reason))
+            continue
         try:
             opened.append((request, open_image(request.image, request.blank)))
         except OSError as error:
-            failed.append(Reply(request.id, "", 0, False, f"image {request.image}: {error}"))
+            # The message of Pillow, and of the system, holds the file's name, which may say whose image it is.
+            reason = error.strerror or "damaged"
+            failed.append(Reply(request.id, "", 0, False, f"the image cannot be opened ({reason})"))
     if not opened:
         return failed
     inputs = processor(
@@ -75,6 +84,18 @@ def ask(
         images=[image for _, image in opened],
         padding=True, padding_side="left", return_tensors="pt",
     ).to(loaded.device)  # fmt: skip
+    room = model.config.get_text_config().max_position_embeddings - max_new_tokens
+    lengths = inputs["attention_mask"].sum(-1).tolist()
+    if max(lengths) > room:
+        fitting = [request for (request, _), length in zip(opened, lengths) if length <= room]
+        for (request, _), length in zip(opened, lengths):
+            if length > room:
+                reason = (
+                    f"a prompt of {length:,} tokens (image and question), the model takes {room:,} "
+                    f"besides an answer of {max_new_tokens:,}"
+                )
+                failed.append(Reply(request.id, "", 0, False, reason))
+        return ask(loaded, fitting, max_new_tokens, temperature, seed) + failed
     sampling = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

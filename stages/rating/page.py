@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.errors import UserError
+from stages.images import open_rgb
 from stages.judges.human import RATER, SAID
 from stages.rating.desk import Desk
 from stages.rating.queue import Item
@@ -337,11 +338,8 @@ def top_html(desk: Desk, position: int, note: str = "") -> str:
 
 def picture_html(path: Path) -> str:
     """The picture itself, as PNG: without loss, and without what the file says besides."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            shown = image.convert("RGB")
+        shown = open_rgb(path)
     except OSError as error:
         reason = error.strerror or "not a readable picture"
         return f"<p class='trouble'>The picture cannot be shown: {escaped(reason)}.</p>"

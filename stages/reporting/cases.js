@@ -85,7 +85,7 @@ function detail(item, at) {
   }
   top.append(make("code", "soft", item.id));
   const source = data.pictures[item.picture];
-  let picture = make("div", "gone", "picture left out or not readable: " + item.image);
+  let picture = make("div", "gone", "image left out or not readable");
   if (typeof source === "string" && source.startsWith("data:image/jpeg;base64,")) {
     picture = make("img");
     picture.src = source;

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stages.cache import CACHE
+from stages.images import thumbnail
 from stages.records import Prediction, Verdict, atomic_file, image_file
 from stages.reporting.inputs import Run
 from stages.reporting.tables import MODELS, SETS
-from stages.thumbnail import thumbnail
 
 #: Pictures of the page, in bytes: those that no longer fit are left out, the text of no case is.
 MOST_PICTURES = 24_000_000
@@ -80,7 +80,7 @@ def thumbnails(run: Run, most: int = MOST_PICTURES) -> dict[str, str | None]:
 
 def _small(picture: str, path: Path) -> str | None:
     """A thumbnail, kept by the picture's hash: thousands of large pictures take a minute to open."""
-    kept = CACHE / "thumbnails" / f"{picture}-{SIDE}"
+    kept = CACHE / "thumbnails-2" / f"{picture}-{SIDE}"
     if kept.is_file():
         return kept.read_text(encoding="ascii")
     if (uri := thumbnail(path, SIDE)) is not None:
@@ -104,7 +104,6 @@ def cases(run: Run, name: str, pictures: dict[str, str | None]) -> dict:
                 "reasoning": sample.reasoning,
                 "facts": [fact for fact in (sample.kind, sample.modality, sample.category, sample.origin) if fact],
                 "picture": sample.image_sha256,
-                "image": sample.image,
                 "said": {
                     f"{mode} {model}": _said(run.predictions[model, mode, name][i])
                     for mode, model in places

@@ -14,6 +14,7 @@ import pandas as pd
 
 from stages.cache import hash_path
 from stages.cost import COSTS
+from stages.images import thumbnail
 from stages.params import Params
 from stages.records import Sample, image_file, read_json
 from stages.reporting import cases, plots, tables
@@ -21,7 +22,6 @@ from stages.reporting.claims import our_table2, overall, paper_table2, printed_a
 from stages.reporting.examples import examples, shown_model
 from stages.reporting.inputs import Run
 from stages.reporting.scoring import WITHOUT_OWN_TEST
-from stages.thumbnail import thumbnail
 
 PHANTOM_ROOT = "data/phantom"
 GALLERY = 12

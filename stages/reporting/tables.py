@@ -24,6 +24,7 @@ from stages.reporting.statistics import (
     smallest_difference,
     wilson,
 )
+from stages.spreadsheet import restore
 
 MODELS = {"base": "Base", "sft": "SFT", "grpo": "RL + LoRA", "rarl": "RARL"}
 SETS = {
@@ -404,7 +405,7 @@ def breakdown(run: Run) -> pd.DataFrame:
     as the `score` stage wrote them; a field with one value in a test set is left out."""
     frames = [
         pd.read_csv(path, keep_default_na=False, na_values={"final": "", "final_low": "", "final_high": ""})
-        .assign(model=model)
+        .assign(model=model, value=lambda frame: frame["value"].map(restore))
         for model, path in run.breakdown_files.items()
     ]  # fmt: skip
     columns = ["set", "by", "value", "model", "n", "unscored", "final", "final_low", "final_high"]

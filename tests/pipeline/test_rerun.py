@@ -143,6 +143,38 @@ def test_experiment_in_a_temporary_folder_leaves_its_cost(project, monkeypatch):
     assert project.git("status", "--porcelain") == ""
 
 
+def test_names_of_data_files_stay_inside_the_project(project):
+    """DVC's own default is a folder that everybody on the machine can read."""
+    project.run("make", "--silent", "site-cache")
+    bare = ("env", "-u", "DVC_SITE_CACHE_DIR", "dvc")
+    project.run(*bare, "status")
+    noted = project.folder / ".dvc/tmp/site/repo"
+    (workspace,) = noted.iterdir()
+    databases = b"".join(path.read_bytes() for path in workspace.rglob("*.db*"))
+    assert b"data/phantom" in databases, "the names are here"
+    project.run(*bare, "exp", "run", "--temp", "-S", "report.confidence=0.9")
+    assert len(list(noted.iterdir())) == 2, "those of the copy too"
+    project.run("sh", "-c", "cd stages && exec env -u DVC_SITE_CACHE_DIR dvc status")
+    assert not (project.folder / "stages/.dvc").exists() and len(list(noted.iterdir())) == 2
+    assert project.git("status", "--porcelain") == ""
+    assert str(project.folder) not in (project.folder / ".dvc/config").read_text(encoding="utf-8")
+
+
+def test_a_linked_root_leaves_its_path_out_of_what_git_keeps(project, tmp_path):
+    releases = tmp_path / "patients"
+    (releases / "slake").mkdir(parents=True)
+    (releases / "slake/train.json").write_text("[1]", encoding="utf-8")
+    (project.folder / "data/raw").symlink_to(releases)
+    project.change("data.root", "data/raw")
+    assert {"curate", "audit", "sft"} <= project.stages_run()
+    project.commit()
+    assert project.stages_run() == set()
+    kept = project.git("show", "HEAD:dvc.lock", "HEAD:params.yaml") + project.git("ls-files")
+    assert "patients" not in kept and "path: data/raw" in kept
+    (releases / "slake/train.json").write_text("[1, 2]", encoding="utf-8")
+    assert "curate" in project.stages_run("repro", "--dry")
+
+
 def pushed_and_cloned(project, tmp_path):
     """The project as another machine gets it: git clone, dvc pull, and none of the first one's caches."""
     project.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))

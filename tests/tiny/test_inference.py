@@ -90,3 +90,24 @@ def test_an_image_and_the_words_before_the_question_are_run_once(asked, monkeypa
     assert prefill < 0.45 * seen[0]
     unfinished = [sum(reply.tokens > step for reply in replies) for step in range(1, 24)]
     assert steps == [rows for rows in unfinished if rows], "what has ended costs nothing"
+
+
+def test_what_cannot_be_asked_says_why_and_leaves_the_others_as_they_are(asked):
+    """Too long, without its image, with an image's token in the text: one reply with `error` each, and no file's name."""
+    loaded, requests = asked
+    alone = {reply.id: reply for reply in ask(loaded, requests[:3], 8)}
+    broken = requests[0].image.with_name("Gizzard^Wilhelmina.png")
+    broken.write_bytes(b"gear")
+    bad = {
+        "long": (replace(requests[0], id="long", prompt="Is it a spot? " * 1000), "tokens"),
+        "gone": (replace(requests[0], id="gone", image=broken.with_name("Gizzard.png")), "No such file"),
+        "broken": (replace(requests[0], id="broken", image=broken), "damaged"),
+        "token": (replace(requests[0], id="token", prompt="Is <|image_pad|> bent?"), "a token"),
+    }  # fmt: skip
+    replies = {r.id: r for r in ask(loaded, [request for request, _ in bad.values()] + requests[:3], 8)}  # fmt: skip
+    assert replies.keys() == alone.keys() | bad.keys()
+    for name, (_, reason) in bad.items():
+        assert reason in replies[name].error and not replies[name].text
+        assert "Gizzard" not in replies[name].error and "pictures" not in replies[name].error
+    assert {name: replies[name] for name in alone} == alone
+    assert len(ask(loaded, [bad["long"][0]], 8)) == 1, "a batch of nothing else"

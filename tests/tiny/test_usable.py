@@ -221,7 +221,7 @@ def asked(*args):
     return CliRunner().invoke(ask.main, args)
 
 
-def test_ask_answers_by_name_folder_and_merged_folder(trained, project):
+def test_ask_answers_by_name_folder_and_merged_folder(trained, project, random_base):
     picture = str(next(Path("data/phantom/pictures").glob("test*.png")))
     question = ["--image", picture, "--question", "Is there a bright spot?"]
     CliRunner().invoke(merge.main, ["--model", "rarl", "--output", "merged"])
@@ -230,10 +230,11 @@ def test_ask_answers_by_name_folder_and_merged_folder(trained, project):
     for name in ("base", "rarl", "copy", "merged"):
         result = asked("--model", name, *question)
         assert result.exit_code == 0, result.output
-        lines = [line for line in result.output.splitlines() if line.strip()]
-        assert lines[-1] == "Research only, not for clinical use."
-        assert re.search(r"^Tokens: +(\d+)", result.output, re.MULTILINE)
-        outputs[name] = result.output
+        about = result.stderr.splitlines()
+        assert about[0].startswith(f"Base: {random_base[0].name}"), "without this machine's path"
+        assert about[0].endswith("Research only, not for clinical use.")
+        assert about[1].startswith("Reasoning: ") and len(about) <= 3
+        outputs[name] = result.stdout, about[1]
     assert outputs["rarl"] == outputs["copy"] == outputs["merged"] != outputs["base"]
     assert not Path("metrics").exists(), "asking is no stage and leaves nothing behind"
 
@@ -249,8 +250,8 @@ def test_ask_shows_the_reasoning_and_puts_the_choices(trained, params, monkeypat
     picture = str(next(Path("data/phantom/pictures").glob("*.png")))
     args = ["--model", "rarl", "--image", picture, "--question", "What is it?"]
     result = asked(*args, "--choices", "Effusion", "--choices", "Nodule")
-    assert "Reasoning: A dense area." in result.output and "Answer:    (B)" in result.output
-    assert "12, cut off at the limit" in result.output
+    assert result.stdout == "(B)\n", "the answer alone, for a pipe"
+    assert "Reasoning: A dense area.\n" in result.stderr and "off after 12 tokens" in result.stderr
     question = "What is it? Select from the following choices.\n(A) Effusion\n(B) Nodule"
     assert met == [(render("reasoning", question), params.decoding.max_new_tokens)]
     asked(*args, "--mode", "direct")
@@ -273,6 +274,39 @@ def test_ask_names_what_is_wrong(trained):
         result = asked("--model", model, "--image", image, "--question", "What?", *more)
         assert result.exit_code == 1 and said in result.output, result.output
         assert "to do:" in result.output and "Traceback" not in result.output
+
+
+def test_ask_names_what_the_model_cannot_be_asked(trained):
+    good = str(next(Path("data/phantom/pictures").glob("*.png")))
+    for question, said in (
+        ("Is there a bright spot? " * 2500, "the model takes 2,036 besides an answer of 12"),
+        ("Is <|image_pad|> bent?", "a token that stands for an image"),
+    ):
+        result = asked("--model", "rarl", "--image", good, "--question", question)
+        assert result.exit_code == 1 and said in result.stderr and not result.stdout, result.output
+        assert len(result.stderr) < 500, "no warnings besides"
+
+
+def test_ask_says_that_the_embedded_base_has_seen_no_real_image(project, repository, params):
+    folder = Path("data/models/base")
+    write_json(folder / "base.json", {"source": "data/base", "revision": None, "sha256": "0"})
+    loaded = load_embedded(repository, params)
+    said = ask.about_base(folder, loaded.model)
+    assert "2.1 million parameters, trained on synthetic images only" in said
+    assert "a real image has no meaning" in said
+    write_json(
+        folder / "base.json",
+        {"source": "Qwen/Qwen2-VL-2B-Instruct", "revision": "895c3a4", "sha256": None},
+    )
+    said = ask.about_base(folder, loaded.model)
+    assert said == "Base: Qwen/Qwen2-VL-2B-Instruct at 895c3a4; its model card says what it has seen."  # fmt: skip
+
+
+def load_embedded(repository, params):
+    """The shipped base, from another folder than the project's."""
+    pointer = {"source": str(repository / "data/base"), "revision": None, "sha256": "0"}
+    write_json("embedded/base.json", pointer)
+    return load("embedded", params.model)
 
 
 def test_ask_reads_dicom(trained, monkeypatch):

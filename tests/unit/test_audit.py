@@ -15,6 +15,7 @@ from PIL import Image
 from test_dicom import PERSON, RAMP, make
 
 from stages.audit import main as audit
+from stages.benchmark import main as benchmark
 from stages.curate import main as curate
 from stages.datasets import ADAPTERS, SOURCES, silvar_med, slake, vqa_rad
 from stages.datasets.audit import (
@@ -26,7 +27,7 @@ from stages.datasets.audit import (
     own_splits_apart,
     refuse,
 )
-from stages.datasets.data_card import LABELS, binned, reasons, top
+from stages.datasets.data_card import LABELS, binned, top
 from stages.datasets.phantom.releases import write_releases
 from stages.datasets.release import Pictures, Release, read
 from stages.errors import UserError
@@ -156,7 +157,7 @@ def test_annotated_rows_are_compared_on_all_images_only(project):
     assert deviations(release, measure(release), {"annotated": 1}) == []
 
 
-def test_a_shared_own_picture_is_named_with_both_its_files(project):
+def test_a_shared_own_picture_is_named_by_both_its_rows(project):
     pictures = Pictures("releases")
     releases = silvar_med.training(Path("releases"), load_params(), pictures)
     own_splits_apart("releases", releases)
@@ -164,7 +165,10 @@ def test_a_shared_own_picture_is_named_with_both_its_files(project):
         Path("releases/slake/imgs/xmlab2/source.jpg").read_bytes()
     )
     releases = silvar_med.training(Path("releases"), load_params(), Pictures("releases"))
-    with pytest.raises(UserError, match=r"dev and test rows\n.*xmlab2.* = .*xmlab4"):
+    with pytest.raises(
+        UserError,
+        match=r"dev and test rows\n.*first that of silvar_med/validate/4 and silvar_med/test/6",
+    ):
         own_splits_apart("releases", releases)
 
 
@@ -287,11 +291,108 @@ def test_every_set_has_a_label():
     assert set(LABELS) == {*BENCHMARKS, "silvar_med", "sat"}
 
 
-def test_refusals_are_counted_by_reason_without_the_files_name():
+def test_refusals_are_counted_by_reason_with_the_first_row():
     release = Release("slake", "test")
-    release.refused = [("1", "slake/imgs/a b.jpg: image does not decode (cut)"),
-                       ("2", "slake/imgs/c.jpg: image does not decode (cut)"), ("3", "empty answer")]  # fmt: skip
-    assert reasons(release) == {"image does not decode (cut)": 2, "empty answer": 1}
+    release.refused = [("1", "empty answer"), ("2", "cut"), ("3", "cut")]
+    assert release.refusals == {"cut": (2, "2"), "empty answer": (1, "1")}
+
+
+def own_data(project, lines: list[str]) -> None:
+    """Make the project train on rows of its own: `lines` are image, question, answer and split."""
+    (project / "releases/own").mkdir(exist_ok=True)
+    table = "\n".join(["image,question,answer,split", *lines])
+    (project / "releases/own/rows.csv").write_text(table, encoding="utf-8")
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    text = text.replace("source: silvar_med", "source: own")
+    Path("params.yaml").write_text(re.sub(r"\n- (slake|path_vqa)\b", "", text), encoding="utf-8")
+
+
+def written() -> dict[Path, bytes]:
+    files = [path for folder in ("data", "metrics") for path in Path(folder).rglob("*")]
+    return {path: path.read_bytes() for path in files if path.is_file()}
+
+
+def test_no_name_of_a_refused_missing_or_outside_file_reaches_any_output(project):
+    """Whatever is wrong with it: damaged, deep, DICOM, absent, absolute, above the folder, in two splits."""
+    folder = project / "releases/own"
+    folder.mkdir()
+    for k in range(3):
+        draw(folder / f"good{k}.jpg", k)
+    secrets = ["Sprocket", "Flange", "Grommet", "Ratchet", "Gasket", "Bushing", "Camshaft"]
+    (folder / "Sprocket.png").write_bytes(b"gear")
+    Image.fromarray(np.full((30, 30), 40_000, np.uint16)).save(folder / "Flange.png")
+    make(folder / "Grommet.dcm", NumberOfFrames=2, PixelData=bytes(512))
+    make(folder / "Camshaft", PixelData=None)
+    names = ["Sprocket.png", "Flange.png", "Grommet.dcm", "Camshaft", "Ratchet.png", "/home/Gasket/Gasket.png",
+             "../Bushing.png"]  # fmt: skip
+    lines = [f"good{k}.jpg,Is it?,no,{split}" for k, split in enumerate(("train", "dev", "test"))]
+    lines += [f"{name},Is it?,no,{split}" for name in names for split in ("train", "test")]
+    own_data(project, lines)
+
+    for stage in (curate, audit):
+        result = CliRunner().invoke(stage)
+        assert result.exit_code == 0, result.output
+        assert not [secret for secret in secrets if secret in result.output], result.output
+    for path, content in written().items():
+        assert not [secret for secret in secrets if secret.encode() in content], path
+    page = Path("data/audit/data_card.md").read_text(encoding="utf-8")
+    assert (
+        "2 of the 8 train rows refused: image path leads out of the release (first row14)." in page
+    )
+    with open("data/audit/shared_images.csv", encoding="utf-8", newline="") as file:
+        shared = {
+            (r["first_image"], r["second_image"])
+            for r in csv.DictReader(file)
+            if r["first_set"] == "own"
+        }
+    assert ("own/train/row4", "own/test/row5") in shared, "still counted as one picture"
+
+    # The same rows as a benchmark; then what stops the run.
+    text = (
+        Path("params.yaml").read_text(encoding="utf-8").replace("source: own", "source: silvar_med")
+    )
+    Path("params.yaml").write_text(text.replace("- vqa_rad", "- own"), encoding="utf-8")
+    said = [CliRunner().invoke(benchmark, ["--set", "own"])]
+    assert said[0].exit_code == 0, said[0].output
+    counts = read_json("metrics/benchmark/own.json")["refused"]
+    assert counts["image path leads out of the release"] == 4 and sum(counts.values()) == 12
+    Path("params.yaml").write_text(
+        text.replace("- vqa_rad", "- own").replace("missing: skip", "missing: stop"), "utf-8"
+    )
+    said.append(CliRunner().invoke(benchmark, ["--set", "own"]))
+    assert (
+        said[1].exit_code == 1
+        and "2 of 17 rows without their image (first row12)" in said[1].output
+    )
+    for result in said:
+        assert not [secret for secret in secrets if secret in result.output], result.output
+    for path, content in written().items():
+        assert not [secret for secret in secrets if secret.encode() in content], path
+
+
+def test_text_burned_into_dicom_images_is_counted_and_warned_of(project):
+    folder = project / "releases/own"
+    folder.mkdir()
+    for k, flag in enumerate(("YES", "NO", None, "YES", " yes")):
+        make(folder / f"{k}.dcm", np.roll(RAMP, 3 * k, axis=0), BurnedInAnnotation=flag)
+    splits = ("train", "train", "dev", "test", "test")
+    own_data(project, [f"{k}.dcm,Is it?,no,{split}" for k, split in enumerate(splits)])
+    results = [CliRunner().invoke(stage) for stage in (curate, audit)]
+    assert [result.exit_code for result in results] == [0, 0], results[0].output
+    assert "WARNING: train: 1 rows: the image's DICOM header" in results[0].output
+    assert "WARNING: test: 2 rows" in results[0].output and "dev: " not in results[0].output
+    assert read_json("metrics/curate.json")["rows_with_burned_in_text"] == 3
+    card = Path("data/audit/data_card.md").read_text(encoding="utf-8")
+    assert (
+        "1 of the 2 train rows: the image's DICOM header says" in card and "look at these" in card
+    )
+    text = (
+        Path("params.yaml").read_text(encoding="utf-8").replace("source: own", "source: silvar_med")
+    )
+    Path("params.yaml").write_text(text.replace("- vqa_rad", "- own"), encoding="utf-8")
+    result = CliRunner().invoke(benchmark, ["--set", "own"])
+    assert "WARNING: benchmark own: 3 rows: the image's DICOM header" in result.output
+    assert read_json("metrics/benchmark/own.json")["notes"]["rows_with_burned_in_text"] == 3
 
 
 def test_bars_leave_nothing_out():

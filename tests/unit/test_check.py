@@ -20,6 +20,7 @@ def project(tmp_path, monkeypatch):
     """An empty project with the shipped parameters and some embedded base."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check, "NEEDS", dict.fromkeys(check.NEEDS, (0.0, 0.0)))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     (tmp_path / "data/base").mkdir(parents=True)
     (tmp_path / "data/base/config.json").touch()
@@ -224,6 +225,19 @@ def test_outputs_of_what_is_no_longer_listed_are_removed(project):
     assert [name for name in kept if not Path(name).exists()] == []
     assert [name for name in gone if Path(name).exists()] == []
     assert "data/benchmarks/cv_bench.jsonl: no longer listed" in said
+
+
+def test_real_data_whose_names_everybody_can_read_is_warned_of(project, monkeypatch):
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR")
+    (project / ".git").mkdir()
+    (project / ".dvc").mkdir()
+    root = releases(project / "releases", *RELEASES)
+    code, said = run(data__root=root)
+    assert code == 0 and "`make site-cache`" in said
+    (project / ".dvc/config.local").write_text("[core]\n    site_cache_dir = /somewhere\n")
+    assert "site-cache" not in run(data__root=root)[1]
+    (project / ".dvc/config.local").unlink()
+    assert "site-cache" not in run(data__root="data/phantom")[1]
 
 
 def test_real_releases(project, real_data):

@@ -77,6 +77,15 @@ def repository(tmp_path, monkeypatch):
     return add
 
 
+def test_a_breakdowns_values_are_read_as_they_were_before_they_were_made_safe(repository):
+    with open("metrics/breakdown/base.csv", "a") as file:
+        file.write("reasoning,cv_bench,lexical,category,'=Gears,20,0,10.0,0,100\n")
+    git("commit", "-qam", "a category that a spreadsheet would run")
+    (here,) = compare.experiments()
+    rows = here.breakdown("base", "reasoning", "cv_bench", "category")
+    assert [row["value"] for row in rows] == [*compare.TASKS, "=Gears"]
+
+
 def test_table2_has_the_papers_rows_and_ours(repository):
     for samples in (500, 5000):
         repository(f"lora-{samples}", {"train.source": "sat", "train.samples": samples},

@@ -105,7 +105,7 @@ def test_slake(tmp_path):
         and found.notes["duplicate_rows"] == 1
     )
     assert [row for row, _ in found.refused] == ["2", "7", "9"]
-    assert "slake/imgs/xmlab3/source.jpg" in found.refused[1][1]
+    assert found.refused[1][1].startswith("image does not decode")
     assert found.missing_images == [("8", "slake/imgs/xmlab9/source.jpg")]
     by_id = {sample.source_id: sample for sample in found.samples}
     assert by_id["4"].kind == by_id["5"].kind == "choice" and by_id["4"].choices == [

@@ -101,7 +101,7 @@ def test_a_training_picture_in_the_test_split_stops_the_run(project):
     result = run(curate)
     assert (
         result.exit_code != 0
-        and "xmlab0/source.jpg = slake/imgs/xmlab4/source.jpg" in result.output
+        and "first that of silvar_med/train/0 and silvar_med/test/20" in result.output
     )
     assert not Path("data/curated").exists() and not Path("data/curated.partial").exists()
 
@@ -241,7 +241,7 @@ def test_missing_images_are_counted_or_stop_the_run(project):
     assert read_json("metrics/curate.json")["dev"]["missing_images"] == 1
     set_params(project, missing="stop")
     result = run(curate)
-    assert result.exit_code != 0 and "xmlab2/source.jpg" in result.output
+    assert result.exit_code != 0 and "1 of 2 rows without their image (first " in result.output
 
 
 def test_a_missing_training_release_always_stops(project):

@@ -61,6 +61,9 @@ def test_every_question_is_there_with_every_answer_and_verdict(inside):
         assert [case["id"] for case in data["cases"]] == [s.id for s in run.samples[name]]
         assert set(data["pictures"]) == {s.image_sha256 for s in run.samples[name]}
     case = unpacked(html, OWN_TEST)["cases"][3]
+    assert not [image for image in case.values() if image == run.samples[OWN_TEST][3].image], (
+        "no path"
+    )
     assert set(case["said"]) == {
         f"{mode} {m}" for mode in run.params.modes for m in run.params.models
     }
