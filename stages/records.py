@@ -150,7 +150,7 @@ def read_records(path: str | Path, kind: type[R]) -> list[R]:
             "run `dvc repro`, or `dvc pull` if another machine has made it",
         )
     records = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 records.append(kind.model_validate_json(line))

@@ -94,9 +94,12 @@ def test_judges_do_not_judge_what_is_short_of_rows(project):
     assert result.exit_code == 1 and "dvc repro -s -f infer@base" in result.output
 
 
-def test_a_line_that_is_no_record_names_the_stage_that_makes_it(project):
+@pytest.mark.parametrize(
+    "content", [b"\0\0\0\n", '{"id": "é'.encode()[:-1]], ids=["zeros", "half a letter"]
+)
+def test_a_line_that_is_no_record_names_the_stage_that_makes_it(project, content):
     path = Path("data/predictions/base/reasoning/slake.jsonl")
-    path.write_text("\0\0\0\n")
+    path.write_bytes(content)
     with pytest.raises(UserError, match=r"line 1\n(.*\n)*.*dvc repro -s -f infer@base"):
         read_records(path, Prediction)
 
