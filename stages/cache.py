@@ -5,7 +5,10 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from stages.records import Prediction, R, read_records
+import click
+from pydantic import ValidationError
+
+from stages.records import Prediction, R, Record, atomic_file
 
 CACHE = Path(".cache")
 
@@ -36,16 +39,49 @@ def packages() -> dict[str, str]:
 
 
 def finished(path: Path, kind: type[R]) -> list[R]:
-    """Records of an earlier, perhaps stopped, run; a last line that was cut off is dropped from the file."""
-    if not path.is_file():
-        return []
-    whole = path.read_bytes()
-    if not whole.endswith(b"\n"):
-        path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-    return read_records(path, kind)
+    """Records of an earlier, perhaps stopped, run that added them to the file line by line.
+
+    Lines that are no such record, as one that a kill cut off, are dropped from the file: their work is done again.
+    """
+    found = path.read_bytes() if path.is_file() else b""
+    records, whole = [], ""
+    for line in found.splitlines():
+        try:
+            records.append(kind.model_validate_json(line))
+        except ValidationError:
+            continue
+        whole += line.decode() + "\n"
+    if whole.encode() != found:
+        with atomic_file(path) as file:
+            file.write(whole)
+    return records
 
 
 def answered(scratch: Path) -> dict[str, Prediction]:
     """Predictions by id that earlier runs, and other processes in files beside it, have finished."""
     files = sorted(scratch.parent.glob(f"{scratch.stem}*.jsonl"))
     return {record.id: record for path in files for record in finished(path, Prediction)}
+
+
+def keep(path: Path, records: list[Record]) -> None:
+    """Write records that `kept` reads, closed by a line with their number and hash."""
+    lines = [record.model_dump_json() for record in records]
+    with atomic_file(path) as file:
+        file.writelines(line + "\n" for line in [*lines, _seal(lines)])
+
+
+def kept(path: Path, kind: type[R]) -> list[R] | None:
+    """The records of `keep`, or None. A file that is empty, cut or changed is removed, and the console says so."""
+    if not path.is_file():
+        return None
+    *lines, seal = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    if seal == _seal(lines):
+        return [kind.model_validate_json(line) for line in lines]
+    click.echo(f"{path}: empty, cut or changed; it is removed and made again")
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _seal(lines: list[str]) -> str:
+    sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return json.dumps({"records": len(lines), "sha256": sha256})

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from stages.cache import keep, kept
 from stages.errors import UserError, stage_main
 from stages.params import Params, load_params
 from stages.records import (
@@ -24,6 +25,7 @@ from stages.records import (
     Verdict,
     predictions_file,
     read_records,
+    remake,
     verdicts_file,
     write_records,
 )
@@ -70,13 +72,12 @@ def judge_mode(
             new = asked[mode, test_set]
         else:
             cached = CACHE / f"{cache_key(params, name, questions, predicted)}.jsonl"
-            if cached.is_file():
-                new = read_records(cached, Verdict)
-                from_cache += 1
-            else:
+            new = kept(cached, Verdict)
+            from_cache += new is not None
+            if new is None:
                 place = f"{model}/{mode}/{test_set}"
                 new = judged(params, name, *read_pair(questions, predicted), place=place)
-                write_records(cached, new)
+                keep(cached, new)
         write_records(verdicts_file(model, name, mode, test_set), new)
         verdicts += new
     right = sum(verdict.prediction_score == 1 for verdict in verdicts)
@@ -210,7 +211,7 @@ def paired(
             str(predicted),
             f"{len(asked)} predictions: {'; '.join(found)}",
             f"one prediction for each of the {len(by_id)} samples in {questions}",
-            "make the predictions again with `dvc repro infer`",
+            remake(predicted),
         )
     return [by_id[i] for i in asked]
 

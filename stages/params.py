@@ -6,6 +6,7 @@ the paper leaves them open, and the source of the choice is given. The shipped `
 """
 
 import re
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -21,6 +22,12 @@ from ruamel.yaml import YAML, YAMLError
 
 from stages.errors import UserError
 
+#: `base_url` of a judge: a host's name or an IP address, a port, a path.
+_ADDRESS = re.compile(
+    r"https?://(?=[^/]{1,253}(?:/|$))(?:(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?|\[(?P<v6>[0-9a-fA-F:.]+)\])"
+    r"(?::(?P<port>\d{1,5}))?(?:/[\w.\-/]*)?",
+    re.ASCII,
+)
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -297,8 +304,17 @@ class Judge(Block):
     @classmethod
     def is_an_address(cls, url: str | None):
         # The value is not repeated: somebody may have put a key into it.
-        if url is not None and not re.fullmatch(r"https?://[\w.\-:\[\]]+(/[\w.\-/]*)?", url):
-            raise ValueError("an address such as https://host/v1, without user, password or query")
+        if url is not None:
+            try:
+                found = _ADDRESS.fullmatch(url)
+                if not found or int(found["port"] or 0) >= 2**16:
+                    raise ValueError
+                if found["v6"]:
+                    IPv6Address(found["v6"])
+            except ValueError:
+                raise ValueError(
+                    "not an address such as https://host/v1 or http://[::1]:8000/v1, without user, password or query"
+                ) from None
         return url
 
     @field_validator("api_key_env")

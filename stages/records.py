@@ -6,9 +6,11 @@ is what a judge thinks of that. All are written as JSON lines, one record a line
 
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TextIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -102,6 +104,27 @@ def verdicts_file(model: str, judge: str, mode: str, test_set: str) -> Path:
     return Path("data/verdicts", model, judge, mode, f"{test_set}.jsonl")
 
 
+def remake(path: str | Path) -> str:
+    """The advice for an output of the pipeline that is not whole.
+
+    A plain `dvc repro` would restore the file from DVC's cache, where it may have been kept as broken as it is.
+    """
+    match Path(path).parts:
+        case "data", "predictions", model, *_:
+            stage = f"infer@{model}"
+        case "data", "verdicts", model, judge, *_:
+            stage = f"judge@{judge}-{model}"
+        case "data", "features", records, *_:
+            stage = "encode" if records == "training" else "encode_benchmarks"
+        case "data", "benchmarks", file:
+            stage = f"benchmark@{Path(file).stem}"
+        case "data", "curated", *_:
+            stage = "curate"
+        case _:
+            return "delete the file and run the same command again"
+    return f"run `dvc repro -s -f {stage}`, which makes it again, then `dvc repro`"
+
+
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write records as JSON lines; the file appears whole or not at all. Returns how many."""
     count = 0
@@ -127,7 +150,7 @@ def read_records(path: str | Path, kind: type[R]) -> list[R]:
             "run `dvc repro`, or `dvc pull` if another machine has made it",
         )
     records = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 records.append(kind.model_validate_json(line))
@@ -137,7 +160,7 @@ def read_records(path: str | Path, kind: type[R]) -> list[R]:
                     f"{path}, line {number}",
                     f"{first['msg']} at {'.'.join(map(str, first['loc']))}",
                     f"a {kind.__name__} record",
-                    "make the file again with `dvc repro`",
+                    remake(path),
                 ) from None
     return records
 
@@ -152,24 +175,47 @@ def read_json(path: str | Path) -> dict:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-class atomic_file:
-    """A text file for writing that takes its place only when the block ends without an error."""
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Path of a temporary file, to be written in the block, that then takes the place of `path`.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.partial = self.path.with_name(self.path.name + ".partial")
+    The file is on the disk (fsync) before it takes its place: after a power cut the old file is there, or the new one.
+    Each writer has a temporary file of its own, as two processes may write the same file. A block that ends with an
+    error leaves the old file; a process that is killed may leave a `.partial`, which git and DVC ignore.
 
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.partial.open("w", encoding="utf-8", newline="\n")
-        return self.file
+    Raises:
+        OSError: the file cannot be written; it names the file.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
-    def __exit__(self, kind, *_):
-        self.file.close()
-        if kind is None:
-            os.replace(self.partial, self.path)
-        else:
-            self.partial.unlink(missing_ok=True)
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[TextIO]:
+    """A text file for writing that takes its place only when the block ends without an error; see `atomic_path`."""
+    with atomic_path(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+def _sync(path: Path) -> None:
+    """Put a file's content, or the entries of a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def batches(items: list, size: int) -> Iterator[list]:

@@ -162,6 +162,9 @@ def inside(folder: Path, name: str) -> Path:
 def from_web(url: str, path: Path, sha256: str | None = None, page: str = "") -> None:
     """Fetch one file over HTTP by way of `<path>.partial`, going on where an earlier attempt stopped.
 
+    `<path>.version.partial` is the version (ETag) that the server gave with its first bytes: another one is fetched
+    from its start.
+
     Raises:
         UserError: the server cannot be reached, refuses, keeps breaking off, or sends another file.
     """
@@ -190,6 +193,7 @@ def from_web(url: str, path: Path, sha256: str | None = None, page: str = "") ->
                 time.sleep(WAITS[max(failures - 1, 0)])
     if sha256 and (found := sha256_of(partial)) != sha256:
         partial.unlink()
+        _version(partial).unlink(missing_ok=True)
         raise UserError(
             str(path),
             f"SHA-256 {found} from {url}; the file was deleted",
@@ -197,6 +201,7 @@ def from_web(url: str, path: Path, sha256: str | None = None, page: str = "") ->
             f"run the same command again; where it happens twice, the file at {page or url} has changed",
         )
     os.replace(partial, path)
+    _version(partial).unlink(missing_ok=True)
 
 
 class _BrokenOff(Exception):
@@ -209,7 +214,11 @@ def _go_on(session, url: str, partial: Path) -> None:
 
     have = _size(partial)
     # A length and a range only mean the file's own bytes where nothing is compressed on the way.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    headers, version = {"Accept-Encoding": "identity"}, _version(partial)
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if version.is_file():
+            headers["If-Range"] = version.read_text(encoding="latin-1")
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         if answer.status_code == 416:
             # Nothing is left to send: either all of it is here, or the partial file is of something else.
@@ -236,11 +245,20 @@ def _go_on(session, url: str, partial: Path) -> None:
                 disable=None,
             ) as bar,
         ):
+            if not have:  # after the old bytes have gone, before the new ones come
+                version.unlink(missing_ok=True)
+                tag = answer.headers.get("ETag", "")
+                if tag.startswith('"'):  # a weak one (W/) promises no equal bytes
+                    version.write_text(tag, encoding="latin-1")
             for chunk in answer.iter_content(_PIECE):
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and _size(partial) != total:
         raise _BrokenOff(f"{_size(partial):,} of {total:,} bytes came")
+
+
+def _version(partial: Path) -> Path:
+    return partial.with_suffix(".version.partial")
 
 
 def _size(path: Path) -> int:

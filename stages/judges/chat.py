@@ -7,15 +7,18 @@ after growing pauses. Each reply is put into the journal before it counts. What 
 mend (key refused, model retired, money at its limit) stops the run: requests on their way are waited
 for and kept.
 
-The key is held here alone. It is taken out of every text that an endpoint sends back.
+The key is held here alone. It is taken out of every text that an endpoint sends back. A response is read in a stream
+and no further than `LARGEST` bytes, also where it is compressed.
 """
 
 import asyncio
 import contextlib
+import json
 import random
 import re
 import signal
 import time
+import zlib
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -27,7 +30,7 @@ from tqdm import tqdm
 
 from stages.errors import UserError
 from stages.judges import rubric
-from stages.judges.journal import Answer, Journal, cost, key_of
+from stages.judges.journal import TOO_LONG, Answer, Journal, cost, key_of
 from stages.params import Judge
 
 #: Tries of one request, and seconds before the second one; each further pause is twice as long.
@@ -36,6 +39,8 @@ ATTEMPTS, FIRST_PAUSE, LONGEST_PAUSE = 5, 1.0, 60.0
 PATIENCE = 600.0
 #: An endpoint that asks to wait for longer than this many seconds ends the run.
 LONGEST_WAIT = 900.0
+#: Bytes of a response, decompressed, beyond which it is not read on: a thousand times a usual one.
+LARGEST = 1_000_000
 #: Predictions in a row that got no reply, after which the endpoint is taken to be out of order.
 GIVE_UP = 20
 #: Tries while nothing at all has answered: an address where nobody is.
@@ -122,6 +127,7 @@ def ask_all(
 class _Client:
     def __init__(self, name: str, settings: Judge, secret: str | None, journal: Journal):
         self.name, self.settings, self.secret, self.journal = name, settings, secret, journal
+        self.key = _spellings(secret) if secret and len(secret) >= 8 else None
         self.where = f"judge.{name}"
         self.format = settings.response_format
         self.failures: dict[str, str] = {}
@@ -138,7 +144,9 @@ class _Client:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
             loop.add_signal_handler(signal.SIGINT, self._interrupted, loop)
-        headers = {"Authorization": f"Bearer {self.secret}"} if self.secret else {}
+        headers = {"Accept-Encoding": "gzip"}
+        if self.secret:
+            headers["Authorization"] = f"Bearer {self.secret}"
         waiting = iter(cases)
         with tqdm(total=len(cases), desc=f"judge {self.name}", unit="", disable=None) as bar:
             async with (
@@ -169,7 +177,7 @@ class _Client:
         for case in waiting:
             try:
                 await self._settle(case)
-            except UserError as error:
+            except (UserError, OSError) as error:  # the second: a reply cannot be put on the disk
                 self._end(error)
             except _Stopped:
                 return
@@ -299,7 +307,8 @@ class _Client:
                 f"raise {self.where}.max_cost_usd to go on; {kept}",
             )  # fmt: skip
 
-    async def _post(self, messages: rubric.Messages) -> httpx2.Response:
+    async def _post(self, messages: rubric.Messages) -> bytes | None:
+        """The body of a response of status 200; None where it is larger than `LARGEST`."""
         body = {
             "model": self.settings.model,
             "messages": messages,
@@ -313,10 +322,12 @@ class _Client:
         elif used == "json_object":
             body["response_format"] = {"type": used}
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                response = await self.http.post(
-                    f"{endpoint(self.settings)}/chat/completions", json=body
-                )
+            url = f"{endpoint(self.settings)}/chat/completions"
+            async with (
+                asyncio.timeout(self.settings.timeout_s),
+                self.http.stream("POST", url, json=body) as response,
+            ):
+                content = await _content(response)
         except TimeoutError:
             raise _Again(f"no reply within {self.settings.timeout_s:g} s", sent=True) from None
         except (httpx2.ConnectError, httpx2.ProxyError) as error:
@@ -332,8 +343,10 @@ class _Client:
             raise _Again(f"the connection broke ({type(error).__name__})", sent=True) from None
         self.reached = True
         if response.status_code != 200:
-            self._refused(response, used)
-        return response
+            headers = [pair for pair in response.headers.raw if pair[0].lower() == b"retry-after"]
+            read = httpx2.Response(response.status_code, headers=headers, content=content or b"")
+            self._refused(read, used)
+        return content
 
     def _refused(self, response: httpx2.Response, used: str) -> None:
         """Raise what an HTTP status other than 200 means."""
@@ -381,7 +394,9 @@ class _Client:
                     f"{host} asks to wait for {after:.0f} s ({said})", "a pause of minutes",
                     "run the same command again after that time; what was answered is kept",
                 )  # fmt: skip
-            raise _Again(f"HTTP {status}", after, limited=status == 429)
+            # No time at all, or one that has passed, is no advice: pauses then grow as where none is given.
+            advised = after if after and after >= FIRST_PAUSE else None
+            raise _Again(f"HTTP {status}", advised, limited=status == 429)
         if status in (400, 422) and used != "text" and _FORMAT_REFUSED.search(f"{code} {message}"):
             if self.format == used:
                 self.format = _FORMATS[_FORMATS.index(used) + 1]
@@ -389,10 +404,14 @@ class _Client:
             raise _Again(said, after=0.0)
         raise NoReply(f"the endpoint refused the request ({said})")
 
-    def _read(self, response: httpx2.Response, messages: rubric.Messages) -> Answer:
-        """The answer in a reply of status 200, whatever the model said in it."""
+    def _read(self, content: bytes | None, messages: rubric.Messages) -> Answer:
+        """The answer in a response of status 200, whatever the model said in it."""
+        key = key_for(self.settings, messages)
+        if content is None:
+            most = self.settings.max_tokens
+            return Answer(key=key, text=TOO_LONG, input_tokens=tokens(messages), output_tokens=most)
         try:
-            body = response.json()
+            body = json.loads(content)
             choice = body["choices"][0]
             said, refusal = choice["message"].get("content"), choice["message"].get("refusal")
             finish = choice.get("finish_reason")
@@ -402,7 +421,8 @@ class _Client:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _Again("the endpoint's reply is no chat completion", sent=True) from None
         counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
-        guessed = (tokens(messages), len((said or "").encode()) // BYTES_PER_TOKEN)
+        said = self._clean(said, None)
+        guessed = (tokens(messages), len(said.encode()) // BYTES_PER_TOKEN)
         counts = [
             count if isinstance(count, int) and count >= 0 else guess
             for count, guess in zip(counts, guessed)
@@ -411,8 +431,8 @@ class _Client:
         if finish == "content_filter" and refusal is None:
             refusal = "content filter"
         return Answer(
-            key=key_for(self.settings, messages),
-            text=self._clean(said, None),
+            key=key,
+            text=said,
             refusal=None if refusal is None else self._clean(refusal),
             cut=finish == "length",
             input_tokens=counts[0],
@@ -421,10 +441,10 @@ class _Client:
         )
 
     def _clean(self, said: object, limit: int | None = 200) -> str:
-        """A text of the endpoint without the key, and such that it can be written as UTF-8."""
-        found = str(said if said is not None else "").encode("utf-8", "replace").decode()
-        if self.secret and len(self.secret) >= 8:
-            found = found.replace(self.secret, "[key]")
+        """A text of the endpoint without the key. What is no text (lone surrogates) becomes an escape."""
+        found = str(said if said is not None else "").encode("utf-8", "backslashreplace").decode()
+        if self.key:
+            found = self.key.sub("[key]", found)
         return found if limit is None else " ".join(found.split())[:limit]
 
     def _user_error(self, found: str, expected: str, fix: str) -> UserError:
@@ -444,12 +464,43 @@ def same_model(asked: str, answered: str) -> bool:
     )
 
 
+async def _content(response: httpx2.Response) -> bytes | None:
+    """The decompressed body; None where it is larger than `LARGEST`.
+
+    Raises:
+        _Again: it is no such body.
+    """
+    packed = response.headers.get("content-encoding", "").lower() == "gzip"
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16) if packed else None
+    content = bytearray()
+    async for chunk in response.aiter_raw():
+        try:
+            content += unpacker.decompress(chunk, LARGEST + 1 - len(content)) if unpacker else chunk
+        except zlib.error:
+            raise _Again("the endpoint's reply is compressed wrongly", sent=True) from None
+        if len(content) > LARGEST:
+            return None
+    return bytes(content)
+
+
+def _spellings(secret: str) -> re.Pattern:
+    r"""Finds a key, also where some of its characters are JSON escapes, which are undone later.
+
+    >>> _spellings("sk-key").sub("[key]", r"so: \u0073\u006B-key, \\u0073k-key")
+    'so: [key], [key]'
+    """
+    backslashes = r"(?:\\|u005[cC]){0,16}"  # bounded: a text of nothing else must not take minutes
+    return re.compile(
+        "".join(f"{backslashes}(?:{re.escape(c)}|(?i:u{ord(c):04x}))" for c in secret)
+    )
+
+
 def _error_in(response: httpx2.Response) -> tuple[str, str]:
     """(code, message) of an error's body, in the shapes that are about; Gemini wraps it in a list."""
     try:
         body = response.json()
     except (ValueError, RecursionError):
-        return "", response.text[:500]
+        return "", response.text
     body = body[0] if isinstance(body, list) and body else body
     error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
     if not isinstance(error, dict):

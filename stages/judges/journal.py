@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 #: Environment variable that names another folder than `.cache/llm`, for several working copies to share.
 FOLDER = "RARL_LLM_CACHE"
+#: Text of an answer that was too long to be read.
+TOO_LONG = "(a reply of more than 1 MB, which was not read to its end)"
 
 
 class Answer(BaseModel):
@@ -94,7 +96,7 @@ class Journal:
         self._answers: dict[str, Answer] = {}
         self._writing = threading.Lock()
         self._read()
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
         return self
 
     def __exit__(self, *_):
@@ -130,10 +132,20 @@ class Journal:
         return self._answers.get(key)
 
     def add(self, answer: Answer) -> None:
-        """Put an answer on disk, then count it. Safe to call from several threads."""
+        """Put an answer on disk, then count it. Safe to call from several threads.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk; the file is as it was.
+        """
         line = json.dumps(answer.model_dump(), ensure_ascii=True).encode() + b"\n"
         with self._writing:
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            before = os.fstat(self._file.fileno()).st_size
+            try:
+                while line:  # a disk that is almost full takes a part
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                os.truncate(self.path, before)
+                error.filename = str(self.path)
+                raise
             self._count(answer)

@@ -14,10 +14,10 @@ neither key nor consent nor network is needed. What remains without a reply is u
 reason, and asked for again by the next run.
 """
 
-import ipaddress
 import os
 import re
 from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 import click
@@ -27,6 +27,10 @@ from stages.judges import rubric
 from stages.judges.journal import Journal, cost
 from stages.params import Judge
 from stages.records import Prediction, Sample, Verdict
+
+#: Private networks: RFC 1918 and RFC 4193. Not link-local, shared, documentation, benchmark or reserved ranges, which
+#: Python's `is_private` counts with them: nobody says who answers there.
+PRIVATE = [ip_network(net) for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
 
 
 def judge(
@@ -86,12 +90,19 @@ def check(name: str, settings: Judge) -> None:
             f"set judge.{name}.consent to true if your data may go there, or take `{name}` off `judges` and use "
             "a judge on your own machine (kind `local`, or `llm` at a server of your own)",
         )  # fmt: skip
-    plain = urlsplit(settings.base_url).scheme == "http" and not is_private(settings.base_url)
-    if plain and settings.api_key_env:
+    plain = urlsplit(settings.base_url).scheme == "http" and not is_here(settings.base_url)
+    if plain and settings.api_key_env and not is_private(settings.base_url):
         raise UserError(
             f"judge.{name}.base_url", "http:// to another network, where anybody on the way can read the key",
             "https://", f"correct judge.{name}.base_url, or set api_key_env to null if no key is needed",
         )  # fmt: skip
+    if plain:
+        read = "the texts and the key" if settings.api_key_env else "the texts"
+        click.secho(
+            f"  WARNING: judge.{name}.base_url: http:// to another machine, where anybody on the way can read {read}",
+            fg="yellow",
+            bold=True,
+        )
     secret(name, settings)
 
 
@@ -120,13 +131,25 @@ def is_private(url: str) -> bool:
     >>> is_private("http://localhost:8000/v1"), is_private("http://10.0.0.7/v1"), is_private("https://a.org")
     (True, True, False)
     """
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+    address = _address(url)
+    return is_here(url) or any(address in net for net in PRIVATE if address)
+
+
+def is_here(url: str) -> bool:
+    """Whether an address is this machine's, by itself and without asking the network."""
+    host, address = urlsplit(url).hostname or "", _address(url)
+    if address is None:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def _address(url: str):
+    """The IP address in a URL; None where a name stands there."""
     try:
-        return ipaddress.ip_address(host).is_private
+        address = ip_address(urlsplit(url).hostname or "")
     except ValueError:
-        return False
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def leaves(name: str, settings: Judge, count: int | None = None) -> str:

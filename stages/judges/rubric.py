@@ -21,7 +21,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.judges.faults import machinery_fault, model_fault
-from stages.judges.journal import Answer
+from stages.judges.journal import TOO_LONG, Answer
 from stages.records import Prediction, Sample, Verdict
 
 #: A chat: `{"role": "user" or "assistant", "content": text}` of each turn.
@@ -41,6 +41,8 @@ SCHEMA = {
     "required": ["evaluation", "reasoning_score", "prediction_score"],
     "additionalProperties": False,
 }
+#: Characters of an unusable reply that are sent back with the request to repair it.
+LONGEST_QUOTATION = 4000
 #: Characters of a judge's sentence that are kept in a verdict.
 LONGEST_EVALUATION = 1000
 
@@ -137,11 +139,14 @@ def read(reply: str, asked: Case) -> Reply:
     elif found.get("reasoning_score") is None:
         raise Unusable("reasoning_score is missing")
     try:
-        return Reply.model_validate(found)
+        verdict = Reply.model_validate(found)
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
         lack = "is missing" if key not in found else "has a wrong type or value"
         raise Unusable(f"{key} {lack}") from None
+    if re.search("[\ud800-\udfff]", verdict.evaluation):
+        raise Unusable("its evaluation is no text: it holds a lone surrogate")
+    return verdict
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
@@ -167,13 +172,15 @@ def outcome(asked: Case, known: Known) -> Reply | str | Messages:
         try:
             if answer.cut:
                 raise Unusable("it was cut off at the token limit")
+            if answer.text == TOO_LONG:
+                raise Unusable("it was longer than 1 MB")
             return read(answer.text, asked)
         except Unusable as problem:
             if last:
                 return f"the judge's reply was unusable twice: {problem}"
             messages = [
                 *asked.messages,
-                {"role": "assistant", "content": answer.text},
+                {"role": "assistant", "content": answer.text[:LONGEST_QUOTATION]},
                 {"role": "user", "content": text("repair").replace("{problem}", str(problem))},
             ]
     raise AssertionError("not reached")

@@ -7,14 +7,18 @@ tower itself for an image that is not in the store. Until there is one, its weig
 the device (`put_away`).
 """
 
+import re
 from pathlib import Path
 
 import torch
 import xxhash
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from stages.errors import UserError
 from stages.models.layers import replace_forward, without_peft
+from stages.records import atomic_path, remake
 
 FILE = "features.safetensors"
 
@@ -40,12 +44,40 @@ class FeatureStore:
 
     @classmethod
     def load(cls, folder: str | Path) -> "FeatureStore":
-        return cls(load_file(Path(folder) / FILE))
+        """The store that `save` wrote.
+
+        Raises:
+            UserError: there is none, or it is cut, changed or short of images.
+        """
+        path = Path(folder) / FILE
+        try:
+            with safe_open(path, "pt") as file:
+                written = (file.metadata() or {}).get("content")
+            features = load_file(path)
+        except (OSError, SafetensorError) as error:
+            found = str(error)
+        else:
+            if written == (content := _content(features)):
+                return cls(features)
+            found = f"{content}, where {written or 'nothing'} is noted in it"
+        raise UserError(
+            str(path), found, "the features that the stage `encode` wrote", remake(path)
+        ) from None
 
     def save(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.features, folder / FILE)
+        """Write the features, with their number and hash.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with atomic_path(Path(folder) / FILE) as partial:
+            try:
+                # One entry: the order of several would change from run to run.
+                save_file(self.features, partial, {"content": _content(self.features)})
+            except SafetensorError as error:
+                if number := re.search(r"os error (\d+)", str(error)):
+                    raise OSError(int(number[1]), str(error)) from None
+                raise
 
     def attach(self, model) -> None:
         """Let a (PEFT-wrapped or plain) Qwen2-VL look its image features up here."""
@@ -76,6 +108,15 @@ class FeatureStore:
             )
 
         replace_forward(visual, forward)
+
+
+def _content(features: dict[str, torch.Tensor]) -> str:
+    """Number and hash of features."""
+    digest = xxhash.xxh3_128()
+    for key in sorted(features):
+        digest.update(key.encode())
+        digest.update(features[key].detach().contiguous().view(torch.uint8).numpy())
+    return f"{len(features)} images, {digest.hexdigest()}"
 
 
 def tower(model):

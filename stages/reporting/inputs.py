@@ -15,6 +15,7 @@ from stages.records import (
     predictions_file,
     read_json,
     read_records,
+    remake,
     verdicts_file,
 )
 
@@ -37,7 +38,7 @@ def in_order(path: Path, samples: list[Sample], kind: type[Prediction] | type[Ve
             str(path),
             f"{len(found)} records ({len(by_id)} different ids){detail}",
             f"one {kind.__name__} record for each of the {len(samples)} questions",
-            "delete the file and run `dvc repro`",
+            remake(path),
         )
     return [by_id[sample.id] for sample in samples]
 

@@ -1,12 +1,23 @@
 """Looked-up vision features are the tower's own, for every image and in any order."""
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from stages.models.features import FeatureStore, patch_keys, put_away
+from stages.errors import UserError
+from stages.models.features import FILE, FeatureStore, patch_keys, put_away
 from stages.models.loading import load
+
+ROOT = Path(__file__).parents[2]
 
 
 def pictures():
@@ -53,6 +64,61 @@ def test_store_survives_the_disk_and_needs_no_tower(project, params, tmp_path):
     counts = [(h * w // 4) for _, h, w in forward["image_grid_thw"].tolist()]
     torch.testing.assert_close(torch.cat(list(first.split(counts))[::-1]), second, rtol=0, atol=0)
     assert kept.computed == 0
+
+
+def features():
+    """Two images, in the type of the `paper` profile and in that of the default."""
+    return {"a-4x4": torch.ones(4, 8, dtype=torch.bfloat16), "b-2x4": torch.arange(16.0).view(2, 8)}
+
+
+def test_features_are_the_same_bytes_in_each_run(tmp_path):
+    for name in "xy":
+        FeatureStore(features()).save(tmp_path / name)
+    x, y = (path.read_bytes() for path in sorted(tmp_path.rglob("*.safetensors")))
+    assert x == y and len(list(tmp_path.rglob("*"))) == 4
+    loaded = FeatureStore.load(tmp_path / "x").features
+    assert all(torch.equal(loaded[key], value) for key, value in features().items())
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda path: path.write_bytes(b""), "header too small"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "deserializing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\7"), "2 images, .*, where 2 images, "),
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: save_file({"a-4x4": features()["a-4x4"]}, path), "1 images, .*, where nothing is noted"),
+    ],
+    ids=["empty", "cut", "changed", "missing", "short of an image"],
+)  # fmt: skip
+def test_broken_features_are_not_used(tmp_path, monkeypatch, damage, found):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("data/features/training")
+    FeatureStore(features()).save(folder)
+    damage(folder / FILE)
+    with pytest.raises(UserError, match=f"{folder / FILE}\n  found: .*{found}") as raised:
+        FeatureStore.load(folder)
+    assert "`dvc repro -s -f encode`" in raised.value.format_message()
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
+def test_features_that_cannot_be_written_in_full_leave_the_old_ones(tmp_path):
+    FeatureStore(features()).save(tmp_path)
+    before = (tmp_path / FILE).read_bytes()
+    script = """if True:
+        import torch
+        from stages.models.features import FeatureStore
+        try:
+            FeatureStore({"a": torch.ones(100_000)}).save(".")
+        except OSError as error:
+            print(error.errno, error.filename)
+    """
+    done = subprocess.run(
+        ["prlimit", "--fsize=100000", sys.executable, "-c", script],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == f"{errno.EFBIG} {FILE}\n", done.stderr
+    assert (tmp_path / FILE).read_bytes() == before and os.listdir(tmp_path) == [FILE]
 
 
 def test_a_tower_put_away_comes_back_for_an_image_that_is_not_there(project, params):

@@ -11,6 +11,7 @@ By hand, for measuring (prints its address, `GET /log` tells what happened):
 
 import argparse
 import contextlib
+import gzip
 import hashlib
 import json
 import threading
@@ -25,6 +26,9 @@ TRANSPORT = (
 )  # fmt: skip
 #: Faults of the model's words.
 CONTENT = ("prose", "half_json", "refusal", "wrong_types", "code_fence", "cut_off")
+#: A body that never ends; the same packed by gzip; what gzip makes of 100 MB; a body that is not the gzip it says.
+HOSTILE = ("endless", "endless_gzip", "bomb", "no_gzip")
+BOMB = gzip.compress(bytes(100_000_000))
 HANG_S = 30.0
 
 
@@ -41,9 +45,12 @@ class Plan:
     """The name that it answers by; None for the one that was asked."""
     reply: object = None
     """A function (material, request) -> content, instead of the honest judge."""
+    hostile_status: int = 200
     status: tuple[int, object] | None = None
     """Answer every call with this status and body."""
     retry_after: str = "1"
+    gzip: bool = False
+    """Compress what goes well."""
 
 
 def material_of(messages: list[dict]) -> dict:
@@ -140,6 +147,19 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b'{"choices": [{"mess')
             self.close_connection = True
+        elif fault in HOSTILE:
+            self.send_response(plan.hostile_status)
+            self.close_connection = True
+            if fault != "endless":
+                self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            piece = {"bomb": BOMB, "no_gzip": b"no gzip", "endless_gzip": BOMB}.get(
+                fault, bytes(1 << 16)
+            )
+            while not self.server.closing.is_set():
+                self.wfile.write(piece)
+                if not fault.startswith("endless"):
+                    break
         elif fault == "half_envelope":
             self._send(200, '{"choices": [{"message": {"content": "{\\"evalua')
         elif fault == "wrong_envelope":
@@ -150,7 +170,11 @@ class Handler(BaseHTTPRequestHandler):
                 message = f"response_format {asked} is not supported"
                 self._send(400, json.dumps({"error": {"message": message}}))
                 return
-            self._send(200, json.dumps(self._completion(request, fault, plan)))
+            body = json.dumps(self._completion(request, fault, plan))
+            if plan.gzip and self.headers["Accept-Encoding"] == "gzip":
+                self._send(200, gzip.compress(body.encode()), {"Content-Encoding": "gzip"})
+            else:
+                self._send(200, body)
 
     def _completion(self, request: dict, fault: str, plan: Plan) -> dict:
         material = material_of(request["messages"])
@@ -178,8 +202,8 @@ class Handler(BaseHTTPRequestHandler):
             "usage": {"prompt_tokens": 300, "completion_tokens": 60},
         }
 
-    def _send(self, status: int, body: str, headers: dict | None = None) -> None:
-        data = body.encode()
+    def _send(self, status: int, body: str | bytes, headers: dict | None = None) -> None:
+        data = body if isinstance(body, bytes) else body.encode()
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)

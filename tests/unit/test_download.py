@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import requests
 from click.testing import CliRunner
 from huggingface_hub import errors
 from hypothesis import HealthCheck, given, settings
@@ -365,6 +366,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None]] = []
         self.ranges = True
         self.lengths = True
+        self.tags = True
         self.cut_after: int | None = None
         """Bytes after which the connection is cut, each time."""
         self.statuses: list[int] = []
@@ -393,7 +395,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self.head(
                     416, {"Content-Range": f"bytes */{len(data)}", "Content-Length": 0}
                 )
-        body, headers = data[start:], {}
+        tag = f'"{sha256(data)[:8]}"'
+        if self.headers.get("If-Range", tag) != tag:
+            start = 0
+        body, headers = data[start:], {"ETag": tag} if server.tags else {}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         headers |= {"Content-Length": len(body)} if server.lengths else {"Connection": "close"}
@@ -456,6 +461,20 @@ def test_a_server_without_ranges_or_lengths_sends_it_anew(server, tmp_path):
     (tmp_path / "a.bin.partial").write_bytes(b"half of it")
     from_web(server("a.bin"), tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_a_file_that_changes_between_two_attempts_is_not_pieced_together(server, tmp_path, tags):
+    """Without a version from the server nobody can tell, but for a published hash."""
+    server.files["a.bin"], server.tags, server.cut_after = DATA, tags, 20_000
+    with pytest.raises(requests.RequestException), requests.Session() as session:
+        fetching._go_on(session, server("a.bin"), tmp_path / "a.bin.partial")
+    assert (tmp_path / "a.bin.partial").stat().st_size == 16384
+    server.files["a.bin"] = other = DATA[::-1]
+    server.cut_after = None
+    from_web(server("a.bin"), tmp_path / "a.bin")
+    assert ((tmp_path / "a.bin").read_bytes() == other) is tags
+    assert everything(tmp_path) == {"a.bin"}
 
 
 def test_a_partial_file_that_is_too_long_is_thrown_away(server, tmp_path):

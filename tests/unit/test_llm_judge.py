@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from email.utils import formatdate
 from pathlib import Path
@@ -16,6 +19,7 @@ from click.testing import CliRunner
 from llm_server import EVERYTHING, Plan, Server, honest, material_of
 from test_judges import a_prediction, a_sample
 
+from stages.check import main as check_stage
 from stages.errors import UserError
 from stages.judge import main
 from stages.judges import chat, journal, llm, rubric
@@ -375,6 +379,116 @@ def test_requests_are_spaced_by_the_limit():
     assert times[-1] - times[0] >= 29 * 0.05 - 0.03
 
 
+@pytest.mark.parametrize("past", ["0", "0.0", "-5", "Mon, 01 Jan 2024 00:00:00 GMT"])
+def test_a_wait_that_has_passed_is_no_leave_to_knock_without_pause(monkeypatch, past):
+    pauses = []
+
+    async def noted(client, seconds):
+        pauses.append(seconds)
+
+    monkeypatch.setattr(chat, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(chat._Client, "_sleep", noted)
+    calls = iter(range(10**6))
+    with Server(Plan(faults={"limited_seconds": 1.0}, retry_after=past)) as server:
+        server.let_in = lambda now: (
+            next(calls) >= 6
+        )  # six times "too many requests" by `over_limit`
+        assert one(server).prediction_score == 1
+    assert len(pauses) >= 6 and all(pause >= 1.0 for pause in pauses) and pauses[5] >= 32
+
+
+# More than anybody would say ------------------------------------------------------------------------
+
+MB = 1_000_000
+
+
+@pytest.mark.parametrize("fault", ["endless", "endless_gzip", "bomb"])
+def test_a_response_without_an_end_is_unusable_and_takes_no_memory(fault):
+    one_more = Plan(always={fault: 1.0})
+    with Server(one_more) as server:
+        tracemalloc.start()
+        verdict = one(server)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert verdict.unscored == "the judge's reply was unusable twice: it was longer than 1 MB"
+    assert len(server.calls) == 2 and peak < 30 * MB
+    [path] = Path(".cache/llm").glob("*.jsonl")
+    assert path.stat().st_size < 2000
+    assert all(line["output_tokens"] == Judge.model_fields["max_tokens"].default for line in kept())
+
+
+def test_a_refusal_without_an_end_is_read_no_further():
+    with Server(Plan(faults={"endless": 1.0}, hostile_status=500)) as server:
+        assert one(server).prediction_score == 1
+    assert len(server.calls) == 2
+
+
+def test_a_body_that_is_not_the_gzip_it_says_is_asked_for_again():
+    with Server(Plan(faults={"no_gzip": 1.0})) as server:
+        assert one(server).prediction_score == 1
+    assert len(server.calls) == 2
+
+
+def test_a_compressed_reply_is_read():
+    with Server(Plan(gzip=True)) as server:
+        assert one(server).prediction_score == 1
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(("size", "calls"), [(900_000, 1), (1_100_000, 2)])
+def test_how_long_a_reply_may_be(size, calls):
+    long = lambda *_: json.dumps(verdict_json(0, 1) | {"evaluation": "x" * size})  # noqa: E731
+    with Server(Plan(reply=long)) as server:
+        verdict = one(server)
+    assert len(server.calls) == calls
+    assert verdict.evaluation.startswith("x" * 1000 if calls == 1 else "Not scored")
+
+
+def test_a_long_reply_is_not_sent_back_whole():
+    with Server(Plan(reply=lambda *_: "no verdict " * 20_000)) as server:
+        one(server)
+    _, quoted, repair = server.calls[1]["body"]["messages"]
+    assert len(quoted["content"]) == 4000 and "cannot be used" in repair["content"]
+
+
+# Half a character -----------------------------------------------------------------------------------
+
+#: A judge's words with half a surrogate pair: as an escape in its JSON, or as such in the envelope.
+HALVES = {
+    "escape": '{"evaluation": "a \\ud800 b", "reasoning_score": 0, "prediction_score": 1}',
+    "raw": '{"evaluation": "a \ud800 b", "reasoning_score": 0, "prediction_score": 1}',
+}
+
+
+@pytest.mark.parametrize("how", HALVES)
+def test_half_a_character_is_an_unusable_reply(how):
+    with Server(Plan(reply=lambda *_: HALVES[how])) as server:
+        a_project(server.url, 1)
+        result = CliRunner().invoke(main, STAGE)
+        assert result.exit_code == 0, result.output
+        assert {v.unscored for v in verdicts_written()} == {
+            "the judge's reply was unusable twice: its evaluation is no text: it holds a lone surrogate"
+        }
+        server.plan.reply = None
+        assert CliRunner().invoke(main, STAGE).exit_code == 0
+        assert len(server.calls) == 4
+
+
+@pytest.mark.parametrize("how", HALVES)
+def test_a_journal_that_holds_half_a_character_is_healed(how):
+    """As earlier versions kept it: the question is asked again, and its verdict is whole."""
+    with Server() as server:
+        before = judged(server, 3)
+        [path] = Path(".cache/llm").glob("*.jsonl")
+        lines = kept()
+        lines[1]["text"] = HALVES[how]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        calls = len(server.calls)
+        assert judged(server, 3) == before
+        assert len(server.calls) == calls + 1
+        assert judged(server, 3) == before and len(server.calls) == calls + 1
+
+
 # What no second try mends ---------------------------------------------------------------------------
 
 
@@ -529,10 +643,73 @@ def test_a_call_that_was_lost_counts():
         ("https://localhost.example.org/v1", False),
         ("https://127.0.0.1.example.org/v1", False),
         ("http://gpu01/v1", False),
+        ("http://0.0.0.0:11434/v1", True),
+        ("http://172.31.0.1/v1", True),
+        ("http://[fd00::1]/v1", True),
+        ("http://[::ffff:10.0.0.1]/v1", True),
+        ("http://172.32.0.1/v1", False),
+        ("http://169.254.169.254/v1", False),
+        ("http://100.64.0.1/v1", False),
+        ("http://192.0.2.1/v1", False),
+        ("http://198.51.100.1/v1", False),
+        ("http://203.0.113.9/v1", False),
+        ("http://198.18.0.1/v1", False),
+        ("http://198.19.255.255/v1", False),
+        ("http://240.0.0.1/v1", False),
+        ("http://255.255.255.255/v1", False),
+        ("http://[fe80::1]/v1", False),
+        ("http://[2001:db8::1]/v1", False),
+        ("http://[::ffff:8.8.8.8]/v1", False),
+        ("http://2130706433/v1", False),
     ],
 )
 def test_whose_address_it_is(url, private):
+    settings = Judge(kind="llm", base_url=url, model="m")
     assert llm.is_private(url) is private
+    if private:
+        llm.check("near", settings)
+    else:
+        with pytest.raises(UserError, match=r"judge\.far\.consent"):
+            llm.check("far", settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[::1].evil.com", "http://[::1/v1", "http://::1/v1", "http://[zz]/v1", "http://[1:2]/v1", "http://a:b/v1",
+     "http://a:99999/v1", "http://a..b/v1", "http://.a/v1", "http:///x9", "http://" + 64 * "a", "http://" + 130 * "a.",
+     "http://a b/v1", "http://h\u00e9/v1", "ftp://a/v1", "http://[::1%eth0]/v1", "http://a/v1?x"],
+)  # fmt: skip
+def test_an_address_that_cannot_be_one_is_refused_by_check(url):
+    a_project(url, 1)
+    result = CliRunner().invoke(check_stage, [])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "base_url" in result.output and "not an address such as" in result.output
+    assert url.removeprefix("http://") not in result.output
+
+
+@pytest.mark.parametrize(
+    "url", ["http://my_service:8000/v1", "https://a-b.example.org./v1/", "http://[2001:db8::1]:65535/x", "https://h"]
+)  # fmt: skip
+def test_an_address_that_can_be_one_is_one_for_the_client_too(url):
+    assert httpx2.URL(Judge(kind="llm", base_url=url, model="m").base_url).host
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "warned"),
+    [
+        ("http://localhost:8000/v1", "JUDGE_KEY", None),
+        ("http://127.0.0.2/v1", None, None),
+        ("http://[::1]/v1", None, None),
+        ("http://10.0.0.7/v1", None, "can read the texts"),
+        ("http://10.0.0.7/v1", "JUDGE_KEY", "can read the texts and the key"),
+        ("http://judge.example.org/v1", None, "can read the texts"),
+        ("https://judge.example.org/v1", "JUDGE_KEY", None),
+    ],
+)
+def test_plain_http_to_another_machine_warns_whatever_the_key(url, key, warned, capsys):
+    llm.check("j", Judge(kind="llm", base_url=url, model="m", api_key_env=key, consent=True))
+    said = capsys.readouterr().out.strip()
+    assert said.endswith(warned) and "judge.j.base_url" in said if warned else not said
 
 
 def test_a_remote_judge_needs_consent_and_says_what_would_leave(monkeypatch):
@@ -680,6 +857,55 @@ def test_the_key_is_in_nothing_that_is_written_or_said():
     assert b"[key]" in text and SECRET.encode() not in text
 
 
+def escaped(text: str, backslashes: int = 1) -> str:
+    """A text as JSON's escapes of its characters."""
+    return "".join("\\" * backslashes + f"u{ord(c):04x}" for c in text)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        escaped(SECRET),
+        escaped(SECRET).upper().replace("\\U", "\\u"),
+        escaped(SECRET[:5]) + SECRET[5:],
+        SECRET[:-1] + escaped(SECRET[-1]),
+        escaped(SECRET, 2),
+        escaped(SECRET, 4),
+        escaped(SECRET).replace("\\", "\\u005c"),
+    ],
+    ids=["escapes", "capitals", "half", "last", "twice", "three times", "escaped backslashes"],
+)
+def test_a_key_that_is_written_in_escapes_is_in_nothing_that_is_written_or_said(written):
+    said = ""
+    with Server() as server:
+        for number, reply in enumerate(
+            [
+                f'{{"evaluation": "key {written}", "reasoning_score": 0, "prediction_score": 1}}',
+                f"{written} is no verdict",
+                f"{{{written}",
+            ]
+        ):
+            server.plan.reply = lambda *_, reply=reply: reply
+            a_project(server.url, 2 + number)
+            said += CliRunner().invoke(main, STAGE).output
+        server.plan.status = (400, f'{{"error": {{"message": "bad {written}"}}}}')
+        a_project(server.url, 9)
+        said += CliRunner().invoke(main, STAGE).output
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    text = said + "".join(path.read_text(encoding="utf-8") for path in files)
+    assert "[key]" in said and "key [key]" in text
+    for _ in range(6):  # however often somebody undoes escapes
+        assert SECRET not in text
+        text = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), text)
+
+
+def test_a_text_that_is_made_to_take_long_does_not():
+    """Backslashes without end, and a key that never ends: the work grows with the text's length only."""
+    pattern = chat._spellings(SECRET)
+    for hostile in ("\\" * MB, "\\u005c" * (MB // 6), (escaped(SECRET, 16)[:-1] + "x") * 2000):
+        assert pattern.sub("[key]", hostile[:MB])
+
+
 STAGES = f"""
 stages:
   judge:
@@ -823,6 +1049,29 @@ def test_two_processes_at_once_ask_nothing_twice():
     assert (first.returncode, second.returncode) == (0, 0), said
     assert len(server.calls) == 40
     assert "Another process asks the same model" in said[1]
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
+def test_a_full_disk_ends_in_one_message_and_keeps_what_was_paid_for():
+    """The kernel refuses to let the journal grow, as on a full disk; then there is room again."""
+    with Server() as server:
+        a_project(server.url, 20)
+        size = 3000  # about seven replies, and a part of one
+        done = subprocess.run(
+            ["prlimit", f"--fsize={size}", sys.executable, "-m", "stages.judge", *STAGE],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        assert done.returncode == 1 and "Traceback" not in said, said
+        assert re.search(
+            r"\.cache/llm/tiny_2024_01_01_\w+\.jsonl\n  found:    file too large", said
+        )
+        on_disk = kept()
+        assert len(on_disk) >= 5 and not Path("data/verdicts").exists()
+        calls = len(server.calls)
+        assert CliRunner().invoke(main, STAGE).exit_code == 0
+        assert len(server.calls) - calls == 40 - len(on_disk)
+        assert [v.prediction_score for v in verdicts_written()] == [right(i)[0] for i in range(40)]
 
 
 def test_a_line_that_a_kill_cut_off_is_dropped():
