@@ -312,7 +312,7 @@ def top_html(desk: Desk, position: int, note: str = "") -> str:
     if done == total:
         note = f"All {total} answers are rated. Thank you! You can still go back and correct."
     return (
-        f"<div class='bar'><b>Answer {position + 1} of {total}</b>"
+        f"<div class='bar'><h1>Answer {position + 1} of {total}</h1>"
         f"<span>{done} rated</span><span class='rater'>{desk.rater}</span>"
         f"<span class='notice'>{NOT_CLINICAL}</span></div>"
         f"<progress max='{total}' value='{done}' aria-label='rated'></progress>"
