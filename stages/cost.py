@@ -1,4 +1,4 @@
-"""Time and memory of the stages: what a run says about the machine, kept out of git and of `dvc.lock`.
+"""Time, memory and origin of the stages: what a run says about the machine, kept out of git and of `dvc.lock`.
 
 | file | what it holds |
 |---|---|
@@ -13,13 +13,22 @@ the experiment was started from.
 import json
 import os
 import resource
+import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import python_version
+from platform import machine, python_version
 
 COSTS = Path("metrics/cost")
 EXPERIMENTS = Path(".cache/cost")
+#: What the cost file of this process's stage takes along, see `note`.
+_noted: dict[str, str] = {}
+
+
+def note(**facts: str) -> None:
+    """Facts of the stage that runs in this process, for its cost file."""
+    _noted.update(facts)
 
 
 def slug_of(name: list[str]) -> str:
@@ -42,7 +51,16 @@ def write_cost(name: list[str], seconds: float) -> None:
         os.environ.get(f"DVC_{key}") for key in ("ROOT", "EXP_BASELINE_REV", "EXP_NAME")
     )
     slug = slug_of(name)
-    cost = {"seconds": round(seconds, 1), "peak_memory_mb": peak_memory_mb()} | builds()
+    now = datetime.now(UTC)
+    cost = {"seconds": round(seconds, 1), "peak_memory_mb": peak_memory_mb(), "finished": now.isoformat(timespec="seconds")}  # fmt: skip
+    cost |= builds() | code() | hardware() | _noted
+    _noted.clear()
+    # The processes that a stage was started on have just written what only they know, such as the card.
+    before = read(COSTS / f"{slug}.json")
+    if before.get("finished", "") >= (now - timedelta(seconds=seconds)).isoformat(
+        timespec="seconds"
+    ):
+        cost = before | cost
     text = json.dumps(cost | ({"experiment": experiment} if experiment else {})) + "\n"
     _write(COSTS / f"{slug}.json", text)
     known = {file.stem: read(file) for file in sorted(COSTS.glob("*.json"))}
@@ -61,8 +79,8 @@ def read_cost(stage: str, experiment: tuple[str, str] | None = None) -> dict:
         experiment: full hash of the commit that it was started from, and its name; None for the last run in this folder.
 
     Returns:
-        `seconds` (wall clock), `peak_memory_mb` (see `peak_memory_mb`), `python` and `torch` (versions), and the name of
-        the `experiment` if it was one.
+        `seconds` (wall clock), `peak_memory_mb` (see `peak_memory_mb`), `finished` (UTC), what `builds`, `code` and
+        `hardware` return, and the name of the `experiment` if it was one.
     """
     folder = COSTS if experiment is None else EXPERIMENTS.joinpath(*experiment)
     return read(folder / f"{stage}.json")
@@ -91,6 +109,37 @@ def builds() -> dict[str, str]:
         return {"python": python_version(), "torch": version("torch")}
     except PackageNotFoundError:
         return {"python": python_version()}
+
+
+def code() -> dict[str, str | bool]:
+    """The `commit` that the stage ran at, and whether code or parameters were `changed` since; empty outside git."""
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--", "stages", "dvc.yaml", "params.yaml")
+        return {"commit": git("rev-parse", "--short=12", "HEAD"), "changed": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def hardware() -> dict[str, str]:
+    """The name of the `processor`, and of the `card` if this process computed on one."""
+    found = {"processor": machine()}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            found["processor"] = line.partition(":")[2].strip()
+            break
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        found["card"] = torch.cuda.get_device_name()
+    return found
 
 
 def _write(file: Path, text: str) -> None:

@@ -6,9 +6,11 @@
     python -m stages.rate --export        make the ratings a judge: then run `dvc repro`
 
 Every click is saved at once in data/ratings/<rater>.jsonl; the same command goes on where it stopped. This is no
-stage: `dvc repro` never waits for people. The page is served to this machine only, unless --host is given.
+stage: `dvc repro` never waits for people. The page is served to this machine only, unless --host is given, and to nobody
+without the token in its address, which is new at each start.
 """
 
+import re
 import threading
 from pathlib import Path
 
@@ -17,12 +19,11 @@ import click
 from stages.errors import UserError
 from stages.judges.human import folder, ratings_file, read_ratings
 from stages.params import Params, load_params
-from stages.rating import queue
+from stages.rating import blinding, queue
+from stages.rating.door import LOCAL, hosts_of
 from stages.rating.export import counts, export, present_answers
 from stages.reporting.inputs import Run
 from stages.training.card import NOT_CLINICAL
-
-LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def pairs(_context, _option, values: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -31,6 +32,14 @@ def pairs(_context, _option, values: tuple[str, ...]) -> list[tuple[str, str]]:
         if not all(value.partition(":")):
             raise click.BadParameter("expected user:password")
     return [tuple(value.split(":", 1)) for value in values]
+
+
+def host_names(_context, _option, values: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of each --name, without pattern or port."""
+    for value in values:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", value):
+            raise click.BadParameter("expected a host name such as rate.example.org, without port")
+    return values
 
 
 @click.command(help=__doc__)
@@ -42,11 +51,14 @@ def pairs(_context, _option, values: tuple[str, ...]) -> list[tuple[str, str]]:
 @click.option("--disputed", is_flag=True, help="Only answers on which the raters so far are even.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=7860, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--name", "names", multiple=True, callback=host_names, metavar="HOST", help="A further host name by which the page is reached, such as that of a proxy; may be given often.")  # fmt: skip
 @click.option("--auth", multiple=True, callback=pairs, envvar="RARL_RATE_AUTH", metavar="USER:PASSWORD", help="Ask for this password; may be given often. Better in the variable RARL_RATE_AUTH.")  # fmt: skip
 @click.option("--export", "exporting", is_flag=True, help="Write the ratings' judges into params.yaml.")  # fmt: skip
-def main(rater, models, mode, test_set, sample, disputed, host, port, auth, exporting):
+def main(rater, models, mode, test_set, sample, disputed, host, port, names, auth, exporting):
     params = load_params()
     click.echo(NOT_CLINICAL)
+    for name in blinding.renew(params):
+        click.echo(f"{name}: its tokens could be read as models' names; they are now random. `--export` takes them into params.yaml.")  # fmt: skip
     if exporting:
         tell_export(params)
         return
@@ -71,13 +83,13 @@ def main(rater, models, mode, test_set, sample, disputed, host, port, auth, expo
 
     title = f"{len(chosen)} answers to {len({item.sample.id for item in chosen})} questions of {test_set}, {mode} mode."
     blocks = page.build(queue_of, params.data.root, rater, title)
-    page.serve(blocks, host, port, auth or None)
+    address = page.serve(blocks, host, port, auth or None, names)
     click.echo(f"{title} Equal answers of several models are rated once.")
     tell_ratings(params)
     if host not in LOCAL:
         click.echo(open_to_others(host, bool(auth)), err=True)
-    shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
-    click.echo(f"Rate at http://{shown}:{port}/ - every click is saved at once; Ctrl-C ends.")
+        click.echo(f"It is answered as {', '.join(hosts_of(host, names))}; --name adds another.")
+    click.echo(f"Rate at {address}\nEvery click is saved at once; Ctrl-C ends.")
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -91,7 +103,7 @@ def open_to_others(host: str, password: bool) -> str:
     """The warning where the page is served to other machines."""
     guard = "with a password, but" if password else "WITHOUT A PASSWORD (see --auth) and"
     return (
-        f"WARNING: everybody who reaches {host} gets this page, {guard} without encryption. It shows "
+        f"WARNING: everybody who reaches {host} and has the address gets this page, {guard} without encryption. It shows "
         "images and texts of patients. Behind an ssh tunnel, or a proxy with TLS, --host is not needed."
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from stages.cost import note
 from stages.errors import stage_main
 from stages.params import load_params
 from stages.records import atomic_file, write_json
@@ -41,6 +42,7 @@ def main():
         "detectable": tables.detectable(run),
         "grounding": tables.grounding(run),
         "breakdown": tables.breakdown(run),
+        "yes_no": tables.yes_no(run),
         "agreement": tables.judge_agreement(run),
         "reward_gap": tables.reward_gap(run),
     }
@@ -59,6 +61,7 @@ def main():
     for name, text in pages.items():
         with atomic_file(REPORT / name) as file:
             file.write(text)
+    note(page=page.digest(pages["report.html"]))
     console.show(run, frames)
     for name, text in pages.items():
         click.echo(f"{REPORT / name} ({len(text.encode()) / 1e6:.1f} MB)")

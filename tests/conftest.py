@@ -56,5 +56,18 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def chromium():
+    """A browser without a window (Debian, Ubuntu: the package `chromium`)."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    if (binary := next(found, None)) is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
 def repository() -> Path:
     return ROOT

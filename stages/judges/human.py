@@ -33,6 +33,8 @@ from stages.records import Prediction, Record, Sample, Verdict
 
 RATER = re.compile(r"[a-z0-9_]{1,40}")
 NOT_RATED = "not rated"
+#: Length of a token; those of before were shorter.
+TOKEN = 16
 SAID = {"final": ("wrong", "right"), "reasoning": ("not sound", "sound")}
 
 
@@ -44,7 +46,7 @@ class Rating(Record):
     shown: str
     """`fingerprint` of what the rater saw."""
     of: tuple[str, ...] = ()
-    """`token` of each place where the answer was to be rated: unreadable, so that the file names no model."""
+    """The token of each place where the answer was to be rated: random, so that the file tells nobody the model."""
     final: Literal[0, 1] | None = None
     reasoning: Literal[0, 1] | None = None
     """None where not asked (no annotated reasoning), or not yet answered."""
@@ -89,8 +91,14 @@ def ratings_files(rater: str | None = None) -> list[Path]:
 
 
 def read_ratings(rater: str | None = None) -> dict[str, Ratings]:
-    """rater -> what counts of theirs; of one rater, or of all."""
-    return {path.stem: that_count(rows(path)) for path in ratings_files(rater)}
+    """rater -> what counts of theirs; of one rater, or of all.
+
+    Raises:
+        UserError: a file is not readable, or the one that says what its tokens stand for is missing.
+    """
+    raters = {path.stem: that_count(rows(path)) for path in ratings_files(rater)}
+    check_tokens(raters)
+    return raters
 
 
 def rows(path: Path) -> list[Rating]:
@@ -133,9 +141,51 @@ def fingerprint(sample: Sample, prediction: Prediction) -> str:
     return _sha256(seen)
 
 
-def token(place: str) -> str:
-    """A place, `<model>/<mode>/<set>`, without its names."""
+def places_file() -> Path:
+    """The private file beside the ratings that says which place each of their tokens stands for: JSON, token -> place."""
+    return folder() / "places.json"
+
+
+def read_places() -> dict[str, str]:
+    """token -> place, `<model>/<mode>/<set>`; empty where nobody has rated here.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = places_file()
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            str(path), f"not readable: {error}", "the file as the rating page wrote it", "restore it from your backup"
+        ) from None  # fmt: skip
+
+
+def old_token(place: str) -> str:
+    """A place's token in ratings of before `places.json`: a hash that anybody can compute.
+
+    `python -m stages.rate` replaces these (`stages/rating/blinding.py`); until then they are still read.
+    """
     return hashlib.sha256(place.encode()).hexdigest()[:8]
+
+
+def check_tokens(raters: dict[str, Ratings]) -> None:
+    """
+    Raises:
+        UserError: `places.json` does not know a token of these ratings, so whose answers were rated cannot be told.
+    """
+    known = read_places()
+    for rater, ratings in raters.items():
+        tokens = {token for rating in ratings.values() for token in rating.of}
+        if lost := [token for token in tokens if len(token) == TOKEN and token not in known]:
+            raise UserError(
+                str(places_file()),
+                f"no such file or no line for {len(lost)} of the {len(tokens)} tokens in {ratings_file(rater)}",
+                "the file that the rating page wrote beside these ratings: it says which answers are whose",
+                f"restore it; if {rater} rated on another machine, add the lines of that machine's {places_file().name}",
+            )
 
 
 def digest(raters: dict[str, Ratings]) -> str:
@@ -166,7 +216,7 @@ def judge(
         place: `<model>/<mode>/<set>`, whose predictions these are.
 
     Raises:
-        UserError: a ratings file is not readable.
+        UserError: a ratings file is not readable, or the file of their tokens is missing.
     """
     raters = read_ratings(settings.rater)
     if settings.ratings not in (None, digest(raters)):
@@ -191,11 +241,11 @@ def judge(
 
 def of_place(ratings: Ratings, place: str) -> Ratings:
     """The ratings with a final score that were asked for at a place."""
-    own = token(place)
+    own = {token for token, known in read_places().items() if known == place} | {old_token(place)}
     return {
         key: rating
         for key, rating in ratings.items()
-        if own in rating.of and rating.final is not None
+        if own & {*rating.of} and rating.final is not None
     }
 
 

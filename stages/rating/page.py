@@ -17,6 +17,7 @@ from pathlib import Path
 from stages.errors import UserError
 from stages.images import open_rgb
 from stages.judges.human import RATER, SAID
+from stages.rating import door
 from stages.rating.desk import Desk
 from stages.rating.queue import Item
 from stages.records import image_file
@@ -25,11 +26,6 @@ from stages.training.card import NOT_CLINICAL
 HERE = Path(__file__).parent
 #: Longest side of a picture in the browser, in pixels.
 SIDE = 1600
-#: Gradio's page needs inline scripts and `eval`; nothing may come from or go to another host.
-POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'self'"
-)
 HOW_TO = """
 <details class="how"><summary>How to rate, and the keys</summary>
 <p><b>Final answer</b>: right if it says what the reference answer says, in whatever words.
@@ -121,7 +117,7 @@ def build(
         at = desk.next_open()
         return {
             who: name,
-            door: gr.update(visible=False),
+            entrance: gr.update(visible=False),
             work: gr.update(visible=True),
             **draw(desk, 0 if at is None else at),
         }
@@ -167,7 +163,7 @@ def build(
     with gr.Blocks(title="Human evaluation", analytics_enabled=False) as page:
         who = gr.State(None)
         place = gr.Number(visible="hidden", elem_id="place", precision=0)
-        with gr.Column(visible=rater is None, elem_id="door") as door:
+        with gr.Column(visible=rater is None, elem_id="door") as entrance:
             greeting = gr.HTML(greeting_html(title))
             name = gr.Textbox(label="Your name", placeholder="a to z, 0 to 9 and _", elem_id="name")
             begin = gr.Button("Start, or go on", variant="primary", elem_id="begin")
@@ -217,7 +213,7 @@ def build(
         for slug, button in moves.items():
             button.click(partial(move, where=slug), said, all_shown, **one)
         comment.blur(noted, said, shown, **one)
-        opened = [who, door, work, greeting, *all_shown]
+        opened = [who, entrance, work, greeting, *all_shown]
         if rater is None:
             gr.on([begin.click, name.submit], start, [name], opened, **one)
         else:
@@ -238,15 +234,22 @@ def label(score: str, value: int, pressed: bool = False) -> str:
     return ("✓ " if pressed else "") + SAID[score][value].capitalize()
 
 
-def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None) -> None:
-    """Start serving the page, and return.
+def serve(
+    page, host: str, port: int, auth: list[tuple[str, str]] | None, names: tuple[str, ...] = ()
+) -> str:
+    """Start serving the page.
+
+    Args:
+        names: names by which the page is reached besides this machine's own (`door.hosts_of`).
+
+    Returns:
+        the address to open, token included.
 
     Raises:
         UserError: the port is taken or the address is none of this machine's.
     """
-    from starlette.middleware import Middleware
-
     gr = gradio()
+    token = door.new_token()
     system = ["system-ui", "sans-serif"]
     theme = gr.themes.Soft(
         primary_hue="teal", font=system, font_mono=["ui-monospace", "monospace"], radius_size="md"
@@ -270,7 +273,7 @@ def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None) -> Non
             theme=theme,
             css=(HERE / "page.css").read_text(encoding="utf-8"),
             head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-            app_kwargs={"middleware": [Middleware(Sealed)]},
+            app_kwargs={"middleware": door.middleware(host, port, token, names)},
         )
     except OSError:
         raise UserError(
@@ -279,25 +282,7 @@ def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None) -> Non
             "a free port at an address of this machine",
             "name another with --port, or leave out --host",
         ) from None
-
-
-class Sealed:
-    """Adds the headers by which the browser loads nothing from elsewhere and keeps no copy (ASGI)."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        async def sealed(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"content-security-policy", POLICY.encode()),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-            await send(message)
-
-        await self.app(scope, receive, sealed if scope["type"] == "http" else send)
+    return door.address(host, port, token)
 
 
 # What the page shows ---------------------------------------------------------------------------------
@@ -328,7 +313,7 @@ def top_html(desk: Desk, position: int, note: str = "") -> str:
     if done == total:
         note = f"All {total} answers are rated. Thank you! You can still go back and correct."
     return (
-        f"<div class='bar'><b>Answer {position + 1} of {total}</b>"
+        f"<div class='bar'><h1>Answer {position + 1} of {total}</h1>"
         f"<span>{done} rated</span><span class='rater'>{desk.rater}</span>"
         f"<span class='notice'>{NOT_CLINICAL}</span></div>"
         f"<progress max='{total}' value='{done}' aria-label='rated'></progress>"

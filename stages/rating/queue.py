@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from stages.errors import UserError
 from stages.judges.faults import model_fault
-from stages.judges.human import Rating, Ratings, fingerprint, majority, token
+from stages.judges.human import Rating, Ratings, fingerprint, majority
 from stages.params import Params
+from stages.rating import blinding
 from stages.records import Prediction, Sample, predictions_file, read_records
 from stages.reporting.inputs import in_order
 
@@ -23,7 +24,7 @@ class Item:
     """One answer to rate.
 
     Attributes:
-        of: `token` of each place whose predictions have this answer.
+        of: the token of each place whose predictions have this answer (`blinding.tokens`).
         fault: why the final answer is wrong by itself (cut off, empty), as every judge decides it;
             None where people decide.
         asks_reasoning: whether there is annotated reasoning to compare with.
@@ -67,14 +68,15 @@ def answers(params: Params, models: Sequence[str], mode: str, test_set: str) -> 
     """
     samples = read_records(params.samples_file(test_set), Sample)
     items: dict[tuple[str, str], Item] = {}
+    places = {model: f"{model}/{mode}/{test_set}" for model in models}
+    token_of = blinding.tokens(places.values())
     for model in models:
         predictions = in_order(predictions_file(model, mode, test_set), samples, Prediction)
         for sample, prediction in zip(samples, predictions):
             if prediction.error is None:
                 item = Item(sample, prediction, fingerprint(sample, prediction))
                 item = items.get(item.key, item)
-                own = token(f"{model}/{mode}/{test_set}")
-                items[item.key] = replace(item, of=(*item.of, own))
+                items[item.key] = replace(item, of=(*item.of, token_of[places[model]]))
     return list(items.values())
 
 

@@ -6,6 +6,9 @@ const models = Object.keys(head.models);
 const PAGE = 60;
 let state = { set: head.own, mode: head.mode, model: "", judge: "0", show: "all", text: "", id: "" };
 let data = null, found = [], shown = PAGE;
+// How images are shown: magnification, brightness and contrast; kept from case to case, as on a reading screen.
+const NEUTRAL = { zoom: 1, brightness: 1, contrast: 1 };
+let view = { ...NEUTRAL };
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -21,6 +24,7 @@ async function unpack(name) {
 }
 
 const mark = (score) => (score === 1 ? "✓" : score === 0 ? "✗" : "?");
+const WORDS = { "✓": "right", "✗": "wrong", "?": "unscored" };
 const markClass = (score) => (score === 1 ? "ok" : score === 0 ? "no" : "unscored");
 const key = (model) => state.mode + " " + model;
 const asked = () => (state.model ? [state.model] : models);
@@ -47,22 +51,36 @@ function filter() {
   draw();
 }
 
+// A mark with its meaning in words, for those who hear the page.
+function marked(score, text) {
+  const node = make("span", markClass(score), mark(score));
+  node.append(make("span", "unseen", " " + WORDS[mark(score)]), text);
+  return node;
+}
+
 function draw() {
-  byId("count").textContent = found.length + " of " + data.cases.length + " questions. Marks by the chosen judge, in order: " + Object.values(head.models).join(" · ");
+  byId("count").textContent = found.length + " of " + data.cases.length + " questions. ✓ right, ✗ wrong, ? unscored, by the chosen judge.";
   const list = byId("list");
+  const focus = list.contains(document.activeElement) ? ".here" : document.activeElement?.dataset?.step && `[data-step="${document.activeElement.dataset.step}"]`;
   const at = found.findIndex((item) => item.id === state.id);
   shown = Math.max(shown, at + 1);
   list.replaceChildren(...found.slice(0, shown).map((item) => {
     const row = make("button", "row" + (item.id === state.id ? " here" : ""));
     row.type = "button";
+    if (item.id === state.id) row.setAttribute("aria-current", "true");
     const marks = make("span", "marks");
-    for (const m of models) { const dot = make("span", markClass(score(item, m)), mark(score(item, m))); dot.title = head.models[m]; marks.append(dot); }
-    row.append(make("span", "asked", item.question), marks, make("span", "soft", item.answers.join(" or ")));
+    for (const m of models) marks.append(make("span", "soft", head.models[m] + " "), marked(score(item, m), ""));
+    row.append(make("span", "asked", item.question), make("span", "soft", item.answers.join(" or ")), marks);
     row.addEventListener("click", () => { open(item.id); byId("case").scrollIntoView({ block: "start" }); });
     return row;
   }));
   byId("more").hidden = shown >= found.length;
   byId("case").replaceChildren(...(at < 0 ? [make("p", "soft", "No question fits.")] : detail(found[at], at)));
+  // What had the focus was replaced: the keyboard goes on where it was.
+  if (focus) {
+    const next = document.querySelector(focus);
+    (next?.disabled ? document.querySelector("[data-step]:not(:disabled)") : next)?.focus({ preventScroll: true });
+  }
   const wanted = new URLSearchParams(Object.entries(state).filter(([, value]) => value)).toString();
   if (location.hash.slice(1) !== wanted) history.replaceState(null, "", "#" + wanted);
 }
@@ -79,6 +97,7 @@ function detail(item, at) {
   for (const [label, by] of [["← Previous", -1], ["Next →", 1]]) {
     const button = make("button", "", label);
     button.type = "button";
+    button.dataset.step = by;
     button.disabled = !found[at + by];
     button.addEventListener("click", () => step(by));
     top.append(button);
@@ -87,9 +106,10 @@ function detail(item, at) {
   const source = data.pictures[item.picture];
   let picture = make("div", "gone", "image left out or not readable");
   if (typeof source === "string" && source.startsWith("data:image/jpeg;base64,")) {
-    picture = make("img");
-    picture.src = source;
-    picture.alt = "Image of the question";
+    const image = make("img");
+    image.src = source;
+    image.alt = "Image of the question";
+    picture = viewer(image);
   }
   const text = make("div");
   text.append(make("p", "question", item.question));
@@ -101,15 +121,59 @@ function detail(item, at) {
   const top2 = make("div", "head");
   top2.append(picture, text);
   const parts = [top, top2];
-  if (item.reasoning) parts.push(make("h3", "", "Annotated reasoning"), make("p", "think", item.reasoning));
+  if (item.reasoning) parts.push(make("h2", "small", "Annotated reasoning"), make("p", "think", item.reasoning));
   for (const model of models) parts.push(answer(item, model));
   return parts;
+}
+
+function viewer(image) {
+  const box = make("div", "viewer"), frame = make("div", "frame"), controls = make("div", "controls");
+  frame.tabIndex = 0;
+  frame.setAttribute("role", "region");
+  frame.setAttribute("aria-label", "Image; the arrow keys move it where it is enlarged");
+  frame.append(image);
+  const inputs = {};
+  const apply = () => {
+    image.style.width = image.style.height = 100 * view.zoom + "%";
+    image.style.filter = `brightness(${view.brightness}) contrast(${view.contrast})`;
+    image.style.imageRendering = view.zoom > 2 ? "pixelated" : "auto";
+    for (const [name, input] of Object.entries(inputs)) {
+      input.value = view[name];
+      input.setAttribute("aria-valuetext", Math.round(100 * view[name]) + " %");
+    }
+  };
+  // The middle of what is seen stays in the middle.
+  const zoom = (value) => {
+    const [x, y] = [(frame.scrollLeft + frame.clientWidth / 2) / frame.scrollWidth, (frame.scrollTop + frame.clientHeight / 2) / frame.scrollHeight];
+    view.zoom = Math.min(8, Math.max(1, value));
+    apply();
+    frame.scrollTo(x * frame.scrollWidth - frame.clientWidth / 2, y * frame.scrollHeight - frame.clientHeight / 2);
+  };
+  for (const [name, label, least, most] of [["zoom", "Zoom", 1, 8], ["brightness", "Brightness", 0.2, 4], ["contrast", "Contrast", 0.2, 4]]) {
+    const input = inputs[name] = make("input"), line = make("label", "", label);
+    Object.assign(input, { type: "range", min: least, max: most, step: 0.05 });
+    input.addEventListener("input", () => { if (name === "zoom") zoom(Number(input.value)); else { view[name] = Number(input.value); apply(); } });
+    line.append(input);
+    controls.append(line);
+  }
+  const reset = make("button", "", "Reset");
+  reset.type = "button";
+  reset.addEventListener("click", () => { view = { ...NEUTRAL }; apply(); });
+  controls.append(reset);
+  let held = null;
+  frame.addEventListener("pointerdown", (event) => { held = [event.clientX + frame.scrollLeft, event.clientY + frame.scrollTop]; });
+  frame.addEventListener("pointermove", (event) => { if (held && event.buttons) frame.scrollTo(held[0] - event.clientX, held[1] - event.clientY); });
+  frame.addEventListener("dblclick", () => zoom(view.zoom > 1 ? 1 : 3));
+  image.draggable = false;
+  apply();
+  box.append(frame, controls);
+  return box;
 }
 
 function answer(item, model) {
   const said = item.said[key(model)], rated = item.rated[key(model)];
   const box = make("section", "answer " + model + (state.model === model ? " chosen" : ""));
-  const title = make("h3");
+  const title = make("h2", "small");
   title.append(make("span", "dot"), head.models[model]);
   box.append(title);
   if (!said) { box.append(make("p", "soft", "not asked under this mode")); return box; }
@@ -128,8 +192,8 @@ function answer(item, model) {
   head.judges.forEach((judge, i) => {
     const [right, reasoned, words] = rated[i];
     const line = make("li");
-    line.append(make("code", "", judge), " ", make("span", markClass(right), mark(right) + " answer"));
-    if (reasoned !== null) line.append(" ", make("span", markClass(reasoned), mark(reasoned) + " reasoning"));
+    line.append(make("code", "", judge), " ", marked(right, " answer"));
+    if (reasoned !== null) line.append(" ", marked(reasoned, " reasoning"));
     line.append(make("span", "soft", " " + words));
     verdicts.append(line);
   });
@@ -168,7 +232,7 @@ byId("text").addEventListener("input", (event) => { state.text = event.target.va
 byId("more").addEventListener("click", () => { shown += PAGE; draw(); });
 window.addEventListener("hashchange", () => { read(); load(); });
 document.addEventListener("keydown", (event) => {
-  if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
+  if (["INPUT", "SELECT"].includes(event.target.tagName) || event.target.className === "frame") return;
   if (event.key === "ArrowRight" || event.key === "j") step(1);
   if (event.key === "ArrowLeft" || event.key === "k") step(-1);
 });

@@ -52,6 +52,7 @@ OTHERS = {
     "detectable": "Smallest difference that n questions show (80 % power)",
     "grounding": "Without the right picture",
     "breakdown": "Breakdown",
+    "yes_no": "Yes-or-no questions",
     "agreement": "Agreement of the raters",
     "reward_gap": "Judges against the truth",
 }

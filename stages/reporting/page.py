@@ -1,10 +1,13 @@
 """The self-contained HTML page: what the template needs, and its rendering.
 
 The template gets finished text and cells; it does no arithmetic. Whatever came out of a model or a
-data set is escaped by Jinja. The page has no date, no path, no time and nothing else of the machine, so equal runs give
-equal bytes. Its script shows times and memory where `metrics/cost/cost.js` is beside it.
+data set is escaped by Jinja. The page has no date, no commit, no path, no time and nothing else of the machine, so equal
+runs give equal bytes. Its script shows these where `metrics/cost/cost.js` is beside it: commit, date and machine only if
+that file is of this very page, by the digest in it.
 """
 
+import hashlib
+import re
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,6 +48,8 @@ PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "bert-score", "scipy", "statsmodels", "scikit-learn",
     "pandas", "pillow", "dvc",
 )  # fmt: skip
+#: Those of them that the head of the page names.
+MAIN_PACKAGES = {"torch": "torch", "transformers": "transformers", "trl": "TRL", "peft": "PEFT"}
 REWARDS = {
     "reward_format": "Format",
     "reward_length": "Length",
@@ -63,7 +68,14 @@ HEALTH = {
 
 def render(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     """The page's HTML; `frames` are the tables that the stage `report` makes, by name."""
-    return template("report.html").render(**context(run, frames))
+    html = template("report.html").render(**context(run, frames))
+    own = hashlib.sha256(html.encode()).hexdigest()[:16]
+    return html.replace('<body data-page="">', f'<body data-page="{own}">', 1)
+
+
+def digest(html: str) -> str:
+    """The digest that a page carries of itself."""
+    return re.search('<body data-page="([0-9a-f]+)">', html).group(1)
 
 
 def render_cases(run: Run) -> str:
@@ -139,10 +151,12 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "detectable": records(frames["detectable"]),
         "grounding": records(frames["grounding"]),
         "breakdown": breakdown(frames["breakdown"]),
+        "yes_no": by_set(frames["yes_no"], run.main_mode),
         "examples": pictured(run, examples(run)),
         "example_model": tables.MODELS[shown_model(run)],
         "thresholds": thresholds(run),
         "versions": versions(),
+        "main_packages": MAIN_PACKAGES,
         "all_params": {k: v for k, v in leaves(params.model_dump()).items() if k != "data.root"},
         "paper_tables": [arrange(run, name, frames[name]) for name in ("table3", "table6")],
         "own_test": records(frames["own_test"]),
@@ -260,6 +274,12 @@ def breakdown(frame: pd.DataFrame) -> list[dict]:
         {"set": name, "label": tables.SETS[name], "by": by, "rows": pivot(records(part), ["value"])}
         for (name, by), part in frame.groupby(["set", "by"], sort=False)
     ]
+
+
+def by_set(frame: pd.DataFrame, mode: str) -> dict[str, list[dict]]:
+    """Test set -> its rows under one mode."""
+    rows = frame[frame["mode"] == mode]
+    return {str(name): records(part) for name, part in rows.groupby("set", sort=False)}
 
 
 def matrix(run: Run, frame: pd.DataFrame) -> dict[str, dict]:

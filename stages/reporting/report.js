@@ -1,4 +1,5 @@
-// Fills in the table of times and memory from metrics/cost/cost.js, which only the machine that ran the pipeline has.
+// Fills in commit, date, machine, times and memory from metrics/cost/cost.js, which only the machine that ran the
+// pipeline has.
 "use strict";
 (() => {
   const known = window.RARL_COST;
@@ -9,14 +10,21 @@
     if (!whole) return "< 0:01";
     return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
   };
+  const utc = (run) => run.finished.slice(0, 16).replace("T", " ");
+  const commit = (run) => run.commit + (run.changed ? "+" : "");
+  const unique = (texts) => [...new Set(texts.filter(Boolean))].join("; ");
+  const machines = (runs) => unique(runs.flatMap((run) => [run.processor, run.card]));
+  const builds = (runs) => unique(runs.map((run) => run.python && run.torch && `Python ${run.python}, torch ${run.torch}`));
   const table = document.getElementById("cost-table");
   const all = [];
   const fill = (row, runs) => {
     if (!runs.length) return;
-    const [, seconds, memory] = row.cells;
+    const [, seconds, memory, finished, at] = row.cells;
     seconds.textContent = time(runs.reduce((sum, run) => sum + run.seconds, 0));
     // Files count in 2^20 bytes; the page, as the memory plan does, in 10^9.
     memory.textContent = ((Math.max(...runs.map((run) => run.peak_memory_mb)) * 2 ** 20) / 1e9).toFixed(1);
+    finished.textContent = runs.filter((run) => run.finished).map(utc).sort().pop() ?? "–";
+    if (row.id !== "cost-total") at.textContent = unique(runs.filter((run) => run.commit).map(commit)) || "–";
   };
   for (const row of table.querySelectorAll("tr[data-cost]")) {
     const names = row.dataset.cost.split(" ");
@@ -32,8 +40,14 @@
   }
   if (!all.length) return;
   fill(document.getElementById("cost-total"), all);
-  const builds = all.filter((run) => run.python && run.torch).map((run) => `Python ${run.python}, torch ${run.torch}`);
-  document.getElementById("cost-builds").textContent = builds.length ? `${[...new Set(builds)].join("; ")}.` : "";
+  document.getElementById("cost-builds").textContent = [machines(all), builds(all)].filter(Boolean).map((text) => `${text}.`).join(" ");
+  // A page that DVC restored, or that was made elsewhere, is not the one that the report stage made here last.
+  const own = known.report;
+  if (own?.page === document.body.dataset.page && own.finished) {
+    const changed = own.changed ? ", with changes to code or parameters," : "";
+    const at = own.commit ? ` at commit ${own.commit}${changed}` : "";
+    document.getElementById("origin").textContent = `Made ${utc(own)} UTC${at} on ${machines([own])} (${builds([own])}).`;
+  }
   document.getElementById("cost-known").hidden = false;
   document.getElementById("cost-unknown").hidden = true;
 })();

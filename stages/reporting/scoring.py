@@ -34,8 +34,8 @@ def score_cell(
     finals = [v.prediction_score for v in verdicts if v.prediction_score is not None]
     reasonings = [v.reasoning_score for v in verdicts if v.reasoning_score is not None]
     return {
-        **_share("final", finals, confidence),
-        **_share("reasoning", reasonings, confidence),
+        **share("final", finals, confidence),
+        **share("reasoning", reasonings, confidence),
         "n": len(finals),
         "reasoning_n": len(reasonings),
         "unscored": len(verdicts) - len(finals),
@@ -44,13 +44,14 @@ def score_cell(
     }
 
 
-def _share(name: str, scores: Sequence[int], confidence: float) -> dict:
+def share(name: str, scores: Sequence[int], confidence: float) -> dict:
+    """The share of 1 among scores of 0 and 1 with its interval, in percent with two decimals; None where there are none."""
     if not scores:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     low, high = wilson(sum(scores), len(scores), confidence)
-    share = sum(scores) / len(scores)
+    part = sum(scores) / len(scores)
     return {
-        name: round(100 * share, 2),
+        name: round(100 * part, 2),
         f"{name}_low": round(100 * low, 2),
         f"{name}_high": round(100 * high, 2),
     }

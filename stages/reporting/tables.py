@@ -4,15 +4,17 @@ All tables are long-form pandas frames with percent and points rounded to two de
 arranges them, and `metrics/tables/*.csv` holds them as they are.
 """
 
+from collections import Counter
 from functools import cache
 from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
 
-from stages.records import read_json
+from stages.answers import matches, normalise
+from stages.records import Prediction, read_json
 from stages.reporting.inputs import Run
-from stages.reporting.scoring import WITHOUT_OWN_TEST
+from stages.reporting.scoring import WITHOUT_OWN_TEST, share
 from stages.reporting.statistics import (
     agreement,
     baseline_scores,
@@ -415,6 +417,53 @@ def breakdown(run: Run) -> pd.DataFrame:
     frame = frame[(frame["mode"] == run.main_mode) & (frame["judge"] == run.main_judge)]
     several = frame.groupby(["set", "by"])["value"].transform("nunique") > 1
     return frame.loc[several, columns].reset_index(drop=True)
+
+
+def yes_no(run: Run) -> pd.DataFrame:
+    """Sensitivity and specificity on the yes-or-no questions, with the confusion matrix that they are made of.
+
+    "Yes" is the positive answer, whatever is asked. `sensitivity` is the share of the questions with reference "yes"
+    that the model answers with yes, `specificity` that of "no" with no, in percent with Wilson's interval. An answer that
+    says neither, or was cut off, is `unreadable`: it stays in the share and counts as wrong, as every judge has it. Answers
+    read as everywhere (`answers.matches`), whichever the judge; `unscored` could not be asked and are in no share.
+    """
+    lines = []
+    for mode, name in places(run):
+        for model in run.params.models:
+            answers = [
+                (normalise(sample.answers[0]), _said(prediction))
+                for sample, prediction in zip(run.samples[name], run.predictions[model, mode, name])
+                if sample.kind == "yes_no"
+            ]
+            if answers:
+                asked = [(truth, said) for truth, said in answers if said != "unscored"]
+                counts = Counter(asked)
+                line = {"mode": mode, "set": name, "model": model, "n": len(asked)}
+                for rate, truth in (("sensitivity", "yes"), ("specificity", "no")):
+                    right = [said == truth for reference, said in asked if reference == truth]
+                    line |= share(rate, right, run.params.report.confidence)
+                    line |= {f"{truth}_said_{said}": counts[truth, said] for said in ("yes", "no")}
+                    line[f"{truth}_unreadable"] = counts[truth, "unreadable"]
+                lines.append(line | {"unscored": len(answers) - len(asked)})
+    return pd.DataFrame(lines, columns=YES_NO)
+
+
+YES_NO = [
+    "mode", "set", "model", "n", "sensitivity", "sensitivity_low", "sensitivity_high", "specificity", "specificity_low",
+    "specificity_high", "yes_said_yes", "yes_said_no", "yes_unreadable", "no_said_yes", "no_said_no", "no_unreadable",
+    "unscored",
+]  # fmt: skip
+
+
+def _said(prediction: Prediction) -> str:
+    """How an answer to a yes-or-no question reads: yes, no, unreadable, or unscored where nothing was asked."""
+    if prediction.error is not None:
+        return "unscored"
+    if not prediction.truncated:
+        for word in ("yes", "no"):
+            if matches(prediction.answer, [word], "yes_no"):
+                return word
+    return "unreadable"
 
 
 def grounding(run: Run) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -45,6 +46,42 @@ def test_a_stage_writes_its_cost_and_the_script_of_all():
     assert one["python"].split(".")[0] == "3" and one["torch"]
     assert not Path(".cache").exists(), "no experiment"
     assert {file.suffix for file in Path("metrics/cost").iterdir()} == {".json", ".js"}
+
+
+def git(*arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
+    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()  # fmt: skip
+
+
+def test_a_cost_says_when_where_and_from_which_code(folder):
+    cost.write_cost(["sft"], 1)
+    found = cost.read_cost("sft")
+    assert datetime.now(UTC) - datetime.fromisoformat(found["finished"]) < timedelta(minutes=5)
+    assert found["processor"] and "commit" not in found, "no repository"
+    git("init")
+    Path("params.yaml").write_text("seed: 7\n")
+    git("add", "params.yaml")
+    git("commit", "-m", "start")
+    cost.write_cost(["grpo"], 1)
+    found = cost.read_cost("grpo")
+    assert git("rev-parse", "HEAD").startswith(found["commit"]) and found["changed"] is False
+    # What the pipeline itself writes is no change of code or parameters.
+    Path("dvc.lock").write_text("")
+    assert cost.code()["changed"] is False
+    Path("params.yaml").write_text("seed: 8\n")
+    assert cost.code()["changed"] is True
+
+
+def test_what_the_processes_of_a_stage_know_is_kept_for_its_run_alone():
+    """The processes that a stage was started on write first; the card is known to them alone."""
+    cost.note(card="a card")
+    cost.write_cost(["sft"], 5)
+    cost.write_cost(["sft"], 60)
+    assert cost.read_cost("sft")["card"] == "a card" and cost.read_cost("sft")["seconds"] == 60
+    path = Path("metrics/cost/sft.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": "2020-01-01T00:00:00+00:00"}))  # fmt: skip
+    cost.write_cost(["sft"], 60)
+    assert "card" not in cost.read_cost("sft"), "that was another run"
 
 
 def test_a_damaged_file_stops_nothing():

@@ -1,11 +1,14 @@
 """Human evaluation: the queue, the desk, the judge, the page and the export. Data and pictures are made up."""
 
+import hashlib
 import json
 import re
+import socket
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import requests
 from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
@@ -16,10 +19,10 @@ from stages.errors import UserError
 from stages.judges import human
 from stages.judges.human import Rating, fingerprint, majority, read_ratings
 from stages.params import load_params
-from stages.rating import export, queue
+from stages.rating import blinding, door, export, queue
 from stages.rating.desk import Desk
 from stages.rating.page import case_html, escaped, picture_html, top_html
-from stages.records import Prediction, Sample, predictions_file, write_records
+from stages.records import Prediction, Sample, predictions_file, read_records, write_records
 
 MODELS = ("base", "sft", "grpo", "rarl")
 
@@ -40,7 +43,11 @@ def a_prediction(completion: str, number: int = 0, **fields) -> Prediction:
 
 def an_item(completion="<think>A spot.</think> <answer>Nodule</answer>", number=0, **fields):
     sample, prediction = a_sample(number, **fields), a_prediction(completion, number)
-    return queue.Item(sample, prediction, fingerprint(sample, prediction), (human.token(PLACE),))
+    return queue.Item(sample, prediction, fingerprint(sample, prediction), (token_of(PLACE),))
+
+
+def token_of(place: str) -> str:
+    return blinding.tokens([place])[place]
 
 
 def items_of(questions: int = 6, models: int = 4) -> list[queue.Item]:
@@ -124,7 +131,7 @@ def test_answers_are_read_once_where_models_agree_and_left_out_where_nobody_was_
     write_records(predictions_file("base", "reasoning", "silvar_med"), unread)
     items = queue.answers(params, MODELS, "reasoning", "silvar_med")
     assert sorted(item.sample.id[-1] for item in items) == ["0", "0", "0", "1", "2", "3", "4", "5"]
-    tokens = [human.token(f"{model}/reasoning/silvar_med") for model in ("sft", "grpo", "rarl")]
+    tokens = [token_of(f"{model}/reasoning/silvar_med") for model in ("sft", "grpo", "rarl")]
     assert sorted(len(item.of) for item in items) == [1, 1, 1, 3, 3, 3, 3, 3]
     assert {token for item in items for token in item.of} == {*tokens}
 
@@ -280,7 +287,7 @@ def test_no_score_of_the_answers_that_happen_to_be_rated():
 
 def test_an_answer_that_another_model_gave_too_is_confirmed_before_it_counts_there():
     rarl = an_item()
-    both = replace(rarl, of=(*rarl.of, human.token("sft/reasoning/x")))
+    both = replace(rarl, of=(*rarl.of, token_of("sft/reasoning/x")))
     Desk("anna", [rarl]).save(0, final=1, reasoning=1)
     desk = Desk("anna", [both])
     assert desk.rating(0).final == 1 and not desk.is_done(0)
@@ -346,6 +353,181 @@ def test_a_queued_experiment_reads_the_ratings_of_its_repository(empty_folder, m
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
     assert list(read_ratings()) == ["anna"]
+
+
+# Blinding -------------------------------------------------------------------------------------------
+
+
+def test_a_ratings_file_tells_nobody_the_model(project):
+    """No token in it is a hash of a place, and no two machines have the same one for a place."""
+    params = load_params()
+    places = [f"{model}/reasoning/silvar_med" for model in MODELS]
+    first = blinding.tokens(places)
+    desk = Desk("anna", queue.answers(params, MODELS, "reasoning", "silvar_med"))
+    for position in range(len(desk.items)):
+        desk.save(position, final=1)
+    text = human.ratings_file("anna").read_text()
+    assert all(token in text for token in first.values())
+    for place in places:
+        for name in hashlib.algorithms_guaranteed - {"shake_128", "shake_256"}:
+            digest = hashlib.new(name, place.encode()).hexdigest()
+            assert not any(digest[start : start + 8] in text for start in range(len(digest) - 7))
+    assert human.places_file().stat().st_mode & 0o077 == 0, "the owner's alone"
+    assert blinding.tokens(places) == first, "they stay"
+    human.places_file().unlink()
+    assert not {*blinding.tokens(places).values()} & {*first.values()}
+
+
+@pytest.fixture
+def rated_before(project):
+    """Ratings of before `places.json`, with hashes as tokens."""
+    params = load_params()
+    rows = [
+        Rating(id=sample.id, shown=fingerprint(sample, prediction), final=1, of=(human.old_token("rarl/reasoning/silvar_med"),))
+        for sample, prediction in zip(
+            read_records(params.samples_file("silvar_med"), Sample),
+            read_records(predictions_file("rarl", "reasoning", "silvar_med"), Prediction),
+        )
+    ]  # fmt: skip
+    write_records(human.ratings_file("anna"), rows)
+    return params
+
+
+def scores_of(params, model):
+    samples = read_records(params.samples_file("silvar_med"), Sample)
+    predictions = read_records(predictions_file(model, "reasoning", "silvar_med"), Prediction)
+    found = verdicts(samples, predictions, place=f"{model}/reasoning/silvar_med")
+    return [verdict.prediction_score for verdict in found]
+
+
+def test_earlier_ratings_are_read_and_their_tokens_replaced(rated_before):
+    assert scores_of(rated_before, "rarl") == [1] * 6
+    before = human.rows(human.ratings_file("anna"))
+    assert blinding.renew(rated_before) == ["anna.jsonl"]
+    after = human.rows(human.ratings_file("anna"))
+    assert [row.model_copy(update={"of": ()}) for row in after] == [
+        row.model_copy(update={"of": ()}) for row in before
+    ]
+    assert {row.of for row in after} == {(token_of("rarl/reasoning/silvar_med"),)}
+    assert scores_of(rated_before, "rarl") == [1] * 6 and scores_of(rated_before, "sft") == [None] * 6  # fmt: skip
+    assert blinding.renew(rated_before) == [], "once"
+
+
+def test_the_command_replaces_earlier_tokens_and_says_so(rated_before):
+    result = CliRunner().invoke(rate.main, ["--export"])
+    assert result.exit_code == 0 and "anna.jsonl: its tokens could be read" in result.output
+    assert (
+        human.old_token("rarl/reasoning/silvar_med") not in human.ratings_file("anna").read_text()
+    )
+
+
+def test_ratings_whose_tokens_nobody_knows_are_no_silent_unrated_answers(project):
+    item = an_item()
+    Desk("anna", [item]).save(0, final=1)
+    here = human.places_file().read_text()
+    elsewhere = '{"0123456789abcdef": "rarl/reasoning/x"}'
+    for left in ("", elsewhere):
+        human.places_file().unlink(missing_ok=True)
+        if left:
+            human.places_file().write_text(left)
+        for read in (lambda: verdicts([item.sample], [item.prediction]), read_ratings):
+            with pytest.raises(UserError, match=r"(?s)places\.json.*anna\.jsonl.*restore it"):
+                read()
+    # A rater's file of another machine counts with the lines of that machine's places.json.
+    human.places_file().write_text(json.dumps(json.loads(here) | json.loads(elsewhere)))
+    assert [v.prediction_score for v in verdicts([item.sample], [item.prediction])] == [1]
+    human.places_file().write_text("{")
+    with pytest.raises(UserError, match=r"(?s)places\.json.*backup"):
+        read_ratings()
+
+
+# Who is let in --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(empty_folder):
+    """The page, served by the real Gradio; its address with the token, and that without."""
+    pytest.importorskip("gradio", minversion="6")
+    from stages.rating import page
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = page.build(lambda rater: items_of(), empty_folder, rater="anna")
+    try:
+        yield page.serve(blocks, "127.0.0.1", port, None), f"http://127.0.0.1:{port}"
+    finally:
+        blocks.close(verbose=False)
+
+
+def test_nobody_is_let_in_without_the_token(served):
+    _, bare = served
+    for path in ("/", "/config", "/gradio_api/queue/data?session_hash=x", "/theme.css", "/?token=", "/?token=x"):  # fmt: skip
+        answer = requests.get(bare + path, cookies={f"rarl_rate_{bare.rpartition(':')[2]}": "x"})
+        assert answer.status_code == 403 and answer.text.count(".") == 2, (path, answer.text)
+        assert "python -m stages.rate" in answer.text
+    assert requests.post(f"{bare}/gradio_api/queue/join", json={}).status_code == 403
+
+
+def test_the_token_gives_a_cookie_that_lets_in(served):
+    address, bare = served
+    first = requests.get(address, allow_redirects=False)
+    assert first.status_code == 303 and "token" not in first.headers["location"]
+    assert "httponly" in first.headers["set-cookie"].lower()
+    assert "samesite=lax" in first.headers["set-cookie"].lower()
+    with requests.Session() as session:
+        page = session.get(address)
+        assert (
+            page.status_code == 200 and page.url == f"{bare}/" and "Human evaluation" in page.text
+        )
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert session.get(f"{bare}/config").json()["title"] == "Human evaluation"
+
+
+def test_no_foreign_host_name_is_answered(served):
+    """DNS rebinding: a name of the attacker's that leads to this machine."""
+    address, bare = served
+    with requests.Session() as session:
+        assert session.get(address).status_code == 200
+        for host in ("evil.com", "evil.com:7860", "localhost.evil.com", "127.0.0.1.evil.com", ""):
+            answer = session.get(f"{bare}/config", headers={"Host": host})
+            assert answer.status_code == 400 and "Human" not in answer.text, host
+            assert requests.get(address, headers={"Host": host}).status_code == 400, host
+        [cookie] = [f"{cookie.name}={cookie.value}" for cookie in session.cookies]
+    for host in ("localhost", "localhost:1", "[::1]:7860", "127.0.0.1"):
+        answer = requests.get(f"{bare}/config", headers={"Host": host, "Cookie": cookie})
+        assert answer.status_code == 200, host
+
+
+def test_nothing_can_be_uploaded_or_read_besides_the_page(served):
+    address, bare = served
+    with requests.Session() as session:
+        session.get(address)
+        for path in ("/gradio_api/upload", "/gradio_api/upload/", "/upload", "/gradio_api//upload"):
+            answer = session.post(bare + path, files={"files": b"x" * 1000})
+            assert answer.status_code == 404, path
+        for path in ("/gradio_api/file=/etc/passwd", "/file=/etc/passwd", "/gradio_api/info", "/docs",
+                     "/openapi.json", "/gradio_api/openapi.json", "/gradio_api/run-history/buckets",
+                     "/gradio_api/proxy=http://127.0.0.1/", "/monitoring"):  # fmt: skip
+            assert session.get(bare + path).status_code == 404, path
+
+
+def test_other_names_are_those_of_this_machine_and_those_that_are_named():
+    assert set(door.hosts_of("127.0.0.1")) == {"127.0.0.1", "localhost", "[::1]"}
+    everywhere = door.hosts_of("0.0.0.0", ("rate.example.org",))
+    assert {"127.0.0.1", "rate.example.org", socket.gethostname()} < set(everywhere)
+    assert door.hosts_of("::1") == door.hosts_of("127.0.0.1")
+    assert not any("*" in name for name in everywhere)
+    for pattern in ("*", "*.example.org", "a/b", "a:80"):
+        result = CliRunner().invoke(rate.main, ["--name", pattern])
+        assert result.exit_code == 2 and "host name" in result.output
+
+
+def test_the_address_has_a_token_of_its_own_at_each_start():
+    first, second = door.new_token(), door.new_token()
+    assert first != second and len(first) >= 32
+    assert door.address("0.0.0.0", 7860, first) == f"http://127.0.0.1:7860/?token={first}"
+    assert door.address("::1", 7860, first).startswith("http://[::1]:7860/")
 
 
 # The page -------------------------------------------------------------------------------------------

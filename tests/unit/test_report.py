@@ -425,7 +425,7 @@ def test_tables_are_written_for_dvc(full):
     }
     assert set(rows) == {
         "table3", "table6", "claims", "own_test", "paired_tests", "detectable", "grounding",
-        "breakdown", "agreement", "reward_gap",
+        "breakdown", "yes_no", "agreement", "reward_gap",
     }  # fmt: skip
     own = rows["own_test"]
     labels = [r["label"] for r in own]
@@ -490,7 +490,7 @@ def test_page_is_self_contained_and_escapes_what_models_say(full):
 def test_page_shows_the_audit_of_what_is_trained_on_and_evaluated(full):
     _, html, _ = full
     section = html[html.index("<h3>Audit</h3>") : html.index('id="gallery"')]
-    lines = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in section.split("<tr>")[2:5]]
+    lines = [re.findall(r"<(?:td|th scope=.row.)[^>]*>(.*?)</t[dh]>", row) for row in section.split("<tr>")[2:5]]  # fmt: skip
     assert [line[:2] for line in lines] == [
         ["Own rows", "train"],
         ["Own rows", "test"],

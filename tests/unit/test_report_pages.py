@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from ruamel.yaml import YAML
 from test_report import OWN_TEST, full, make_run, score_and_report
 
 from stages.cost import slug_of
+from stages.judges import lexical
 from stages.params import load_params
 from stages.records import Prediction, Sample, Verdict, read_records, write_records
 from stages.reporting import cases, examples, markdown, page, tables
@@ -128,8 +130,13 @@ def test_the_page_does_not_depend_on_times_nor_on_the_machine(inside):
     assert json.loads(Path("metrics/cost/report.json").read_text())["seconds"] >= 0
     assert "stay on the machine that ran the pipeline" in html
     assert re.search(r'<div id="cost-known" hidden>', html), "shown by the script only"
-    cells = re.findall(r"<tr data-cost=.*?</td><td>(.*?)</td><td>(.*?)</td></tr>", html)
-    assert len(cells) > 10 and set(cells) == {("–", "–")}
+    cells = re.findall(r"<tr data-cost=.*?</th>(.*?)</tr>", html)
+    assert len(cells) > 10 and set(cells) == {"<td>–</td>" * 4}
+    known = json.loads(Path("metrics/cost/report.json").read_text())
+    assert known["page"] == page.digest(html)
+    for fact in ("commit", "finished", "processor"):
+        assert str(known.get(fact, "not in git")) not in html
+    assert f"Seed {load_params().seed}, profile" in html and page.versions()["torch"] in html
     assert "python" not in page.versions() and not any("+" in v for v in page.versions().values())
 
 
@@ -419,6 +426,69 @@ def test_breakdown_leaves_out_what_has_one_value(inside):
     right = (own["final"] * own["n"] / 100).round().sum()
     assert 100 * right / cell["n"] == pytest.approx(cell["final"], abs=0.01)
     assert "by kind of answer" in html
+
+
+def yes_no_run(answers: list[tuple[str, str | None]], confidence: float = 0.95) -> Run:
+    """A run of one model on yes-or-no questions: (reference, answer) of each; None could not be asked."""
+    samples = [
+        Sample(id=str(i), dataset="own", split="test", image="1.png", image_sha256="ab", question="Is it?",
+               answers=[reference], kind="open" if reference == "Mass" else "yes_no")
+        for i, (reference, _) in enumerate(answers)
+    ]  # fmt: skip
+    said = [
+        Prediction(id=str(i), completion=answer or "", answer=(answer or "").removesuffix(" …"),
+                   truncated=(answer or "").endswith(" …"), error="no image" if answer is None else None)
+        for i, (_, answer) in enumerate(answers)
+    ]  # fmt: skip
+    params = SimpleNamespace(
+        modes=["reasoning"],
+        sets_of=lambda mode: ["own"],
+        models=["base"],
+        report=SimpleNamespace(confidence=confidence),
+    )
+    return SimpleNamespace(params=params, samples={"own": samples}, predictions={("base", "reasoning", "own"): said})  # fmt: skip
+
+
+def test_sensitivity_and_specificity_count_every_answer():
+    yes = ["Yes", "yes, there is", "Yes.", "no", "No nodule", "maybe", "", "Yes …"]
+    no = ["No", "no", "Yes", "yes and no", None]
+    run = yes_no_run([("Yes", a) for a in yes] + [("no.", a) for a in no] + [("Mass", "yes")])
+    [row] = tables.yes_no(run).to_dict("records")
+    counted = {key: row[key] for key in row if "said" in key or "unreadable" in key}
+    assert counted == {
+        "yes_said_yes": 3, "yes_said_no": 1, "yes_unreadable": 4, "no_said_yes": 1, "no_said_no": 2, "no_unreadable": 1,
+    }  # fmt: skip
+    assert (row["n"], row["unscored"]) == (12, 1) and sum(counted.values()) == row["n"]
+    assert (row["sensitivity"], row["specificity"]) == (37.5, 50.0)
+    # Wilson's interval of 3 of 8 and of 2 of 4 (Newcombe 1998, method 3).
+    assert (row["sensitivity_low"], row["sensitivity_high"]) == (13.68, 69.43)
+    assert (row["specificity_low"], row["specificity_high"]) == (15.0, 85.0)
+
+
+def test_without_a_reference_yes_there_is_no_sensitivity():
+    [row] = tables.yes_no(yes_no_run([("No", "no")])).to_dict("records")
+    assert pd.isna(row["sensitivity"]) and pd.isna(row["sensitivity_low"])
+    assert row["specificity"] == 100
+    assert tables.yes_no(yes_no_run([("Mass", "yes")])).empty
+
+
+def test_yes_or_no_agrees_with_the_lexical_judge_and_is_on_the_page(inside):
+    run, html = inside
+    frame = tables.yes_no(run)
+    assert set(frame["set"]) == {OWN_TEST, "slake", "vqa_rad", "vqa_med", "path_vqa"}
+    for row in frame.itertuples():
+        pairs = [
+            (sample, said)
+            for sample, said in zip(run.samples[row.set], run.predictions[row.model, row.mode, row.set])
+            if sample.kind == "yes_no"
+        ]  # fmt: skip
+        verdicts = lexical.judge(*map(list, zip(*pairs)), SimpleNamespace(threshold=None, reasoning_threshold=None))  # fmt: skip
+        assert row.yes_said_yes + row.no_said_no == sum(v.prediction_score or 0 for v in verdicts)
+        assert row.n == sum(v.prediction_score is not None for v in verdicts)
+    section = html[html.index('id="yes-no"') : html.index('id="training"')]
+    own = frame[(frame["mode"] == "reasoning") & (frame["set"] == OWN_TEST)]
+    for row in own.itertuples():
+        assert f"{row.sensitivity:.1f}<span" in section and f"{row.specificity_low:.1f} to" in section  # fmt: skip
 
 
 def test_markdown_has_the_pages_numbers(inside):

@@ -1,0 +1,245 @@
+"""The pages as people use them: markup for screen readers, and, where Chromium is installed, in a real browser.
+
+Debian and Ubuntu: `chromium`. The browser runs without a window and reaches nothing but this machine.
+"""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from test_audit import project as releases
+from test_audit import run as run_audit
+from test_rating import empty_folder, served
+from test_report import full
+
+__all__ = ["empty_folder", "full", "releases", "served"]  # the fixtures
+
+#: What axe-core finds at these levels fails a test.
+GRAVE = ("serious", "critical")
+LOOKS = [("light", 1280), ("dark", 390)]
+
+
+class Tables(HTMLParser):
+    """The header cells (scope, text) and captions of a page's tables, and whether each scrolls by keyboard."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tables, self.text, self.scroll = [], None, {}
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "div":
+            self.scroll = attributes
+        if tag == "table":
+            self.tables.append({"caption": "", "headers": [], "scroll": self.scroll})
+        if tag in ("caption", "th"):
+            self.text = ""
+        if tag == "th":
+            self.tables[-1]["headers"].append([attributes.get("scope"), ""])
+
+    def handle_data(self, data):
+        if self.text is not None:
+            self.text += data
+
+    def handle_endtag(self, tag):
+        if tag == "caption":
+            self.tables[-1]["caption"] = self.text
+        if tag == "th":
+            self.tables[-1]["headers"][-1][1] = self.text.strip()
+        if tag in ("caption", "th"):
+            self.text = None
+
+
+def check_tables(html: str, least: int) -> None:
+    tables = Tables(html).tables
+    assert len(tables) >= least
+    for table in tables:
+        assert table["caption"], table
+        scopes = {scope for scope, _ in table["headers"]}
+        assert {"col", "row"} <= scopes <= {"col", "row", "colgroup", "rowgroup"}, table
+        assert all(text for _, text in table["headers"]), table
+        assert table["scroll"]["tabindex"] == "0" and table["scroll"]["aria-label"] == table["caption"]  # fmt: skip
+
+
+def test_every_table_of_the_report_has_a_caption_and_named_headers(full):
+    _, html, _ = full
+    check_tables(html, 30)
+
+
+def test_every_table_of_the_data_card_has_a_caption_and_named_headers(releases):
+    assert run_audit().exit_code == 0
+    check_tables(Path("data/audit/data_card.html").read_text(encoding="utf-8"), 4)
+
+
+def test_nothing_is_said_by_a_tooltip_alone(full):
+    root, *_ = full
+    own = Path(__file__).parents[2] / "stages"
+    for path in (root / "data/report/report.html", own / "reporting/cases.html", own / "datasets/data_card.html"):  # fmt: skip
+        assert not re.search(r"<[a-z]+[^>]*\stitle=", path.read_text(encoding="utf-8")), path
+    assert ".title" not in (own / "reporting/cases.js").read_text(encoding="utf-8")
+
+
+# In a browser ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(chromium):
+    """Opens a file or an address in a window of its own; an error in a file's script fails the test."""
+    contexts, errors = [], []
+
+    def open_page(address: str | Path, theme: str = "light", width: int = 1280, **options):
+        # For axe; the pages allow no script but their own.
+        context = chromium.new_context(color_scheme=theme, viewport={"width": width, "height": 900}, bypass_csp=True, **options)  # fmt: skip
+        contexts.append(context)
+        page = context.new_page()
+        if isinstance(address, Path):
+            page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address if isinstance(address, str) else address.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not errors
+
+
+def faults(page) -> list[str]:
+    """What axe-core finds serious or critical: the rule, how many elements, and the first of them."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{fault['id']} ({len(fault['nodes'])}): {fault['nodes'][0]['html'][:200]}"
+        for fault in found
+        if fault["impact"] in GRAVE
+    ]
+
+
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_axe_finds_nothing_grave_in_report_and_cases(full, opened, theme, width):
+    folder = full[0] / "data/report"
+    page = opened(folder / "report.html", theme, width)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+    assert faults(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no scrolling sidewards"  # fmt: skip
+    page = opened(folder / "cases.html", theme, width)
+    page.wait_for_selector("#list .row")
+    assert faults(page) == []
+
+
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_axe_finds_nothing_grave_in_the_data_card(releases, opened, theme, width):
+    assert run_audit().exit_code == 0
+    assert faults(opened(releases / "data/audit/data_card.html", theme, width)) == []
+
+
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_axe_finds_nothing_grave_on_the_rating_page(served, opened, theme, width):
+    page = opened(served[0], theme, width)
+    page.wait_for_selector("#case [data-turn]")
+    page.keyboard.press("1")
+    page.wait_for_selector("#final-1.primary")
+    assert faults(page) == []
+
+
+def test_the_rating_page_saves_and_goes_on_by_keys_alone(served, opened, empty_folder):
+    """Behind its token, with only those of Gradio's paths that are served."""
+    page = opened(served[0])
+    refused = []
+    page.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
+    page.wait_for_selector("#case [data-turn]")
+    assert "token" not in page.url
+    page.keyboard.press("1")
+    page.wait_for_selector("#final-1.primary")
+    page.keyboard.press("q")
+    page.wait_for_selector("#reasoning-1.primary")
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "document.querySelector('#top h1')?.textContent.startsWith('Answer 2 of')"
+    )
+    page.reload()
+    page.wait_for_function("document.querySelector('#top')?.textContent.includes('1 rated')")
+    assert len((empty_folder / "data/ratings/anna.jsonl").read_text().splitlines()) == 2
+    assert not refused
+
+
+def test_the_page_says_where_it_was_made_only_where_that_is_known(full, opened, tmp_path):
+    root, html, _ = full
+    assert "UTC" in opened(root / "data/report/report.html").inner_text("#origin")
+    # The same page elsewhere, and another page beside the record of this one.
+    (tmp_path / "report.html").write_text(html, encoding="utf-8")
+    other = root / "data/report/other.html"
+    other.write_text(re.sub('data-page="[0-9a-f]{4}', 'data-page="0000', html), encoding="utf-8")
+    for path in (tmp_path / "report.html", other):
+        assert "not in this copy" in opened(path).inner_text("#origin")
+
+
+@pytest.fixture
+def cases(full, opened):
+    page = opened(full[0] / "data/report/cases.html")
+    page.wait_for_selector("#list .row")
+    return page
+
+
+def focused(page) -> str:
+    return page.evaluate("document.activeElement.className + ' ' + (document.activeElement.dataset.step ?? '')")  # fmt: skip
+
+
+def test_the_focus_stays_in_the_list_of_cases(cases):
+    rows = cases.locator("#list .row")
+    rows.nth(2).focus()
+    cases.keyboard.press("Enter")
+    assert focused(cases).strip() == "row here"
+    assert rows.nth(2).get_attribute("aria-current") == "true"
+    cases.keyboard.press("Tab")
+    cases.keyboard.press("Enter")
+    assert rows.nth(3).evaluate("(row) => row === document.activeElement && row.matches('.here')")
+
+
+def test_the_focus_stays_on_next_and_leaves_it_at_the_last_case(cases):
+    cases.focus("[data-step='1']")
+    first = cases.inner_text("#case code")
+    cases.keyboard.press("Enter")
+    assert cases.inner_text("#case code") != first and focused(cases).strip() == "1"
+    cases.fill("#text", cases.inner_text("#case code"))  # the only one
+    cases.fill("#text", "")
+    last = cases.evaluate("found.length - 2")
+    cases.evaluate(f"open(found[{last}].id)")
+    cases.focus("[data-step='1']")
+    cases.keyboard.press("Enter")
+    assert focused(cases).strip() == "-1", "there is no next one"
+
+
+def test_marks_name_their_model(cases):
+    text = cases.locator(".marks").first.text_content()
+    marks = re.findall(r"(Base|SFT|RL \+ LoRA|RARL) ([✓✗?]) (right|wrong|unscored)", text)
+    assert [model for model, *_ in marks] == ["Base", "SFT", "RL + LoRA", "RARL"]
+    assert all(
+        {"✓": "right", "✗": "wrong", "?": "unscored"}[mark] == word for _, mark, word in marks
+    )
+
+
+def test_images_are_enlarged_and_windowed_and_stay_so(cases):
+    image, frame = cases.locator(".frame img"), cases.locator(".frame")
+    size = image.bounding_box()["width"]
+    sliders = cases.locator(".controls input")
+    sliders.nth(0).fill("3")
+    assert image.bounding_box()["width"] == pytest.approx(3 * size, rel=0.1)
+    assert frame.evaluate("(frame) => frame.scrollLeft") > 0, "its middle stays in the middle"
+    sliders.nth(1).fill("1.5")
+    sliders.nth(2).fill("2")
+    shown = "brightness(1.5) contrast(2)"
+    assert image.evaluate("(image) => image.style.filter") == shown
+    before = cases.inner_text("#case code")
+    frame.focus()
+    cases.keyboard.press("ArrowRight")
+    assert cases.inner_text("#case code") == before, "arrows move the enlarged image"
+    cases.click("[data-step='1']")
+    assert cases.inner_text("#case code") != before
+    assert cases.locator(".frame img").evaluate("(image) => image.style.filter") == shown
+    cases.click(".controls button")
+    assert (
+        cases.locator(".frame img").evaluate("(image) => image.style.filter")
+        == "brightness(1) contrast(1)"
+    )
