@@ -81,3 +81,13 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(short):
     short.accelerate.processes = 3
     with pytest.raises(UserError, match=r"sft\.batch_size"):
         sft.prepare(short)
+
+
+def test_a_trainer_on_another_number_of_processes_is_refused(short):
+    """As where a launcher of one's own started the stage: its steps would have other rows."""
+    from stages.errors import UserError
+    from stages.training.sft import train_sft
+
+    short.accelerate.processes = 2
+    with pytest.raises(UserError, match=r"accelerate\.processes = 2"):
+        train_sft(short)
