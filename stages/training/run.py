@@ -186,8 +186,7 @@ class Run:
         if not trainer.accelerator.is_main_process:
             return {}
         best = log.best()
-        if not best["trained"]:
-            raise self.nothing_trained(trainer)
+        self.refuse_untrained(trainer, best["trained"])
         shutil.rmtree(self.output, ignore_errors=True)
         shutil.copytree(self.folder / "best", self.output)
         shutil.copyfile(self.start / "base.json", self.output / "base.json")
@@ -211,25 +210,23 @@ class Run:
         )
         return metrics
 
-    def nothing_trained(self, trainer) -> UserError:
-        """The error where every weight is what it was before the first step."""
-        shares = [
-            row["frac_reward_zero_std"]
-            for row in trainer.state.log_history
-            if "frac_reward_zero_std" in row
-        ]
-        idle = (
-            f", {100 * sum(shares) / len(shares):.0f} % of groups without a difference in reward"
-            if shares
-            else ""
-        )
-        return UserError(
-            f"{self.method}, {trainer.state.global_step} steps",
-            f"all weights as before training (learning rate {trainer.args.learning_rate}{idle})",
-            "weights that training has changed",
-            "raise the learning rate; in RL, see which rewards tell a group's completions apart. "
-            f"{self.output} was not written",
-        )
+    def refuse_untrained(self, trainer, moved: bool) -> None:
+        """Raise a UserError if no weight has moved, or if RL had nothing to move them by but rounding in the KL term."""
+        name, found = "frac_reward_zero_std", None
+        idle = [row[name] for row in trainer.state.log_history if name in row]
+        if min(idle, default=0) == 1:
+            found = "no difference in reward within any group of completions"
+            fix = "see which rewards can tell a group's completions apart: weights, guards, prompts"
+        elif not moved:
+            found = f"all weights as before training (learning rate {trainer.args.learning_rate})"
+            fix = "raise the learning rate"
+        if found:
+            raise UserError(
+                f"{self.method}, {trainer.state.global_step} steps",
+                found,
+                "weights that training has changed",
+                f"{fix}. {self.output} was not written",
+            )
 
 
 class Log(TrainerCallback):

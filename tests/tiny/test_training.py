@@ -181,8 +181,8 @@ def test_weights_that_are_no_result_are_never_written_as_one(
     assert not Path("data/models/sft").exists() and not Path("metrics/train/sft.json").exists()
 
 
-@pytest.mark.parametrize("start", ["base", "sft"])
-def test_rl_without_a_difference_in_reward_ends_with_an_error(encoded, params, start):
+@pytest.mark.parametrize("start, beta", [("base", 0.0), ("base", 0.04), ("sft", 0.0)])
+def test_rl_without_a_difference_in_reward_ends_with_an_error(encoded, params, start, beta):
     from stages.errors import UserError
     from stages.training.rl import train_rl
     from stages.training.sft import train_sft
@@ -191,9 +191,9 @@ def test_rl_without_a_difference_in_reward_ends_with_an_error(encoded, params, s
     if start == "sft":
         train_sft(params)
     params.train.start = start
-    params.rl.beta = 0.0
-    params.grpo.rewards = Rewards(format=1.0, length=0.0, accuracy=0.0, reasoning=0.0)
-    with pytest.raises(UserError, match="100 % of groups without a difference in reward"):
+    params.rl.beta, params.reward.length_cap = beta, 0.0
+    params.grpo.rewards = Rewards(format=0.0, length=1.0, accuracy=0.0, reasoning=0.0)
+    with pytest.raises(UserError, match="no difference in reward"):
         train_rl("grpo", params)
     assert not Path("data/models/grpo").exists()
 
