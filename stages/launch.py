@@ -57,54 +57,48 @@ def check_config(params: Params) -> None:
     path = params.accelerate.config
     if path is None:
         return
-    where = f"accelerate.config = {path}"
+    written = "a file that `accelerate config` writes, or one of stages/accelerate/"
     if not os.path.isfile(path):
-        raise UserError(
-            where,
-            "no such file",
-            "a file that `accelerate config` writes, or one of stages/accelerate/",
-            "correct the path, or set accelerate.config to null",
-        )
+        raise _refused(path, "no such file", written, "correct the path, or set it to null")
     try:
         config = YAML(typ="safe").load(Path(path))
         kind = config.get("distributed_type")
         fsdp_version = (config.get("fsdp_config") or {}).get("fsdp_version", 1)
-        stage = _zero_stage(config.get("deepspeed_config") or {})
+        zero_stage = _zero_stage(config.get("deepspeed_config") or {})
     except (YAMLError, AttributeError, OSError, ValueError) as error:
-        raise UserError(
-            where,
-            f"a file that cannot be read: {error}",
-            "a file that `accelerate config` writes, or one of stages/accelerate/",
-            "correct the file, or set accelerate.config to null",
-        ) from None
-    if kind == "DEEPSPEED" and str(stage) == "3":
-        raise UserError(
-            where,
+        raise _refused(path, f"cannot be read: {error}", written, "correct the file") from None
+    if kind == "DEEPSPEED" and str(zero_stage) == "3":
+        raise _refused(
+            path,
             "DeepSpeed ZeRO stage 3, whose weights cannot be saved whole here",
             "ZeRO stage 1 or 2, or FSDP 2, which shards the weights as stage 3 does",
             "take stages/accelerate/fsdp.yaml, or set zero_stage to 2",
         )
     if kind == "FSDP" and str(fsdp_version) != "2":
-        raise UserError(
-            where,
+        raise _refused(
+            path,
             f"fsdp_version {fsdp_version}",
             "fsdp_version 2",
             "take stages/accelerate/fsdp.yaml, or choose version 2 in `accelerate config`",
         )
     if kind in ("FSDP", "DEEPSPEED") and (params.model.device == "cpu" or not _cuda()):
-        raise UserError(
-            where,
+        raise _refused(
+            path,
             f"{kind} without a GPU, where Accelerate runs DDP instead",
             "GPUs, or DDP",
-            "set accelerate.config to null (DDP); on a machine with GPUs set model.device to cuda",
+            "set it to null (DDP); on a machine with GPUs set model.device to cuda",
         )
     if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            where,
+        raise _refused(
+            path,
             "the package deepspeed is not installed",
             "DeepSpeed",
             "`pip install deepspeed`, or take stages/accelerate/fsdp.yaml",
         )
+
+
+def _refused(path: str, found: str, expected: str, fix: str) -> UserError:
+    return UserError(f"accelerate.config = {path}", found, expected, fix)
 
 
 def _zero_stage(config: dict) -> int | None:

@@ -188,7 +188,7 @@ class Run:
         best = log.best()
         self.refuse_untrained(trainer, best["trained"])
         shutil.rmtree(self.output, ignore_errors=True)
-        shutil.copytree(self.folder / "best", self.output)
+        shutil.copytree(self.folder / f"best-{best['step']}", self.output)
         shutil.copyfile(self.start / "base.json", self.output / "base.json")
         rows = log.table(trainer.state.log_history)
         metrics = {
@@ -285,11 +285,15 @@ class Log(TrainerCallback):
         self.scores = [score for score in self.scores if score["step"] < step]
         self.scores.append({"step": step, "dev_score": score})
         if self.best()["step"] == step:
-            (self.scores[-1]["trained"],) = broadcast_object_list([self.keep()])
+            folder = self.run.folder / f"best-{step}"
+            (self.scores[-1]["trained"],) = broadcast_object_list([self.keep(folder)])
         if is_main_process():
             write_json(self.file, self.scores)
+            for old in self.run.folder.glob("best-*"):
+                if old.name != f"best-{self.best()['step']}":
+                    shutil.rmtree(old)
 
-    def keep(self) -> bool:
+    def keep(self, folder: Path) -> bool:
         """Write the weights and check what was written; returns whether training has changed them (main process)."""
         weights = None
         if self.loaded.shared:
@@ -299,7 +303,6 @@ class Log(TrainerCallback):
             weights = get_model_state_dict(self.network, options=options)
         if not is_main_process():
             return False
-        folder = self.run.folder / "best"
         shutil.rmtree(folder, ignore_errors=True)
         if self.full:
             if weights:  # gathered one by one: tied weights are one tensor again, and saved once

@@ -144,6 +144,7 @@ def test_the_peak_is_kept_and_old_checkpoints_are_not(encoded, params, monkeypat
     assert train_sft(params)["best_step"] == 2
     (run,) = Path(".cache/training").iterdir()
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+    assert [path.name for path in run.glob("best*")] == ["best-2"]
     for name, value in load_file("data/models/sft/adapter_model.safetensors").items():
         assert torch.equal(value, weights[1][name.replace(".weight", ".default.weight")])
     assert "2,50.0" in Path("metrics/train/sft.csv").read_text()
