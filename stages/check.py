@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from stages.errors import UserError, stage_main
+from stages.launch import check_config
 from stages.params import BENCHMARKS, Params, load_params
 from stages.pinning import applies, unportable
 from stages.records import write_json
@@ -297,6 +298,7 @@ def main() -> None:
     check_encoder(params)
     check_judges(params)
     device = check_device(params)
+    check_config(params)
     click.echo(f"  machine   {check_resources(params, device)}")
     check_portable(params)
     check_site_cache(params)

@@ -357,7 +357,8 @@ class Accelerate(Block):
 
     processes: Positive = 1
     config: str | None = None
-    """A config file of Hugging Face Accelerate (`accelerate config`, or one of `stages/accelerate/`); None for DDP."""
+    """A config file of Hugging Face Accelerate (`accelerate config`, or one of `stages/accelerate/`); None for DDP.
+    FSDP 2 and DeepSpeed up to ZeRO stage 2, on GPUs."""
 
 
 class Report(Block):

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import (
@@ -285,7 +286,10 @@ def packed_scores(
 
 def _frozen_head(network) -> torch.Tensor | None:
     """The head's weight if `token_scores` can stand for TRL's fused head, which has fused kernels for a GPU."""
-    weight = network.get_output_embeddings().weight
+    head = network.get_output_embeddings()
+    if isinstance(head, FSDPModule):  # whole only inside a forward pass of the model as wrapped
+        return None
+    weight = head.weight
     fit = weight.device.type == "cpu" and weight.dtype == torch.float32
     return (
         weight if fit and not (weight.requires_grad or torch.is_autocast_enabled("cpu")) else None

@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import LoraConfig
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
@@ -23,14 +25,14 @@ from stages.launch import is_main_process
 from stages.models.features import FeatureStore, put_away, tower
 from stages.models.generation import Request, ask_all
 from stages.models.inference import to_prediction
-from stages.models.loading import Loaded, load
+from stages.models.loading import Loaded, choose_device, load
 from stages.params import Params, Rl, Sft
 from stages.prompts import render
 from stages.records import Sample, atomic_file, image_file, read_json, read_records, write_json
 from stages.training.card import counts, make_portable, write_card
 from stages.training.data import choose
 from stages.training.memory import preflight, recomputes
-from stages.training.safety import Safety, last_whole_checkpoint
+from stages.training.safety import Safety, check_weights, digests, last_whole_checkpoint
 
 CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
@@ -72,7 +74,8 @@ class Run:
             name: getattr(params, name).model_dump()
             for name in ("model", "lora", "train", "decoding", "accelerate")
         }
-        key = key_of(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start, *CODE,
+        config = filter(None, [params.accelerate.config])
+        key = key_of(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start, *CODE, *config,
                      method=method, seed=params.seed, settings=settings, packages=packages(), **shared)  # fmt: skip
         self.folder = CACHE / "training" / key
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +142,7 @@ class Run:
             "max_grad_norm": params.train.max_grad_norm, "logging_steps": 1, "report_to": "none",
             "save_strategy": "steps", "save_steps": params.train.eval_steps, "save_total_limit": params.train.keep_checkpoints,
             "bf16": params.model.dtype == "bfloat16", "activation_checkpointing": recomputes(self.start, params, self.method),
-            "use_cpu": params.model.device == "cpu", "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(), "remove_unused_columns": False,
+            "use_cpu": choose_device(params.model).type == "cpu", "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(), "remove_unused_columns": False,
             "logging_nan_inf_filter": False, "lr_scheduler_type": "linear",
         }  # fmt: skip
 
@@ -148,6 +151,14 @@ class Run:
 
         Returns the run's metrics (also written to `metrics/train/<method>.json`).
         """
+        count = trainer.accelerator.num_processes
+        if count != self.params.accelerate.processes:  # a step would have other rows than asked for
+            raise UserError(
+                f"accelerate.processes = {self.params.accelerate.processes}",
+                f"{count} processes in training",
+                "the same number",
+                "start the stage as dvc.yaml does, without a launcher of your own",
+            )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(
             ProgressCallback
@@ -179,8 +190,9 @@ class Run:
         if not trainer.accelerator.is_main_process:
             return {}
         best = log.best()
+        self.refuse_untrained(trainer, best["trained"])
         shutil.rmtree(self.output, ignore_errors=True)
-        shutil.copytree(self.folder / "best", self.output)
+        shutil.copytree(self.folder / f"best-{best['step']}", self.output)
         shutil.copyfile(self.start / "base.json", self.output / "base.json")
         rows = log.table(trainer.state.log_history)
         metrics = {
@@ -202,20 +214,45 @@ class Run:
         )
         return metrics
 
+    def refuse_untrained(self, trainer, moved: bool) -> None:
+        """Raise a UserError if no weight has moved, or if RL had nothing to move them by but rounding in the KL term."""
+        name, found = "frac_reward_zero_std", None
+        idle = [row[name] for row in trainer.state.log_history if name in row]
+        if min(idle, default=0) == 1:
+            found = "no difference in reward within any group of completions"
+            fix = "see which rewards can tell a group's completions apart: weights, guards, prompts"
+        elif not moved:
+            found = f"all weights as before training (learning rate {trainer.args.learning_rate})"
+            fix = "raise the learning rate"
+        if found:
+            raise UserError(
+                f"{self.method}, {trainer.state.global_step} steps",
+                found,
+                "weights that training has changed",
+                f"{fix}. {self.output} was not written",
+            )
+
 
 class Log(TrainerCallback):
-    """Scores the development split at each checkpoint, keeps the best weights, and gathers the log."""
+    """Scores the development split at each checkpoint, keeps the best weights, and gathers the log.
+
+    Created before the first step, whose weights are no result: a checkpoint that still holds them (a warm-up, or RL
+    without a difference in reward so far) is worse than any later one, and a run that ends with them is an error.
+    """
 
     def __init__(self, run: Run, loaded: Loaded, network):
         self.run, self.loaded, self.network = run, loaded, network
         self.file = run.folder / "dev_scores.json"
         self.scores = json.loads(self.file.read_text()) if self.file.is_file() else []
+        self.full = run.params.train.trainable == "full"
+        weights = (p for p in network.parameters() if self.full or p.requires_grad)
+        self.untrained = digests(weights) if is_main_process() else set()
 
     def best(self) -> dict:
         """The peak; the earliest of equals. Without development rows, the last checkpoint."""
         if self.scores[-1]["dev_score"] is None:
             return self.scores[-1]
-        return max(self.scores, key=lambda score: (score["dev_score"], -score["step"]))
+        return max(self.scores, key=lambda s: (s.get("trained", True), s["dev_score"], -s["step"]))
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(
@@ -248,19 +285,39 @@ class Log(TrainerCallback):
         self.bar.set_postfix(shown, refresh=False)
 
     def score_and_keep(self, step: int) -> None:
+        # One process's score for all: GPUs may differ in a last bit, and all must agree to save, which is collective.
+        (score,) = broadcast_object_list([self.dev_score()])
         self.scores = [score for score in self.scores if score["step"] < step]
-        self.scores.append({"step": step, "dev_score": self.dev_score()})
-        if self.best()["step"] == step and is_main_process():
-            folder = self.run.folder / "best"
-            shutil.rmtree(folder, ignore_errors=True)
-            full = self.run.params.train.trainable == "full"
-            if full:
-                self.network.save_pretrained(folder / "full")
-            else:  # without the reference's copy, which TRL makes of an adapter that is trained on
-                self.network.save_pretrained(folder, selected_adapters=["default"])
-            (folder / "README.md").unlink(missing_ok=True)
+        self.scores.append({"step": step, "dev_score": score})
+        if self.best()["step"] == step:
+            folder = self.run.folder / f"best-{step}"
+            (self.scores[-1]["trained"],) = broadcast_object_list([self.keep(folder)])
         if is_main_process():
             write_json(self.file, self.scores)
+            for old in self.run.folder.glob("best-*"):
+                if old.name != f"best-{self.best()['step']}":
+                    shutil.rmtree(old)
+
+    def keep(self, folder: Path) -> bool:
+        """Write the weights and check what was written; returns whether training has changed them (main process)."""
+        weights = None
+        if self.loaded.shared:
+            options = StateDictOptions(
+                full_state_dict=True, cpu_offload=True, ignore_frozen_params=not self.full
+            )
+            weights = get_model_state_dict(self.network, options=options)
+        if not is_main_process():
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        if self.full:
+            if weights:  # gathered one by one: tied weights are one tensor again, and saved once
+                for name, source in self.network.all_tied_weights_keys.items():
+                    weights[name] = weights[source]
+            self.network.save_pretrained(folder / "full", state_dict=weights)
+        else:  # without the reference's copy, which TRL makes of an adapter that is trained on
+            self.network.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
+        (folder / "README.md").unlink(missing_ok=True)
+        return check_weights(folder, self.untrained)
 
     def dev_score(self) -> float | None:
         """Percent of development answers that are right under the reasoning prompt, decoded greedily."""

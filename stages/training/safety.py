@@ -3,9 +3,12 @@
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+import xxhash
+from safetensors import safe_open
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -34,6 +37,49 @@ def last_whole_checkpoint(folder: Path) -> str | None:
         tqdm.write(f"{last} was cut short and is deleted")
         shutil.rmtree(last)
     return None
+
+
+def digests(tensors: Iterable[torch.Tensor]) -> set[str]:
+    """Hashes of tensors' values, whatever their dtype."""
+    rows = (tensor.detach().to("cpu", torch.float32).contiguous().numpy() for tensor in tensors)
+    return {f"{xxhash.xxh3_128_hexdigest(row)}{row.shape}" for row in rows}
+
+
+def check_weights(folder: Path, untrained: set[str]) -> bool:
+    """Read the weights that were written into `folder`; returns whether training has changed any of them.
+
+    Args:
+        untrained: `digests` of the weights before the first step.
+
+    Raises:
+        UserError: there is no weight, or one that is empty or not finite.
+    """
+    trained, files = False, sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise _unusable(folder, "no weight")
+    for path in files:
+        with safe_open(path, "pt") as weights:
+            names = list(weights.keys())
+            if not names:
+                raise _unusable(path, "no weight")
+            for name in names:
+                weight = weights.get_tensor(name)
+                if not weight.numel():
+                    raise _unusable(path, f"{name} is empty: {tuple(weight.shape)}")
+                if not weight.isfinite().all():
+                    raise _unusable(path, f"{name} is not finite")
+                trained = trained or not digests([weight]) <= untrained
+    return trained
+
+
+def _unusable(path: Path, found: str) -> UserError:
+    return UserError(
+        str(path),
+        found,
+        "whole and finite weights",
+        "where they are not finite, lower the learning rate; else train on one process, by DDP or by "
+        "stages/accelerate/fsdp.yaml (accelerate.config). Nothing was written to data/models",
+    )
 
 
 class Watched:

@@ -38,10 +38,16 @@ def short(encoded, params):
     return params
 
 
-def test_sft_on_two_processes_has_the_losses_of_one(short):
+@pytest.mark.parametrize("config", [None, "ddp"])
+def test_sft_on_two_processes_has_the_losses_of_one(short, config, monkeypatch):
     run("stages.sft", short)
     one, key = losses(), json.loads(Path("metrics/train/sft.json").read_text())
     short.accelerate.processes = 2
+    if config:  # as on a machine without a GPU, which nobody has told the parameters
+        file = (ROOT / f"stages/accelerate/{config}.yaml").read_text(encoding="utf-8")
+        Path("engine.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
+        short.model.device, short.accelerate.config = "auto", "engine.yaml"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run("stages.sft", short)
     two = losses()
     assert len(one) == len(two) == 4
@@ -81,3 +87,13 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(short):
     short.accelerate.processes = 3
     with pytest.raises(UserError, match=r"sft\.batch_size"):
         sft.prepare(short)
+
+
+def test_a_trainer_on_another_number_of_processes_is_refused(short):
+    """As where a launcher of one's own started the stage: its steps would have other rows."""
+    from stages.errors import UserError
+    from stages.training.sft import train_sft
+
+    short.accelerate.processes = 2
+    with pytest.raises(UserError, match=r"accelerate\.processes = 2"):
+        train_sft(short)

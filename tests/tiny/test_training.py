@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stages.models.features import FeatureStore
 from stages.models.loading import load
+from stages.params import Rewards
 from stages.records import Sample, read_records
 from stages.training.data import prompt_of, schedule, target
 
@@ -143,9 +144,77 @@ def test_the_peak_is_kept_and_old_checkpoints_are_not(encoded, params, monkeypat
     assert train_sft(params)["best_step"] == 2
     (run,) = Path(".cache/training").iterdir()
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+    assert [path.name for path in run.glob("best*")] == ["best-2"]
     for name, value in load_file("data/models/sft/adapter_model.safetensors").items():
         assert torch.equal(value, weights[1][name.replace(".weight", ".default.weight")])
     assert "2,50.0" in Path("metrics/train/sft.csv").read_text()
+
+
+def test_a_checkpoint_that_training_has_not_touched_is_never_the_peak(encoded, params, monkeypatch):
+    """The warm-up's first step has a learning rate of 0, and here the best score."""
+    from stages.training.run import Log
+    from stages.training.sft import train_sft
+
+    params = copy.deepcopy(params)
+    params.train.eval_steps = 1
+    scores = iter([50.0, 10.0, 20.0, 20.0])
+    monkeypatch.setattr(Log, "dev_score", lambda log: next(scores))
+    assert train_sft(params)["best_step"] == 3
+    weights = load_file("data/models/sft/adapter_model.safetensors")
+    assert all(w.any() for name, w in weights.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+@pytest.mark.parametrize(
+    "learning_rate, reason", [(1e-60, "as before training"), (1e39, "not finite")]
+)
+def test_weights_that_are_no_result_are_never_written_as_one(
+    encoded, params, trainable, learning_rate, reason
+):
+    from stages.errors import UserError
+    from stages.training.sft import train_sft
+
+    params = copy.deepcopy(params)
+    params.train.trainable = trainable
+    params.sft.learning_rate = params.sft.learning_rate_full = learning_rate
+    with pytest.raises(UserError, match=reason):
+        train_sft(params)
+    assert not Path("data/models/sft").exists() and not Path("metrics/train/sft.json").exists()
+
+
+@pytest.mark.parametrize("start, beta", [("base", 0.0), ("base", 0.04), ("sft", 0.0)])
+def test_rl_without_a_difference_in_reward_ends_with_an_error(encoded, params, start, beta):
+    from stages.errors import UserError
+    from stages.training.rl import train_rl
+    from stages.training.sft import train_sft
+
+    params = copy.deepcopy(params)
+    if start == "sft":
+        train_sft(params)
+    params.train.start = start
+    params.rl.beta, params.reward.length_cap = beta, 0.0
+    params.grpo.rewards = Rewards(format=0.0, length=1.0, accuracy=0.0, reasoning=0.0)
+    with pytest.raises(UserError, match="no difference in reward"):
+        train_rl("grpo", params)
+    assert not Path("data/models/grpo").exists()
+
+
+def test_an_empty_weight_is_no_result(tmp_path):
+    from stages.errors import UserError
+    from stages.training.safety import check_weights, digests
+
+    before, after = {"a": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}
+    for weights, reason in (
+        (None, "no weight"), ({}, "no weight"), (before | {"b": torch.empty(0)}, "b is empty"),
+        (before | {"b": torch.tensor([1.0, torch.inf])}, "b is not finite"),
+    ):  # fmt: skip
+        if weights is not None:
+            save_file(weights, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(UserError, match=reason):
+            check_weights(tmp_path, set())
+    for weights in (before, after):
+        save_file(weights, tmp_path / "adapter_model.safetensors")
+        assert check_weights(tmp_path, digests(before.values())) == (weights is after)
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(encoded, params):

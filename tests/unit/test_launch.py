@@ -1,6 +1,8 @@
 """How stages are started on several processes; that they work together is tested in tests/tiny/test_processes.py."""
 
 import subprocess
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,13 +52,55 @@ def test_processes_are_started_by_accelerate_or_on_a_cpu_by_torchrun(
     assert ("torch.distributed.run --standalone --nproc_per_node 2" in line) != cuda
 
 
-def test_a_config_file_is_handed_on_and_must_be_there(started, params, repository):
+def test_a_config_file_is_handed_on_and_must_be_there(started, params, repository, monkeypatch):
+    params.model.device = "auto"
+    monkeypatch.setattr(launch, "_cuda", lambda: True)
     params.accelerate.config = str(repository / "stages/accelerate/fsdp.yaml")
     assert launch.on_several_processes(params, "stages.grpo")
     assert "fsdp.yaml --num_processes 1 -m stages.grpo" in started[0]
     params.accelerate.config = "nowhere.yaml"
     with pytest.raises(UserError, match=r"nowhere\.yaml"):
         launch.on_several_processes(params, "stages.grpo")
+
+
+ZERO = "distributed_type: DEEPSPEED\ndeepspeed_config:\n  "
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (ZERO + "zero_stage: 3", "ZeRO stage 3"),
+        (ZERO + "deepspeed_config_file: ds.json", "ZeRO stage 3"),
+        (ZERO + "deepspeed_config_file: nowhere.json", "cannot be read"),
+        ("distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 1", "fsdp_version 1"),
+        ("distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2", "FSDP without a GPU"),
+        (ZERO + "zero_stage: 2", "DEEPSPEED without a GPU"),
+        ("a: [", "cannot be read"),
+        ("", "cannot be read"),
+    ],
+)
+def test_what_could_not_be_saved_or_would_not_be_done_is_refused_at_once(
+    started, params, tmp_path, monkeypatch, file, reason
+):
+    from stages import check
+
+    monkeypatch.chdir(tmp_path)
+    Path("ds.json").write_text('{"zero_optimization": {"stage": 3}}', encoding="utf-8")
+    Path("engine.yaml").write_text(file, encoding="utf-8")
+    params.accelerate.config = "engine.yaml"
+    for refuse in (check.check_config, lambda p: launch.on_several_processes(p, "stages.sft")):
+        with pytest.raises(UserError, match=reason) as refused:
+            refuse(params)
+        assert "engine.yaml" in str(refused.value) and not started
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="deepspeed is installed")
+def test_deepspeed_that_is_not_installed_is_missed_at_once(params, repository, monkeypatch):
+    params.model.device = "auto"
+    monkeypatch.setattr(launch, "_cuda", lambda: True)
+    params.accelerate.config = str(repository / "stages/accelerate/deepspeed.yaml")
+    with pytest.raises(UserError, match="pip install deepspeed"):
+        launch.check_config(params)
 
 
 def test_a_process_that_fails_ends_the_stage(params, monkeypatch):
