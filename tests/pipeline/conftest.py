@@ -27,8 +27,8 @@ class Project:
         self.home = home or folder.parent / "home"
         self.home.mkdir(exist_ok=True)
 
-    def run(self, *command: str) -> str:
-        """Run a command in the project, on a machine without any git configuration."""
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a command in the project, on a machine without any git configuration; `code` is what it must end with."""
         env = {
             name: value
             for name, value in os.environ.items()
@@ -44,7 +44,7 @@ class Project:
         done = subprocess.run(
             command, cwd=self.folder, env=env, text=True, capture_output=True, timeout=240
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
     def git(self, *arguments: str) -> str:
@@ -122,6 +122,17 @@ def reproduced(tmp_path_factory) -> Project:
         tmp_path_factory.mktemp("pipeline") / "project", "slake", "vqa_rad", "vqa_med", "path_vqa"
     )
     project.first_run = project.stages_run()
+    project.commit()
+    return project
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Project:
+    """A project with fewer models, sets and judges after its first `dvc repro`; copy it, do not change it."""
+    project = build(tmp_path_factory.mktemp("small") / "project", "slake")
+    project.change("models", ["base", "sft", "rarl"])
+    project.change("judges", ["lexical", "semantic"])
+    project.dvc("repro", "--quiet")
     project.commit()
     return project
 
