@@ -101,7 +101,8 @@ def build(folder: Path, *benchmarks: str) -> Project:
     # What studies and the frozen stage have made is kept in git.
     shutil.copytree(ROOT / "metrics/studies", folder / "metrics/studies")
     (folder / "data/base").mkdir(parents=True)
-    (folder / "data/base/config.json").write_text("{}\n", encoding="utf-8")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(ROOT / "data/base" / name, folder / "data/base" / name)
     for entry in stages["pretrain"].get("metrics", []):
         file = folder / next(iter(entry))
         file.parent.mkdir(parents=True, exist_ok=True)
