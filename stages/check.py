@@ -26,15 +26,8 @@ TRAINING_RELEASE = {"silvar_med": "slake", "own": "own", "sat": "sat"}
 #: A 2B base: 9 GB of float32 weights, gradients and activations on a CPU; features of 1.6 MB an image.
 NEEDS = {"embedded": (4, 2), "large, cpu": (16, 12), "large, cuda": (12, 16)}
 #: Layers of Qwen2-VL's language model that an adapter can be put on.
-QWEN2_VL = {
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-    "embed_tokens",
+QWEN2_VL = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")} | {
+    "embed_tokens"
 }
 #: Layers of the embedded text encoder, all-MiniLM-L6-v2.
 MINILM_LAYERS = 6
@@ -179,7 +172,7 @@ def _read_config(path: Path, where: str, fix: str) -> dict:
 
 
 def _layers(folder: Path, source: str, fix: str) -> set[str]:
-    """The last part of the names of the language model's layers that have a matrix, from the weights' headers."""
+    """Names of the language model's layers that an adapter can be put on, from the weights' headers."""
     from safetensors import SafetensorError, safe_open
 
     names = set()
@@ -196,9 +189,8 @@ def _layers(folder: Path, source: str, fix: str) -> set[str]:
             for name, shape in shapes.items()
             if len(shape) > 1 and "visual." not in name
         }
-    return names - {
-        "lm_head"
-    }  # TRL refuses an adapter there: it computes log-probabilities without it
+    # TRL refuses an adapter on the head: it computes log-probabilities without it.
+    return names - {"lm_head"}
 
 
 def check_adapter(params: Params, config: dict, layers: set[str]) -> None:
@@ -208,7 +200,10 @@ def check_adapter(params: Params, config: dict, layers: set[str]) -> None:
         config: of the base; empty where it is not on this machine.
         layers: names of the language model's layers, or the last parts of these names.
     """
-    text = config.get("text_config") or config
+    text = config.get("text_config")
+    text = (
+        text if isinstance(text, dict) else config
+    )  # the hub's older form has no block of its own
     if params.train.trainable == "lora":
         # As PEFT does it: the whole name, or its end after a dot.
         unknown = [

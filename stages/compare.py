@@ -8,7 +8,8 @@ which reads the experiments of the present commit out of git:
     seeds   mean and spread over seeds
     runs    any experiments side by side: parameters that differ, scores with intervals, paired tests; a page, too
 
-It writes `metrics/studies/<study>.csv` and `.md`; for `runs` `data/studies/runs.csv`, `.md` and `.html`. `python -m stages.compare <study> --help` gives the command.
+It writes `metrics/studies/<study>.csv` and `.md`; for `runs` `data/studies/runs.csv`, `.md` and `.html`. `python -m
+stages.compare <study> --help` gives the command.
 """
 
 from pathlib import Path
@@ -217,13 +218,12 @@ def readable(runs: list[Experiment]) -> list[Experiment]:
     kept = []
     for run in runs:
         try:
-            assert run.params
+            if run.params:
+                kept.append(run)
         except UserError as error:
             if not kept:
                 raise
             click.echo(f"WARNING: {run.name} is left out. {error.format_message()}", err=True)
-        else:
-            kept.append(run)
     return kept
 
 
