@@ -28,7 +28,7 @@ SEEDS = "metrics/studies/seeds.csv"
 TESTED, UNCHANGED = "tested", "unchanged"
 #: What the column `test` has where there is no test -> what that means, and what to do.
 UNTESTED = {
-    "not run": "the scores there are older than its parameters, because only some stages were run: "
+    "not run": "the scores there are older than its parameters or code, because only some stages were run: "
     "run the whole pipeline with `dvc exp run` and no stage's name",
     "baseline not run": "the first run's scores are older than its parameters or code: `dvc repro`, "
     "`git add dvc.lock metrics`, `git commit`, then run the experiments again",
