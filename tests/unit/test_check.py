@@ -1,8 +1,10 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -22,9 +24,26 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "NEEDS", dict.fromkeys(check.NEEDS, (0.0, 0.0)))
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    (tmp_path / "data/base").mkdir(parents=True)
-    (tmp_path / "data/base/config.json").touch()
+    base(tmp_path / "data/base")
     return tmp_path
+
+
+def base(folder: Path) -> Path:
+    """A model folder as far as `check` reads it: sizes of Qwen2-VL-2B, and the names and shapes of weights."""
+    from safetensors.numpy import save_file
+
+    layer = "model.language_model.layers.0"
+    names = [f"{layer}.self_attn.{name}_proj" for name in "qkvo"] + [f"{layer}.mlp.up_proj"]
+    weights = {f"{name}.weight": np.zeros((2, 2), np.float32) for name in names}
+    weights |= {
+        f"{layer}.input_layernorm.weight": np.zeros(2, np.float32),
+        "model.visual.blocks.0.attn.qkv.weight": np.zeros((2, 2), np.float32),
+    }
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "model.safetensors")
+    text = {"hidden_size": 1536, "max_position_embeddings": 32768}
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "text_config": text}))
+    return folder
 
 
 def run(**changes) -> tuple[int, str]:
@@ -156,7 +175,16 @@ def test_local_base_needs_its_config(project):
     code, said = run(base__source="mine", model__device="cpu")
     assert code == 1 and "no mine/config.json" in said
     Path("mine/config.json").touch()
+    assert "no mine/*.safetensors" in run()[1]
+    Path("mine/config.json").unlink()
+    Path("mine").rmdir()
+    base(Path("mine"))
     assert run()[0] == 0
+    Path("mine/config.json").write_text("{")
+    assert "mine/config.json: Expecting" in run()[1]
+    base(Path("cut"))
+    os.truncate("cut/model.safetensors", 100)
+    assert "cut/model.safetensors" in run(base__source="cut")[1]
     assert "no such folder" in run(base__source="models/mine/final")[1]
 
 
@@ -182,7 +210,7 @@ def test_hub_base_is_looked_up_in_the_cache(project, monkeypatch):
     assert code == 0 and "will be downloaded" in said
     snapshot = project / "hub/models--owner--model/snapshots" / COMMIT
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").touch()
+    (snapshot / "config.json").write_text("{}")
     code, said = run()
     assert code == 0 and "will be downloaded" not in said
 
@@ -206,10 +234,51 @@ def test_too_little_disk_stops(project, monkeypatch):
     assert "free disk" in run()[1]
 
 
-def test_encoder_folder_needs_its_layer(project):
+def test_encoder_has_the_layer_that_is_compared(project):
+    for layer in (None, 7):
+        code, said = run(encoder__num_layers=layer)
+        assert code == 1 and "encoder.num_layers" in said
     Path("encoder").mkdir()
-    code, said = run(encoder__source="encoder", encoder__num_layers=None)
-    assert code == 1 and "encoder.num_layers" in said
+    code, said = run(encoder__source="encoder", encoder__num_layers=12)
+    assert code == 1 and "no encoder/config.json" in said
+    Path("encoder/config.json").write_text('{"num_hidden_layers": 12}')
+    assert run()[0] == 0
+    code, said = run(encoder__num_layers=13)
+    assert code == 1 and "encoder has 12 layers" in said
+    assert "no such folder" in run(encoder__source="models/encoder/last")[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "known"),
+    [
+        ("q_proj", True), ("self_attn.q_proj", True), ("layers.0.mlp.up_proj", True), ("lm_head", False),
+        ("qproj", False), ("proj", False), ("qkv", False), ("input_layernorm", False), ("query_key_value", False),
+    ],
+)  # fmt: skip
+def test_adapter_is_put_on_layers_that_the_base_has(project, target, known):
+    code, said = run(lora__target_modules=["k_proj", target])
+    assert (code == 0) is known
+    if not known:
+        assert f"lora.target_modules: {target}\n" in said and "some of k_proj, o_proj" in said
+    assert run(train__trainable="full")[0] == 0
+
+
+def test_adapter_of_a_hub_base_is_compared_with_the_family(project):
+    settings = {"base__source": "owner/model", "base__revision": COMMIT, "model__device": "cpu"}
+    code, said = run(lora__target_modules=["c_attn"], **settings)
+    assert code == 1 and "lora.target_modules: c_attn" in said and "down_proj" in said
+
+
+def test_adapter_is_no_wider_than_the_base(project):
+    assert run(lora__r=1536)[0] == 0
+    code, said = run(lora__r=1537)
+    assert code == 1 and "lora.r = 1537" in said and "at most 1536" in said
+
+
+def test_image_and_completion_fit_into_the_bases_context(project):
+    assert run(model__max_pixels=28**2 * 16000, decoding__max_new_tokens=16000)[0] == 0
+    code, said = run(decoding__max_new_tokens=17000)
+    assert code == 1 and "16000 image tokens" in said and "decoding.max_new_tokens = 17000" in said
 
 
 def test_outputs_of_what_is_no_longer_listed_are_removed(project):

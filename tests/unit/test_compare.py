@@ -178,11 +178,13 @@ def test_runs_stand_side_by_side_with_intervals(repository):
     assert result.exit_code == 0, result.output
     found = compare.experiments()
     assert side_by_side.differing(found) == [("lora.r", [8, 16])]
-    frame = pd.read_csv("metrics/studies/runs.csv").set_index(["experiment", "model"])
+    frame = pd.read_csv("data/studies/runs.csv").set_index(["experiment", "model"])
     assert frame.loc[("r16", "grpo"), "final"] == 58 and frame.loc[("r16", "grpo"), "n"] == 150
     assert frame["p"].isna().all(), "no DVC here, so no verdicts"
     page = Path("data/studies/runs.html").read_text(encoding="utf-8")
-    assert "50.0 to 66.0" in page and "No paired tests" in page and "not for clinical use" in page
+    assert "50.0 to 66.0" in page and "not at hand" in page and "not for clinical use" in page
+    assert "4 rows (base, sft, grpo, rarl) are not tested" in result.output
+    assert "`dvc pull`" in result.output
 
 
 def test_runs_are_paired_by_the_ids_of_the_questions():
