@@ -21,7 +21,8 @@ repro: identity $(VENV)/.installed
 	@$(RUN) dvc repro
 
 test: lint
-	@$(RUN) python -m pytest --durations=10
+	@# A process for each core, up to four: a file of tests stays together, with what its tests share.
+	@$(RUN) python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations=10
 
 lint: $(VENV)/.installed-dev
 	@$(RUN) ruff check .
