@@ -437,6 +437,9 @@ def main() -> None:
     check_site_cache(params)
     for path in remove_leftovers(params):
         click.echo(f"  removed   {path}: no longer listed in params.yaml")
+    for folder in ("data/benchmarks", "metrics/benchmark"):
+        # DVC wants what stages depend on, also where no benchmark is listed to fill it.
+        Path(folder).mkdir(parents=True, exist_ok=True)
     write_json("data/check.json", {"params": "valid"})
 
 

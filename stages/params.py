@@ -474,9 +474,7 @@ class Params(Block):
     rarl: Method
     encoder: Encoder = Encoder()
     """The encoder of BERTScore, in rewards and in the semantic judge."""
-    benchmarks: Annotated[list[Literal[BENCHMARKS]], Field(min_length=1), Once] = list(
-        BENCHMARKS[:-1]
-    )
+    benchmarks: Annotated[list[Literal[BENCHMARKS]], Once] = list(BENCHMARKS[:-1])
     models: Annotated[list[Literal["base", "sft", "grpo", "rarl"]], Field(min_length=1), Once]
     modes: Annotated[list[Slug], Field(min_length=1), Once]
     mode: dict[Slug, Mode]

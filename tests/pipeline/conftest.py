@@ -127,6 +127,15 @@ def reproduced(tmp_path_factory) -> Project:
     return project
 
 
+@pytest.fixture
+def without_benchmarks(tmp_path) -> Project:
+    """A clone that has never run, with the own test set alone."""
+    project = build(tmp_path / "new/project")
+    project.change("models", ["base"])
+    project.change("judges", ["lexical"])
+    return project
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Project:
     """A project with fewer models, sets and judges after its first `dvc repro`; copy it, do not change it."""

@@ -91,6 +91,11 @@ def test_one_more_benchmark_trains_nothing(project):
     } | evaluation(*MODELS)
 
 
+def test_own_test_set_alone(without_benchmarks):
+    """No stage fills the folders of benchmarks, on which others depend."""
+    assert {"audit", "report"} <= without_benchmarks.stages_run()
+
+
 def test_code_of_the_judges_asks_no_model(project):
     with (project.folder / "stages/judges/lexical.py").open("a", encoding="utf-8") as file:
         file.write("# changed\n")
