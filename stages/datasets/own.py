@@ -384,13 +384,6 @@ def _drawn(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
         "test": own.test_share,
         "dev": own.dev_share,
     }
-    if shares["train"] <= 0:
-        raise UserError(
-            "params.yaml: own",
-            f"dev_share {own.dev_share} + test_share {own.test_share}",
-            "a sum below 1, so that something is left to train on",
-            "lower one of them",
-        )
     shares = {split: share for split, share in shares.items() if share}
     groups = [group for group in _kept_together(entries, own.split_by) if _size(group)]
     if len(groups) < len(shares):
