@@ -289,7 +289,7 @@ def test_ask_names_what_the_model_cannot_be_asked(trained):
 
 def test_ask_says_that_the_embedded_base_has_seen_no_real_image(project, repository, params):
     folder = Path("data/models/base")
-    write_json(folder / "base.json", {"source": "data/base", "revision": None, "sha256": "0"})
+    write_json(folder / "base.json", {"source": "data/base", "revision": None, "sha256": None})
     loaded = load_embedded(repository, params)
     said = ask.about_base(folder, loaded.model)
     assert "2.1 million parameters, trained on synthetic images only" in said
@@ -304,7 +304,7 @@ def test_ask_says_that_the_embedded_base_has_seen_no_real_image(project, reposit
 
 def load_embedded(repository, params):
     """The shipped base, from another folder than the project's."""
-    pointer = {"source": str(repository / "data/base"), "revision": None, "sha256": "0"}
+    pointer = {"source": str(repository / "data/base"), "revision": None, "sha256": None}
     write_json("embedded/base.json", pointer)
     return load("embedded", params.model)
 
