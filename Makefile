@@ -71,12 +71,12 @@ $(VENV)/bin/python:
 	"$$python" -m venv --clear $(VENV)
 
 bench: $(VENV)/.installed
-	@$(RUN) python -m stages.bench
+	@$(RUN) rarl bench
 
 portable: $(VENV)/.installed
-	@$(RUN) python -m stages.portable
+	@$(RUN) rarl portable
 
 clean-cache:
-	@# .cache/cost is no work in progress: 'python -m stages.compare' reads time and memory of experiments from it.
+	@# .cache/cost is no work in progress: 'rarl compare' reads time and memory of experiments from it.
 	rm -rf $(filter-out .cache/cost,$(wildcard .cache/* .cache/.[!.]*))
 	@echo "DVC's own cache is kept; 'dvc gc --workspace' deletes what the present results do not use."

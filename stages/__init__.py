@@ -1,4 +1,28 @@
-"""RARL: reasoning-aware reinforcement learning for small medical vision-language models.
+"""DVC's entry points: one module per stage of `dvc.yaml`. The library is the package `rarl`."""
 
-One module at this level per DVC stage; the library they call lies in the folders beside them.
-"""
+import sys
+from importlib.abc import MetaPathFinder
+
+#: Commands that were modules of this package, and what they are called now.
+COMMANDS = {
+    **{name: name for name in ("ask", "bench", "compare", "download", "merge", "portable", "profile", "rate")},
+    "training": "memory",
+    "reward_study": "study reward",
+    "threshold_study": "study threshold",
+}  # fmt: skip
+
+
+class _Moved(MetaPathFinder):
+    """Says where a module went that was in this package; asked only for modules that are not found."""
+
+    def find_spec(self, name, path=None, target=None):
+        package, _, module = name.partition(".")
+        if package != __name__ or not module:
+            return None
+        command = COMMANDS.get(module.split(".")[0])
+        now = f"`rarl {command}`" if command else "in the package `rarl`, if it is still there"
+        raise ModuleNotFoundError(f"{name} is no stage; it is now {now}", name=name)
+
+
+if not any(type(finder).__name__ == _Moved.__name__ for finder in sys.meta_path):
+    sys.meta_path.append(_Moved())

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 
-from stages.errors import stage_main
-from stages.params import Params, load_params
-from stages.records import atomic_file, write_json
-from stages.spreadsheet import write_csv
+from rarl.entry import stage_main
+from rarl.params import load_params
+from rarl.records import atomic_file, write_json
+from rarl.spreadsheet import write_csv
 
 OUTPUT = Path("data/audit")
 METRICS = Path("metrics/audit.json")
@@ -25,9 +25,9 @@ METRICS = Path("metrics/audit.json")
 @stage_main
 def main() -> None:
     """Audit the releases and write the data card."""
-    from stages.datasets import data_card
-    from stages.datasets.audit import compare, refuse
-    from stages.datasets.release import Pictures, require_root
+    from rarl.data import data_card
+    from rarl.data.audit import compare, read_sets, refuse
+    from rarl.data.release import Pictures, require_root
 
     start = time.monotonic()
     params = load_params()
@@ -73,36 +73,6 @@ _SHOWN = (
     "rows_with_own_train_image",
     "near_duplicates_of_own_train",
 )
-
-
-def read_sets(params: Params, root: Path, pictures) -> tuple[dict, dict[str, list[str]]]:
-    """Every split of the training source and of the listed benchmarks.
-
-    Returns:
-        name -> (adapter, split -> release), and name -> splits that are not there.
-    """
-    from stages.datasets import ADAPTERS, SOURCES
-    from stages.datasets.audit import selection
-    from stages.datasets.release import MissingRelease, read
-
-    source = SOURCES[params.train.source]
-    sets, absent = {params.own_test: (source, source.training(root, params, pictures))}, {}
-    for name in params.benchmarks:
-        adapter = ADAPTERS[name]
-        published = {split for form in adapter.DECLARED.counts.values() for split in form}
-        releases = {}
-        for split in ("train", "validate", "test"):
-            if split in (published or {"test"}):
-                try:
-                    releases[split] = read(
-                        adapter, root, split, pictures=pictures, **selection(name, params)
-                    )
-                except MissingRelease:
-                    # Whether a benchmark may be missing, its own stage decides.
-                    absent.setdefault(name, []).append(split)
-        if releases:
-            sets[name] = adapter, releases
-    return sets, absent
 
 
 if __name__ == "__main__":

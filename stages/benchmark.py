@@ -5,16 +5,11 @@ DICOM file, and how many they are) and `metrics/benchmark/<set>.json`. A release
 and `available: false`, or an error where `data.missing` is `stop`.
 """
 
-import shutil
-import time
-from collections import Counter
-from pathlib import Path
-
 import click
 
-from stages.errors import stage_main
-from stages.params import BENCHMARKS, load_params
-from stages.records import write_json, write_records
+from rarl.data.benchmarks import read_benchmark
+from rarl.entry import stage_main
+from rarl.params import BENCHMARKS, load_params
 
 
 @click.command()
@@ -24,92 +19,7 @@ from stages.records import write_json, write_records
 @stage_main
 def main(name: str) -> None:
     """Read one benchmark's test rows."""
-    from stages.datasets import ADAPTERS
-    from stages.datasets.audit import compare_with_declared, refuse, require_images, selection
-    from stages.datasets.release import (
-        BURNED_IN,
-        BURNED_IN_MEANS,
-        MissingRelease,
-        Pictures,
-        Release,
-        read,
-        require_root,
-    )
-
-    start = time.monotonic()
-    params = load_params()
-    data = params.data
-    output = Path(f"data/benchmarks/{name}.jsonl")
-    pictures = Path(f"data/benchmarks/pictures/{name}")
-    metrics = Path(f"metrics/benchmark/{name}.json")
-    root = require_root(data.root)
-    adapter = ADAPTERS[name]
-    shutil.rmtree(pictures, ignore_errors=True)
-    pictures.mkdir(parents=True)
-    absent, found = None, []
-    try:
-        release = read(
-            adapter, root, "test", pictures=Pictures(root, pictures), **selection(name, params)
-        )
-    except MissingRelease as error:
-        if data.missing == "stop":
-            raise
-        release, absent = Release(name, "test"), error
-    else:
-        found = compare_with_declared(root, adapter, [release])
-        refuse(root, found, data.deviation)
-    require_images(f"{root}: {name}", release, data.missing)
-    samples = release.samples
-    # The folder is an output of the stage: DVC warns of an empty one.
-    unpacked = sum(1 for _ in pictures.iterdir())
-    (pictures / "unpacked.txt").write_text(
-        f"{unpacked} pictures of {name} that lay in a table or a DICOM file\n", encoding="utf-8"
-    )
-    summary = {
-        "available": absent is None,
-        "as_declared": not found,
-        "rows": release.rows,
-        "read": len(samples),
-        "refused": {reason: count for reason, (count, _) in sorted(release.refusals.items())},
-        "missing_rows": len(release.missing_images),
-        "missing_images": len({image for _, image in release.missing_images}),
-        "images": len({sample.image_sha256 for sample in samples}),
-        "kinds": dict(sorted(Counter(sample.kind for sample in samples).items())),
-        "categories": dict(
-            sorted(Counter(sample.category for sample in samples if sample.category).items())
-        ),
-        "notes": {key: count for key, count in sorted(release.notes.items()) if count},
-    }
-    write_records(output, samples)
-    write_json(metrics, summary)
-
-    if absent is not None:
-        click.secho(
-            f"WARNING: benchmark {name} is NOT AVAILABLE and left out of every table.",
-            fg="yellow",
-            err=True,
-        )
-        click.echo(absent.format_message(), err=True)
-        return
-    if release.missing_images:
-        click.secho(
-            f"WARNING: benchmark {name}: {len(release.missing_images)} of {release.rows} rows left out, "
-            f"{summary['missing_images']} images are missing",
-            fg="yellow",
-            err=True,
-        )
-    for reason, (count, row) in release.refusals.items():
-        click.echo(f"  {count} rows refused: {reason} (first {row})")
-    if count := release.notes[BURNED_IN]:
-        click.secho(
-            f"WARNING: benchmark {name}: {count} rows: {BURNED_IN_MEANS}", fg="yellow", err=True
-        )
-    for note, count in summary["notes"].items():
-        click.echo(f"  {note.replace('_', ' ')}: {count}")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
-    click.echo(
-        f"benchmark {name}: {len(samples)} of {release.rows} rows ({kinds}), {time.monotonic() - start:.1f} s"
-    )
+    read_benchmark(load_params(), name)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from stages.errors import stage_main
-from stages.params import load_params
-from stages.records import Sample, batches, image_file, read_records
+from rarl.entry import stage_main
+from rarl.params import load_params
+from rarl.records import Sample, batches, image_file, read_records
 
 
 @click.command()
@@ -36,9 +36,9 @@ def main(records, benchmarks, output):
 
     from tqdm import tqdm
 
-    from stages.models.features import FeatureStore
-    from stages.models.generation import open_image
-    from stages.models.loading import load
+    from rarl.models.features import FeatureStore
+    from rarl.models.generation import open_image
+    from rarl.models.loading import load
 
     started = time.perf_counter()
     loaded = load("data/models/base", params.model)

@@ -2,9 +2,9 @@
 
 import click
 
-from stages.errors import stage_main
-from stages.launch import on_several_processes
-from stages.params import load_params
+from rarl.entry import stage_main
+from rarl.launch import on_several_processes
+from rarl.params import load_params
 
 
 @click.command()
@@ -13,7 +13,7 @@ def main():
     params = load_params()
     if on_several_processes(params, "stages.grpo"):
         return
-    from stages.training.rl import train_rl
+    from rarl.training.rl import train_rl
 
     train_rl("grpo", params)
 

@@ -1,37 +1,15 @@
 """Stage `judge`: one judge's verdict on every prediction of one model.
 
 Reads `data/predictions/<model>/<mode>/<set>.jsonl` beside the set's samples, and writes
-`data/verdicts/<model>/<judge>/<mode>/<set>.jsonl`. Verdicts are kept in `.cache/verdicts` by all that
-they depend on (the judge's settings and code, the predictions, the samples), one file per mode and
-set: one more benchmark is judged alone, and the rest is taken from there. Judges that ask a language model
-keep every single reply instead (`.cache/llm`): what went wrong on the way is asked for again by a later run.
+`data/verdicts/<model>/<judge>/<mode>/<set>.jsonl`.
 """
-
-import hashlib
-import json
-import time
-from collections import Counter
-from itertools import islice
-from pathlib import Path
 
 import click
 
-from stages.cache import keep, kept
-from stages.errors import UserError, stage_main
-from stages.params import Params, load_params
-from stages.records import (
-    Prediction,
-    Sample,
-    Verdict,
-    predictions_file,
-    read_records,
-    remake,
-    verdicts_file,
-    write_records,
-)
-
-CACHE = Path(".cache/verdicts")
-TRUTH = Path("data/phantom_truth.jsonl")
+from rarl.entry import stage_main
+from rarl.errors import UserError
+from rarl.judges.verdicts import judge_model
+from rarl.params import load_params
 
 
 @click.command()
@@ -48,172 +26,7 @@ def main(name: str, model: str) -> None:
             f"one of {', '.join(params.judge)}",
             "define it under `judge:` in params.yaml",
         )
-    from stages.judges import ASKED
-
-    asked = {}
-    if params.judge[name].kind in ASKED:
-        asked = ask_once(params, name, model)
-    for mode in params.modes:
-        judge_mode(params, name, model, mode, params.sets_of(mode), asked)
-
-
-def judge_mode(
-    params: Params, name: str, model: str, mode: str, sets: list[str], asked: dict
-) -> None:
-    """Write the verdicts of one mode, set by set, and say how they came out.
-
-    Args:
-        asked: (mode, set) -> verdicts, where they were made already.
-    """
-    started, verdicts, from_cache = time.monotonic(), [], 0
-    for test_set in sets:
-        questions, predicted = inputs(params, model, mode, test_set)
-        if (mode, test_set) in asked:
-            new = asked[mode, test_set]
-        else:
-            cached = CACHE / f"{cache_key(params, name, questions, predicted)}.jsonl"
-            new = kept(cached, Verdict)
-            from_cache += new is not None
-            if new is None:
-                place = f"{model}/{mode}/{test_set}"
-                new = judged(params, name, *read_pair(questions, predicted), place=place)
-                keep(cached, new)
-        write_records(verdicts_file(model, name, mode, test_set), new)
-        verdicts += new
-    right = sum(verdict.prediction_score == 1 for verdict in verdicts)
-    unscored = Counter(verdict.unscored for verdict in verdicts if verdict.unscored is not None)
-    wrong = len(verdicts) - unscored.total() - right
-    click.echo(
-        f"judge {name}, {model}, {mode}: {len(verdicts)} verdicts in {len(sets)} sets ({from_cache} from "
-        f"the cache), {right} right, {wrong} wrong, {unscored.total()} unscored"
-        + ("" if asked else f", {time.monotonic() - started:.1f} s")
-    )
-    for why, count in unscored.most_common(5):
-        click.echo(f"  unscored {count} times: {why}")
-    if asked and unscored:
-        click.echo(
-            f"  `dvc repro -s -f judge@{name}-{model}` asks again for what got no reply; replies are kept"
-        )
-
-
-def ask_once(params: Params, name: str, model: str) -> dict[tuple[str, str], list[Verdict]]:
-    """(mode, set) -> verdicts of a judge that is asked about everything at once.
-
-    The estimate and the limits that it prints and keeps are then for the whole stage, and a question
-    that stands in two sets is asked once.
-    """
-    places = [(mode, test_set) for mode in params.modes for test_set in params.sets_of(mode)]
-    pairs = [read_pair(*inputs(params, model, *place)) for place in places]
-    verdicts = iter(
-        judged(
-            params,
-            name,
-            [s for pair in pairs for s in pair[0]],
-            [p for pair in pairs for p in pair[1]],
-        )
-    )
-    return {place: list(islice(verdicts, len(pair[0]))) for place, pair in zip(places, pairs)}
-
-
-def inputs(params: Params, model: str, mode: str, test_set: str) -> tuple[Path, Path]:
-    """The files of questions and predictions of one set.
-
-    Raises:
-        UserError: one of them is missing.
-    """
-    paths = params.samples_file(test_set), predictions_file(model, mode, test_set)
-    for path in paths:
-        if not path.is_file():
-            raise UserError(
-                str(path), "no such file", "the input of the judges", "run `dvc repro judge`"
-            )
-    return paths
-
-
-def read_pair(questions: Path, predicted: Path) -> tuple[list[Sample], list[Prediction]]:
-    """Samples and predictions, one for one."""
-    predictions = read_records(predicted, Prediction)
-    return paired(read_records(questions, Sample), predictions, questions, predicted), predictions
-
-
-def judged(
-    params: Params,
-    name: str,
-    samples: list[Sample],
-    predictions: list[Prediction],
-    place: str | None = None,
-) -> list[Verdict]:
-    """`place`: model, mode and set, where the predictions are of one."""
-    from stages.judges import JUDGES
-
-    settings = params.judge[name]
-    return JUDGES[settings.kind](
-        samples,
-        predictions,
-        settings,
-        name=name,
-        place=place,
-        encoder=params.encoder,
-        truth_file=TRUTH,
-    )
-
-
-def cache_key(params: Params, name: str, questions: Path, predicted: Path) -> str:
-    """SHA-256 of everything that the verdicts depend on."""
-    settings = params.judge[name]
-    files = {"samples": questions, "predictions": predicted}
-    if settings.kind == "truth":
-        files["truth"] = TRUTH
-    if settings.kind == "human":
-        from stages.judges.human import ratings_files
-
-        files |= {f"ratings/{path.name}": path for path in ratings_files(settings.rater)}
-    code = Path(__file__).parent
-    files |= {path.name: path for path in sorted((code / "judges").glob("*.py"))}
-    files |= {
-        path: code / path for path in ("answers.py", "encoder.py", "pinning.py", "records.py")
-    }
-    depends = {
-        "settings": settings.model_dump(),
-        "place": predicted.as_posix() if settings.kind == "human" else None,
-        "encoder": params.encoder.model_dump() if settings.kind == "semantic" else None,
-        "files": {key: _file_hash(path) for key, path in files.items()},
-    }
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def paired(
-    samples: list[Sample], predictions: list[Prediction], questions: Path, predicted: Path
-) -> list[Sample]:
-    """The samples in the order of the predictions.
-
-    Raises:
-        UserError: not every sample has exactly one prediction.
-    """
-    by_id = {sample.id: sample for sample in samples}
-    asked = [prediction.id for prediction in predictions]
-    problems = {
-        "twice": {i for i in asked if asked.count(i) > 1}
-        if len(set(asked)) < len(asked)
-        else set(),
-        "without a sample": set(asked) - by_id.keys(),
-        "missing": by_id.keys() - set(asked),
-    }
-    found = [
-        f"{len(ids)} {what} ({', '.join(sorted(ids)[:3])})" for what, ids in problems.items() if ids
-    ]
-    if found:
-        raise UserError(
-            str(predicted),
-            f"{len(asked)} predictions: {'; '.join(found)}",
-            f"one prediction for each of the {len(by_id)} samples in {questions}",
-            remake(predicted),
-        )
-    return [by_id[i] for i in asked]
+    judge_model(params, name, model)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 
-from stages.errors import stage_main
-from stages.params import load_params
-from stages.records import atomic_file
+from rarl.entry import stage_main
+from rarl.params import load_params
+from rarl.records import atomic_file
 
 
 @click.command()
@@ -31,7 +31,7 @@ from stages.records import atomic_file
 @stage_main
 def main(output: Path, truth: Path) -> None:
     """Draw phantom pictures with known findings, in the real releases' formats."""
-    from stages.datasets.phantom.releases import write_releases
+    from rarl.phantom.releases import write_releases
 
     start = time.monotonic()
     params = load_params().phantom

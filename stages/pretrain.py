@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from stages.errors import stage_main
-from stages.records import write_json
+from rarl.entry import stage_main
+from rarl.records import write_json
 
 
 @click.command()
@@ -17,7 +17,7 @@ from stages.records import write_json
 @click.option("--seed", default=3, show_default=True)
 @stage_main
 def main(output, seed):
-    from stages.pretraining.training import card, general_accuracy, pretrain, save_base
+    from rarl.pretraining.training import card, general_accuracy, pretrain, save_base
 
     model, processor = pretrain(seed, threads=2, say=click.echo)
     save_base(model, processor, output)

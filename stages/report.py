@@ -14,11 +14,11 @@ from pathlib import Path
 
 import click
 
-from stages.cost import note
-from stages.errors import stage_main
-from stages.params import load_params
-from stages.records import atomic_file, write_json
-from stages.spreadsheet import write_frame
+from rarl.cost import note
+from rarl.entry import stage_main
+from rarl.params import load_params
+from rarl.records import atomic_file, write_json
+from rarl.spreadsheet import write_frame
 
 REPORT = Path("data/report")
 TABLES = Path("metrics/tables")
@@ -28,8 +28,8 @@ TABLES = Path("metrics/tables")
 @stage_main
 def main():
     """Write metrics/summary.json, metrics/tables/*.csv and data/report/."""
-    from stages.reporting import claims, console, markdown, page, tables
-    from stages.reporting.inputs import Run
+    from rarl.reporting import claims, console, markdown, page, tables
+    from rarl.reporting.inputs import Run
 
     run = Run(load_params())
     click.echo("report: tables and paired tests")

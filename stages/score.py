@@ -2,10 +2,10 @@
 
 import click
 
-from stages.errors import stage_main
-from stages.params import load_params
-from stages.records import write_json
-from stages.spreadsheet import write_frame
+from rarl.entry import stage_main
+from rarl.params import load_params
+from rarl.records import write_json
+from rarl.spreadsheet import write_frame
 
 
 @click.command()
@@ -13,7 +13,7 @@ from stages.spreadsheet import write_frame
 @stage_main
 def main(model: str):
     """Write metrics/scores/<model>.json (mode, test set, judge, scores in percent) and metrics/breakdown/<model>.csv."""
-    from stages.reporting.scoring import breakdown, read_judged, score_model
+    from rarl.reporting.scoring import breakdown, read_judged, score_model
 
     params = load_params()
     judged = read_judged(params, model)

@@ -2,9 +2,9 @@
 
 import click
 
-from stages.errors import stage_main
-from stages.launch import on_several_processes
-from stages.params import load_params
+from rarl.entry import stage_main
+from rarl.launch import on_several_processes
+from rarl.params import load_params
 
 
 @click.command()
@@ -13,7 +13,7 @@ def main():
     params = load_params()
     if on_several_processes(params, "stages.sft"):
         return
-    from stages.training.sft import train_sft
+    from rarl.training.sft import train_sft
 
     train_sft(params)
 

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from stages.params import load_params
-from stages.pinning import pin
+from rarl.params import load_params
+from rarl.pinning import pin
 
 ROOT = Path(__file__).parent.parent
+
+# Processes that tests start run the code beside them, wherever they work.
+os.environ["PYTHONPATH"] = str(ROOT)
 
 # Before anything imports NumPy or PyTorch. On a GPU nothing is pinned.
 if not shutil.which("nvidia-smi"):

@@ -5,10 +5,10 @@ from math import isfinite
 import pytest
 import torch
 
-from stages.bench import Case, make_trainer, prepared
-from stages.models import graph
-from stages.models.generation import Request, ask
-from stages.models.loading import Loaded
+from rarl.cli.bench import Case, make_trainer, prepared
+from rarl.models import graph
+from rarl.models.generation import Request, ask
+from rarl.models.loading import Loaded
 
 
 def two_questions(rows, folder):

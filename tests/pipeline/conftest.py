@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.profile import round_trip
+from rarl.profiles import round_trip
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -32,7 +32,7 @@ class Project:
         env = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("GIT_", "DVC_", "XDG_", "HF_"))
+            if not name.startswith(("GIT_", "DVC_", "XDG_", "HF_", "PYTHONPATH"))
         }
         env |= {
             "HOME": str(self.home),
@@ -88,9 +88,8 @@ def build(folder: Path, *benchmarks: str) -> Project:
     (folder / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, folder / ".dvc" / name)
-    shutil.copytree(
-        ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for name in ("rarl", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(Path(__file__).with_name("standin.py"), folder / "stages/standin.py")
     stages = YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     for stage in stages.values():

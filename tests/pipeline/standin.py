@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from stages.cost import write_cost
+from rarl.cost import write_cost
 
 
 def load(path: str) -> dict:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import ROOT, Project
 
-from stages.records import Prediction, Sample, write_records
+from rarl.records import Prediction, Sample, write_records
 
 PARAMS = """
 data: {root: data}
@@ -50,7 +50,8 @@ def judged(tmp_path_factory) -> Project:
     for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    for name in ("rarl", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "params.yaml").write_text(PARAMS, encoding="utf-8")
     (folder / "dvc.yaml").write_text(STAGES, encoding="utf-8")
     for name, place in (("silvar_med", "curated/test"), ("slake", "benchmarks/slake")):

@@ -1,9 +1,9 @@
-"""`python -m stages.compare runs` right after experiments of the real `dvc`, in every state that they can be in."""
+"""`rarl compare runs` right after experiments of the real `dvc`, in every state that they can be in."""
 
 import pandas as pd
 import pytest
 
-from stages.reporting.statistics import holm
+from rarl.reporting.stats import holm
 
 TRAINED = {"sft", "rarl"}
 #: Rows of a model: two modes on two sets, two on the own test set alone.
@@ -16,7 +16,7 @@ def project(small, tmp_path):
 
 
 def compare(project, *arguments: str, code: int = 0) -> str:
-    said = project.run("python", "-m", "stages.compare", "runs", *arguments, code=code)
+    said = project.run("python", "-m", "rarl.cli.compare", "runs", *arguments, code=code)
     assert "Traceback" not in said
     return said
 

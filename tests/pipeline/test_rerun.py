@@ -11,8 +11,8 @@ import resource
 import pytest
 from ruamel.yaml import YAML
 
-from stages import compare
-from stages.profile import leaves
+from rarl.cli import compare
+from rarl.profiles import leaves
 
 TRAINED = {"sft", "grpo", "rarl"}
 MODELS = {"base", *TRAINED}
@@ -97,7 +97,7 @@ def test_own_test_set_alone(without_benchmarks):
 
 
 def test_code_of_the_judges_asks_no_model(project):
-    with (project.folder / "stages/judges/lexical.py").open("a", encoding="utf-8") as file:
+    with (project.folder / "rarl/judges/lexical.py").open("a", encoding="utf-8") as file:
         file.write("# changed\n")
     # The start-up check looks at the judges too; its output stays what it was.
     assert project.stages_run("repro", "--dry") == {"check"} | {
@@ -136,7 +136,7 @@ def test_times_and_memory_leave_the_tree_clean(project):
 
 
 def test_experiment_in_a_temporary_folder_leaves_its_cost(project, monkeypatch):
-    """DVC deletes the folder; `python -m stages.compare` still finds the time and memory of what ran in it."""
+    """DVC deletes the folder; `rarl compare` still finds the time and memory of what ran in it."""
     here = (project.folder / "metrics/cost/cost.js").read_text(encoding="utf-8")
     run = project.stages_run("exp", "run", "--temp", "-n", "longer", "-S", "sft.epochs=13", "sft")
     assert run == {"check", "sft"}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.base import base_pointer
-from stages.datasets.phantom import general
-from stages.params import Base, Rewards, load_params
-from stages.records import Sample, read_records, write_json, write_records
+from rarl.models.base_files import base_pointer
+from rarl.params import Base, Rewards, load_params
+from rarl.phantom import general
+from rarl.records import Sample, read_records, write_json, write_records
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +20,8 @@ def random_base(tmp_path_factory):
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
-    from stages.pretraining.tiny import build_config, build_processor, train_tokenizer
-    from stages.pretraining.training import corpus
+    from rarl.pretraining.tiny import build_config, build_processor, train_tokenizer
+    from rarl.pretraining.training import corpus
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(corpus(0, 60), 800)
@@ -86,9 +86,9 @@ def project(tmp_path, monkeypatch, random_base, params):
 @pytest.fixture
 def encoded(project, params):
     """The project with its training features, made by the encode stage's own library calls."""
-    from stages.models.features import FeatureStore
-    from stages.models.generation import open_image
-    from stages.models.loading import load
+    from rarl.models.features import FeatureStore
+    from rarl.models.generation import open_image
+    from rarl.models.loading import load
 
     loaded = load("data/models/base", params.model)
     store = FeatureStore()

@@ -1,14 +1,14 @@
 """Starts a training on real FSDP2 without a GPU: `python -m fsdp_on_cpu <method>` beside a project's params.yaml.
 
-Accelerate shards weights among GPUs only. Here a CPU counts as a GPU, for Accelerate and for `stages.launch`.
+Accelerate shards weights among GPUs only. Here a CPU counts as a GPU, for Accelerate and for `rarl.launch`.
 """
 
 import os
 import signal
 import sys
 
-from stages import launch
-from stages.params import load_params
+from rarl import launch
+from rarl.params import load_params
 
 
 def shard_on_cpu() -> None:
@@ -33,7 +33,7 @@ def main(method: str) -> None:
     from torch.distributed.tensor import DTensor
     from transformers import TrainerCallback
 
-    from stages.training import rl, sft
+    from rarl.training import rl, sft
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, model=None, **kwargs):

@@ -5,13 +5,13 @@ import time
 
 import pytest
 
-from stages.answers import read_completion
-from stages.encoder import encoder_path
-from stages.judges import semantic
-from stages.params import Encoder, Judge, Rewards
-from stages.records import Prediction, Sample
-from stages.rewards import reward_functions
-from stages.rewards.bertscore import BertScorer
+from rarl.answers import read_completion
+from rarl.judges import semantic
+from rarl.params import Encoder, Judge, Rewards
+from rarl.records import Prediction, Sample
+from rarl.rewards import reward_functions
+from rarl.rewards.bertscore import BertScorer
+from rarl.text_encoder import encoder_path
 
 pytestmark = pytest.mark.tiny
 

@@ -21,9 +21,9 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from stages.training import fast, rl
-from stages.training.run import Run
-from stages.training.safety import Watched
+from rarl.training import fast, rl
+from rarl.training.run import Run
+from rarl.training.safety import Watched
 
 STEPS = 2
 

@@ -6,12 +6,12 @@ from one_step import first_batch, move_adapter, one_row
 from transformers import GenerationConfig
 from trl import GRPOTrainer, SFTTrainer
 
-from stages.models import shared_prompt, step
-from stages.models.decode import decode, unknown_settings
-from stages.models.generation import vision_tokens
-from stages.models.shared_prompt import prepare_layers, shared_prompts
-from stages.training import fast, rl, sft
-from stages.training.safety import Watched
+from rarl.models import shared_prompt, step
+from rarl.models.decode import decode, unknown_settings
+from rarl.models.generation import vision_tokens
+from rarl.models.shared_prompt import prepare_layers, shared_prompts
+from rarl.training import fast, rl, sft
+from rarl.training.safety import Watched
 
 
 class Plain(Watched, GRPOTrainer):

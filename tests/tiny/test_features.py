@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from stages.errors import UserError
-from stages.models.features import FILE, FeatureStore, patch_keys, put_away
-from stages.models.loading import load
+from rarl.errors import UserError
+from rarl.models.features import FILE, FeatureStore, patch_keys, put_away
+from rarl.models.loading import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,7 +107,7 @@ def test_features_that_cannot_be_written_in_full_leave_the_old_ones(tmp_path):
     before = (tmp_path / FILE).read_bytes()
     script = """if True:
         import torch
-        from stages.models.features import FeatureStore
+        from rarl.models.features import FeatureStore
         try:
             FeatureStore({"a": torch.ones(100_000)}).save(".")
         except OSError as error:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def sharded(encoded, params):
     """Parameters of a run on two processes with the shipped FSDP file, in float32."""
     params = params.model_copy(deep=True)
-    file = (ROOT / "stages/accelerate/fsdp.yaml").read_text(encoding="utf-8")
+    file = (ROOT / "rarl/accelerate/fsdp.yaml").read_text(encoding="utf-8")
     Path("fsdp.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
     params.model.device = "auto"  # and no GPU to be seen
     params.accelerate.processes, params.accelerate.config = 2, "fsdp.yaml"
@@ -55,7 +55,7 @@ def result():
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 def test_sft_killed_and_resumed_has_the_steps_of_one_process(sharded, params, trainable):
-    from stages.training.sft import train_sft
+    from rarl.training.sft import train_sft
 
     sharded.train.trainable = trainable
     one_process = params.model_copy(update={"train": sharded.train})

@@ -5,12 +5,12 @@ import random
 
 import pytest
 
-from stages.datasets import ADAPTERS, silvar_med
-from stages.datasets.phantom.releases import write_releases
-from stages.datasets.release import Pictures, read
-from stages.judges import JUDGES
-from stages.params import Encoder, Judge, Phantom
-from stages.records import Prediction
+from rarl.data.adapters import ADAPTERS, silvar_med
+from rarl.data.release import Pictures, read
+from rarl.judges import JUDGES
+from rarl.params import Encoder, Judge, Phantom
+from rarl.phantom.releases import write_releases
+from rarl.records import Prediction
 
 OFFLINE = {
     "lexical": Judge(kind="lexical"),

@@ -13,8 +13,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from stages.models import decode, graph
-from stages.models.shared_prompt import Packed, Prompt, Rollout, prepare_layers
+from rarl.models import decode, graph
+from rarl.models.shared_prompt import Packed, Prompt, Rollout, prepare_layers
 
 
 class Recorded(graph.Replayed):
@@ -95,7 +95,7 @@ def test_a_static_cache_says_what_a_growing_one_says(model, monkeypatch, counts,
     assert len(counts) == 1 or lengths[0] < lengths[-1], "some end before others"
     monkeypatch.setattr(decode, "replays", lambda *args: True)
     monkeypatch.setattr(decode, "Replayed", kind)
-    monkeypatch.setattr("stages.models.step.folds", lambda weight: False)
+    monkeypatch.setattr("rarl.models.step.folds", lambda weight: False)
     Recorded.replayed = 0
     assert sampled(model, prompts, rests) == expected
     steps = lengths[-1] - 1
@@ -151,7 +151,7 @@ def test_a_step_waits_for_nothing_and_stays_on_its_device(model, monkeypatch):
     state.prompts = {layer: one.to("meta") for layer, one in state.prompts.items()}
     step.step = graph.Step(model.to("meta"))
     for module in ("step", "shared_prompt"):  # autocast knows no such device
-        monkeypatch.setattr(f"stages.models.{module}.without_autocast", contextlib.nullcontext)
+        monkeypatch.setattr(f"rarl.models.{module}.without_autocast", contextlib.nullcontext)
     assert step._run().shape == (4, 64)
 
 

@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from stages.models import inference
-from stages.models.generation import Reply
-from stages.models.inference import predict, shuffled, vote
-from stages.params import Decoding, Mode
-from stages.records import Prediction, Sample
+from rarl.models import inference
+from rarl.models.generation import Reply
+from rarl.models.inference import predict, shuffled, vote
+from rarl.params import Decoding, Mode
+from rarl.records import Prediction, Sample
 
 
 def a_sample(index: int, picture: str, modality: str = "mri", **fields) -> Sample:

@@ -8,11 +8,11 @@ import torch
 from one_step import move_adapter
 from PIL import Image
 
-from stages.models.generation import Request, ask
-from stages.models.loading import load
-from stages.models.step import Step
-from stages.prompts import render
-from stages.records import Sample, image_file, read_records
+from rarl.models.generation import Request, ask
+from rarl.models.loading import load
+from rarl.models.step import Step
+from rarl.prompts import render
+from rarl.records import Sample, image_file, read_records
 
 SAMPLED = 0.8
 QUESTIONS = ("Is there a bright spot?", "Where is the spot, if there is one at all?", "Spot?")

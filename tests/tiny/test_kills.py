@@ -59,7 +59,7 @@ def forget(name: str) -> None:
 
 @pytest.mark.timeout(3600)
 def test_a_killed_stage_ends_with_the_same_bits(encoded, params):
-    from stages.models.features import FeatureStore
+    from rarl.models.features import FeatureStore
 
     FeatureStore().save("data/features/benchmarks")
     params = params.model_copy(deep=True)

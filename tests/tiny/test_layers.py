@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm, apply_rotary_pos_emb
 
-from stages.models import layers
+from rarl.models import layers
 
 
 def gradients(out, *inputs):

@@ -12,12 +12,12 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stages.base import base_pointer
-from stages.errors import UserError
-from stages.models.loading import choose_attention, load
-from stages.models.processor import chat
-from stages.params import Base
-from stages.records import write_json
+from rarl.errors import UserError
+from rarl.models.base_files import base_pointer
+from rarl.models.loading import choose_attention, load
+from rarl.models.processor import chat
+from rarl.params import Base
+from rarl.records import write_json
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_loading_needs_no_torchvision(hub_folder, tmp_path):
     """In a fresh interpreter where importing torchvision fails, as beside the CPU build of torch."""
     script = (
         "import sys; sys.modules['torchvision'] = None\n"
-        "from stages.models.processor import load_processor\n"
+        "from rarl.models.processor import load_processor\n"
         f"print(type(load_processor({str(hub_folder)!r}, None, 3136, 12544).image_processor).__name__)"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -201,7 +201,7 @@ def test_kept_patches_are_those_of_the_stock_processor(random_base):
     from PIL import Image
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from stages.models.processor import KEPT_IMAGES, load_processor
+    from rarl.models.processor import KEPT_IMAGES, load_processor
 
     ours = load_processor(str(random_base[0]), None, 3136, 12544).image_processor
     stock = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12544})
@@ -221,7 +221,7 @@ def test_kept_patches_are_those_of_the_stock_processor(random_base):
 def test_freed_memory_stays_with_the_process():
     code = """
 import psutil, torch
-from stages.models.loading import keep_freed_memory
+from rarl.models.loading import keep_freed_memory
 
 def kept():
     before = psutil.Process().memory_info().rss

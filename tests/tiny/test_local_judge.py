@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import UserError
-from stages.judges import local
-from stages.params import Judge
-from stages.records import Prediction, Sample
+from rarl.errors import UserError
+from rarl.judges import local
+from rarl.params import Judge
+from rarl.records import Prediction, Sample
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

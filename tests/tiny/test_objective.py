@@ -11,8 +11,8 @@ import torch
 from one_step import first_batch, move_adapter, one_row
 from trl import GRPOTrainer, SFTTrainer
 
-from stages.errors import UserError
-from stages.training import rl, sft
+from rarl.errors import UserError
+from rarl.training import rl, sft
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_checkpoint_cut_short_is_not_gone_on_from(encoded, params):
     """The kill came while the newest checkpoint was being written."""
     from safetensors.torch import load_file
 
-    from stages.training.safety import WHOLE
+    from rarl.training.safety import WHOLE
 
     sft.train_sft(params)
     whole = load_file("data/models/sft/adapter_model.safetensors")

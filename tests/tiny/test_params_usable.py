@@ -2,10 +2,10 @@
 
 import pytest
 
-from stages.check import check_adapter
-from stages.errors import UserError
-from stages.params import Params
-from stages.profile import put
+from rarl.errors import UserError
+from rarl.params import Params
+from rarl.preflight import check_adapter
+from rarl.profiles import put
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from stages.profile import put
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
 def test_trainers_take_what_check_lets_through(encoded, params, changes):
-    from stages.training import rl, sft
+    from rarl.training import rl, sft
 
     values = params.model_dump()
     values["sft"]["epochs"] = 0.25

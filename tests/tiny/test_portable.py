@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from stages import portable
+from rarl.cli import portable
 
 
 @pytest.mark.timeout(900)

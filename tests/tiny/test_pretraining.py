@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.datasets.phantom import general
-from stages.models.processor import chat
-from stages.pretraining.training import Packer, dialogues, encode, language_loss
+from rarl.models.processor import chat
+from rarl.phantom import general
+from rarl.pretraining.training import Packer, dialogues, encode, language_loss
 
 
 @pytest.mark.parametrize("draw", [general.draw_shapes, general.draw_grey])

@@ -44,7 +44,7 @@ def test_sft_on_two_processes_has_the_losses_of_one(short, config, monkeypatch):
     one, key = losses(), json.loads(Path("metrics/train/sft.json").read_text())
     short.accelerate.processes = 2
     if config:  # as on a machine without a GPU, which nobody has told the parameters
-        file = (ROOT / f"stages/accelerate/{config}.yaml").read_text(encoding="utf-8")
+        file = (ROOT / f"rarl/accelerate/{config}.yaml").read_text(encoding="utf-8")
         Path("engine.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
         short.model.device, short.accelerate.config = "auto", "engine.yaml"
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -58,7 +58,7 @@ def test_sft_on_two_processes_has_the_losses_of_one(short, config, monkeypatch):
 
 
 def test_grpo_and_inference_on_two_processes(short):
-    from stages.models.features import FeatureStore
+    from rarl.models.features import FeatureStore
 
     FeatureStore().save("data/features/benchmarks")
     run("stages.infer", short, "--model", "base")
@@ -81,8 +81,8 @@ def test_grpo_and_inference_on_two_processes(short):
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(short):
-    from stages.errors import UserError
-    from stages.training import sft
+    from rarl.errors import UserError
+    from rarl.training import sft
 
     short.accelerate.processes = 3
     with pytest.raises(UserError, match=r"sft\.batch_size"):
@@ -91,8 +91,8 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(short):
 
 def test_a_trainer_on_another_number_of_processes_is_refused(short):
     """As where a launcher of one's own started the stage: its steps would have other rows."""
-    from stages.errors import UserError
-    from stages.training.sft import train_sft
+    from rarl.errors import UserError
+    from rarl.training.sft import train_sft
 
     short.accelerate.processes = 2
     with pytest.raises(UserError, match=r"accelerate\.processes = 2"):

@@ -12,15 +12,15 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from stages.models.features import FeatureStore
-from stages.models.loading import load
-from stages.params import Rewards
-from stages.records import Sample, read_records
-from stages.training.data import prompt_of, schedule, target
+from rarl.models.features import FeatureStore
+from rarl.models.loading import load
+from rarl.params import Rewards
+from rarl.records import Sample, read_records
+from rarl.training.data import prompt_of, schedule, target
 
 
 def test_sft_writes_an_adapter_on_the_language_model_only(encoded, params):
-    from stages.training.sft import train_sft
+    from rarl.training.sft import train_sft
 
     metrics = train_sft(params)
     weights = load_file("data/models/sft/adapter_model.safetensors")
@@ -34,7 +34,7 @@ def test_sft_writes_an_adapter_on_the_language_model_only(encoded, params):
 
 @pytest.mark.parametrize("method", ["grpo", "rarl"])
 def test_rl_runs_with_its_own_rewards(encoded, params, method):
-    from stages.training.rl import train_rl
+    from rarl.training.rl import train_rl
 
     metrics = train_rl(method, params)
     expected = {"reward_format_last", "reward_length_last", "reward_accuracy_last"}
@@ -57,9 +57,9 @@ def test_rl_runs_with_its_own_rewards(encoded, params, method):
 @pytest.mark.parametrize("method, trainable", [("sft", "lora"), ("rarl", "lora"), ("grpo", "full")])
 def test_training_in_bfloat16(request, params, monkeypatch, method, trainable, device):
     """As on a GPU: what is trained stays float32, and with an adapter no image goes through the tower again."""
-    from stages.models import features
-    from stages.training.rl import train_rl
-    from stages.training.sft import train_sft
+    from rarl.models import features
+    from rarl.training.rl import train_rl
+    from rarl.training.sft import train_sft
 
     for block, key, value in (
         (params.model, "dtype", "bfloat16"), (params.model, "device", device),
@@ -78,8 +78,8 @@ def test_training_in_bfloat16(request, params, monkeypatch, method, trainable, d
 
 def test_rl_goes_on_from_the_sft_adapter(encoded, params, monkeypatch):
     """Its copy, which TRL makes for the reference policy, is no output."""
-    from stages.training.rl import train_rl
-    from stages.training.sft import train_sft
+    from rarl.training.rl import train_rl
+    from rarl.training.sft import train_sft
 
     train_sft(params)
     for block, key, value in (
@@ -97,7 +97,7 @@ def test_rl_goes_on_from_the_sft_adapter(encoded, params, monkeypatch):
 
 
 def test_rewards_are_given_all_that_a_sample_has(encoded, params):
-    from stages.training.rl import prepare
+    from rarl.training.rl import prepare
 
     path = Path("data/curated/train.jsonl")
     rows = [
@@ -114,8 +114,8 @@ def test_rewards_are_given_all_that_a_sample_has(encoded, params):
 
 @pytest.mark.parametrize("method", ["sft", "grpo"])
 def test_full_training_moves_the_language_model_and_not_the_tower(encoded, params, method):
-    from stages.training.rl import train_rl
-    from stages.training.sft import train_sft
+    from rarl.training.rl import train_rl
+    from rarl.training.sft import train_sft
 
     params = copy.deepcopy(params)
     params.train.trainable = "full"
@@ -129,8 +129,8 @@ def test_full_training_moves_the_language_model_and_not_the_tower(encoded, param
 
 def test_the_peak_is_kept_and_old_checkpoints_are_not(encoded, params, monkeypatch):
     """The earliest of equal peaks is the output; of four checkpoints the newest two are left."""
-    from stages.training.run import Log
-    from stages.training.sft import train_sft
+    from rarl.training.run import Log
+    from rarl.training.sft import train_sft
 
     params = copy.deepcopy(params)
     params.train.eval_steps = 1
@@ -152,8 +152,8 @@ def test_the_peak_is_kept_and_old_checkpoints_are_not(encoded, params, monkeypat
 
 def test_a_checkpoint_that_training_has_not_touched_is_never_the_peak(encoded, params, monkeypatch):
     """The warm-up's first step has a learning rate of 0, and here the best score."""
-    from stages.training.run import Log
-    from stages.training.sft import train_sft
+    from rarl.training.run import Log
+    from rarl.training.sft import train_sft
 
     params = copy.deepcopy(params)
     params.train.eval_steps = 1
@@ -171,8 +171,8 @@ def test_a_checkpoint_that_training_has_not_touched_is_never_the_peak(encoded, p
 def test_weights_that_are_no_result_are_never_written_as_one(
     encoded, params, trainable, learning_rate, reason
 ):
-    from stages.errors import UserError
-    from stages.training.sft import train_sft
+    from rarl.errors import UserError
+    from rarl.training.sft import train_sft
 
     params = copy.deepcopy(params)
     params.train.trainable = trainable
@@ -184,9 +184,9 @@ def test_weights_that_are_no_result_are_never_written_as_one(
 
 @pytest.mark.parametrize("start, beta", [("base", 0.0), ("base", 0.04), ("sft", 0.0)])
 def test_rl_without_a_difference_in_reward_ends_with_an_error(encoded, params, start, beta):
-    from stages.errors import UserError
-    from stages.training.rl import train_rl
-    from stages.training.sft import train_sft
+    from rarl.errors import UserError
+    from rarl.training.rl import train_rl
+    from rarl.training.sft import train_sft
 
     params = copy.deepcopy(params)
     if start == "sft":
@@ -200,8 +200,8 @@ def test_rl_without_a_difference_in_reward_ends_with_an_error(encoded, params, s
 
 
 def test_an_empty_weight_is_no_result(tmp_path):
-    from stages.errors import UserError
-    from stages.training.safety import check_weights, digests
+    from rarl.errors import UserError
+    from rarl.training.safety import check_weights, digests
 
     before, after = {"a": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}
     for weights, reason in (
@@ -219,7 +219,7 @@ def test_an_empty_weight_is_no_result(tmp_path):
 
 def test_a_stopped_run_goes_on_to_the_same_weights(encoded, params):
     """Killed after two of four steps, a run ends where an undisturbed one does."""
-    from stages.training.sft import train_sft
+    from rarl.training.sft import train_sft
 
     train_sft(params)
     whole = load_file("data/models/sft/adapter_model.safetensors")
@@ -236,8 +236,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(encoded, params):
 @pytest.mark.parametrize("method", ["sft", "grpo", "rarl"])
 def test_a_finished_run_is_not_trained_further(encoded, params, method, max_steps, capsys):
     """Entered again (`dvc repro -f`, a lost dvc.lock), it writes the same bytes; 3 steps do not end at a checkpoint."""
-    from stages.training.rl import train_rl
-    from stages.training.sft import train_sft
+    from rarl.training.rl import train_rl
+    from rarl.training.sft import train_sft
 
     params = copy.deepcopy(params)
     params.rl.max_steps, params.sft.epochs = max_steps, max_steps / 4
@@ -256,7 +256,7 @@ def test_a_finished_run_is_not_trained_further(encoded, params, method, max_step
 
 
 def test_another_parameter_is_another_run(encoded, params):
-    from stages.training.sft import train_sft
+    from rarl.training.sft import train_sft
 
     train_sft(params)
     other = copy.deepcopy(params)
@@ -267,7 +267,7 @@ def test_another_parameter_is_another_run(encoded, params):
 
 
 def test_other_data_code_or_packages_are_another_run(encoded, params, monkeypatch):
-    from stages.training import run
+    from rarl.training import run
 
     folders = [run.Run("sft", params, {}).folder]
     assert run.Run("sft", params, {}).folder == folders[0]
@@ -298,7 +298,7 @@ def test_inference_keeps_what_it_has_and_reads_a_cut_line(encoded, params, monke
     params.models, params.modes = ["base"], ["direct", "blank"]
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params.model_dump(), file)
-    for name in ("stages",):
+    for name in ("rarl", "stages"):
         Path(name).symlink_to(Path(__file__).parents[2] / name)
     result = CliRunner().invoke(infer.main, ["--model", "base"], catch_exceptions=False)
     assert result.exit_code == 0

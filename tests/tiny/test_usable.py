@@ -14,15 +14,15 @@ from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import ask, merge
-from stages.base import base_pointer
-from stages.models.generation import Reply
-from stages.models.loading import load
-from stages.models.processor import chat
-from stages.params import Base
-from stages.prompts import render
-from stages.records import Sample, read_json, read_records, write_json
-from stages.training.card import counts, make_portable, write_card
+from rarl.cli import ask, merge
+from rarl.model_card import counts, make_portable, write_card
+from rarl.models.base_files import base_pointer
+from rarl.models.generation import Reply
+from rarl.models.loading import load
+from rarl.models.processor import chat
+from rarl.params import Base
+from rarl.prompts import render
+from rarl.records import Sample, read_json, read_records, write_json
 
 METRICS = {
     "steps": 4,
@@ -246,7 +246,7 @@ def test_ask_shows_the_reasoning_and_puts_the_choices(trained, params, monkeypat
         met.append((requests[0].prompt, limit))
         return [Reply("asked", "<think> A dense area. </think> <answer> (B) </answer>", 12, True)]
 
-    monkeypatch.setattr("stages.models.generation.ask", answers)
+    monkeypatch.setattr("rarl.models.generation.ask", answers)
     picture = str(next(Path("data/phantom/pictures").glob("*.png")))
     args = ["--model", "rarl", "--image", picture, "--question", "What is it?"]
     result = asked(*args, "--choices", "Effusion", "--choices", "Nodule")
@@ -330,12 +330,12 @@ def test_ask_reads_dicom(trained, monkeypatch):
     seen = []
 
     def answers(loaded, requests, *args):
-        from stages.models.generation import open_image
+        from rarl.models.generation import open_image
 
         seen.append(open_image(requests[0].image))
         return [Reply("asked", "Yes", 1, False)]
 
-    monkeypatch.setattr("stages.models.generation.ask", answers)
+    monkeypatch.setattr("rarl.models.generation.ask", answers)
     result = asked("--model", "base", "--image", "scan.dcm", "--question", "What?")
     assert result.exit_code == 0, result.output
     (picture,) = seen
@@ -343,5 +343,5 @@ def test_ask_reads_dicom(trained, monkeypatch):
 
 
 def test_commands_start_without_torch():
-    code = "import sys, stages.ask, stages.merge\nassert 'torch' not in sys.modules"
+    code = "import sys, rarl.cli.ask, rarl.cli.merge\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

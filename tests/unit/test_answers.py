@@ -11,10 +11,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stages.answers import kind_of, list_items, matches, normalise, read_completion
-from stages.judges.lexical import rate_answer
-from stages.records import Kind, Prediction, Sample
-from stages.rewards.accuracy import make_accuracy_reward
+from rarl.answers import kind_of, list_items, matches, normalise, read_completion
+from rarl.judges.lexical import rate_answer
+from rarl.records import Kind, Prediction, Sample
+from rarl.rewards.accuracy import make_accuracy_reward
 
 READ = [
     # completion, think, answer

@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 
-from stages.answers import kind_of, list_items, matches, normalise, read_completion
-from stages.datasets import cv_bench, path_vqa, slake, vqa_med, vqa_rad
-from stages.datasets.release import MissingRelease, Refused, find_release, fold
+from rarl.answers import kind_of, list_items, matches, normalise, read_completion
+from rarl.data.adapters import cv_bench, path_vqa, slake, vqa_med, vqa_rad
+from rarl.data.release import MissingRelease, Refused, find_release, fold
 
 RELEASES = [
     (slake, "train"),

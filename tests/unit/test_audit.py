@@ -14,11 +14,8 @@ from click.testing import CliRunner
 from PIL import Image
 from test_dicom import PERSON, RAMP, make
 
-from stages.audit import main as audit
-from stages.benchmark import main as benchmark
-from stages.curate import main as curate
-from stages.datasets import ADAPTERS, SOURCES, silvar_med, slake, vqa_rad
-from stages.datasets.audit import (
+from rarl.data.adapters import ADAPTERS, SOURCES, silvar_med, slake, vqa_rad
+from rarl.data.audit import (
     Split,
     declared,
     deviations,
@@ -27,12 +24,15 @@ from stages.datasets.audit import (
     own_splits_apart,
     refuse,
 )
-from stages.datasets.data_card import LABELS, binned, top
-from stages.datasets.phantom.releases import write_releases
-from stages.datasets.release import Pictures, Release, read
-from stages.errors import UserError
-from stages.params import BENCHMARKS, Phantom, load_params
-from stages.records import read_json
+from rarl.data.data_card import LABELS, binned, top
+from rarl.data.release import Pictures, Release, read
+from rarl.errors import UserError
+from rarl.params import BENCHMARKS, Phantom, load_params
+from rarl.phantom.releases import write_releases
+from rarl.records import read_json
+from stages.audit import main as audit
+from stages.benchmark import main as benchmark
+from stages.curate import main as curate
 
 REPOSITORY = Path(__file__).parents[2]
 REAL = os.environ.get("RARL_DATA_ROOT")
@@ -214,7 +214,7 @@ def test_the_stage_finds_what_was_put_there(project):
 
 
 def test_pictures_are_decoded_once(project, monkeypatch):
-    import stages.datasets.release as release
+    import rarl.data.release as release
 
     decoded, real = Counter(), release.decode
     monkeypatch.setattr(release, "decode", lambda data: decoded.update([hash(data)]) or real(data))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stages import check
-from stages.params import load_params
-from stages.profile import apply, put, round_trip
+from rarl import preflight
+from rarl.params import load_params
+from rarl.profiles import apply, put, round_trip
+from stages.check import main as check_stage
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -21,7 +22,7 @@ RELEASES = ("slake", "vqa-rad", "VQA-Med-2019", "pvqa", "cv_bench")
 def project(tmp_path, monkeypatch):
     """An empty project with the shipped parameters and some embedded base."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check, "NEEDS", dict.fromkeys(check.NEEDS, (0.0, 0.0)))
+    monkeypatch.setattr(preflight, "NEEDS", dict.fromkeys(preflight.NEEDS, (0.0, 0.0)))
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     base(tmp_path / "data/base")
@@ -54,7 +55,7 @@ def run(**changes) -> tuple[int, str]:
         put(params, key.replace("__", "."), value)
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
-    result = CliRunner().invoke(check.main)
+    result = CliRunner().invoke(check_stage)
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result.exit_code, result.output
 
@@ -77,7 +78,7 @@ def test_default_imports_no_torch(project):
     code = "import sys, stages.check as c; c.main(standalone_mode=False); sys.exit('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(ROOT), check.RESOURCES: "ignore"},
+        env={"PYTHONPATH": str(ROOT), preflight.RESOURCES: "ignore"},
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr.decode()
@@ -102,7 +103,7 @@ def test_releases_are_found_under_other_spellings(project):
 def test_training_release_must_be_there(project):
     code, said = run(data__root=releases(project / "raw", "vqa-rad"), data__missing="skip")
     assert code == 1 and "`slake`" in said and "there: vqa-rad" in said
-    assert "python -m stages.download slake" in said
+    assert "rarl download slake" in said
 
 
 @pytest.mark.parametrize(
@@ -221,16 +222,16 @@ def test_flash_attention_must_be_installed_and_possible(project):
 
 
 def test_too_little_memory_stops_unless_ignored(project, monkeypatch):
-    monkeypatch.setattr(check, "NEEDS", dict.fromkeys(check.NEEDS, (1e6, 0.0)))
+    monkeypatch.setattr(preflight, "NEEDS", dict.fromkeys(preflight.NEEDS, (1e6, 0.0)))
     code, said = run()
     assert code == 1 and "free memory" in said and "RARL_RESOURCES=ignore" in said
-    monkeypatch.setenv(check.RESOURCES, "ignore")
+    monkeypatch.setenv(preflight.RESOURCES, "ignore")
     code, said = run()
     assert code == 0 and "WARNING" in said
 
 
 def test_too_little_disk_stops(project, monkeypatch):
-    monkeypatch.setattr(check, "NEEDS", dict.fromkeys(check.NEEDS, (0.0, 1e9)))
+    monkeypatch.setattr(preflight, "NEEDS", dict.fromkeys(preflight.NEEDS, (0.0, 1e9)))
     assert "free disk" in run()[1]
 
 
@@ -337,6 +338,6 @@ def test_a_gpu_must_be_one_a_process_and_have_a_compiler(project, monkeypatch):
     code, said = run(model__device="cuda")
     assert code == 1 and "2 GPUs" in said and "CUDA_VISIBLE_DEVICES=0" in said
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(check.shutil, "which", lambda name: None)
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
     code, said = run(model__device="cuda")
     assert code == 1 and "no C compiler" in said and "build-essential and python3-dev" in said

@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 from test_report import OWN_TEST, full, make_run, score_and_report
 
-from stages.params import load_params
-from stages.reporting import claims
-from stages.reporting.inputs import Run
-from stages.reporting.statistics import unpaired
+from rarl.params import load_params
+from rarl.reporting import claims
+from rarl.reporting.inputs import Run
+from rarl.reporting.stats import unpaired
 
 __all__ = ["full"]
 

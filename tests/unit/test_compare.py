@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from stages import compare
-from stages.cost import COSTS, EXPERIMENTS
-from stages.reporting import side_by_side
+from rarl.cli import compare
+from rarl.cost import COSTS, EXPERIMENTS
+from rarl.reporting import side_by_side
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
@@ -131,7 +131,7 @@ def test_costs_of_this_commit_are_those_on_disk_and_other_commits_have_their_own
 def test_the_papers_totals_are_counted_in_two_ways():
     """788 Count, 650 Relation, 600 Depth and 600 Distance rows: over all of them for SFT, a plain mean for RL with LoRA."""
     rows = json.loads(
-        (Path(compare.__file__).parent / "reporting/paper.json").read_text(encoding="utf-8")
+        Path(side_by_side.__file__).with_name("paper.json").read_text(encoding="utf-8")
     )["table2"]["rows"]
     weights = dict(zip(compare.TASKS, (788, 650, 600, 600)))
     for row in rows:

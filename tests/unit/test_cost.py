@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from stages import cost
-from stages.errors import UserError, stage_main
+from rarl import cost
+from rarl.entry import stage_main
+from rarl.errors import UserError
 
 BASELINE = "0123456789" * 4
 

@@ -7,11 +7,12 @@ import pickle
 import pytest
 from PIL import Image
 
-from stages.answers import matches
-from stages.datasets import cv_bench, path_vqa, release, sat, silvar_med, slake, vqa_med, vqa_rad
-from stages.datasets.release import MissingRelease, Pictures
-from stages.errors import UserError
-from stages.params import BENCHMARKS
+from rarl.answers import matches
+from rarl.data import release
+from rarl.data.adapters import cv_bench, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
+from rarl.data.release import MissingRelease, Pictures
+from rarl.errors import UserError
+from rarl.params import BENCHMARKS
 
 ADAPTERS = (slake, vqa_rad, vqa_med, path_vqa, cv_bench, sat)
 
@@ -50,7 +51,7 @@ def slake_row(
 
 
 def test_every_benchmark_has_an_adapter_with_what_is_declared_of_it():
-    from stages.datasets import ADAPTERS, SOURCES
+    from rarl.data.adapters import ADAPTERS, SOURCES
 
     assert set(ADAPTERS) == set(BENCHMARKS)
     for name, adapter in {**ADAPTERS, **SOURCES}.items():
@@ -132,7 +133,7 @@ def test_slake_says_that_its_archive_is_not_unpacked(tmp_path):
     put_json(tmp_path / "slake/validation.json", [slake_row(1)])
     assert len(read(slake, tmp_path, "validate").missing_images) == 1
     (tmp_path / "slake/imgs.zip").write_bytes(b"not looked into")
-    with pytest.raises(UserError, match=r"not unpacked[\s\S]*stages.download slake"):
+    with pytest.raises(UserError, match=r"not unpacked[\s\S]*rarl download slake"):
         read(slake, tmp_path, "validate")
     put_image(tmp_path / "slake/imgs/xmlab1/source.jpg")
     assert len(read(slake, tmp_path, "validate").samples) == 1

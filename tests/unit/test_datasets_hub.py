@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from test_datasets_adapters import read, slake_row
 
-from stages.datasets import cv_bench, path_vqa, release, sat, silvar_med, slake, vqa_med, vqa_rad
-from stages.datasets.audit import compare_with_declared
-from stages.datasets.release import MissingRelease, Pictures
-from stages.errors import UserError
+from rarl.data import release
+from rarl.data.adapters import cv_bench, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
+from rarl.data.audit import compare_with_declared
+from rarl.data.release import MissingRelease, Pictures
+from rarl.errors import UserError
 
 
 def png(number, mode="RGB", form="PNG"):

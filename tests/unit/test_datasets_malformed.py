@@ -16,11 +16,12 @@ from PIL import Image
 from test_datasets_adapters import rad_row, slake_row
 from test_datasets_hub import png, sat_row
 
-from stages.answers import matches
-from stages.datasets import cv_bench, path_vqa, release, sat, silvar_med, slake, vqa_med, vqa_rad
-from stages.datasets.release import Pictures, decode
-from stages.errors import UserError
-from stages.records import Sample
+from rarl.answers import matches
+from rarl.data import release
+from rarl.data.adapters import cv_bench, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
+from rarl.data.release import Pictures, decode
+from rarl.errors import UserError
+from rarl.records import Sample
 
 few = settings(
     deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]

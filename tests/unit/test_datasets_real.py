@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.answers import matches
-from stages.datasets import cv_bench, path_vqa, release, silvar_med, slake, vqa_med, vqa_rad
-from stages.datasets.release import Pictures, find_release
+from rarl.answers import matches
+from rarl.data import release
+from rarl.data.adapters import cv_bench, path_vqa, silvar_med, slake, vqa_med, vqa_rad
+from rarl.data.release import Pictures, find_release
 
 ROOT = Path(os.environ.get("RARL_DATA_ROOT", ""))
 pytestmark = pytest.mark.skipif(

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from rarl.records import Sample, image_file, read_json, read_records
 from stages.benchmark import main as benchmark
 from stages.curate import main as curate
-from stages.records import Sample, image_file, read_json, read_records
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -18,8 +18,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from stages.datasets import dicom
-from stages.datasets.dicom import to_png
+from rarl.data import dicom
+from rarl.data.dicom import to_png
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 PERSON = {

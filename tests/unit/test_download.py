@@ -23,14 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages import download as command
-from stages.datasets import release, silvar_med, slake, vqa_med, vqa_rad
-from stages.download import RECORD, download
-from stages.downloads import archives, fetching, sources
-from stages.downloads.archives import unpack
-from stages.downloads.fetching import from_web
-from stages.downloads.sources import ByHand, File, Hub, Published, Web
-from stages.errors import UserError
+from rarl.cli.download import main
+from rarl.data import release
+from rarl.data.adapters import silvar_med, slake, vqa_med, vqa_rad
+from rarl.data.download import archives, fetching, sources
+from rarl.data.download.archives import unpack
+from rarl.data.download.fetching import from_web
+from rarl.data.download.folder import RECORD, Record, download
+from rarl.data.download.sources import ByHand, File, Hub, Published, Web
+from rarl.errors import UserError
 
 
 def zipped(members) -> bytes:
@@ -588,7 +589,7 @@ def published(server, monkeypatch, tmp_path):
 
 def run(*arguments):
     """The command, as a user gives it."""
-    result = CliRunner().invoke(command.main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
@@ -597,7 +598,7 @@ def test_vqa_med_comes_as_its_adapter_reads_it(published, tmp_path):
     result = run("vqa_med")
     assert result.exit_code == 0, result.output
     assert "Next: dvc exp run -S data.root=data/raw" in result.output
-    assert "python -m stages.download slake" in result.output
+    assert "rarl download slake" in result.output
     root = tmp_path / "data/raw"
     for split in ("train", "validate", "test"):
         got = release.read(vqa_med, root, split)
@@ -1053,13 +1054,13 @@ def test_the_pinned_question_files_are_those_at_hand(real_data):
 
 
 def test_the_download_is_no_stage(repository):
-    assert "stages.download" not in (repository / "dvc.yaml").read_text(encoding="utf-8")
+    assert "download" not in (repository / "dvc.yaml").read_text(encoding="utf-8")
 
 
 def test_the_token_is_never_taken_from_the_command_line_or_written():
-    options = {option for parameter in command.main.params for option in parameter.opts}
+    options = {option for parameter in main.params for option in parameter.opts}
     assert not any("token" in option for option in options)
-    assert "token" not in command.Record.model_fields
+    assert "token" not in Record.model_fields
 
 
 def test_download_is_also_a_function(hub, tmp_path):

@@ -1,4 +1,4 @@
-"""Images are opened in one way: by models, by pages, and by `python -m stages.ask`. All are drawn here."""
+"""Images are opened in one way: by models, by pages, and by `rarl ask`. All are drawn here."""
 
 import base64
 import io
@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from PIL import Image
 from test_dicom import make
 
-from stages import ask
-from stages.datasets.release import Pictures, decode
-from stages.errors import UserError
-from stages.images import open_rgb, thumbnail
-from stages.records import image_file, write_json
+from rarl.cli import ask
+from rarl.data.release import Pictures, decode
+from rarl.errors import UserError
+from rarl.images import open_rgb, thumbnail
+from rarl.records import image_file, write_json
 
 ORIENTATION = 0x0112
 #: EXIF orientation -> what a camera that writes it has done to the image.

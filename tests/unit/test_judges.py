@@ -6,12 +6,13 @@ import random
 import pytest
 from click.testing import CliRunner
 
-from stages.answers import read_completion
-from stages.judge import main, paired
-from stages.judges import JUDGES, truth
-from stages.judges.lexical import recalled, says
-from stages.params import Judge
-from stages.records import Prediction, Sample, Verdict, read_records, write_records
+from rarl.answers import read_completion
+from rarl.judges import JUDGES, truth
+from rarl.judges.lexical import recalled, says
+from rarl.judges.verdicts import paired
+from rarl.params import Judge
+from rarl.records import Prediction, Sample, Verdict, read_records, write_records
+from stages.judge import main
 
 
 def a_sample(answer="Nodule", kind="open", **fields) -> Sample:
@@ -222,7 +223,7 @@ def test_truth_of_reasoning(think, findings, sound, tmp_path):
 def test_truth_gold_in_full_marks_out_on_drawn_questions(tmp_path):
     """Each question that the phantoms can ask, with its own answer and reasoning."""
     np = pytest.importorskip("numpy")
-    from stages.datasets.phantom import medical, questions
+    from rarl.phantom import medical, questions
 
     rng = np.random.default_rng(3)
     samples, predictions, lines = [], [], []

@@ -9,9 +9,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 
-from stages import launch
-from stages.errors import UserError
-from stages.params import load_params
+from rarl import launch
+from rarl.errors import UserError
+from rarl.params import load_params
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_processes_are_started_by_accelerate_or_on_a_cpu_by_torchrun(
 def test_a_config_file_is_handed_on_and_must_be_there(started, params, repository, monkeypatch):
     params.model.device = "auto"
     monkeypatch.setattr(launch, "_cuda", lambda: True)
-    params.accelerate.config = str(repository / "stages/accelerate/fsdp.yaml")
+    params.accelerate.config = str(repository / "rarl/accelerate/fsdp.yaml")
     assert launch.on_several_processes(params, "stages.grpo")
     assert "fsdp.yaml --num_processes 1 -m stages.grpo" in started[0]
     params.accelerate.config = "nowhere.yaml"
@@ -82,13 +82,14 @@ ZERO = "distributed_type: DEEPSPEED\ndeepspeed_config:\n  "
 def test_what_could_not_be_saved_or_would_not_be_done_is_refused_at_once(
     started, params, tmp_path, monkeypatch, file, reason
 ):
-    from stages import check
 
     monkeypatch.chdir(tmp_path)
     Path("ds.json").write_text('{"zero_optimization": {"stage": 3}}', encoding="utf-8")
     Path("engine.yaml").write_text(file, encoding="utf-8")
     params.accelerate.config = "engine.yaml"
-    for refuse in (check.check_config, lambda p: launch.on_several_processes(p, "stages.sft")):
+    from rarl import preflight
+
+    for refuse in (preflight.check_config, lambda p: launch.on_several_processes(p, "stages.sft")):
         with pytest.raises(UserError, match=reason) as refused:
             refuse(params)
         assert "engine.yaml" in str(refused.value) and not started
@@ -98,7 +99,7 @@ def test_what_could_not_be_saved_or_would_not_be_done_is_refused_at_once(
 def test_deepspeed_that_is_not_installed_is_missed_at_once(params, repository, monkeypatch):
     params.model.device = "auto"
     monkeypatch.setattr(launch, "_cuda", lambda: True)
-    params.accelerate.config = str(repository / "stages/accelerate/deepspeed.yaml")
+    params.accelerate.config = str(repository / "rarl/accelerate/deepspeed.yaml")
     with pytest.raises(UserError, match="pip install deepspeed"):
         launch.check_config(params)
 
@@ -122,7 +123,7 @@ def test_a_process_that_fails_ends_the_stage(params, monkeypatch):
 def test_the_shipped_config_files_are_accelerates(repository, name, kind, settings, plugin):
     from transformers.models.qwen2_vl import modeling_qwen2_vl
 
-    config = load_config_from_file(str(repository / f"stages/accelerate/{name}.yaml"))
+    config = load_config_from_file(str(repository / f"rarl/accelerate/{name}.yaml"))
     assert (config.distributed_type, config.mixed_precision) == (kind, "bf16")
     if plugin:
         given = getattr(config, settings)

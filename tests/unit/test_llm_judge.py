@@ -19,12 +19,12 @@ from click.testing import CliRunner
 from llm_server import EVERYTHING, Plan, Server, honest, material_of
 from test_judges import a_prediction, a_sample
 
+from rarl.errors import UserError
+from rarl.judges import chat, journal, llm, rubric
+from rarl.params import Judge, load_params
+from rarl.records import Verdict, read_records, write_records
 from stages.check import main as check_stage
-from stages.errors import UserError
 from stages.judge import main
-from stages.judges import chat, journal, llm, rubric
-from stages.params import Judge, load_params
-from stages.records import Verdict, read_records, write_records
 
 SECRET = "sk-made-up-0123456789abcdef"
 

@@ -7,23 +7,23 @@ import torch
 from click.testing import CliRunner
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from stages.models.layers import without_peft
-from stages.models.shared_prompt import Prompt, prepare_layers
-from stages.params import Params, load_params
-from stages.profile import apply
-from stages.records import write_json
-from stages.training.fast import packed_scores
-from stages.training.memory import (
+from rarl.cli.memory import main
+from rarl.memory_plan import (
     Layout,
     estimate,
     kept_activations,
-    main,
     parameter_counts,
     preflight,
     qwen2_vl_2b,
     recomputes,
     relief,
 )
+from rarl.models.layers import without_peft
+from rarl.models.shared_prompt import Prompt, prepare_layers
+from rarl.params import Params, load_params
+from rarl.profiles import apply
+from rarl.records import write_json
+from rarl.training.fast import packed_scores
 
 PIXELS = 401_408
 #: A small model of the same kind; counted below.
@@ -95,7 +95,7 @@ def test_sampling_keeps_a_prompts_keys_once_unless_weights_are_shared(paper, rep
     paper.rl.max_completion_length += 100
     after = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
     assert after - before == pytest.approx(32 * 100 * key_values / 1e9)
-    paper.accelerate.config = str(repository / "stages/accelerate/fsdp.yaml")
+    paper.accelerate.config = str(repository / "rarl/accelerate/fsdp.yaml")
     stock = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
     assert stock - after > 28 * 671 * key_values / 1e9
 
@@ -212,7 +212,7 @@ def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
 
 
 def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
-    import stages.training.memory as memory
+    import rarl.memory_plan as memory
 
     qwen2_vl_2b().save_pretrained(tmp_path / "base")
     write_json(

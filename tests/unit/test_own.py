@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_dicom import PERSON, make
 
-from stages.datasets import own
-from stages.datasets.release import Pictures, Release, Row, read
-from stages.errors import UserError
-from stages.params import Own, Params, load_params
-from stages.records import image_file, write_records
+from rarl.data.adapters import own
+from rarl.data.release import Pictures, Release, Row, read
+from rarl.errors import UserError
+from rarl.params import Own, Params, load_params
+from rarl.records import image_file, write_records
 
 ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "dev", "test")
@@ -429,7 +429,7 @@ def test_missing_folder(tmp_path):
 
 def test_no_patient_reaches_any_output(root, capfd, recwarn, caplog, monkeypatch):
     """Names, ids, dates and institutions in DICOM headers and in the table's patient column."""
-    monkeypatch.setattr("stages.datasets.release.KEPT", Path(".cache/pictures.jsonl"))
+    monkeypatch.setattr("rarl.data.release.KEPT", Path(".cache/pictures.jsonl"))
     patients = ["Wilhelmina Gizzard", "Ottokar ^ Sprocket", "ZQ-4711-XK", "19310217"]
     lines = []
     for i, patient in enumerate(patients * 2):
@@ -480,7 +480,7 @@ def test_dicom_files_of_one_picture_are_one_whatever_their_headers_say(root):
 
 
 def test_a_dicom_file_is_decoded_once_for_all_its_rows(root, monkeypatch):
-    from stages.datasets import dicom
+    from rarl.data import dicom
 
     calls = []
     original = dicom.to_png

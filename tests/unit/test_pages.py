@@ -75,8 +75,8 @@ def test_every_table_of_the_data_card_has_a_caption_and_named_headers(releases):
 
 def test_nothing_is_said_by_a_tooltip_alone(full):
     root, *_ = full
-    own = Path(__file__).parents[2] / "stages"
-    for path in (root / "data/report/report.html", own / "reporting/cases.html", own / "datasets/data_card.html"):  # fmt: skip
+    own = Path(__file__).parents[2] / "rarl"
+    for path in (root / "data/report/report.html", own / "reporting/cases.html", own / "data/data_card.html"):  # fmt: skip
         assert not re.search(r"<[a-z]+[^>]*\stitle=", path.read_text(encoding="utf-8")), path
     assert ".title" not in (own / "reporting/cases.js").read_text(encoding="utf-8")
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.errors import UserError
-from stages.params import load_params
+from rarl.errors import UserError
+from rarl.params import load_params
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 

@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages import check
-from stages.errors import UserError
-from stages.params import load_params
-from stages.profile import apply, leaves, put
-from stages.rewards import reward_functions
+from rarl import preflight
+from rarl.errors import UserError
+from rarl.params import load_params
+from rarl.profiles import apply, leaves, put
+from rarl.rewards import reward_functions
+from stages.check import main as check_stage
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -76,7 +77,7 @@ def profile_text(name: str) -> str:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(check.RESOURCES, "ignore")
+    monkeypatch.setenv(preflight.RESOURCES, "ignore")
     Path("data").mkdir()
     Path("data/base").symlink_to(ROOT / "data/base")
     return tmp_path
@@ -84,7 +85,7 @@ def project(tmp_path, monkeypatch):
 
 def checked() -> str | None:
     """What the stage `check` says against the file `params.yaml`; None where it passes."""
-    result = CliRunner().invoke(check.main)
+    result = CliRunner().invoke(check_stage)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.output if result.exit_code else None

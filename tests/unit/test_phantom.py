@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.datasets import ADAPTERS, silvar_med
-from stages.datasets.phantom import medical
-from stages.datasets.phantom.questions import abnormality_questions, reasoning
-from stages.datasets.phantom.releases import SPLITS, write_releases
-from stages.datasets.phantom.words import DISEASES
-from stages.datasets.release import Pictures, read
-from stages.params import Phantom
+from rarl.data.adapters import ADAPTERS, silvar_med
+from rarl.data.release import Pictures, read
+from rarl.params import Phantom
+from rarl.phantom import medical
+from rarl.phantom.questions import abnormality_questions, reasoning
+from rarl.phantom.releases import SPLITS, write_releases
+from rarl.phantom.words import DISEASES
 
 DRAWN = [name for name in ADAPTERS if name != "own"]
 PARAMS = Phantom(benchmark_rows=60)

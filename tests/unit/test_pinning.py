@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages import check, pinning
-from stages.params import load_params
+from rarl import pinning, preflight
+from rarl.params import load_params
 
 ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -36,8 +36,8 @@ def test_no_stage_loads_a_numeric_library_before_it_is_pinned():
 
 
 PROGRAM = """
-from stages.params import load_params
-from stages.pinning import pin
+from rarl.params import load_params
+from rarl.pinning import pin
 {before}
 params = load_params()
 {change}
@@ -58,13 +58,13 @@ def test_pinning_counts_only_before_the_libraries_are_loaded():
     [
         "import torch",
         "from transformers import AutoTokenizer",
-        "import stages.training.sft",
+        "import rarl.training.sft",
         "import bert_score",
     ],
 )
 def test_kernels_are_replaced_whoever_imports_torch(first):
     """Libraries ask for torch's spec before they import it."""
-    program = "from stages import params, pinning; pinning.pin(params.load_params())\n"
+    program = "from rarl import params, pinning; pinning.pin(params.load_params())\n"
     program += f"{first}\nimport torch, sys; print(pinning._library is not None)"
     assert run(program).split()[-1] == "True"
 
@@ -77,7 +77,7 @@ def test_nothing_is_pinned_on_a_gpu_or_where_it_is_not_asked_for(change):
 
 def test_profiles_say_where_it_is_asked_for():
     values = {
-        name: YAML(typ="safe").load((ROOT / f"stages/profiles/{name}.yaml").read_text())["model"]
+        name: YAML(typ="safe").load((ROOT / f"rarl/profiles/{name}.yaml").read_text())["model"]
         for name in ("embedded", "paper")
     }
     assert values["embedded"]["portable"] and values["embedded"]["device"] == "cpu"
@@ -87,18 +87,18 @@ def test_profiles_say_where_it_is_asked_for():
 def test_check_says_once_where_numbers_differ_and_what_to_do(monkeypatch, capsys):
     params = load_params(ROOT / "params.yaml")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    check.check_portable(params)
+    preflight.check_portable(params)
     said = "".join(capsys.readouterr())
     assert "aarch64" in said and "git commit" in said
     params.model.portable = False
-    check.check_portable(params)
+    preflight.check_portable(params)
     assert "".join(capsys.readouterr()) == ""
 
 
 def test_check_is_silent_on_this_processor(capsys):
     if platform.machine() != "x86_64":
         pytest.skip("another processor")
-    check.check_portable(load_params(ROOT / "params.yaml"))
+    preflight.check_portable(load_params(ROOT / "params.yaml"))
     assert "".join(capsys.readouterr()) == ""
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from stages.params import Reward, load_params
-from stages.profile import PROFILES, apply, leaves, main, round_trip
+from rarl.cli.switch_profile import main
+from rarl.params import Reward, load_params
+from rarl.profiles import PROFILES, apply, leaves, round_trip
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 

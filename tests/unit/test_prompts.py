@@ -2,7 +2,7 @@
 
 import hashlib
 
-from stages.prompts import render, template
+from rarl.prompts import render, template
 
 #: SHA-256 of the texts, which were compared with the paper's.
 PAPER = {

@@ -13,16 +13,16 @@ from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import rate
-from stages.answers import read_completion
-from stages.errors import UserError
-from stages.judges import human
-from stages.judges.human import Rating, fingerprint, majority, read_ratings
-from stages.params import load_params
-from stages.rating import blinding, door, export, queue
-from stages.rating.desk import Desk
-from stages.rating.page import case_html, escaped, picture_html, top_html
-from stages.records import Prediction, Sample, predictions_file, read_records, write_records
+from rarl.answers import read_completion
+from rarl.cli import rate
+from rarl.errors import UserError
+from rarl.judges import human
+from rarl.judges.human import Rating, fingerprint, majority, read_ratings
+from rarl.params import load_params
+from rarl.rating import access, blinding, export, worklist
+from rarl.rating.desk import Desk
+from rarl.rating.page import case_html, escaped, picture_html, top_html
+from rarl.records import Prediction, Sample, predictions_file, read_records, write_records
 
 MODELS = ("base", "sft", "grpo", "rarl")
 
@@ -43,14 +43,14 @@ def a_prediction(completion: str, number: int = 0, **fields) -> Prediction:
 
 def an_item(completion="<think>A spot.</think> <answer>Nodule</answer>", number=0, **fields):
     sample, prediction = a_sample(number, **fields), a_prediction(completion, number)
-    return queue.Item(sample, prediction, fingerprint(sample, prediction), (token_of(PLACE),))
+    return worklist.Item(sample, prediction, fingerprint(sample, prediction), (token_of(PLACE),))
 
 
 def token_of(place: str) -> str:
     return blinding.tokens([place])[place]
 
 
-def items_of(questions: int = 6, models: int = 4) -> list[queue.Item]:
+def items_of(questions: int = 6, models: int = 4) -> list[worklist.Item]:
     return [
         an_item(f"<think>Thought {m}.</think> <answer>Nodule {q}</answer>", q)
         for m in range(models)
@@ -95,12 +95,12 @@ def project(empty_folder, repository):
 
 def test_questions_come_in_the_same_order_for_all_and_answers_do_not():
     items = items_of()
-    anna, ben = (queue.queue_of(items, rater, seed=7) for rater in ("anna", "ben"))
+    anna, ben = (worklist.queue_of(items, rater, seed=7) for rater in ("anna", "ben"))
     assert len(anna) == 24 and {item.key for item in anna} == {item.key for item in ben}
     assert [item.sample.id for item in anna] == [item.sample.id for item in ben]
     assert [item.key for item in anna] != [item.key for item in ben]
-    assert [item.key for item in anna] == [item.key for item in queue.queue_of(items, "anna", 7)]
-    assert [i.sample.id for i in anna] != [i.sample.id for i in queue.queue_of(items, "anna", 8)]
+    assert [item.key for item in anna] == [item.key for item in worklist.queue_of(items, "anna", 7)]
+    assert [i.sample.id for i in anna] != [i.sample.id for i in worklist.queue_of(items, "anna", 8)]
 
 
 def test_a_place_in_the_queue_says_nothing_about_the_model():
@@ -108,20 +108,20 @@ def test_a_place_in_the_queue_says_nothing_about_the_model():
     first = [
         part[0].prediction.think
         for number in range(200)
-        for part in [queue.queue_of([an_item(f"<think>{m}</think> <answer>A</answer>", number) for m in MODELS], "anna", 7)]
+        for part in [worklist.queue_of([an_item(f"<think>{m}</think> <answer>A</answer>", number) for m in MODELS], "anna", 7)]
     ]  # fmt: skip
     assert all(25 <= first.count(model) <= 75 for model in MODELS), {m: first.count(m) for m in MODELS}  # fmt: skip
 
 
 def test_a_sample_is_the_same_questions_for_all_and_grows_at_its_end():
     items = items_of(20)
-    small, large = queue.queue_of(items, "anna", 7, 5), queue.queue_of(items, "ben", 7, 9)
+    small, large = worklist.queue_of(items, "anna", 7, 5), worklist.queue_of(items, "ben", 7, 9)
     assert len(small) == 20 and len({item.sample.id for item in small}) == 5
     assert [item.sample.id for item in large][:20] == [item.sample.id for item in small]
 
 
 def test_order_stays_when_a_model_is_added():
-    few, many = (queue.queue_of(items_of(6, models), "anna", 7) for models in (2, 4))
+    few, many = (worklist.queue_of(items_of(6, models), "anna", 7) for models in (2, 4))
     assert [item.key for item in many if item in few] == [item.key for item in few]
 
 
@@ -129,7 +129,7 @@ def test_answers_are_read_once_where_models_agree_and_left_out_where_nobody_was_
     params = load_params()
     unread = [a_prediction("", n, error="no picture") for n in range(6)]
     write_records(predictions_file("base", "reasoning", "silvar_med"), unread)
-    items = queue.answers(params, MODELS, "reasoning", "silvar_med")
+    items = worklist.answers(params, MODELS, "reasoning", "silvar_med")
     assert sorted(item.sample.id[-1] for item in items) == ["0", "0", "0", "1", "2", "3", "4", "5"]
     tokens = [token_of(f"{model}/reasoning/silvar_med") for model in ("sft", "grpo", "rarl")]
     assert sorted(len(item.of) for item in items) == [1, 1, 1, 3, 3, 3, 3, 3]
@@ -143,7 +143,7 @@ def test_answers_are_read_once_where_models_agree_and_left_out_where_nobody_was_
 )  # fmt: skip
 def test_what_params_do_not_have_is_refused(project, arguments):
     with pytest.raises(UserError):
-        queue.checked(load_params(), *arguments)
+        worklist.checked(load_params(), *arguments)
 
 
 def test_disputed_are_the_ties():
@@ -156,7 +156,7 @@ def test_disputed_are_the_ties():
         }
         for rater, given in scores.items()
     }
-    assert queue.disputed(items, raters) == [items[1]]
+    assert worklist.disputed(items, raters) == [items[1]]
 
 
 # The desk -------------------------------------------------------------------------------------------
@@ -280,7 +280,11 @@ def test_no_score_of_the_answers_that_happen_to_be_rated():
     }
     Desk(
         "ben",
-        [queue.Item(samples[1], retrained[1], fingerprint(samples[1], retrained[1]), items[0].of)],
+        [
+            worklist.Item(
+                samples[1], retrained[1], fingerprint(samples[1], retrained[1]), items[0].of
+            )
+        ],
     ).save(0, final=0, reasoning=0)
     assert [v.prediction_score for v in verdicts(samples, retrained)] == [1, 0, None]
 
@@ -363,7 +367,7 @@ def test_a_ratings_file_tells_nobody_the_model(project):
     params = load_params()
     places = [f"{model}/reasoning/silvar_med" for model in MODELS]
     first = blinding.tokens(places)
-    desk = Desk("anna", queue.answers(params, MODELS, "reasoning", "silvar_med"))
+    desk = Desk("anna", worklist.answers(params, MODELS, "reasoning", "silvar_med"))
     for position in range(len(desk.items)):
         desk.save(position, final=1)
     text = human.ratings_file("anna").read_text()
@@ -448,7 +452,7 @@ def test_ratings_whose_tokens_nobody_knows_are_no_silent_unrated_answers(project
 def served(empty_folder):
     """The page, served by the real Gradio; its address with the token, and that without."""
     pytest.importorskip("gradio", minversion="6")
-    from stages.rating import page
+    from rarl.rating import page
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -465,7 +469,7 @@ def test_nobody_is_let_in_without_the_token(served):
     for path in ("/", "/config", "/gradio_api/queue/data?session_hash=x", "/theme.css", "/?token=", "/?token=x"):  # fmt: skip
         answer = requests.get(bare + path, cookies={f"rarl_rate_{bare.rpartition(':')[2]}": "x"})
         assert answer.status_code == 403 and answer.text.count(".") == 2, (path, answer.text)
-        assert "python -m stages.rate" in answer.text
+        assert "rarl rate" in answer.text
     assert requests.post(f"{bare}/gradio_api/queue/join", json={}).status_code == 403
 
 
@@ -513,10 +517,10 @@ def test_nothing_can_be_uploaded_or_read_besides_the_page(served):
 
 
 def test_other_names_are_those_of_this_machine_and_those_that_are_named():
-    assert set(door.hosts_of("127.0.0.1")) == {"127.0.0.1", "localhost", "[::1]"}
-    everywhere = door.hosts_of("0.0.0.0", ("rate.example.org",))
+    assert set(access.hosts_of("127.0.0.1")) == {"127.0.0.1", "localhost", "[::1]"}
+    everywhere = access.hosts_of("0.0.0.0", ("rate.example.org",))
     assert {"127.0.0.1", "rate.example.org", socket.gethostname()} < set(everywhere)
-    assert door.hosts_of("::1") == door.hosts_of("127.0.0.1")
+    assert access.hosts_of("::1") == access.hosts_of("127.0.0.1")
     assert not any("*" in name for name in everywhere)
     for pattern in ("*", "*.example.org", "a/b", "a:80"):
         result = CliRunner().invoke(rate.main, ["--name", pattern])
@@ -524,10 +528,10 @@ def test_other_names_are_those_of_this_machine_and_those_that_are_named():
 
 
 def test_the_address_has_a_token_of_its_own_at_each_start():
-    first, second = door.new_token(), door.new_token()
+    first, second = access.new_token(), access.new_token()
     assert first != second and len(first) >= 32
-    assert door.address("0.0.0.0", 7860, first) == f"http://127.0.0.1:7860/?token={first}"
-    assert door.address("::1", 7860, first).startswith("http://[::1]:7860/")
+    assert access.address("0.0.0.0", 7860, first) == f"http://127.0.0.1:7860/?token={first}"
+    assert access.address("::1", 7860, first).startswith("http://[::1]:7860/")
 
 
 # The page -------------------------------------------------------------------------------------------
@@ -560,7 +564,7 @@ def test_nothing_tells_models_apart(project):
     """Two models with the same answers give the same page, and no model is named in it."""
     params = load_params()
     shown = [
-        [case_html(item) for item in queue.answers(params, [model], "direct", "silvar_med")][1:]
+        [case_html(item) for item in worklist.answers(params, [model], "direct", "silvar_med")][1:]
         for model in ("sft", "rarl")
     ]
     assert len(shown[0]) == 5 and shown[0] == shown[1]
@@ -577,7 +581,7 @@ def test_picture_is_in_the_page_or_said_to_be_missing(empty_folder):
 
 def test_the_gradio_page_is_built_and_holds_no_name_and_no_address(empty_folder):
     gradio = pytest.importorskip("gradio", minversion="6")
-    from stages.rating import page
+    from rarl.rating import page
 
     blocks = page.build(lambda rater: items_of(), empty_folder, title="24 answers")
     config = json.dumps(blocks.get_config_file(), default=str)
@@ -589,7 +593,7 @@ def test_the_gradio_page_is_built_and_holds_no_name_and_no_address(empty_folder)
 
 
 def test_own_files_of_the_page_load_nothing_from_elsewhere(repository):
-    for path in (repository / "stages/rating").glob("page.*"):
+    for path in (repository / "rarl/rating").glob("page.*"):
         assert not re.search(r"https?://|url\(", path.read_text(encoding="utf-8")), path
 
 
@@ -623,7 +627,7 @@ def test_export_without_ratings_says_what_to_do(project):
 def test_export_defines_the_judges_and_counts_what_is_stale(project):
     before = (project / "params.yaml").read_text(encoding="utf-8")
     params = load_params()
-    items = queue.answers(params, MODELS, "reasoning", "silvar_med")
+    items = worklist.answers(params, MODELS, "reasoning", "silvar_med")
     desk = Desk("anna", [*items, an_item("<answer>Of an earlier run</answer>", 3)])
     for position in range(len(desk.items)):
         desk.save(position, final=1, reasoning=1)

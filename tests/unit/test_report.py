@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 
 import stages.report
 import stages.score
-from stages.params import load_params
-from stages.records import (
+from rarl.params import load_params
+from rarl.records import (
     Prediction,
     Sample,
     Verdict,
@@ -25,9 +25,9 @@ from stages.records import (
     write_json,
     write_records,
 )
-from stages.reporting import page, tables
-from stages.reporting.inputs import Run
-from stages.reporting.scoring import WITHOUT_OWN_TEST, outside_own_test, score_cell
+from rarl.reporting import page, tables
+from rarl.reporting.inputs import Run
+from rarl.reporting.scoring import WITHOUT_OWN_TEST, outside_own_test, score_cell
 
 OWN_TEST = "silvar_med"
 SKILL = {"base": 0.35, "sft": 0.6, "grpo": 0.62, "rarl": 0.75}

@@ -16,12 +16,12 @@ import pytest
 from ruamel.yaml import YAML
 from test_report import OWN_TEST, full, make_run, score_and_report
 
-from stages.cost import slug_of
-from stages.judges import lexical
-from stages.params import load_params
-from stages.records import Prediction, Sample, Verdict, read_records, write_records
-from stages.reporting import cases, examples, markdown, page, tables
-from stages.reporting.inputs import Run
+from rarl.cost import slug_of
+from rarl.judges import lexical
+from rarl.params import load_params
+from rarl.records import Prediction, Sample, Verdict, read_records, write_records
+from rarl.reporting import cases, examples, markdown, page, tables
+from rarl.reporting.inputs import Run
 
 ROOT = Path(__file__).parents[2]
 __all__ = ["full"]  # the fixture
@@ -103,7 +103,7 @@ def test_the_reports_policy_allows_its_script_and_files_beside_it_only(inside):
 
 
 def test_times_and_memory_are_of_the_stages_that_the_parameters_name(inside):
-    """The names of the cost files are those that `stages.errors.stage_main` makes of the commands in dvc.yaml."""
+    """The names of the cost files are those that `rarl.errors.stage_main` makes of the commands in dvc.yaml."""
     run, html = inside
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     lists = {"set": run.params.benchmarks, "model": run.params.models, "judge": run.params.judges}

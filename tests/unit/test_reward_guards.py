@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.rewards import guards
+from rarl.rewards import guards
 
 THINK = "<think>A small bright round spot in the lower right lung suggests a nodule.</think>"
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stages.datasets.phantom.medical import Finding
-from stages.params import load_params
-from stages.reward_study import main
-from stages.rewards import terms
-from stages.rewards.reasoning import score_reasoning
-from stages.studies import ranking, reasoning
-from stages.studies.ranking import interval, rate, score_cases
-from stages.studies.retelling import KINDS, REPEATED, RIGHT, SAME_STYLE, WRONG, make_cases
+from rarl.cli.reward_study import main
+from rarl.params import load_params
+from rarl.phantom.medical import Finding
+from rarl.rewards import terms
+from rarl.rewards.reasoning import score_reasoning
+from rarl.studies import ranking, reasoning
+from rarl.studies.ranking import interval, rate, score_cases
+from rarl.studies.retelling import KINDS, REPEATED, RIGHT, SAME_STYLE, WRONG, make_cases
 
 
 class Overlap:
@@ -183,7 +183,7 @@ def test_shipped_profile_uses_what_the_study_in_the_repository_favours(repositor
 
 
 def test_the_report_in_the_repository_is_that_of_the_present_terms_and_texts(repository):
-    """Who changes the lexicon or the texts runs `python -m stages.reward_study` again."""
+    """Who changes the lexicon or the texts runs `rarl study reward` again."""
     report = json.loads((repository / "metrics/studies/reasoning_reward.json").read_text())
     told = make_cases(20, report["cases"])
     scores = score_cases(told, lambda pairs: score_reasoning(pairs, None, "terms"))

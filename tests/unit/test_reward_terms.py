@@ -2,8 +2,8 @@
 
 import pytest
 
-from stages.rewards.lexicon import DENIABLE, DENIALS, PLACES, RIVALS, TERMS
-from stages.rewards.terms import GROUP, WORDINGS, facts, term_score
+from rarl.rewards.lexicon import DENIABLE, DENIALS, PLACES, RIVALS, TERMS
+from rarl.rewards.terms import GROUP, WORDINGS, facts, term_score
 
 
 def said(text: str) -> str:

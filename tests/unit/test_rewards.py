@@ -4,16 +4,16 @@ import doctest
 
 import pytest
 
-from stages import answers
-from stages.judges import lexical
-from stages.params import Guards, Reward, Rewards
-from stages.rewards import accuracy, completions, guards, length, reasoning, reward_functions, terms
-from stages.rewards import format as format_family
-from stages.rewards.accuracy import make_accuracy_reward
-from stages.rewards.completions import texts
-from stages.rewards.format import format_reward
-from stages.rewards.length import make_length_reward
-from stages.rewards.reasoning import make_reasoning_reward, score_reasoning
+from rarl import answers
+from rarl.judges import lexical
+from rarl.params import Guards, Reward, Rewards
+from rarl.rewards import accuracy, completions, guards, length, reasoning, reward_functions, terms
+from rarl.rewards import format as format_family
+from rarl.rewards.accuracy import make_accuracy_reward
+from rarl.rewards.completions import texts
+from rarl.rewards.format import format_reward
+from rarl.rewards.length import make_length_reward
+from rarl.rewards.reasoning import make_reasoning_reward, score_reasoning
 
 T, A = "<think>a spot</think>", "<answer>Yes</answer>"
 

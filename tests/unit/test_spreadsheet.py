@@ -9,11 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_report import OWN_TEST, make_run, score_and_report
 
-from stages.params import load_params
-from stages.records import Prediction, Sample, read_records, write_records
-from stages.reporting import tables
-from stages.reporting.inputs import Run
-from stages.spreadsheet import restore, safe, write_csv, write_frame
+from rarl.params import load_params
+from rarl.records import Prediction, Sample, read_records, write_records
+from rarl.reporting import tables
+from rarl.reporting.inputs import Run
+from rarl.spreadsheet import restore, safe, write_csv, write_frame
 
 FORMULAS = [
     "=cmd|' /C calc'!A0",

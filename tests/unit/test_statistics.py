@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from stages.records import Sample
-from stages.reporting import statistics as st
+from rarl.records import Sample
+from rarl.reporting import stats as st
 
 
 def sample(id: str, question: str, answers: list[str], kind: str = "open") -> Sample:

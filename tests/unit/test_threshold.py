@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stages.answers import matches
-from stages.judges.semantic import CONTRADICTED
-from stages.records import Sample
-from stages.studies.threshold import (
+from rarl.answers import matches
+from rarl.judges.semantic import CONTRADICTED
+from rarl.records import Sample
+from rarl.studies.threshold import (
     GRID,
     Pair,
     answer_pairs,
@@ -132,9 +132,9 @@ def test_a_tie_is_split():
 
 
 def test_the_study_writes_numbers_into_git_and_texts_beside(tmp_path, monkeypatch):
-    from stages import threshold_study
-    from stages.judges import semantic
-    from stages.records import write_records
+    from rarl.cli import threshold_study
+    from rarl.judges import semantic
+    from rarl.records import write_records
 
     monkeypatch.chdir(tmp_path)
     write_records("data/curated/dev.jsonl", ROWS)
@@ -152,8 +152,8 @@ def test_the_study_writes_numbers_into_git_and_texts_beside(tmp_path, monkeypatc
 
 
 def test_without_open_answers_the_study_says_so(tmp_path, monkeypatch):
-    from stages import threshold_study
-    from stages.records import write_records
+    from rarl.cli import threshold_study
+    from rarl.records import write_records
 
     monkeypatch.chdir(tmp_path)
     write_records("data/curated/dev.jsonl", [ROWS[4]])

@@ -12,16 +12,9 @@ from click.testing import CliRunner
 from test_judges import a_prediction, a_project, run
 from test_stage_deps import ROOT, STAGES
 
-from stages.cache import finished, keep, kept
-from stages.errors import UserError
-from stages.records import (
-    Prediction,
-    Verdict,
-    atomic_file,
-    read_records,
-    remake,
-    write_records,
-)
+from rarl.cache import finished, keep, kept
+from rarl.errors import UserError
+from rarl.records import Prediction, Verdict, atomic_file, read_records, remake, write_records
 from stages.score import main as score
 
 JUDGE = [sys.executable, "-m", "stages.judge", "--judge", "lexical", "--model", "base"]
@@ -175,7 +168,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path):
     """What the kernel is asked for, and in which order."""
-    script = "from stages.records import write_json; write_json('deep/x.json', {})"
+    script = "from rarl.records import write_json; write_json('deep/x.json', {})"
     strace = ["strace", "-f", "-e", "trace=fsync,rename,renameat,renameat2"]
     done = subprocess.run(
         [*strace, sys.executable, "-c", script],

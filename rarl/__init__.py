@@ -1,0 +1,1 @@
+"""RARL: reasoning-aware reinforcement learning for small medical vision-language models."""

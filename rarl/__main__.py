@@ -1,0 +1,5 @@
+"""`python -m rarl`: the command `rarl`."""
+
+from rarl.cli import main
+
+main()

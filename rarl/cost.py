@@ -1,0 +1,150 @@
+"""Time, memory and origin of the stages: what a run says about the machine, kept out of git and of `dvc.lock`.
+
+| file | what it holds |
+|---|---|
+| `metrics/cost/<stage>[_<item>].json` | the stage's last run in this folder |
+| `metrics/cost/cost.js` | all of them, for the table in `data/report/report.html` |
+| `.cache/cost/<baseline>/<experiment>/<stage>[_<item>].json` | the same for one `dvc exp run` |
+
+`dvc exp run --queue` and `--temp` run in a temporary folder that DVC deletes, so the third is in the repository that
+the experiment was started from.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import machine, python_version
+
+COSTS = Path("metrics/cost")
+EXPERIMENTS = Path(".cache/cost")
+#: What the cost file of this process's stage takes along, see `note`.
+_noted: dict[str, str] = {}
+
+
+def note(**facts: str) -> None:
+    """Facts of the stage that runs in this process, for its cost file."""
+    _noted.update(facts)
+
+
+def slug_of(name: list[str]) -> str:
+    """The name of a stage's cost file: `["judge", "lexical", "base"]` gives `judge_lexical_base`.
+
+    Parts that are no slugs, such as file names, and repeated parts are left out.
+    """
+    return "_".join(dict.fromkeys(part for part in name if part.replace("_", "").isalnum()))
+
+
+def write_cost(name: list[str], seconds: float) -> None:
+    """Write the cost of a stage that has just finished in this process.
+
+    Args:
+        name: the stage and its items, see `slug_of`.
+        seconds: wall-clock time.
+    """
+    # DVC sets these for the commands of an experiment; the root is that of the repository it was started from.
+    root, baseline, experiment = (
+        os.environ.get(f"DVC_{key}") for key in ("ROOT", "EXP_BASELINE_REV", "EXP_NAME")
+    )
+    slug = slug_of(name)
+    now = datetime.now(UTC)
+    cost = {"seconds": round(seconds, 1), "peak_memory_mb": peak_memory_mb(), "finished": now.isoformat(timespec="seconds")}  # fmt: skip
+    cost |= builds() | code() | hardware() | _noted
+    _noted.clear()
+    # The processes that a stage was started on have just written what only they know, such as the card.
+    before = read(COSTS / f"{slug}.json")
+    if before.get("finished", "") >= (now - timedelta(seconds=seconds)).isoformat(
+        timespec="seconds"
+    ):
+        cost = before | cost
+    text = json.dumps(cost | ({"experiment": experiment} if experiment else {})) + "\n"
+    _write(COSTS / f"{slug}.json", text)
+    known = {file.stem: read(file) for file in sorted(COSTS.glob("*.json"))}
+    _write(COSTS / "cost.js", f"window.RARL_COST = {json.dumps(known, indent=1)};\n")
+    if root and baseline and experiment:
+        _write(Path(root) / EXPERIMENTS / baseline / experiment / f"{slug}.json", text)
+
+
+def read_cost(stage: str, experiment: tuple[str, str] | None = None) -> dict:
+    """The cost of a stage; empty where none is known on this machine.
+
+    An experiment's cost is unknown if another machine ran it, or if DVC took the stage's outputs from its run cache.
+
+    Args:
+        stage: the file's name without its suffix, such as `sft` or `infer_base`.
+        experiment: full hash of the commit that it was started from, and its name; None for the last run in this folder.
+
+    Returns:
+        `seconds` (wall clock), `peak_memory_mb` (see `peak_memory_mb`), `finished` (UTC), what `builds`, `code` and
+        `hardware` return, and the name of the `experiment` if it was one.
+    """
+    folder = COSTS if experiment is None else EXPERIMENTS.joinpath(*experiment)
+    return read(folder / f"{stage}.json")
+
+
+def read(file: Path) -> dict:
+    """The content of a cost file; empty where it is missing or damaged, as no result depends on it."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def peak_memory_mb() -> int:
+    """Peak resident memory in units of 2^20 bytes: of this process, or of the largest one that it waited for.
+
+    The second is the larger one where `rarl.launch` trains on several processes. GPU memory is not in it.
+    """
+    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]  # fmt: skip
+    return round(max(usage) / (1 << 20 if sys.platform == "darwin" else 1 << 10))
+
+
+def builds() -> dict[str, str]:
+    """What may differ between two machines that installed the same `constraints.txt`."""
+    try:
+        return {"python": python_version(), "torch": version("torch")}
+    except PackageNotFoundError:
+        return {"python": python_version()}
+
+
+def code() -> dict[str, str | bool]:
+    """The `commit` that the stage ran at, and whether code or parameters were `changed` since; empty outside git."""
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--", "rarl", "stages", "dvc.yaml", "params.yaml")
+        return {"commit": git("rev-parse", "--short=12", "HEAD"), "changed": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def hardware() -> dict[str, str]:
+    """The name of the `processor`, and of the `card` if this process computed on one."""
+    found = {"processor": machine()}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            found["processor"] = line.partition(":")[2].strip()
+            break
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        found["card"] = torch.cuda.get_device_name()
+    return found
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace a file as a whole; the processes of one stage may do so at the same time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)

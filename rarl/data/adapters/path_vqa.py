@@ -1,0 +1,178 @@
+"""Path-VQA: questions made from the captions of pathology textbooks.
+
+`path_vqa/pvqa_{train,val,test}.json` holds an item per image; images lie in `path_vqa/images/<split>/`. An
+item in the real format, with made-up values:
+
+    {"img_id": "test_9999", "labelf": {"pvqa": [{"gears": 1}, {"yes": 1}]},
+     "sentf": {"pvqa": ["what is present?", "are the gears round ?"]}}
+
+19,755 / 6,279 / 6,761 rows. The hub's form (`flaviagiammarino/path-vqa`, parquet with image, question, answer)
+leaves some out: 19,654 / 6,259 / 6,719. Licence: see GitHub `UCSD-AI4H/PathVQA`. He et al., "PathVQA: 30000+
+questions for medical visual question answering", arXiv 2003.10286.
+
+Quirks: CMYK and greyscale JPEGs; blanks around answers and before the question mark; items without a
+question; 952 test rows (951 in the hub's form; 236 groups of one image and question) have conflicting
+answers, 3 groups both yes and no: any answer of its group is accepted for a row, its own first. The older
+release also comes as pickle files, which are never opened: a pickle runs code.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rarl.answers import normalise
+from rarl.data import hub
+from rarl.data.release import (
+    Declared,
+    MissingRelease,
+    Refused,
+    Row,
+    fold,
+    load_rows,
+    relative,
+    require_split,
+)
+
+FOLDERS = ("path_vqa", "path-vqa", "PathVQA", "pathvqa", "pvqa")
+FILES = {"train": "pvqa_train.json", "validate": "pvqa_val.json", "test": "pvqa_test.json"}
+IMAGE_FOLDERS = {"train": "train", "validate": "val", "test": "test"}
+DECLARED = Declared(
+    counts={
+        "original": {
+            "train": {"rows": 19755},
+            "validate": {"rows": 6279},
+            "test": {
+                "rows": 6761,
+                "images": 858,
+                "duplicate_rows": 559,
+                "conflicting_groups": 236,
+                "rows_in_conflicting_groups": 952,
+                "groups_with_yes_and_no": 3,
+            },
+        },
+        "hub": {
+            "train": {"rows": 19654},
+            "validate": {"rows": 6259},
+            "test": {"rows": 6719, "rows_in_conflicting_groups": 951},
+        },
+    },
+    known=(
+        "236 groups of one test image and question have conflicting answers, 3 of them both yes and no: any "
+        "answer of its group is accepted for a row.",
+        "42 test rows stand twice to the letter, as many as the hub's form has fewer; with case and blanks "
+        "before the question mark folded, 650 do (608 in the hub's form).",
+        "443 of the hub's 6,719 test rows have a CMYK picture: they are converted to RGB.",
+    ),
+    licence="not stated clearly: see https://github.com/UCSD-AI4H/PathVQA",
+    page="https://github.com/UCSD-AI4H/PathVQA",
+    citation="He et al., arXiv 2003.10286",
+)
+_BEFORE_MARK = re.compile(r"\s+\?")
+
+
+def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
+    """The rows of one split, each with every answer that its image and question have anywhere in it."""
+    # Two passes, so that no picture of a table is kept: the first collects what is accepted. Answers are
+    # keyed as they are compared, so that a change of case is no conflict.
+    groups: dict[tuple, dict[str, str]] = defaultdict(dict)
+    for row in _rows(folder, split, Counter()):
+        if isinstance(row, Row) and isinstance(row.image, str | bytes):
+            for answer in filter(normalise, map(fold, row.answers)):
+                groups[_group(row)].setdefault(normalise(answer), answer)
+    notes["groups_with_conflicting_answers"] += sum(len(group) > 1 for group in groups.values())
+    notes["groups_with_yes_and_no"] += sum({"yes", "no"} <= set(group) for group in groups.values())
+    for row in _rows(folder, split, notes):
+        if isinstance(row, Row) and isinstance(row.image, str | bytes):
+            group = groups.get(_group(row), {})
+            notes["rows_with_conflicting_answers"] += len(group) > 1
+            own = {normalise(fold(answer)) for answer in row.answers}
+            others = [answer for plain, answer in group.items() if plain not in own]
+            row = replace(row, answers=[*row.answers, *others])
+        yield row
+
+
+def _group(row: Row) -> tuple:
+    """One image and one question."""
+    image = hashlib.sha256(row.image).digest() if isinstance(row.image, bytes) else row.image
+    return image, normalise(fold(row.question))
+
+
+def _rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
+    file = require_split(split, FILES, "Path-VQA")
+    if table := hub.table(folder, split):
+        for row in hub.questions(table):
+            row.modality = "pathology"
+            row.question = _folded(row.question)
+            yield row
+        return
+    path = _questions(folder, file, split, notes)
+    for number, item in enumerate(load_rows(path), 1):
+        name = item.get("img_id")
+        source_id = fold(name) or f"item{number}"
+        questions, labels = _listed(item.get("sentf")), _listed(item.get("labelf"))
+        if questions is None or labels is None:
+            yield Refused(source_id, "no lists of questions and answers")
+            continue
+        notes["images_without_questions"] += not questions
+        known = isinstance(name, str) and name.strip()
+        image = _image(folder, path.parent, IMAGE_FOLDERS[split], name.strip()) if known else name
+        for k in range(max(len(questions), len(labels))):
+            label = labels[k] if k < len(labels) else None
+            yield Row(
+                source_id=f"{source_id}-{k}",
+                image=image,
+                question=_folded(questions[k]) if k < len(questions) else None,
+                answers=list(label) if isinstance(label, dict) else [],
+                modality="pathology",
+                number=number,
+            )
+
+
+def _questions(folder: Path, file: str, split: str, notes: Counter) -> Path:
+    """The file with the questions.
+
+    Raises:
+        MissingRelease: it is not there, or only its pickle is.
+    """
+    path = next((path for path in sorted(folder.rglob(file)) if path.is_file()), None)
+    pickles = [found for pattern in ("*.pkl", "*.pickle") for found in folder.rglob(pattern)]
+    notes["pickle_files_not_opened"] += len(pickles)
+    if path is None:
+        unopened = f", but {len(pickles)} pickle files, which are not opened" if pickles else ""
+        raise MissingRelease(
+            str(folder),
+            f"no {file}{unopened}",
+            f"Path-VQA's {split} questions as JSON or parquet",
+            f"put {file} there (a pickle runs code), or `rarl download path_vqa`",
+        )
+    return path
+
+
+def _listed(value: object) -> list | None:
+    """What `sentf` or `labelf` lists; None where it is nothing of the kind."""
+    listed = (value or {}).get("pvqa") if isinstance(value or {}, dict) else value
+    return listed or [] if isinstance(listed, list | None) else None
+
+
+def _folded(question: object) -> object:
+    """A question without the blank before its question mark."""
+    return _BEFORE_MARK.sub("?", question) if isinstance(question, str) else question
+
+
+def _image(folder: Path, beside: Path, split: str, name: str) -> str:
+    """Where the image is, below the release's folder; its usual place where it is nowhere."""
+    usual = folder / "images" / split / f"{name}.jpg"
+    places = (
+        usual,
+        folder / "images" / f"{name}.jpg",
+        folder / split / f"{name}.jpg",
+        folder / "pvqa" / "images" / split / f"{name}.jpg",  # as its archive unpacks
+        beside / f"{name}.jpg",
+    )
+    try:
+        return relative(folder, next((place for place in places if place.is_file()), usual))
+    except (OSError, ValueError):  # a name that can be no file's
+        return f"images/{split}/{name}.jpg"

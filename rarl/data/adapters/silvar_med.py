@@ -1,0 +1,194 @@
+"""Silvar-Med, the training set: SLAKE's English Abnormality rows, with physicians' explanations if there.
+
+The paper's 716 training and 150 test rows are the English rows of SLAKE's `train.json` and `test.json`
+whose `content_type` is `Abnormality`; the 132 of `validate.json` serve for development. What Silvar-Med
+adds is the explanations. Where a user has them, they lie anywhere below `silvar_med/`, in any of
+three forms (made-up values):
+
+    *.json     {"img_name": "xmlab900_2.jpg", "question": "Is the gizzard healthy?",
+                "answer": "The gizzard is evenly bright. No lesion is seen, so it is healthy."}
+               the authors' own: a list of such rows
+    *.parquet  or a `datasets` folder, with the same columns; or `image` in the place of `img_name`,
+               where its path still says the name
+    *.jsonl    {"image": "xmlab900/source.jpg", "question": "Is the gizzard healthy?",
+                "reasoning": "The gizzard is evenly bright ..."}
+               from elsewhere, one a line; the image as SLAKE's `img_name` or as `xmlab900`
+
+`xmlabN.jpg` is the authors' copy of an image for its first question, `xmlabN_k.jpg` for its k-th further
+one; the copies are not needed: explanations are joined to rows by the image's number and the question's
+text. What was joined and what was not stands in the releases' notes, and `unmatched` lists the rest.
+
+Pham et al., "Silvar-Med: A speech-driven visual language model for explainable abnormality detection in
+medical imaging", CVPR Workshops 2025; Hugging Face `Hanhpt23/Silvar-Med`. Licence: see there; SLAKE's
+is CC BY 4.0.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rarl.answers import normalise
+from rarl.data import hub
+from rarl.data.adapters import slake
+from rarl.data.release import Declared, Release, find_release, fold, load_lines, load_rows, read
+from rarl.errors import UserError
+
+if TYPE_CHECKING:
+    from rarl.data.release import Pictures
+    from rarl.params import Params
+
+NAME = "silvar_med"
+FOLDERS = ("silvar_med", "silvar-med", "Silvar-Med")
+#: Our splits and SLAKE's: `validate.json` is not used by the paper and picks checkpoints here.
+SPLITS = {"train": "train", "dev": "validate", "test": "test"}
+DECLARED = Declared(
+    counts={
+        form: {
+            "train": {
+                "rows": 716,
+                "images": 304,
+                "yes_no": 467,
+                "mri": 162,
+                "ct": 122,
+                "xray": 432,
+            },
+            "validate": {"rows": 132, "images": 61, "yes_no": 88, "mri": 29, "ct": 17, "xray": 86},
+            "test": {"rows": 150, "images": 67, "yes_no": 98, "mri": 32, "ct": 21, "xray": 97},
+        }
+        for form in ("original", hub.FORM)
+    },
+    known=(
+        "It is a part of SLAKE: its English Abnormality rows, whose train, development and test images are "
+        "disjoint.",
+        "With 150 test rows a 95 % interval is about 7.6 points to either side.",
+        "The paper's own-set scores are multiples of 1/148, not of 1/150.",
+    ),
+    licence="CC BY 4.0 (SLAKE); explanations: see their page",
+    page="https://huggingface.co/datasets/Hanhpt23/Silvar-Med",
+    citation="Pham et al., CVPR Workshops 2025",
+)
+_COPY = re.compile(r"(.+?)(?:_\d+)?$")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One explanation, and where it was read."""
+
+    file: str
+    """Path below the release's folder."""
+    row: int
+    """Line or row in the file, from 1."""
+    image: str
+    question: str
+    text: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return _key(self.image, self.question)
+
+
+def training(root: Path, params: "Params", pictures: "Pictures") -> dict[str, Release]:
+    """The train, development and test rows, each with its explanation where there is one.
+
+    What was joined is counted in each release's notes: `explanations_matched` (its rows that have one) and
+    `rows_with_differing_explanations` (the first is taken); and in those of `train`, for all three:
+    `explanations_read`, `explanations_empty`, `explanations_without_a_row`.
+
+    Raises:
+        MissingRelease: SLAKE is not there.
+        UserError: a file of SLAKE or of the explanations is not what it should be.
+    """
+    releases = {
+        ours: read(slake, root, theirs, dataset=NAME, pictures=pictures, content_type="Abnormality")
+        for ours, theirs in SPLITS.items()
+    }
+    found = explanations(root)
+    texts: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for explanation in found:
+        if explanation.text and explanation.text not in texts[explanation.key]:
+            texts[explanation.key].append(explanation.text)
+    for release in releases.values():
+        joined = [texts.get(_key(row.image, row.question), []) for row in release.seen]
+        release.notes["explanations_matched"] += sum(map(bool, joined))
+        release.notes["rows_with_differing_explanations"] += sum(len(of) > 1 for of in joined)
+        release.samples = [
+            sample.model_copy(update={"reasoning": next(iter(of), None)})
+            for sample in release.samples
+            for of in [texts.get(_key(sample.image, sample.question), [])]
+        ]
+    notes = releases["train"].notes
+    notes["explanations_read"] += len(found)
+    notes["explanations_empty"] += sum(not explanation.text for explanation in found)
+    notes["explanations_without_a_row"] += len(_unmatched(found, releases.values()))
+    return releases
+
+
+def unmatched(root: Path, releases: Iterable[Release]) -> list[Explanation]:
+    """The explanations that have no row in any of the releases (`training(...).values()`), in file order."""
+    return _unmatched(explanations(root), releases)
+
+
+def _unmatched(found: list[Explanation], releases: Iterable[Release]) -> list[Explanation]:
+    keys = {_key(row.image, row.question) for release in releases for row in release.seen}
+    return [explanation for explanation in found if explanation.key not in keys]
+
+
+def explanations(root: Path) -> list[Explanation]:
+    """Every explanation below the release's folder, empty ones too; none where there is no such folder.
+
+    Raises:
+        UserError: a file is not in one of the documented forms.
+    """
+    folder = find_release(root, FOLDERS)
+    return list(_explanations(folder)) if folder else []
+
+
+def _explanations(folder: Path) -> Iterator[Explanation]:
+    for path in sorted(folder.rglob("*.json")):
+        if not _of_tools(path.relative_to(folder)):
+            for number, row in enumerate(load_rows(path), 1):
+                yield _explanation(folder, path, number, row, ("img_name", "question", "answer"))
+    for path in sorted(folder.rglob("*.jsonl")):
+        for number, row in load_lines(path):
+            yield _explanation(folder, path, number, row, ("image", "question", "reasoning"))
+    if table := hub.table(folder, None, ("question", "answer"), ("img_name", "image")):
+        for path in table.files:
+            rows = hub.Table([path], table.wanted)
+            for number, row in enumerate(rows, 1):
+                image = row["image"]
+                named = row["img_name"] or (image.get("path") if isinstance(image, dict) else image)
+                row["img_name"] = named if isinstance(named, str) else ""
+                yield _explanation(folder, path, number, row, ("img_name", "question", "answer"))
+
+
+def _of_tools(path: Path) -> bool:
+    """Whether a JSON file was put beside the data by `save_to_disk`, our download or the hub's client."""
+    tools = ("dataset_dict.json", "dataset_info.json", "state.json", "download.json")
+    return path.name in tools or ".cache" in path.parts
+
+
+def _explanation(
+    folder: Path, path: Path, number: int, row: dict, keys: tuple[str, str, str]
+) -> Explanation:
+    wrong = [key for key in keys if not isinstance(row.get(key), str | None) or key not in row]
+    if wrong:
+        raise UserError(
+            f"{path}, row {number}",
+            f"no text under {', '.join(wrong)}",
+            f"rows with {', '.join(keys)}",
+            "bring the file into the form that rarl/data/adapters/silvar_med.py describes, or move it out of "
+            "this folder",
+        )
+    image, question, text = (fold(row[key]) for key in keys)
+    return Explanation(path.relative_to(folder).as_posix(), number, image, question, text)
+
+
+def _key(image: str, question: str) -> tuple[str, str]:
+    """The image's name without its copy's number, and the question as it is compared."""
+    path = Path(image.replace("\\", "/"))
+    copy = _COPY.match(path.stem)
+    name = path.parent.name if path.stem == "source" else copy.group(1) if copy else ""
+    return name, normalise(question)

@@ -1,0 +1,146 @@
+"""SLAKE: medical VQA with English and Chinese questions; here the English ones.
+
+`slake/{train,validate,test}.json` is a list of rows; images lie in `slake/imgs/xmlabN/source.jpg`. A row
+in the real format, with made-up values:
+
+    {"img_id": 900, "img_name": "xmlab900/source.jpg", "question": "Is the gizzard healthy?",
+     "answer": "Yes", "q_lang": "en", "location": "Abdomen", "modality": "CT", "answer_type": "CLOSED",
+     "base_type": "vqa", "content_type": "Abnormality", "triple": ["vhead", "_", "_"], "qid": 99999}
+
+English rows: 4,919 train / 1,053 validate / 1,061 test. Licence CC BY 4.0. Liu et al., "SLAKE: A
+semantically-labeled knowledge-enhanced dataset for medical visual question answering", ISBI 2021,
+arXiv 2102.09542; Hugging Face `BoKelvin/SLAKE`.
+
+The hub's form is the same JSON with `validation.json` and the pictures in `imgs.zip`, which must be unpacked
+beside it. Parquet copies that keep the columns `image, question, answer, q_lang` are read too.
+
+Quirks: Chinese rows share images across splits, so the language filter comes first; one answer is
+empty (refused); some rows stand twice; `answer_type` CLOSED also holds choices, whose options stand in
+the question; 18 Abnormality answers are the literal text `None`; `location` of a CT may say "Chest_lung", so
+the modality is taken from its own field only.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from rarl.answers import kind_of
+from rarl.data import hub
+from rarl.data.release import (
+    Declared,
+    Refused,
+    Row,
+    find_file,
+    fold,
+    inside,
+    load_rows,
+    relative,
+    require_split,
+)
+from rarl.errors import UserError
+
+FOLDERS = ("slake", "SLAKE", "Slake1.0", "BoKelvin___slake")
+#: `validation.json` is the hub's name of it.
+FILES = {
+    "train": ("train.json",),
+    "validate": ("validate.json", "validation.json"),
+    "test": ("test.json",),
+}
+MODALITIES = {"MRI": "mri", "CT": "ct", "X-Ray": "xray"}
+DECLARED = Declared(
+    counts={
+        form: {
+            "train": {"rows": 4919, "images": 450, "duplicate_rows": 7},
+            "validate": {"rows": 1053, "images": 96},
+            "test": {"rows": 1061, "images": 96},
+        }
+        for form in ("original", hub.FORM)
+    },
+    known=(
+        "SLAKE is not unseen for a model trained on Silvar-Med: the 150 own test rows are among SLAKE's 1,061 "
+        "English test rows, and training uses SLAKE training images.",
+        "The Chinese rows use some of the English test images in training: they are left out.",
+        "7 rows of image xmlab19 stand twice.",
+    ),
+    licence="CC BY 4.0",
+    page="https://huggingface.co/datasets/BoKelvin/SLAKE",
+    citation="Liu et al., ISBI 2021, arXiv 2102.09542",
+)
+#: ", heart, liver or lung?": names of up to three words, with commas between and "or" before the last.
+_NAME = r"(?!(?:which|what|where|who|is|are|does|do|in|on)\b)[\w-]+(?: [\w-]+){0,2}?"
+_OPTIONS = re.compile(
+    rf",\s*({_NAME}(?:\s*,\s*{_NAME})*?)\s*,?\s+or\s+({_NAME})\s*\?\s*$", re.IGNORECASE
+)
+
+
+def rows(
+    folder: Path, split: str, notes: Counter, content_type: str | None = None
+) -> Iterator[Row | Refused]:
+    """The English rows of one split, or those of one content type among them."""
+    for number, row in enumerate(_all_rows(folder, split), 1):
+        if row.get("q_lang") != "en":
+            notes["other_language_rows"] += 1
+            continue
+        if content_type is not None and row.get("content_type") != content_type:
+            notes["other_content_rows"] += 1
+            continue
+        question = fold(row.get("question"))
+        answer = fold(row.get("answer"))
+        choices = options_in(question) if kind_of(answer, question) == "choice" else []
+        yield Row(
+            source_id=fold(row.get("qid")),
+            image=row["image"],
+            question=row.get("question"),
+            answers=[row.get("answer")],
+            modality=MODALITIES.get(fold(row.get("modality")), "unknown"),
+            category=fold(row.get("content_type")),
+            choices=choices,
+            number=number,
+            form=row["form"],
+        )
+
+
+def _all_rows(folder: Path, split: str) -> Iterator[dict]:
+    """The rows in every language, each with its picture under `image`."""
+    names = require_split(split, FILES, "SLAKE")
+    needs = ("image", "question", "answer", "q_lang")
+    if table := hub.table(folder, split, needs, ("content_type", "modality", "qid")):
+        for cells in table:
+            yield {**cells, "image": hub.picture(cells["image"]), "form": hub.FORM}
+        return
+    path = find_file(folder, names, f"SLAKE's {split} questions")
+    images = f"{relative(folder, path.parent)}/{_images(path.parent)}"
+    for row in load_rows(path):
+        yield {**row, "image": inside(images, row.get("img_name")), "form": "original"}
+
+
+def _images(folder: Path) -> str:
+    """Below which folder the images lie: `imgs/`, or nested once more by an unpacked archive.
+
+    Raises:
+        UserError: they still lie in the archive.
+    """
+    for place in ("imgs", "imgs/imgs"):
+        if any((folder / place).glob("xmlab*")):
+            return place
+    if (folder / "imgs.zip").is_file():
+        raise UserError(
+            str(folder / "imgs.zip"),
+            "an archive that is not unpacked, and no folder imgs/ beside it",
+            "imgs/xmlabN/source.jpg",
+            "run `rarl download slake`, which unpacks it, or unpack it there",
+        )
+    return "imgs"
+
+
+def options_in(question: str) -> list[str]:
+    """The alternatives that a question ends in; empty where it names none.
+
+    >>> options_in("In the image, which is bigger, gizzard, crop or gear box?")
+    ['gizzard', 'crop', 'gear box']
+    """
+    found = _OPTIONS.search(question)
+    if found is None:
+        return []
+    return [part.strip() for part in found.group(1).split(",")] + [found.group(2).strip()]

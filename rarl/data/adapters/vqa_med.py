@@ -1,0 +1,116 @@
+"""VQA-Med 2019 (ImageCLEF): modality, plane, organ system and abnormality of radiology images.
+
+Text files with `|` between fields, image ids without `.jpg`. Lines in the real format, made up:
+
+    synpic1|what is the antenna made of?|copper                       training and validation
+    synpic1|abnormality|what is abnormal in the antenna?|(fine) crack#bend     test
+
+12,792 / 2,000 / 500 rows over 3,200 / 500 / 500 images. Licence CC BY 4.0. Ben Abacha et al., "VQA-Med:
+Overview of the medical visual question answering task at ImageCLEF 2019", CLEF 2019; Zenodo 10499039,
+GitHub `abachaa/VQA-Med-2019`. It has no official place on the hub: parquet copies with the columns image,
+question, answer and perhaps category are read, and no count is expected of them.
+
+Quirks: in the test file `#` stands between accepted answers (12 rows) and `(...)` is a part that may be
+left out (20 rows): both forms are accepted. Training and validation hold typographic apostrophes and
+no-break spaces, and no final newline.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from rarl.answers import normalise
+from rarl.data import hub
+from rarl.data.release import (
+    Declared,
+    Refused,
+    Row,
+    find_file,
+    fold,
+    inside,
+    read_text,
+    relative,
+    require_split,
+)
+
+FOLDERS = ("vqa_med", "vqa-med", "vqa-med-2019", "vqa_med_2019", "VQA-Med-2019")
+FILES = {
+    "train": "All_QA_Pairs_train.txt",
+    "validate": "All_QA_Pairs_val.txt",
+    "test": "VQAMed2019_Test_Questions_w_Ref_Answers.txt",
+}
+IMAGES = {"train": "Train_images", "validate": "Val_images", "test": "VQAMed2019_Test_Images"}
+DECLARED = Declared(
+    counts={
+        "original": {
+            "train": {"rows": 12792, "images": 3200},
+            "validate": {"rows": 2000, "images": 500},
+            "test": {"rows": 500, "images": 500, "yes_no": 64},
+        },
+    },
+    known=(
+        "12 test answers list alternatives and 20 have a part in brackets that may be left out: every form is "
+        "accepted.",
+        "4 test images are also in VQA-RAD, byte for byte.",
+        "The four categories (modality, plane, organ, abnormality) have 125 test rows each.",
+    ),
+    licence="CC BY 4.0",
+    page="https://zenodo.org/records/10499039",
+    citation="Ben Abacha et al., CLEF 2019",
+)
+_BRACKETS = re.compile(r"\s*\([^()]*\)\s*")
+
+
+def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
+    """The rows of one split (`train`, `validate` or `test`)."""
+    file = require_split(split, FILES, "VQA-Med")
+    if table := hub.table(folder, split, optional=("category",)):
+        for number, cells in enumerate(table, 1):
+            row = hub.row_of(cells, number, category=fold(cells["category"]))
+            yield _accepting(row, split, notes)
+        return
+    path = find_file(folder, (file,), f"VQA-Med's {split} file")
+    images = f"{relative(folder, path.parent)}/{IMAGES[split]}"
+    fields = 4 if split == "test" else 3
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        parts = [part.strip() for part in line.split("|", fields - 1)]
+        if len(parts) < fields or not all(parts):
+            yield Refused(f"line {number}", f"not {fields} filled fields with | between")
+            continue
+        row = Row(
+            source_id=f"{parts[0]}-{number}",
+            image=inside(images, f"{parts[0]}.jpg"),
+            question=parts[-2],
+            answers=[parts[-1]],
+            category=fold(parts[1]) if split == "test" else "",
+            number=number,
+        )
+        yield _accepting(row, split, notes)
+
+
+def _accepting(row: Row, split: str, notes: Counter) -> Row:
+    """The row with every accepted form of its answer."""
+    answer = row.answers[0]
+    if split == "test" and isinstance(answer, str):
+        notes["several_answers"] += "#" in answer
+        notes["optional_parts"] += "(" in answer
+        row.answers = accepted_answers(answer)
+    return row
+
+
+def accepted_answers(answer: str) -> list[str]:
+    """Every form of a test answer that counts as correct, as its README says.
+
+    >>> accepted_answers("(fine) crack#bend")
+    ['(fine) crack', 'fine crack', 'crack', 'bend']
+    """
+    accepted = []
+    for alternative in answer.split("#"):
+        spelt_out = alternative.replace("(", "").replace(")", "")
+        accepted += [
+            fold(form) for form in (alternative, spelt_out, _BRACKETS.sub(" ", alternative))
+        ]
+    return list(dict.fromkeys(form for form in accepted if normalise(form)))

@@ -1,0 +1,87 @@
+"""VQA-RAD: clinicians' questions about radiology images.
+
+`vqa_rad/VQA_RAD Dataset Public.json` is a list of rows; images lie in `vqa_rad/VQA_RAD Image Folder/`.
+A row in the real format, with made-up values:
+
+    {"qid": 9999, "phrase_type": "test_freeform", "qid_linked_id": "0000", "image_case_url": "NULL",
+     "image_name": "synpic1.jpg", "image_organ": "HEAD", "evaluation": "evaluated",
+     "question": "Is the antenna bent?", "question_rephrase": "NULL", "question_relation": "NULL",
+     "question_frame": "NULL", "question_type": "PRES", "answer": "No", "answer_type": "CLOSED"}
+
+2,248 rows, 315 images. Test is where `phrase_type` starts with `test_`: 451 rows; the other 1,797 are
+training. The hub's form (`flaviagiammarino/vqa-rad`, parquet with image, question, answer) has 1,793 / 451.
+Licence CC0 1.0. Lau et al., "A dataset of clinically generated visual questions and answers about radiology
+images", Scientific Data 2018; OSF `89kps`.
+
+Quirks: yes/no in five casings; `answer_type` is no guide to the answer's kind (106 CLOSED rows are not
+yes/no, 2 have a trailing blank); 5 answers are JSON integers; one `qid` is a string; tabs in questions and
+answers; nulls as the text "NULL"; 202 of 203 test images also occur in training.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from rarl.answers import kind_of
+from rarl.data import hub
+from rarl.data.release import (
+    Declared,
+    Refused,
+    Row,
+    find_file,
+    fold,
+    inside,
+    load_rows,
+    relative,
+    require_split,
+)
+
+FOLDERS = ("vqa_rad", "vqa-rad", "VQA_RAD", "VQA-RAD")
+FILE = "VQA_RAD Dataset Public.json"
+IMAGES = "VQA_RAD Image Folder"
+DECLARED = Declared(
+    counts={
+        "original": {
+            "train": {"rows": 1797, "images": 313, "duplicate_rows": 3},
+            "test": {
+                "rows": 451,
+                "images": 203,
+                "images_also_in_train": 202,
+                "rows_with_training_image": 446,
+            },
+        },
+        "hub": {"train": {"rows": 1793}, "test": {"rows": 451}},
+    },
+    known=(
+        "The published split leaks: 202 of 203 test images, with 446 of 451 test rows, are also in training.",
+        "3 rows stand twice in training, and 1 row in both splits: the hub's form has 4 training rows fewer.",
+    ),
+    licence="CC0 1.0",
+    page="https://osf.io/89kps",
+    citation="Lau et al., Scientific Data 2018",
+)
+
+
+def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
+    """The rows of one split (`train` or `test`)."""
+    require_split(split, DECLARED.counts["original"], "VQA-RAD")
+    if table := hub.table(folder, split):
+        yield from hub.questions(table)
+        return
+    path = find_file(folder, (FILE,), "VQA-RAD's questions")
+    for number, row in enumerate(load_rows(path), 1):
+        if fold(row.get("phrase_type")).startswith("test_") is not (split == "test"):
+            continue
+        question, answer = row.get("question"), row.get("answer")
+        kind = kind_of(fold(answer), fold(question))
+        notes["answers_not_text"] += answer is not None and not isinstance(answer, str)
+        notes["replacement_characters"] += "\ufffd" in fold(question) + fold(answer)
+        notes["closed_not_yes_no"] += fold(row.get("answer_type")) == "CLOSED" and kind != "yes_no"
+        yield Row(
+            source_id=fold(row.get("qid")),
+            image=inside(f"{relative(folder, path.parent)}/{IMAGES}", row.get("image_name")),
+            question=question,
+            answers=[answer],
+            category=fold(row.get("question_type")),
+            number=number,
+        )

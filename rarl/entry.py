@@ -1,0 +1,68 @@
+"""What every stage's `main` is wrapped in: errors for the user to read, and the cost of the run."""
+
+import errno
+import functools
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import click
+
+from rarl.cost import write_cost
+from rarl.errors import UserError
+from rarl.params import load_params
+from rarl.pinning import pin
+
+#: What the operating system says where the user can put it right: a full disk or quota, a limit, a denied place.
+UNWRITABLE = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EFBIG: "raise the limit on the size of files (`ulimit -f`), or use another file system",
+    errno.EROFS: "work in a folder that can be written to",
+    errno.EACCES: "give this user access to it",
+    errno.EPERM: "give this user access to it",
+}
+
+
+def ignore_warnings_between_libraries() -> None:
+    """What one library says to another is none of the user's business."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+
+
+def stage_main(function):
+    """Wrap a stage's `main`: a user's mistake or a full disk ends it with one message, Ctrl-C with one line.
+
+    Numeric libraries are pinned before the stage imports them (`rarl/pinning.py`). A stage that finishes writes its
+    time and memory to `metrics/cost/` (`rarl/cost.py`), which git ignores.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        started = time.perf_counter()
+        ignore_warnings_between_libraries()
+        try:
+            if Path("params.yaml").is_file():
+                pin(load_params())
+            result = function(*args, **kwargs)
+            stage = Path(sys.modules[function.__module__].__file__).stem
+            items = [Path(value).name for value in kwargs.values() if isinstance(value, str | Path)]
+            write_cost([stage, *items], time.perf_counter() - started)
+            return result
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise UserError(
+                str(error.filename or Path.cwd()),
+                os.strerror(error.errno).lower(),
+                "a place with room that this user may read and write",
+                f"{UNWRITABLE[error.errno]}, then run the same command again; what was finished is kept",
+            ) from None
+        except KeyboardInterrupt:
+            click.echo(
+                "Stopped. What was finished is kept; run the same command again to go on.", err=True
+            )
+            sys.exit(130)
+
+    return wrapped

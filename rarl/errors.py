@@ -1,0 +1,17 @@
+"""The message for a user's mistake."""
+
+import click
+
+
+class UserError(click.ClickException):
+    """Something in the input is wrong, and the user can put it right.
+
+    Args:
+        where: the file, parameter key or row that is wrong.
+        found: what was found there.
+        expected: what should have been there.
+        fix: the next thing to do.
+    """
+
+    def __init__(self, where: str, found: str, expected: str, fix: str):
+        super().__init__(f"{where}\n  found:    {found}\n  expected: {expected}\n  to do:    {fix}")

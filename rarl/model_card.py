@@ -1,0 +1,300 @@
+"""The card of a trained model: what it is, what it learnt from, how good it is, and how to use it elsewhere.
+
+The text holds no times and no paths of this machine, so that two equal runs write equal files.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+from rarl.params import Params
+from rarl.prompts import template
+from rarl.records import Sample, atomic_file, read_json, write_json
+
+PHANTOM_ROOT = "data/phantom"
+EMBEDDED = "data/base"
+NOT_CLINICAL = "Research only, not for clinical use."
+METHODS = {
+    "sft": "supervised fine-tuning on the annotated reasoning and the answers",
+    "grpo": "GRPO with rewards for format, length and accuracy",
+    "rarl": "RARL: GRPO with a reward for the reasoning besides, under diverse prompts",
+}
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+USE = "## How to load"
+#: The blocks of `params.yaml` that a training depends on; `method` stands for the method's own block.
+BLOCKS = {
+    "sft": ("model", "lora", "train", "sft", "decoding"),
+    "grpo": ("model", "lora", "train", "rl", "grpo", "reward", "encoder", "decoding"),
+    "rarl": ("model", "lora", "train", "rl", "rarl", "reward", "encoder", "decoding"),
+}
+
+
+def counts(train: list[Sample], dev: list[Sample]) -> dict[str, dict]:
+    """What the card says of the rows: of each split the rows, images, annotated rows, kinds and sources."""
+    return {
+        name: {
+            "rows": len(samples),
+            "images": len({sample.image_sha256 for sample in samples}),
+            "annotated": sum(sample.reasoning is not None for sample in samples),
+            "modalities": dict(sorted(Counter(sample.modality for sample in samples).items())),
+            "kinds": dict(sorted(Counter(sample.kind for sample in samples).items())),
+            "datasets": sorted({sample.dataset for sample in samples}),
+        }
+        for name, samples in (("training", train), ("development", dev))
+    }
+
+
+def base_name(pointer: dict) -> str:
+    """The base's name without this machine's path: the hub's id, `data/base`, or a local folder's last name."""
+    local = pointer["sha256"] is not None and pointer["source"] != EMBEDDED
+    return Path(pointer["source"]).name if local else pointer["source"]
+
+
+def make_portable(folder: str | Path) -> None:
+    """Make `adapter_config.json` the same on every machine and in every equal run.
+
+    PEFT writes the base's path as it was on this machine, and its sets of module names in an order that
+    changes from one Python process to the next. Loading an adapter on a base that was loaded needs neither.
+    A folder without an adapter (full weights) stays as it is.
+    """
+    pointer = read_json(Path(folder) / "base.json")
+    for file in sorted(Path(folder).rglob("adapter_config.json")):
+        config = read_json(file)
+        config |= {"base_model_name_or_path": base_name(pointer), "revision": pointer["revision"]}
+        for key in ("target_modules", "exclude_modules", "modules_to_save"):
+            if isinstance(config[key], list):
+                config[key] = sorted(config[key])
+        write_json(file, config)
+
+
+def write_card(
+    folder: str | Path, method: str, params: Params, metrics: dict, counts: dict[str, dict]
+) -> None:
+    """Write `README.md` into a model folder, in the form of the hub's model cards.
+
+    Args:
+        folder: a trained model's folder with `base.json` and an adapter or `full/`.
+        method: `sft`, `grpo` or `rarl`.
+        metrics: as in `metrics/train/<method>.json`.
+        counts: as `counts` gives them.
+    """
+    folder = Path(folder)
+    pointer = read_json(folder / "base.json")
+    phantom = Path(params.data.root) == Path(PHANTOM_ROOT)
+    full = (folder / "full").is_dir()
+    name = base_name(pointer)
+    parts = [
+        _front_matter(method, pointer, phantom, full),
+        f"# {method}: {name}, {'full weights' if full else 'LoRA'}",
+        f"**{NOT_CLINICAL}**",
+        _phantom_note(pointer, phantom),
+        f"A Qwen2-VL trained by {METHODS[method]}, with the vision tower frozen. It was made by the pipeline that "
+        "implements *RARL: Improving Medical VLM Reasoning and Generalization with Reinforcement Learning and LoRA "
+        "under Data and Hardware Constraints* (Pham and Ngo, 2025, arXiv 2506.06600).",
+        "## Base\n\n" + _base(pointer, params),
+        "## Data\n\n" + _data(params, counts),
+        "## Results of the training" + (" (PHANTOM)" if phantom else "") + "\n\n" + _metrics(metrics),
+        "## Limits\n\n" + _limits(phantom),
+        USE + "\n\n" + _use(pointer, full),
+        "## Parameters\n\n" + _parameters(method, params),
+        "## Versions\n\n" + ", ".join(f"{library} {_release(library)}" for library in LIBRARIES),
+    ]  # fmt: skip
+    with atomic_file(folder / "README.md") as file:
+        file.write("\n\n".join(part for part in parts if part) + "\n")
+
+
+def _release(library: str) -> str:
+    """A library's version without its build, such as `+cpu`, which differs between machines."""
+    return version(library).partition("+")[0]
+
+
+def merged_card(text: str, source: str, dtype: str) -> str:
+    """The card of a model whose adapter was merged into the base, from the adapter's card.
+
+    Args:
+        text: the adapter's card; empty where there is none.
+        source: the name of the model that was merged.
+        dtype: in which the merged weights are saved.
+    """
+    text = text or f"---\nlibrary_name: peft\n---\n\n# {source}\n\n**{NOT_CLINICAL}**\n\n{USE}\n"
+    use = f"""{USE}
+
+The adapter is merged into the base; the weights are saved in {dtype}.
+
+```python
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+model = Qwen2VLForConditionalGeneration.from_pretrained("<this folder>")
+processor = AutoProcessor.from_pretrained("<this folder>")  # needs torchvision
+```
+
+{_prompt()}
+"""
+    text = re.sub(rf"{USE}\n.*?(?=\n## |\Z)", lambda _: use, text, count=1, flags=re.DOTALL)
+    return text.replace("library_name: peft", "library_name: transformers", 1)
+
+
+def _front_matter(method: str, pointer: dict, phantom: bool, full: bool) -> str:
+    known = pointer["source"] in (EMBEDDED, "Qwen/Qwen2-VL-2B-Instruct")
+    tags = ["qwen2_vl", "visual-question-answering", method, "full" if full else "lora", "medical"]
+    lines = [
+        f"base_model: {json.dumps(base_name(pointer))}",
+        f"library_name: {'transformers' if full else 'peft'}",
+        "pipeline_tag: image-text-to-text",
+        "language: en",
+        "license: apache-2.0" if known else "license: other\nlicense_name: as-the-base",
+        "tags:",
+        *(f"- {tag}" for tag in [*tags, *(["phantom"] if phantom else [])]),
+    ]
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def _phantom_note(pointer: dict, phantom: bool) -> str:
+    if phantom:
+        return "**PHANTOM RESULT**: trained and scored on drawn images; nothing here has a medical meaning."
+    if pointer["source"] == EMBEDDED:
+        return "The base is the pipeline's embedded stand-in of two million parameters: of no medical use."
+    return ""
+
+
+def _base(pointer: dict, params: Params) -> str:
+    lines = [f"- model: `{base_name(pointer)}`"]
+    if pointer["revision"]:
+        lines.append(f"- revision: `{pointer['revision']}`")
+    if pointer["sha256"]:
+        lines.append(f"- SHA-256 of its configuration and weights: `{pointer['sha256']}`")
+    lines.append(f"- training started from: {params.train.start}")
+    return "\n".join(lines)
+
+
+def _data(params: Params, counts: dict[str, dict]) -> str:
+    rows = [
+        (
+            split, f"{of['rows']:,}", f"{of['images']:,}", f"{of['annotated']:,} ({_share(of)})",
+            _listed(of["kinds"]), _listed(of["modalities"]), ", ".join(of["datasets"]),
+        )
+        for split, of in counts.items()
+    ]  # fmt: skip
+    head = (
+        "split",
+        "rows",
+        "images",
+        "with annotated reasoning",
+        "kinds",
+        "modalities",
+        "data set",
+    )
+    idle = ""
+    if not counts["training"]["annotated"]:
+        idle = "\n\nNo training row is annotated: a reward for the reasoning had nothing to compare with."
+    return (
+        f"Source: `{params.train.source}`"
+        + (f", the first {params.train.samples} rows of a seeded shuffle" if params.train.samples else "")
+        + ". The checkpoint was chosen on the development rows; the test rows were not looked at.\n\n"
+        + _table(head, rows)
+        + idle
+    )  # fmt: skip
+
+
+def _share(of: dict) -> str:
+    return f"{100 * of['annotated'] / of['rows']:.0f} %" if of["rows"] else "–"
+
+
+def _listed(counted: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counted.items())
+
+
+def _metrics(metrics: dict) -> str:
+    names = {
+        "steps": "optimizer steps",
+        "trainable_parameters": "trainable parameters",
+        "best_step": "step of the chosen checkpoint",
+        "dev_score": "right on the development rows at that step, %",
+    }
+    rows = [
+        (names.get(key, key.replace("_", " ")), "–" if value is None else str(value))
+        for key, value in metrics.items()
+    ]
+    note = ""
+    if any(key.endswith("_first") for key in metrics):
+        note = "\n\n*First* and *last* are means over the first and the last fifth of the steps."
+    return _table(("", "value"), rows) + note
+
+
+def _limits(phantom: bool) -> str:
+    lines = [
+        f"{NOT_CLINICAL} No regulator has cleared it, and no physician has reviewed its answers.",
+        "It answers one question about one picture, in English. Series, volumes and earlier studies are not seen.",
+        "The text between the think tags is what the model was rewarded for writing; it need not be how the answer came about.",
+        "The training rows are few and of few kinds; other pictures, devices, hospitals and questions are untested.",
+        "The development score chose the checkpoint and is therefore too high; scores with intervals are in the pipeline's report.",
+    ]  # fmt: skip
+    if phantom:
+        lines.insert(0, "The pictures are drawings. The figures show that the training works, not that the model knows medicine.")  # fmt: skip
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _use(pointer: dict, full: bool) -> str:
+    local = pointer["sha256"] is not None
+    base = "<folder of the base>" if local else pointer["source"]
+    revision = "" if local or not pointer["revision"] else f', revision="{pointer["revision"]}"'
+    if full:
+        code = (
+            "from transformers import Qwen2VLForConditionalGeneration\n\n"
+            'model = Qwen2VLForConditionalGeneration.from_pretrained("<this folder>/full")'
+        )
+    else:
+        code = (
+            "from peft import PeftModel\nfrom transformers import Qwen2VLForConditionalGeneration\n\n"
+            f'base = Qwen2VLForConditionalGeneration.from_pretrained("{base}"{revision})\n'
+            'model = PeftModel.from_pretrained(base, "<this folder>")'
+        )
+    return (
+        f"```python\n{code}\n```\n\nTokenizer and image processor are the base's. {_prompt()}\n\n"
+        "In the pipeline's repository: `rarl ask --model <this folder> --image x.png --question '...'`, "
+        "and `rarl merge` for weights that need no PEFT."
+    )
+
+
+def _prompt() -> str:
+    return (
+        "The user turn holds the image and after it this text:\n\n```text\n"
+        + template("reasoning").strip()
+        + "\n```"
+    )
+
+
+def _parameters(method: str, params: Params) -> str:
+    rows = [("seed", str(params.seed))]
+    for block in BLOCKS[method]:
+        rows += _leaves(block, getattr(params, block).model_dump())
+    if params.train.trainable == "full":
+        rows = [row for row in rows if not row[0].startswith("lora.")]
+    prompts = ["reasoning"] if method == "sft" else getattr(params, method).prompts
+    hashes = ", ".join(
+        f"{name} {hashlib.sha256(template(name).encode()).hexdigest()[:12]}"
+        for name in dict.fromkeys(prompts)
+    )
+    return _table(("parameter", "value"), rows) + f"\n\nPrompts (SHA-256): {hashes}"
+
+
+def _leaves(prefix: str, block: dict) -> list[tuple[str, str]]:
+    rows = []
+    for key, value in block.items():
+        if isinstance(value, dict):
+            rows += _leaves(f"{prefix}.{key}", value)
+        else:
+            # A folder is this machine's; its name says enough.
+            text = (
+                Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+            )
+            rows.append((f"{prefix}.{key}", ", ".join(map(str, text)) if isinstance(text, list) else str(text)))  # fmt: skip
+    return rows
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

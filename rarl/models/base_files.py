@@ -1,0 +1,67 @@
+"""What the files of a base say before its weights are loaded; reads JSON and bytes, without torch."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from rarl.errors import UserError
+from rarl.params import Base
+
+EMBEDDED = Path("data/base")
+#: `model_type` of the bases that are supported, and their family's name.
+FAMILIES = {"qwen2_vl": "Qwen2-VL"}
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 over `config.json` and all `*.safetensors` of a model folder laid out like the hub's.
+
+    Raises:
+        UserError: the folder does not hold a model.
+    """
+    folder = Path(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        raise UserError(
+            f"base.source = {folder}",
+            "no config.json with *.safetensors in it",
+            "a folder laid out like the hub's",
+            "download the model there, or set base.source to `embedded`",
+        )
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *weights]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_family(source: str, config: dict) -> None:
+    """Refuse a base of another family, whose weights would be left out and replaced by random ones.
+
+    Args:
+        source: the base's folder or hub id.
+        config: its `config.json`.
+
+    Raises:
+        UserError: `model_type` is not among `FAMILIES`.
+    """
+    if config.get("model_type") not in FAMILIES:
+        raise UserError(
+            f"base.source = {source}",
+            f"a model of type {config.get('model_type')}",
+            f"one of {', '.join(FAMILIES)} ({', '.join(FAMILIES.values())})",
+            "choose a base of a supported family, e.g. Qwen/Qwen2-VL-2B-Instruct",
+        )
+
+
+def base_pointer(base: Base) -> dict:
+    """What `base.json` holds: where the base is, at which revision, and a hash of local weights.
+
+    Raises:
+        UserError: a local folder does not hold a model, or one of an unsupported family.
+    """
+    folder = EMBEDDED if base.source == "embedded" else Path(base.source)
+    if not folder.is_dir():
+        return {"source": base.source, "revision": base.revision, "sha256": None}
+    sha256 = fingerprint(folder)
+    check_family(str(folder), json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return {"source": str(folder), "revision": None, "sha256": sha256}

@@ -1,0 +1,82 @@
+"""From ratings to judges: which of them still count, and `params.yaml` told of them."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from rarl.judges.human import Ratings, digest, read_ratings
+from rarl.params import Params, load_params
+from rarl.profiles import put, round_trip
+from rarl.rating.worklist import answers
+from rarl.records import atomic_file, predictions_file
+
+#: The majority of all raters; each rater by themselves is `human_<rater>`.
+MAJORITY = "human"
+
+
+@dataclass(frozen=True)
+class Count:
+    """One rater's ratings: how many, and how many are of answers that no present model gives (stale)."""
+
+    ratings: int
+    stale: int
+
+
+def present_answers(params: Params) -> set[tuple[str, str]]:
+    """Keys of all answers that lie in `data/predictions`, of every model, mode and set in params.yaml."""
+    return {
+        item.key
+        for mode in params.modes
+        for test_set in params.sets_of(mode)
+        for model in params.models
+        if predictions_file(model, mode, test_set).is_file()
+        for item in answers(params, [model], mode, test_set)
+    }
+
+
+def counts(raters: dict[str, Ratings], present: set[tuple[str, str]]) -> dict[str, Count]:
+    return {
+        rater: Count(len(ratings), len(ratings.keys() - present))
+        for rater, ratings in raters.items()
+    }
+
+
+def judges_of(raters: dict[str, Ratings]) -> dict[str, dict]:
+    """Definitions of the judges: the majority and, where there are several raters, each of them."""
+    found = {MAJORITY: {"kind": "human", "rater": None, "ratings": digest(raters)}}
+    if len(raters) > 1:
+        for rater, ratings in raters.items():
+            pinned = digest({rater: ratings})
+            found[f"{MAJORITY}_{rater}"] = {"kind": "human", "rater": rater, "ratings": pinned}
+    return found
+
+
+def export(path: Path = Path("params.yaml")) -> list[str]:
+    """Define the human judges in `params.yaml` with the digest of the present ratings, and list them.
+
+    DVC compares a judge's settings: a changed digest re-runs that judge, and nothing else.
+
+    Returns:
+        the slugs of the human judges whose definition is new or has changed.
+
+    Raises:
+        UserError: what would be written is no valid `params.yaml`; then it is left as it was.
+    """
+    yaml = round_trip()
+    params = yaml.load(path.read_text(encoding="utf-8"))
+    changed = []
+    for slug, definition in judges_of(read_ratings()).items():
+        if slug not in params["judge"]:
+            # Not at the end, where the blank line before the next block hangs on the last judge.
+            params["judge"].insert(0, slug, {})
+        if put(params, f"judge.{slug}", definition) != definition:
+            changed.append(slug)
+        if slug not in params["judges"]:
+            put(params, "judges", [*params["judges"], slug])
+    text = io.StringIO()
+    yaml.dump(params, text)
+    with atomic_file(path) as file:
+        file.write(text.getvalue())
+        file.flush()
+        load_params(file.name)
+    return changed

@@ -1,0 +1,60 @@
+"""CSV files that are safe to open in a spreadsheet, whatever text models, questions and data sets put into them.
+
+A spreadsheet runs a cell that begins with `=`, `+`, `-`, `@`, tab or a line break as a formula. Such a cell gets an
+apostrophe before it, as OWASP advises ("CSV Injection"); a number such as -3.2 stays a number.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rarl.records import atomic_file
+
+#: Full-width signs count too: some spreadsheets read them as the plain ones. Apostrophes before are doubled, so that
+#: `restore` is exact.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+
+
+def safe(cell: str) -> str:
+    """The cell as text that no spreadsheet runs.
+
+    >>> safe("=1+1"), safe("-3.2"), safe("- 3 cm"), safe("yes")
+    ("'=1+1", '-3.2', "'- 3 cm", 'yes')
+    """
+    return f"'{cell}" if _FORMULA.match(cell) and not _is_number(cell) else cell
+
+
+def restore(cell: str) -> str:
+    """The cell as it was before `safe`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return cell == cell.strip()
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
+    """Write rows, the header first, with every cell made safe; the file appears whole or not at all.
+
+    Line breaks inside a cell become `\\n`: before Python 3.13 `csv` writes `\\r` without quotation marks, and a
+    spreadsheet begins a new row there.
+    """
+    with atomic_file(path) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerows(map(_written, row) for row in rows)
+
+
+def _written(cell: object) -> object:
+    return safe(re.sub(r"\r\n?", "\n", cell)) if isinstance(cell, str) else cell
+
+
+def write_frame(path: str | Path, frame) -> None:
+    """The same for a pandas frame, without its index."""
+    text = frame.to_csv(index=False, quoting=csv.QUOTE_ALL)
+    write_csv(path, csv.reader(io.StringIO(text, newline="")))

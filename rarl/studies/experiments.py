@@ -1,0 +1,214 @@
+"""Experiments as git and DVC keep them: parameters, metrics, predictions and verdicts of one revision.
+
+What belongs to what is DVC's knowledge: `dvc.yaml` says which stages a model's scores come from, and `dvc.lock` with
+which parameters, code and inputs each stage has run, and what it has made of them. A difference between two runs is
+therefore traced through the pipeline, and not guessed from the parameters' names.
+"""
+
+import csv
+import io
+import json
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from rarl.cost import read_cost
+from rarl.errors import UserError
+from rarl.params import Params
+from rarl.spreadsheet import restore
+
+HERE = "(this commit)"
+#: Stages that no score comes from: the output of `check` is a constant, and `pretrain` is frozen.
+ASIDE = {"check", "pretrain"}
+
+
+@dataclass(eq=False)
+class Experiment:
+    """One finished experiment, or a commit."""
+
+    name: str
+    revision: str
+    """A git reference or hash."""
+
+    def text(self, path: str) -> str | None:
+        """A file that git tracks; None where this revision has none."""
+        found = subprocess.run(["git", "show", f"{self.revision}:{path}"], capture_output=True)
+        return found.stdout.decode(errors="replace") if found.returncode == 0 else None
+
+    @cached_property
+    def params(self) -> dict:
+        """The parameters.
+
+        Raises:
+            UserError: there are none, or they are not this version's.
+        """
+        where = f"params.yaml of {self.name}"
+        try:
+            params = YAML(typ="safe", pure=True).load(self.text("params.yaml") or "")
+            Params.model_validate(params)
+        except (YAMLError, ValidationError) as error:
+            found = " ".join(str(error).split())[:200]
+            raise UserError(
+                where, found, "parameters of this version of the project",
+                "compare runs of one version: leave out --all, or commit a valid params.yaml",
+            ) from None  # fmt: skip
+        return params
+
+    def json(self, path: str) -> dict:
+        """A JSON file that git tracks; empty where this revision has none.
+
+        Raises:
+            UserError: it is no JSON.
+        """
+        try:
+            return json.loads(self.text(path) or "{}")
+        except ValueError as error:
+            raise UserError(
+                f"{path} of {self.name}", str(error), "JSON, as its stage writes it",
+                "run `dvc repro`, then `git add` and `git commit` the file",
+            ) from None  # fmt: skip
+
+    def cost(self, stage: str) -> dict:
+        """Time and memory of a stage as this machine measured them (`read_cost`); empty where they are unknown.
+
+        Those of the present commit are of the stage's last run in this folder, unless that was an experiment's.
+        """
+        if self.name == HERE:
+            cost = read_cost(stage)
+            return {} if "experiment" in cost else cost
+        *_, start, end, name = self.revision.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
+        return read_cost(stage, (start + end, name))
+
+    def breakdown(self, model: str, mode: str, test_set: str, by: str) -> list[dict]:
+        """The main judge's scores by one field of the samples, as the `score` stage wrote them."""
+        place = (mode, test_set, self.params["report"]["main_judge"], by)
+        rows = csv.DictReader(io.StringIO(self.text(f"metrics/breakdown/{model}.csv") or ""))
+        return [
+            row | {"value": restore(row["value"])}
+            for row in rows
+            if (row["mode"], row["set"], row["judge"], row["by"]) == place
+        ]
+
+    def cell(self, model: str, mode: str, test_set: str) -> dict:
+        """The scores of one model on one test set by the main judge; empty where there are none."""
+        sets = self.json(f"metrics/scores/{model}.json").get(mode, {})
+        return sets.get(test_set, {}).get(self.params["report"]["main_judge"], {})
+
+    @cached_property
+    def files(self):
+        """DVC's file system at this revision; None where this is no DVC repository."""
+        from dvc.api import DVCFileSystem
+        from dvc.exceptions import DvcException
+
+        try:
+            return DVCFileSystem(rev=git("rev-parse", self.revision).strip())
+        except DvcException:
+            return None
+
+    def tracked(self, path: str) -> str | None:
+        """A file that DVC tracks; None where it is neither in DVC's cache nor in a remote."""
+        from dvc.exceptions import DvcException
+        from dvc_data.index import DataIndexDirError
+        from dvc_objects.errors import ObjectFormatError
+
+        try:
+            return self.files.read_text(path) if self.files else None
+        except (OSError, ValueError, DvcException, DataIndexDirError, ObjectFormatError):
+            return None
+
+    @cached_property
+    def stages(self) -> dict:
+        """DVC's stages by name, with what `dvc.lock` has of each; empty where this is no DVC repository."""
+        found = self.files.repo.index.stages if self.files else []
+        return {stage.name: stage for stage in found if getattr(stage, "name", None)}
+
+    @cached_property
+    def made(self) -> dict[str, object]:
+        """Output's path -> its hash in `dvc.lock`."""
+        return {out.def_path: out.hash_info for stage in self.stages.values() for out in stage.outs}
+
+    def chain(self, model: str) -> dict:
+        """The stages that a model's scores come from, by name; empty where DVC knows none."""
+        import networkx
+
+        if not (last := self.stages.get(f"score@{model}")):
+            return {}
+        found = {last} | networkx.descendants(self.files.repo.index.graph, last)
+        return {stage.name: stage for stage in found if stage.name not in ASIDE}
+
+    def out_of_date(self, model: str) -> list[str]:
+        """Stages of the chain that have not run with this revision's parameters, code and inputs.
+
+        After `dvc exp run sft` these are the stages behind it: the scores are still those of the run before.
+        """
+        return sorted(self.chain(model).keys() & self._old)
+
+    @cached_property
+    def _old(self) -> set[str]:
+        from dvc.dependency.param import ParamsDependency
+
+        def old(dep) -> bool:
+            if isinstance(dep, ParamsDependency):
+                return bool(dep.workspace_status())
+            if dep.def_path in self.made:
+                return dep.hash_info != self.made[dep.def_path]
+            return dep.def_path.startswith(("rarl/", "stages/")) and dep.changed_checksum()
+
+        return {name for name, stage in self.stages.items() if any(map(old, stage.deps))}
+
+    def unexplained(self, first: "Experiment", model: str) -> list[str]:
+        """Stages of the chain that made something else than in the first run, of the same parameters, code and inputs.
+
+        Another machine, other packages or a GPU did that, and no parameter.
+        """
+
+        def hashes(entries) -> dict:
+            return {entry.def_path: entry.hash_info.value for entry in entries}
+
+        theirs = first.chain(model)
+        return sorted(
+            name
+            for name, stage in self.chain(model).items()
+            if name in theirs
+            and hashes(stage.deps) == hashes(theirs[name].deps)
+            and hashes(stage.outs) != hashes(theirs[name].outs)
+        )
+
+
+def experiments(everywhere: bool = False) -> list[Experiment]:
+    """The experiments that were run on the present commit (or on any), oldest first, and before them the commit itself."""
+    head = git("rev-parse", "HEAD").strip()
+    below = "refs/exps" if everywhere else f"refs/exps/{head[:2]}/{head[2:]}"
+    refs = git("for-each-ref", "--sort=creatordate", "--format=%(refname)", below).split()
+    apart = {"exec", "stash", "celery"}
+    refs = [ref for ref in refs if not apart & set(ref.split("/"))]
+    names = Counter(ref.rsplit("/", 1)[1] for ref in refs)
+
+    def name(ref: str) -> str:
+        *_, start, end, name = ref.split("/")
+        return name if names[name] == 1 else f"{name} ({start}{end[:5]})"
+
+    return [Experiment(HERE, head)] + [Experiment(name(ref), ref) for ref in refs]
+
+
+def unfinished() -> dict[str, int]:
+    """How many experiments DVC's queue holds by their state (queued, running, failed); empty where it cannot be read."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        tasks = Repo().experiments.celery_queue.status()
+    except DvcException:
+        return {}
+    return dict(Counter(task["status"].lower() for task in tasks if task["status"] != "Success"))
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError("git", done.stderr.strip(), "a git repository", "run this in the clone")
+    return done.stdout

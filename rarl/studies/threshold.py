@@ -1,0 +1,237 @@
+"""From which cosine on two texts say the same: labelled pairs of development rows, and the curve over them.
+
+Labels are made by rule, so that no test row and no person is needed, and the same rows give the same labels.
+A pair is a text and its reference; `right` says whether the text says the same.
+
+Answers are those of open questions. As in the semantic judge, a pair that `answers.matches` decides is left out.
+A text that contradicts its reference (`semantic.contradicts`) is refused at every threshold and weighs nothing.
+
+| kind | label | text |
+|---|---|---|
+| `sentence` | right | the reference in a sentence |
+| `other words` | right | the reference with a clinical term in another wording of `rewards/lexicon.py`, plain and in the sentence |
+| `another answer` | wrong | a different answer to the same question, plain and in the sentence |
+| `another term` | wrong | the reference with a clinical term replaced by another one of its group, plain and in the sentence |
+| `too many or few` | wrong | the reference and a different answer to the same question; a list without its last item |
+| `denied` | wrong | the reference denied |
+
+Reasoning texts are the annotated ones.
+
+| kind | label | text |
+|---|---|---|
+| `reordered` | right | the annotation's sentences, last first |
+| `other words` | right | the annotation with every known term in another wording |
+| `another answer` | wrong | the annotation of a question of the same wording that has a different answer |
+| `another picture` | wrong | the annotation of another modality's picture |
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rarl.answers import list_items, matches, normalise
+from rarl.judges.semantic import CONTRADICTED
+from rarl.records import Sample
+from rarl.rewards.lexicon import RIVALS, TERMS
+
+SENTENCES = ("The picture shows {}.", "There is {} in this image.")
+DENIALS = ("There is no {}.", "No {} is seen in this image.")
+#: Wordings tried for each term, and wrong texts for each reference.
+MOST = 3
+GRID = np.round(np.arange(0, 1.001, 0.01), 2)
+RESAMPLES = 1000
+WORDINGS = {
+    term: [wording.strip() for wording in others.split(",")][:MOST]
+    for group in ("organ", "sign", "diagnosis", "tone", "size", "shape", "modality")
+    for term, others in TERMS[group].items()
+    if others
+}
+#: Term -> the others of its group, of which a finding or a place can be only one.
+OTHERS = {
+    term: [other for other in TERMS[group] if other != term]
+    for group in RIVALS
+    for term in TERMS[group]
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    row: str
+    """Id of the development row, the unit of the bootstrap."""
+    kind: str
+    right: bool
+    text: str
+    reference: str
+
+
+def reworded(text: str, turn: int = 0, by: dict[str, list[str]] = WORDINGS) -> str | None:
+    """The text with every term of the lexicon in another wording, or replaced `by` others; None where it has none.
+
+    >>> reworded("Brain tumor"), reworded("Nothing")
+    ('cerebral tumour', None)
+    >>> reworded("Left lung", by={"left": ["right"]})
+    'right lung'
+    """
+    terms = "|".join(map(re.escape, sorted(by, key=len, reverse=True)))
+
+    def other(found: re.Match) -> str:
+        wordings = by[found.group().lower()]
+        return wordings[turn % len(wordings)]
+
+    new = re.sub(rf"(?<!\w)(?:{terms})(?!\w)", other, text, flags=re.IGNORECASE)
+    return new if new.casefold() != text.casefold() else None
+
+
+def answer_pairs(samples: Sequence[Sample]) -> list[Pair]:
+    """Labelled pairs of the open questions' answers."""
+    rows = [s for s in samples if s.kind == "open" and normalise(s.answers[0]) not in ("", "none")]
+    by_question: dict[str, dict[str, str]] = {}
+    for sample in rows:
+        answers = by_question.setdefault(normalise(sample.question), {})
+        answers.setdefault(normalise(sample.answers[0]), sample.answers[0])
+    pairs = []
+    for number, sample in enumerate(rows):
+        reference = sample.answers[0]
+        others = [
+            other
+            for plain, other in sorted(by_question[normalise(sample.question)].items())
+            if not {*list_items(other)} & {*list_items(reference)}
+        ]
+        others = (others[number % len(others) :] + others)[:MOST] if others else []
+        wordings = dict.fromkeys(filter(None, (reworded(reference, turn) for turn in range(MOST))))
+        turned = dict.fromkeys(
+            filter(None, (reworded(reference, number + turn, OTHERS) for turn in range(MOST)))
+        )
+        texts = [("sentence", True, s.format(reference.lower())) for s in SENTENCES]
+        texts += [("other words", True, w) for w in wordings]
+        texts += [("other words", True, SENTENCES[0].format(w)) for w in wordings]
+        texts += [("another answer", False, other) for other in others]
+        texts += [("another answer", False, SENTENCES[0].format(o.lower())) for o in others]
+        texts += [("another term", False, t) for t in turned]
+        texts += [("another term", False, SENTENCES[0].format(t)) for t in turned]
+        texts += [("too many or few", False, f"{reference}, {other}") for other in others]
+        if len(items := reference.split(",")) > 1:
+            texts.append(("too many or few", False, ",".join(items[:-1])))
+        texts += [("denied", False, s.format(reference.lower())) for s in DENIALS]
+        pairs += [
+            Pair(sample.id, kind, right, text, reference)
+            for kind, right, text in texts
+            if not matches(text, sample.answers, sample.kind, sample.choices)
+        ]
+    return pairs
+
+
+def reasoning_pairs(samples: Sequence[Sample]) -> list[Pair]:
+    """Labelled pairs of the annotated reasoning texts."""
+    rows = [sample for sample in samples if sample.reasoning]
+    pairs = []
+    for number, sample in enumerate(rows):
+        after = rows[number + 1 :] + rows[:number]
+        same_question = [s for s in after if normalise(s.question) == normalise(sample.question)]
+        different = [
+            s.reasoning for s in same_question
+            if normalise(s.answers[0]) != normalise(sample.answers[0])
+        ]  # fmt: skip
+        elsewhere = [s.reasoning for s in after if s.modality != sample.modality]
+        sentences = re.split(r"(?<=[.!?])\s+", sample.reasoning.strip())
+        texts = [("other words", True, w) for w in [reworded(sample.reasoning, number)] if w]
+        if len(sentences) > 1:
+            texts.append(("reordered", True, " ".join(reversed(sentences))))
+        texts += [("another answer", False, text) for text in different[:1]]
+        texts += [("another picture", False, text) for text in elsewhere[:1]]
+        pairs += [
+            Pair(sample.id, kind, right, text, sample.reasoning) for kind, right, text in texts
+        ]
+    return pairs
+
+
+def calibrate(pairs: Sequence[Pair], cosines: Sequence[float], seed: int = 0) -> dict | None:
+    """The curve over the thresholds and the one with the highest balanced accuracy; None without both labels.
+
+    Every kind of pair weighs the same within its label, however many of it the rules made; a pair that is refused at any
+    threshold weighs nothing. `chosen` is the middle of
+    the thresholds that share the highest value; `low` and `high` are its 95 % bootstrap percentiles over the
+    development rows, all pairs of a row together. `curve` holds, for each threshold, the share of right and of wrong
+    pairs that it accepts; `auc` is the area under that curve (ROC).
+    """
+    from sklearn.metrics import roc_auc_score
+
+    cosines, right = np.asarray(cosines, float), np.array([pair.right for pair in pairs], bool)
+    if not right.any() or right.all():
+        return None
+    kind = np.array([pair.kind for pair in pairs])
+    rows = {row: i for i, row in enumerate(dict.fromkeys(pair.row for pair in pairs))}
+    at = np.array([rows[pair.row] for pair in pairs])
+    draws = np.random.default_rng(seed).multinomial(
+        len(rows), [1 / len(rows)] * len(rows), RESAMPLES
+    )
+    above = (cosines[None, :] >= GRID[:, None]).astype(float)  # [grid, pairs]
+    undecided = (cosines > CONTRADICTED).astype(float)
+    taken, refused = _rates(above, right, _by_kind(kind, undecided))
+    chosen = middle(taken, refused)
+    found = [middle(*_rates(above, right, _by_kind(kind, undecided * draw[at]))) for draw in draws]
+    return {
+        "pairs": len(pairs), "rows": len(rows), "right": int(right.sum()), "wrong": int((~right).sum()),
+        "auc": round(float(roc_auc_score(right, cosines, sample_weight=_by_kind(kind, undecided))), 3),
+        "chosen": chosen, "low": float(np.percentile(found, 2.5)), "high": float(np.percentile(found, 97.5)),
+        "balanced_accuracy": round(float((taken + 1 - refused).max() / 2), 3),
+        "kinds": {
+            str(name): {
+                "right": bool(right[kind == name][0]),
+                "n": int((kind == name).sum()),
+                "curve": [round(float(x), 3) for x in above[:, kind == name].mean(1)],
+            }
+            for name in dict.fromkeys(kind)
+        },
+        "curve": [[float(t), round(float(a), 4), round(float(b), 4)] for t, a, b in zip(GRID, taken, refused)],
+    }  # fmt: skip
+
+
+def _by_kind(kind: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The weights, scaled so that every kind has the same sum."""
+    scaled = np.zeros(len(weight))
+    for name in np.unique(kind):
+        scaled[kind == name] = weight[kind == name] / max(1, weight[kind == name].sum())
+    return scaled
+
+
+def _rates(
+    above: np.ndarray, right: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted share of the right and of the wrong pairs that each threshold accepts: two arrays [grid]."""
+    taken, refused = (
+        above[:, part] @ weight[part] / max(weight[part].sum(), 1e-9) for part in (right, ~right)
+    )
+    return taken, refused
+
+
+def middle(taken: np.ndarray, refused: np.ndarray) -> float:
+    """The middle of the thresholds at which right and wrong pairs are told apart best."""
+    best = np.flatnonzero(np.isclose(taken - refused, (taken - refused).max()))
+    return round(float(GRID[best].mean()), 2)
+
+
+def as_markdown(study: dict, command: str) -> str:
+    """The study as a page for people."""
+    lines = [
+        "# The semantic judge's thresholds", "",
+        f"Made by `{command}` with the encoder `{study['encoder']}` on {study['rows']} development rows; labels by rule "
+        "(`rarl/studies/threshold.py`). Cosine with the highest balanced accuracy, with a 95 % bootstrap interval "
+        "over rows. A text that contradicts its reference is refused at every threshold, and weighs nothing.", "",
+        "| part | pairs right / wrong | AUC | threshold | interval | balanced accuracy |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for part, found in study["parts"].items():
+        lines.append(
+            f"| {part} | {found['right']} / {found['wrong']} | {found['auc']} | {found['chosen']} | {found['low']:.2f} to "
+            f"{found['high']:.2f} | {found['balanced_accuracy']} |"
+        )
+    lines += ["", "Every kind of pair weighs the same within its label.", "",
+              "| part | kind | label | n | accepted at the threshold, % |", "|---|---|---|---|---|"]  # fmt: skip
+    for part, found in study["parts"].items():
+        for kind, row in found["kinds"].items():
+            label = "right" if row["right"] else "wrong"
+            share = row["curve"][round(100 * found["chosen"])]
+            lines.append(f"| {part} | {kind} | {label} | {row['n']} | {100 * share:.0f} |")
+    return "\n".join(lines) + "\n"

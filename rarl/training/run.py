@@ -1,0 +1,385 @@
+"""A training run from parameters to a model folder: its key, its checkpoints, its log and its choice.
+
+Checkpoints lie in `.cache/training/<key>/`, outside the stage's outputs and named by all that the run
+depends on: a stopped run goes on from its last one, and never from another run's.
+"""
+
+import csv
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from peft import LoraConfig
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+
+from rarl.answers import matches
+from rarl.cache import CACHE, key_of, packages
+from rarl.errors import UserError
+from rarl.launch import is_main_process
+from rarl.memory_plan import preflight, recomputes
+from rarl.model_card import counts, make_portable, write_card
+from rarl.models.features import FeatureStore, put_away, tower
+from rarl.models.generation import Request, ask_all
+from rarl.models.inference import to_prediction
+from rarl.models.loading import Loaded, choose_device, load
+from rarl.params import Params, Rl, Sft
+from rarl.prompts import render
+from rarl.records import Sample, atomic_file, image_file, read_json, read_records, write_json
+from rarl.training.data import choose
+from rarl.training.safety import Safety, check_weights, digests, last_whole_checkpoint
+
+CURATED = Path("data/curated")
+FEATURES = Path("data/features/training")
+CODE = (
+    "rarl/training",
+    "rarl/models",
+    "rarl/rewards",
+    "rarl/prompts",
+    "rarl/answers.py",
+    "rarl/text_encoder.py",
+    "rarl/pinning.py",
+    "rarl/records.py",
+)
+#: What the trainers log under their own names, and the names that our logs use.
+LOGGED = {
+    "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "entropy", "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy",
+    "completions/mean_length": "completion_length", "completions/clipped_ratio": "truncated_share",
+    "frac_reward_zero_std": "zero_signal_share", "clip_ratio/region_mean": "clip_ratio",
+    **{f"rewards/{name}/mean": f"reward_{name}" for name in ("format", "length", "accuracy", "reasoning")},
+}  # fmt: skip
+
+
+class Run:
+    """One method's training run.
+
+    Args:
+        method: `sft`, `grpo` or `rarl`.
+        settings: the parameters that the run depends on, beside the shared ones.
+    """
+
+    def __init__(self, method: str, params: Params, settings: dict):
+        self.method, self.params = method, params
+        start = params.train.start if method != "sft" else "base"
+        self.start = Path("data/models") / start
+        self.output = Path("data/models") / method
+        self.pointer = read_json(self.start / "base.json")
+        shared = {
+            name: getattr(params, name).model_dump()
+            for name in ("model", "lora", "train", "decoding", "accelerate")
+        }
+        config = filter(None, [params.accelerate.config])
+        key = key_of(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start, *CODE, *config,
+                     method=method, seed=params.seed, settings=settings, packages=packages(), **shared)  # fmt: skip
+        self.folder = CACHE / "training" / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.train = read_records(CURATED / "train.jsonl", Sample)
+        self.dev = read_records(CURATED / "dev.jsonl", Sample)[: params.train.dev_samples]
+        if not self.train:
+            raise UserError(
+                str(CURATED / "train.jsonl"),
+                "no training row",
+                "at least one",
+                "see metrics/curate.json for what became of the release's rows",
+            )
+        self.started = time.perf_counter()
+
+    def load(self) -> Loaded:
+        """The model to train on, with its image features; prints the memory plan first."""
+        if is_main_process():
+            print(preflight(self.start, self.params, self.method), flush=True)
+        model = self.params.model
+        if self.params.train.trainable == "full":
+            # In bfloat16 most updates at a usual learning rate are smaller than a weight's last digit.
+            model = model.model_copy(update={"dtype": "float32"})
+        loaded = load(self.start, model, trainable=True)
+        FeatureStore.load(FEATURES).attach(loaded.model)
+        if self.params.train.trainable != "full":  # whole models are saved with their tower
+            put_away(loaded.model)
+        loaded.model.train()
+        return loaded
+
+    def lora(self) -> LoraConfig | None:
+        """The adapter of section 2.3; None for full weights, or when a loaded adapter is trained on."""
+        if self.params.train.trainable == "full" or self.start.name != "base":
+            return None
+        lora = self.params.lora
+        return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
+                          target_modules=list(lora.target_modules), exclude_modules=r".*visual.*")  # fmt: skip
+
+    def learning_rate(self, method: Sft | Rl) -> float:
+        full = self.params.train.trainable == "full"
+        return method.learning_rate_full if full else method.learning_rate
+
+    def batches(self, per_step: int, per_pass: int, what: str) -> tuple[int, int]:
+        """(rows a pass and process, passes a step), so that a step has `per_step` rows on any number of processes.
+
+        Raises:
+            UserError: `per_step` cannot be shared out evenly.
+        """
+        processes = self.params.accelerate.processes
+        per_pass = min(per_pass, max(1, per_step // processes))
+        if per_step % (per_pass * processes):
+            raise UserError(
+                f"{what} = {per_step}",
+                f"{processes} processes (accelerate.processes) with {per_pass} a pass",
+                f"a multiple of {per_pass * processes}",
+                f"change {what}, its micro value, or accelerate.processes",
+            )
+        return per_pass, per_step // (per_pass * processes)
+
+    def common_arguments(self) -> dict:
+        """Trainer arguments that SFT and RL share."""
+        params = self.params
+        return {
+            "output_dir": str(self.folder), "seed": params.seed, "data_seed": params.seed,
+            "max_grad_norm": params.train.max_grad_norm, "logging_steps": 1, "report_to": "none",
+            "save_strategy": "steps", "save_steps": params.train.eval_steps, "save_total_limit": params.train.keep_checkpoints,
+            "bf16": params.model.dtype == "bfloat16", "activation_checkpointing": recomputes(self.start, params, self.method),
+            "use_cpu": choose_device(params.model).type == "cpu", "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(), "remove_unused_columns": False,
+            "logging_nan_inf_filter": False, "lr_scheduler_type": "linear",
+        }  # fmt: skip
+
+    def train_to_end(self, trainer, loaded: Loaded) -> dict:
+        """Train, resume if there is a checkpoint, choose the peak on the development split, write the outputs.
+
+        Returns the run's metrics (also written to `metrics/train/<method>.json`).
+        """
+        count = trainer.accelerator.num_processes
+        if count != self.params.accelerate.processes:  # a step would have other rows than asked for
+            raise UserError(
+                f"accelerate.processes = {self.params.accelerate.processes}",
+                f"{count} processes in training",
+                "the same number",
+                "start the stage as dvc.yaml does, without a launcher of your own",
+            )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(
+            ProgressCallback
+        )  # prints a line of numbers a step; Log shows a bar
+        network = trainer.model
+        frozen = [p for p in tower(network).parameters() if p.requires_grad]
+        if frozen:
+            raise RuntimeError("the vision tower must be frozen")
+        if not any(p.requires_grad for p in network.parameters()):
+            raise RuntimeError("there is no weight to train")
+        loaded.shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        log = Log(self, loaded, network)
+        trainer.add_callback(log)
+        trainer.add_callback(Safety(trainer))
+        trainer.state_name = self.method
+        with trainer.accelerator.main_process_first():
+            last = last_whole_checkpoint(self.folder)
+        state = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None
+        if state and state.global_step >= trainer.args.max_steps:
+            # The trainer itself takes one more step wherever the last one does not end an epoch.
+            tqdm.write(f"{self.method}: {last} is the last step, nothing is left to train")
+            trainer.state = state
+        else:
+            if last:
+                tqdm.write(f"{self.method}: going on from {last}")
+            trainer.train(resume_from_checkpoint=last)
+        steps = trainer.state.global_step
+        trainer.accelerator.wait_for_everyone()
+        if not trainer.accelerator.is_main_process:
+            return {}
+        best = log.best()
+        self.refuse_untrained(trainer, best["trained"])
+        shutil.rmtree(self.output, ignore_errors=True)
+        shutil.copytree(self.folder / f"best-{best['step']}", self.output)
+        shutil.copyfile(self.start / "base.json", self.output / "base.json")
+        rows = log.table(trainer.state.log_history)
+        metrics = {
+            "steps": steps,
+            "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+            "best_step": best["step"],
+            "dev_score": best["dev_score"],
+            **first_and_last(rows),
+        }
+        make_portable(self.output)
+        trained = choose(self.train, self.params.train.samples, self.params.seed)
+        write_card(self.output, self.method, self.params, metrics, counts(trained, self.dev))
+        write_json(f"metrics/train/{self.method}.json", metrics)
+        write_csv(Path(f"metrics/train/{self.method}.csv"), rows)
+        print(
+            f"{self.method}: {steps} steps, best at {best['step']} (development score {best['dev_score']}), "
+            f"{time.perf_counter() - self.started:.0f} s",
+            flush=True,
+        )
+        return metrics
+
+    def refuse_untrained(self, trainer, moved: bool) -> None:
+        """Raise a UserError if no weight has moved, or if RL had nothing to move them by but rounding in the KL term."""
+        name, found = "frac_reward_zero_std", None
+        idle = [row[name] for row in trainer.state.log_history if name in row]
+        if min(idle, default=0) == 1:
+            found = "no difference in reward within any group of completions"
+            fix = "see which rewards can tell a group's completions apart: weights, guards, prompts"
+        elif not moved:
+            found = f"all weights as before training (learning rate {trainer.args.learning_rate})"
+            fix = "raise the learning rate"
+        if found:
+            raise UserError(
+                f"{self.method}, {trainer.state.global_step} steps",
+                found,
+                "weights that training has changed",
+                f"{fix}. {self.output} was not written",
+            )
+
+
+class Log(TrainerCallback):
+    """Scores the development split at each checkpoint, keeps the best weights, and gathers the log.
+
+    Created before the first step, whose weights are no result: a checkpoint that still holds them (a warm-up, or RL
+    without a difference in reward so far) is worse than any later one, and a run that ends with them is an error.
+    """
+
+    def __init__(self, run: Run, loaded: Loaded, network):
+        self.run, self.loaded, self.network = run, loaded, network
+        self.file = run.folder / "dev_scores.json"
+        self.scores = json.loads(self.file.read_text()) if self.file.is_file() else []
+        self.full = run.params.train.trainable == "full"
+        weights = (p for p in network.parameters() if self.full or p.requires_grad)
+        self.untrained = digests(weights) if is_main_process() else set()
+
+    def best(self) -> dict:
+        """The peak; the earliest of equals. Without development rows, the last checkpoint."""
+        if self.scores[-1]["dev_score"] is None:
+            return self.scores[-1]
+        return max(self.scores, key=lambda s: (s.get("trained", True), s["dev_score"], -s["step"]))
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(
+            disable=not state.is_world_process_zero,
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.run.method,
+            unit="step",
+            mininterval=1,
+        )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+        step = state.global_step
+        if step % self.run.params.train.eval_steps == 0 or step == state.max_steps:
+            self.score_and_keep(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
+        shown = {
+            LOGGED[name]: f"{float(logs[name]):.3f}"
+            for name in ("loss", "reward", "rewards/accuracy/mean")
+            if name in logs
+        }
+        if self.scores:
+            shown["dev"] = self.scores[-1]["dev_score"]
+        self.bar.set_postfix(shown, refresh=False)
+
+    def score_and_keep(self, step: int) -> None:
+        # One process's score for all: GPUs may differ in a last bit, and all must agree to save, which is collective.
+        (score,) = broadcast_object_list([self.dev_score()])
+        self.scores = [score for score in self.scores if score["step"] < step]
+        self.scores.append({"step": step, "dev_score": score})
+        if self.best()["step"] == step:
+            folder = self.run.folder / f"best-{step}"
+            (self.scores[-1]["trained"],) = broadcast_object_list([self.keep(folder)])
+        if is_main_process():
+            write_json(self.file, self.scores)
+            for old in self.run.folder.glob("best-*"):
+                if old.name != f"best-{self.best()['step']}":
+                    shutil.rmtree(old)
+
+    def keep(self, folder: Path) -> bool:
+        """Write the weights and check what was written; returns whether training has changed them (main process)."""
+        weights = None
+        if self.loaded.shared:
+            options = StateDictOptions(
+                full_state_dict=True, cpu_offload=True, ignore_frozen_params=not self.full
+            )
+            weights = get_model_state_dict(self.network, options=options)
+        if not is_main_process():
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        if self.full:
+            if weights:  # gathered one by one: tied weights are one tensor again, and saved once
+                for name, source in self.network.all_tied_weights_keys.items():
+                    weights[name] = weights[source]
+            self.network.save_pretrained(folder / "full", state_dict=weights)
+        else:  # without the reference's copy, which TRL makes of an adapter that is trained on
+            self.network.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
+        (folder / "README.md").unlink(missing_ok=True)
+        return check_weights(folder, self.untrained)
+
+    def dev_score(self) -> float | None:
+        """Percent of development answers that are right under the reasoning prompt, decoded greedily."""
+        run = self.run
+        if not run.dev:
+            return None
+        root = Path(run.params.data.root)
+        requests = [
+            Request(sample.id, render("reasoning", sample.question), image_file(root, sample.image))
+            for sample in run.dev
+        ]
+        training, cache = self.network.training, self.network.config.use_cache
+        self.network.eval()
+        self.network.config.use_cache = True
+        asked = replace(self.loaded, model=self.network)
+        replies = {}
+        # Every process scores all rows: with shared parameters (FSDP) none may be left out of a forward pass.
+        for batch in ask_all(
+            asked, requests, run.params.decoding.batch_size, run.params.decoding.max_new_tokens
+        ):
+            replies |= {reply.id: to_prediction(reply).answer for reply in batch}
+        self.network.config.use_cache = cache
+        self.network.train(training)
+        right = sum(matches(replies[s.id], s.answers, s.kind, s.choices) for s in run.dev)
+        return round(100 * right / len(run.dev), 2)
+
+    def table(self, history: list[dict]) -> list[dict]:
+        """One row a step, under our names; times are left out, so that equal runs have equal logs."""
+        rows = {}
+        for entry in history:
+            values = {
+                ours: entry[theirs]
+                for theirs, ours in LOGGED.items()
+                if entry.get(theirs) is not None
+            }
+            if values:
+                rows.setdefault(entry["step"], {"step": entry["step"]}).update(
+                    {name: float(f"{float(value):.6g}") for name, value in values.items()}
+                )
+        for score in self.scores:
+            rows.setdefault(score["step"], {"step": score["step"]})["dev_score"] = score[
+                "dev_score"
+            ]
+        return [rows[step] for step in sorted(rows)]
+
+
+def first_and_last(rows: list[dict], share: float = 0.2) -> dict:
+    """Mean of each reward over the first and the last fifth of the steps; single steps are too noisy."""
+    metrics = {}
+    for name in ("reward", "reward_format", "reward_length", "reward_accuracy", "reward_reasoning"):
+        values = [row[name] for row in rows if name in row]
+        if values:
+            n = max(1, round(len(values) * share))
+            metrics[f"{name}_first"] = round(sum(values[:n]) / n, 4)
+            metrics[f"{name}_last"] = round(sum(values[-n:]) / n, 4)
+    return metrics
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    names = list(dict.fromkeys(["step", "dev_score", *LOGGED.values()]))
+    names = [name for name in names if any(name in row for row in rows) or name == "dev_score"]
+    with atomic_file(path) as file:
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
