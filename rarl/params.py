@@ -576,7 +576,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
             "run from the repository's root, or get the file back with `git checkout params.yaml`",
         )
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             str(path),
@@ -584,7 +584,22 @@ def load_params(path: str | Path = "params.yaml") -> Params:
             "UTF-8 text",
             "save it as UTF-8 in your editor",
         ) from None
-    except (YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(
+            str(path), error.strerror, "a file that can be read", "look at its rights"
+        ) from None
+    return parse_params(text, path)
+
+
+def parse_params(text: str, path: Path) -> Params:
+    """Validate the text of a `params.yaml`; `path` is named in the message.
+
+    Raises:
+        UserError: it is not YAML, or a key is unknown or has a wrong type.
+    """
+    try:
+        raw = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:
         # ValueError and TypeError: a date that no calendar has, a number of thousands of digits, a list as a key.
         found = " ".join(str(error).split())[:400]
         raise UserError(str(path), found, "valid YAML", "mend the line that is named") from None

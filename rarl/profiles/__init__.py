@@ -7,7 +7,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from rarl.params import load_params
+from rarl.params import load_params, parse_params
 from rarl.records import atomic_file
 
 PROFILES = Path(__file__).parent
@@ -62,7 +62,7 @@ def apply(path: Path, name: str, root: str | None = None) -> dict[str, tuple[obj
         key → (value before, value after) of what changed.
 
     Raises:
-        UserError: the file is missing or is no valid `params.yaml`.
+        UserError: the file is missing or is no valid `params.yaml`, or would not be one after it. It is left as it is.
     """
     kinds = {slug: judge.kind for slug, judge in load_params(path).judge.items()}
     yaml = round_trip()
@@ -77,9 +77,18 @@ def apply(path: Path, name: str, root: str | None = None) -> dict[str, tuple[obj
         before = put(params, key, value)
         if before != value:
             changed[key] = (before, value)
+    write_params(path, params)
+    return changed
+
+
+def write_params(path: Path, params: dict) -> None:
+    """Write what `round_trip` read and the caller changed.
+
+    Raises:
+        UserError: it would be no valid `params.yaml`; then the file is left as it is.
+    """
     text = io.StringIO()
-    yaml.dump(params, text)
+    round_trip().dump(params, text)
+    parse_params(text.getvalue(), path)
     with atomic_file(path) as file:
         file.write(text.getvalue())
-    load_params(path)
-    return changed

@@ -1,14 +1,13 @@
 """From ratings to judges: which of them still count, and `params.yaml` told of them."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from rarl.judges.human import Ratings, digest, read_ratings
-from rarl.params import Params, load_params
-from rarl.profiles import put, round_trip
+from rarl.params import Params
+from rarl.profiles import put, round_trip, write_params
 from rarl.rating.worklist import answers
-from rarl.records import atomic_file, predictions_file
+from rarl.records import predictions_file
 
 #: The majority of all raters; each rater by themselves is `human_<rater>`.
 MAJORITY = "human"
@@ -62,8 +61,7 @@ def export(path: Path = Path("params.yaml")) -> list[str]:
     Raises:
         UserError: what would be written is no valid `params.yaml`; then it is left as it was.
     """
-    yaml = round_trip()
-    params = yaml.load(path.read_text(encoding="utf-8"))
+    params = round_trip().load(path.read_text(encoding="utf-8"))
     changed = []
     for slug, definition in judges_of(read_ratings()).items():
         if slug not in params["judge"]:
@@ -73,10 +71,5 @@ def export(path: Path = Path("params.yaml")) -> list[str]:
             changed.append(slug)
         if slug not in params["judges"]:
             put(params, "judges", [*params["judges"], slug])
-    text = io.StringIO()
-    yaml.dump(params, text)
-    with atomic_file(path) as file:
-        file.write(text.getvalue())
-        file.flush()
-        load_params(file.name)
+    write_params(path, params)
     return changed

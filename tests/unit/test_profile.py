@@ -106,3 +106,18 @@ def test_invalid_params_are_left_as_they_are(params):
     assert result.exit_code == 1
     assert "lora.rank: unknown key" in result.output and "Traceback" not in result.output
     assert params.read_text(encoding="utf-8") == "lora:\n  rank: 8\n"
+
+
+def test_a_profile_that_would_make_invalid_params_is_not_written(params):
+    """The profile lists a judge that this valid file does not define."""
+    yaml = round_trip()
+    text = yaml.load(params.read_text(encoding="utf-8"))
+    del text["judge"]["semantic"]
+    text["judges"] = ["lexical"]
+    with params.open("w", encoding="utf-8") as file:
+        yaml.dump(text, file)
+    load_params(params)
+    before = params.read_bytes()
+    result = CliRunner().invoke(main, ["paper", "--params", str(params)])
+    assert result.exit_code == 1 and f"Error: {params}\n" in result.output
+    assert params.read_bytes() == before
