@@ -58,9 +58,14 @@ def finished(path: Path, kind: type[R]) -> list[R]:
 
 
 def answered(scratch: Path) -> dict[str, Prediction]:
-    """Predictions by id that earlier runs, and other processes in files beside it, have finished."""
+    """Predictions by id that earlier runs, and other processes in files beside it, have finished.
+
+    Where one failed, such as by an image that could not be opened, and was asked for again, the later one is taken.
+    """
     files = sorted(scratch.parent.glob(f"{scratch.stem}*.jsonl"))
-    return {record.id: record for path in files for record in finished(path, Prediction)}
+    records = [record for path in files for record in finished(path, Prediction)]
+    records.sort(key=lambda record: record.error is None)
+    return {record.id: record for record in records}
 
 
 def keep(path: Path, records: list[Record]) -> None:

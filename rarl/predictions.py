@@ -9,12 +9,21 @@ from rarl.prompts import template
 from rarl.records import Sample
 
 
-def kept_in(folder: Path, params: Params, slug: str, test_set: str) -> Path:
-    """The file that keeps a model's predictions on one test set under one mode."""
+def model_key(folder: Path) -> str:
+    """Key of a model's weights and of the code that asks it; hashes the whole folder."""
+    return key_of(folder, "rarl/models", "rarl/answers.py", "rarl/pinning.py")
+
+
+def kept_in(model: str, params: Params, slug: str, test_set: str) -> Path:
+    """The file that keeps a model's predictions on one test set under one mode.
+
+    Args:
+        model: its `model_key`.
+    """
     mode = params.mode[slug]
     key = key_of(
-        folder, params.samples_file(test_set), "rarl/models", "rarl/answers.py", "rarl/pinning.py",
-        prompt=template(mode.prompt), image=mode.image, decoding=params.decoding.model_dump(), model=params.model.model_dump(), seed=params.seed,
+        params.samples_file(test_set), model=model,
+        prompt=template(mode.prompt), image=mode.image, decoding=params.decoding.model_dump(), settings=params.model.model_dump(), seed=params.seed,
         packages=packages(),
     )  # fmt: skip
     return CACHE / "predictions" / f"{key}.jsonl"

@@ -13,7 +13,7 @@ from rarl.cache import answered
 from rarl.entry import stage_main
 from rarl.launch import is_main_process, on_several_processes
 from rarl.params import load_params
-from rarl.predictions import ask_sets, kept_in
+from rarl.predictions import ask_sets, kept_in, model_key
 from rarl.records import Sample, predictions_file, read_records, write_records
 
 
@@ -25,14 +25,17 @@ def main(name):
     if on_several_processes(params, "stages.infer", ["--model", name]):
         return
     folder = Path("data/models") / name
-    started, total = time.perf_counter(), 0
+    started, total, key = time.perf_counter(), 0, model_key(folder)
     tasks = [
-        (slug, read_records(params.samples_file(test_set), Sample), kept_in(folder, params, slug, test_set))
+        (slug, read_records(params.samples_file(test_set), Sample), kept_in(key, params, slug, test_set))
         for slug in params.modes
         for test_set in params.sets_of(slug)
     ]  # fmt: skip
     left = [
-        task for task in tasks if not {sample.id for sample in task[1]} <= answered(task[2]).keys()
+        task
+        for task in tasks
+        if not {sample.id for sample in task[1]}
+        <= {id for id, one in answered(task[2]).items() if not one.error}
     ]
     if left:
         ask_sets(folder, params, left)

@@ -89,7 +89,7 @@ def predict(
         )
         for sample, image in zip(samples, images)
     ]
-    done = answered(scratch)
+    done = {id: record for id, record in answered(scratch).items() if record.error is None}
     processes.wait_for_everyone()  # nobody writes before all have read
     scratch.parent.mkdir(parents=True, exist_ok=True)
     batches = in_batches(requests, decoding.batch_size)

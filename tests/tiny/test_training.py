@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from rarl.models.features import FeatureStore
 from rarl.models.loading import load
 from rarl.params import Rewards
-from rarl.records import Sample, read_records
+from rarl.records import Prediction, Sample, read_records
 from rarl.training.data import prompt_of, schedule, target
 
 
@@ -310,6 +310,35 @@ def test_inference_keeps_what_it_has_and_reads_a_cut_line(encoded, params, monke
     CliRunner().invoke(infer.main, ["--model", "base"], catch_exceptions=False)
     assert Path("data/predictions/base/direct/silvar_med.jsonl").read_bytes() == kept
     assert Path("data/predictions/base/blank/silvar_med.jsonl").is_file()
+
+
+def test_an_image_that_could_not_be_opened_is_asked_about_again(encoded, params):
+    from ruamel.yaml import YAML
+
+    from stages import infer
+
+    FeatureStore().save("data/features/benchmarks")
+    params = copy.deepcopy(params)
+    params.models, params.modes = ["base"], ["direct"]
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(params.model_dump(), file)
+    image = Path(params.data.root) / read_records("data/curated/test.jsonl", Sample)[0].image
+    content = image.read_bytes()
+    file = Path("data/predictions/base/direct/silvar_med.jsonl")
+
+    def predictions():
+        CliRunner().invoke(infer.main, ["--model", "base"], catch_exceptions=False)
+        return read_records(file, Prediction)
+
+    image.write_bytes(content[:20])
+    broken = predictions()
+    assert [bool(one.error) for one in broken] == [True] + [False] * 5
+    image.write_bytes(content)
+    mended = predictions()
+    assert mended[0].error is None and mended[0].tokens and mended[1:] == broken[1:]
+    kept = file.read_bytes()
+    image.write_bytes(content[:20])
+    assert predictions() == mended and file.read_bytes() == kept
 
 
 def test_every_sample_meets_every_prompt_once_in_as_many_epochs(project):
