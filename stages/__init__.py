@@ -24,5 +24,4 @@ class _Moved(MetaPathFinder):
         raise ModuleNotFoundError(f"{name} is no stage; it is now {now}", name=name)
 
 
-if not any(type(finder).__name__ == _Moved.__name__ for finder in sys.meta_path):
-    sys.meta_path.append(_Moved())
+sys.meta_path.append(_Moved())

@@ -155,7 +155,3 @@ def with_choices(question: str, choices: tuple[str, ...]) -> str:
         return question
     options = "\n".join(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices))
     return f"{question} Select from the following choices.\n{options}"
-
-
-if __name__ == "__main__":
-    main()

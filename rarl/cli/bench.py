@@ -554,7 +554,3 @@ def main(steps, threads, only, output):
         write_json(output / "steps.json", results)
         (output / "steps.md").write_text(page(results), encoding="utf-8")
     click.echo(page(results))
-
-
-if __name__ == "__main__":
-    main()

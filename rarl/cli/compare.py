@@ -250,7 +250,3 @@ def markdown(frame: pd.DataFrame) -> str:
     rows = [list(frame.columns), ["---"] * len(frame.columns)]
     rows += [["" if pd.isna(v) else str(v) for v in row] for row in frame.itertuples(index=False)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -65,7 +65,3 @@ def main(name: str | None, to: Path, form: str | None, update: bool, list_: bool
     if name != "slake" and not source and not (to / "slake").is_dir():
         click.echo("SLAKE is needed besides: rarl download slake")
     click.echo(f"Next: dvc exp run -S data.root={to}{source}")
-
-
-if __name__ == "__main__":
-    main()

@@ -36,7 +36,3 @@ def main(sizes, device):
         click.echo(
             f"| {have:g} GB | " + " | ".join(cell(method, have) for method in METHODS) + " |"
         )
-
-
-if __name__ == "__main__":
-    main()

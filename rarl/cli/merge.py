@@ -86,7 +86,3 @@ def save_processor(processor, folder: Path) -> None:
         "max_pixels": processor.image_processor.size["longest_edge"],
     }
     write_json(folder / "preprocessor_config.json", dict(sorted(images.items())))
-
-
-if __name__ == "__main__":
-    main()

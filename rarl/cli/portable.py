@@ -396,7 +396,3 @@ def write(name: str, text: str, title: str, option: str = "") -> None:
         file.write(f"# {title}\n\nMade by `{command}`.\n\n{text}\n")
     click.echo(text)
     click.echo(f"{OUTPUT / name}.json and .md")
-
-
-if __name__ == "__main__":
-    main()

@@ -135,7 +135,3 @@ def tell_export(params: Params) -> None:
         click.echo(f"{path}: judges {', '.join(changed)} hold the present ratings. Now run `dvc repro`.")  # fmt: skip
     else:
         click.echo(f"{path}: nothing has changed since the last export.")
-
-
-if __name__ == "__main__":
-    main()

@@ -50,7 +50,3 @@ def main(count: int, seed: int, output: Path) -> None:
     times = ", ".join(f"{name} {value:g} s" for name, value in seconds.items())
     click.echo(f"reward_study: 1,000 pairs take {times}")
     click.echo(f"reward_study: favours {report['favoured']} ({output.with_suffix('.md')})")
-
-
-if __name__ == "__main__":
-    main()

@@ -22,7 +22,3 @@ def main(name: str, root: str | None, path: Path) -> None:
     for key, (before, after) in changed.items():
         click.echo(f"{key}: {before} -> {after}")
     click.echo(f"{path} is the {name} profile now ({len(changed)} values changed).")
-
-
-if __name__ == "__main__":
-    main()

@@ -66,7 +66,3 @@ def main(seed: int) -> None:
             f"{found['right']} right and {found['wrong']} wrong pairs"
         )
     click.echo(f"{OUTPUT}, {OUTPUT.with_suffix('.md')}, {PAIRS}")
-
-
-if __name__ == "__main__":
-    main()

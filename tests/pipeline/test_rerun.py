@@ -105,6 +105,29 @@ def test_code_of_the_judges_asks_no_model(project):
     }
 
 
+#: A file, and the stages whose output a change of it can change.
+REACH = {
+    "rarl/model_card.py": set(),
+    "rarl/memory_plan.py": set(),
+    "rarl/cli/ask.py": set(),
+    "rarl/data/download/sources.py": set(),
+    "rarl/data/data_card.html": {"audit"},
+    "rarl/training/sft.py": {"sft"},
+    "rarl/training/rl.py": {"grpo", "rarl"},
+    "rarl/rewards/format.py": {"grpo", "rarl"},
+    "rarl/reporting/page.py": {"report"},
+}
+
+
+def test_a_change_of_code_runs_again_what_it_can_change(project):
+    for file, stages in REACH.items():
+        path = project.folder / file
+        before = path.read_text(encoding="utf-8")
+        path.write_text(before + "\n", encoding="utf-8")
+        assert project.stages_run("repro", "--dry") == stages, file
+        path.write_text(before, encoding="utf-8")
+
+
 def test_second_clone_that_pulls_has_nothing_to_run(project, tmp_path):
     clone = pushed_and_cloned(project, tmp_path)
     assert clone.stages_run() == set()
