@@ -367,8 +367,8 @@ class Judge(Block):
     consent: bool = False
     """`llm`: whether questions, references and answers may leave this machine for this endpoint. Needed for every
     host but this machine and private addresses."""
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """`llm`: ours; the paper gives none."""
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = 0.0
+    """`llm`: ours; the paper gives none. Null sends none, for models that take none (OpenAI's o-series)."""
     response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
     """`llm`: how the reply's structure is asked for; where an endpoint refuses one, the next is taken."""
     concurrency: Annotated[int, Field(gt=0, le=1024)] = 8

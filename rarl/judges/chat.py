@@ -52,6 +52,8 @@ _FORMATS = ("json_schema", "json_object", "text")
 _FORMAT_REFUSED = re.compile(
     r"response_format|json_schema|json_object|json mode|structured|guided|grammar|schema", re.I
 )
+#: The second is what OpenAI's reasoning models take in place of the first.
+_LIMITS = ("max_tokens", "max_completion_tokens")
 _RETIRED = re.compile(
     r"deprecated|decommission|retired|discontinued|shut down|no longer|end of life|sunset", re.I
 )
@@ -129,7 +131,7 @@ class _Client:
         self.name, self.settings, self.secret, self.journal = name, settings, secret, journal
         self.key = _spellings(secret) if secret and len(secret) >= 8 else None
         self.where = f"judge.{name}"
-        self.format = settings.response_format
+        self.format, self.limit = settings.response_format, _LIMITS[0]
         self.failures: dict[str, str] = {}
         self.failed_in_a_row = 0
         self.reached, self.knocks = False, 0
@@ -312,9 +314,10 @@ class _Client:
         body = {
             "model": self.settings.model,
             "messages": messages,
-            "temperature": self.settings.temperature,
-            "max_tokens": self.settings.max_tokens,
+            self.limit: self.settings.max_tokens,
         }
+        if self.settings.temperature is not None:
+            body["temperature"] = self.settings.temperature
         used = self.format
         if used == "json_schema":
             schema = {"name": "verdict", "strict": True, "schema": rubric.SCHEMA}
@@ -397,6 +400,18 @@ class _Client:
             # No time at all, or one that has passed, is no advice: pauses then grow as where none is given.
             advised = after if after and after >= FIRST_PAUSE else None
             raise _Again(f"HTTP {status}", advised, limited=status == 429)
+        if status in (400, 422) and _LIMITS[1] in message:
+            self.limit = _LIMITS[1]
+            raise _Again(said, after=0.0)
+        if (
+            status in (400, 422)
+            and "temperature" in message
+            and self.settings.temperature is not None
+        ):
+            raise self._user_error(
+                f"{host} refuses the temperature for {model} ({said})", "a temperature that it takes, or none",
+                f"set {self.where}.temperature to null, which sends none",
+            )  # fmt: skip
         if status in (400, 422) and used != "text" and _FORMAT_REFUSED.search(f"{code} {message}"):
             if self.format == used:
                 self.format = _FORMATS[_FORMATS.index(used) + 1]

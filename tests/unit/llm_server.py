@@ -41,6 +41,8 @@ class Plan:
     latency_s: float = 0.0
     formats: tuple[str, ...] = ("json_schema", "json_object", "text")
     """Values of response_format that are known; others get 400."""
+    reasoning: bool = False
+    """As OpenAI's o-series: no `temperature`, and `max_completion_tokens` in place of `max_tokens`."""
     model: str | None = None
     """The name that it answers by; None for the one that was asked."""
     reply: object = None
@@ -168,6 +170,16 @@ class Handler(BaseHTTPRequestHandler):
             asked = request.get("response_format", {}).get("type", "text")
             if asked not in plan.formats:
                 message = f"response_format {asked} is not supported"
+                self._send(400, json.dumps({"error": {"message": message}}))
+                return
+            if plan.reasoning and "max_tokens" in request:
+                message = (
+                    "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+                )
+                self._send(400, json.dumps({"error": {"message": message}}))
+                return
+            if plan.reasoning and "temperature" in request:
+                message = "Unsupported value: 'temperature' does not support 0.0 with this model."
                 self._send(400, json.dumps({"error": {"message": message}}))
                 return
             body = json.dumps(self._completion(request, fault, plan))

@@ -336,6 +336,18 @@ def test_a_structure_that_the_endpoint_has_not_is_asked_for_in_another_way():
         assert len(server.calls) == 5
 
 
+def test_a_model_that_takes_no_temperature_is_asked_without_one():
+    with Server(Plan(reasoning=True)) as server:
+        with pytest.raises(UserError, match=r"temperature to null"):
+            one(server)
+        before = len(server.calls)
+        verdicts = judged(server, 3, concurrency=1, temperature=None)
+        assert all(verdict.prediction_score is not None for verdict in verdicts)
+    bodies = [call["body"] for call in server.calls[before:]]
+    assert "max_tokens" in bodies[0] and len(bodies) == 4
+    assert all("max_completion_tokens" in body and "temperature" not in body for body in bodies[1:])
+
+
 @pytest.mark.parametrize(
     ("headers", "body", "seconds"),
     [
