@@ -5,6 +5,7 @@ are shared out among the cores.
 """
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ def main(name):
     if on_several_processes(params, "stages.infer", ["--model", name]):
         return
     folder = Path("data/models") / name
-    started, total = time.perf_counter(), 0
+    started, total, faults = time.perf_counter(), 0, Counter()
     tasks = [
         (slug, read_records(params.samples_file(test_set), Sample), kept_in(folder, params, slug, test_set))
         for slug in params.modes
@@ -42,7 +43,15 @@ def main(name):
             done = answered(scratch)
             predictions = [done[sample.id] for sample in samples]
             total += write_records(predictions_file(name, slug, test_set), predictions)
+            faults.update(prediction.error for prediction in predictions if prediction.error)
         click.echo(f"infer {name}: {total} predictions in {time.perf_counter() - started:.1f} s")
+        if faults:
+            (fault, _), *_ = faults.most_common(1)
+            click.secho(
+                f"  WARNING: {faults.total()} of {total} questions could not be asked, mostly: {fault}",
+                fg="yellow",
+                bold=True,
+            )
 
 
 def kept_in(folder: Path, params: Params, slug: str, test_set: str) -> Path:
