@@ -3,9 +3,11 @@
 import errno
 import functools
 import os
+import re
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -31,6 +33,39 @@ def ignore_warnings_between_libraries() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
 
 
+@contextmanager
+def explained():
+    """A block, or a decorated command, in which a full disk or a denied place ends with one message.
+
+    Raises:
+        UserError: in the place of the system's error.
+    """
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:
+        number = _system_error(error)
+        if number not in UNWRITABLE:
+            raise
+        raise UserError(
+            str(getattr(error, "filename", None) or Path.cwd()),
+            os.strerror(number).lower(),
+            "a place with room that this user may read and write",
+            f"{UNWRITABLE[number]}, then run the same command again; what was finished is kept",
+        ) from None
+
+
+def _system_error(error: Exception) -> int | None:
+    """The number of the system's error, also in what safetensors and PyTorch make of it when they write weights."""
+    if isinstance(error, OSError):
+        return error.errno
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(found[1])
+    # PyTorch says only how far it came. What stopped it is mostly a full disk.
+    return errno.ENOSPC if re.search(r"unexpected pos|StreamWriter", str(error)) else None
+
+
 def stage_main(function):
     """Wrap a stage's `main`: a user's mistake or a full disk ends it with one message, Ctrl-C with one line.
 
@@ -43,22 +78,16 @@ def stage_main(function):
         started = time.perf_counter()
         ignore_warnings_between_libraries()
         try:
-            if Path("params.yaml").is_file():
-                pin(load_params())
-            result = function(*args, **kwargs)
-            stage = Path(sys.modules[function.__module__].__file__).stem
-            items = [Path(value).name for value in kwargs.values() if isinstance(value, str | Path)]
-            write_cost([stage, *items], time.perf_counter() - started)
-            return result
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            raise UserError(
-                str(error.filename or Path.cwd()),
-                os.strerror(error.errno).lower(),
-                "a place with room that this user may read and write",
-                f"{UNWRITABLE[error.errno]}, then run the same command again; what was finished is kept",
-            ) from None
+            with explained():
+                if Path("params.yaml").is_file():
+                    pin(load_params())
+                result = function(*args, **kwargs)
+                stage = Path(sys.modules[function.__module__].__file__).stem
+                items = [
+                    Path(value).name for value in kwargs.values() if isinstance(value, str | Path)
+                ]
+                write_cost([stage, *items], time.perf_counter() - started)
+                return result
         except KeyboardInterrupt:
             click.echo(
                 "Stopped. What was finished is kept; run the same command again to go on.", err=True

@@ -16,6 +16,7 @@ import click
 
 from rarl.errors import UserError
 from rarl.launch import check_config
+from rarl.models.base_files import check_family
 from rarl.params import BENCHMARKS, Params
 from rarl.pinning import applies, unportable
 from rarl.records import write_json
@@ -122,11 +123,9 @@ def check_base(params: Params) -> str:
                     "a folder in the hub's layout",
                     fix,
                 )
-        check_adapter(
-            params,
-            _read_config(folder / "config.json", f"base.source = {source}", fix),
-            _layers(folder, source, fix),
-        )
+        config = _read_config(folder / "config.json", f"base.source = {source}", fix)
+        check_family(source, config)
+        check_adapter(params, config, _layers(folder, source, fix))
         return f"{source} ({folder})"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise UserError(
@@ -148,6 +147,8 @@ def check_base(params: Params) -> str:
         if cached
         else {}
     )
+    if cached:
+        check_family(source, found)
     check_adapter(params, found, QWEN2_VL)
     if not cached and constants.HF_HUB_OFFLINE:
         raise UserError(

@@ -5,6 +5,7 @@ are shared out among the cores.
 """
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ def main(name):
     if on_several_processes(params, "stages.infer", ["--model", name]):
         return
     folder = Path("data/models") / name
-    started, total, key = time.perf_counter(), 0, model_key(folder)
+    started, total, faults, key = time.perf_counter(), 0, Counter(), model_key(folder)
     tasks = [
         (slug, read_records(params.samples_file(test_set), Sample), kept_in(key, params, slug, test_set))
         for slug in params.modes
@@ -45,7 +46,15 @@ def main(name):
             done = answered(scratch)
             predictions = [done[sample.id] for sample in samples]
             total += write_records(predictions_file(name, slug, test_set), predictions)
+            faults.update(prediction.error for prediction in predictions if prediction.error)
         click.echo(f"infer {name}: {total} predictions in {time.perf_counter() - started:.1f} s")
+        if faults:
+            [(fault, _)] = faults.most_common(1)
+            click.secho(
+                f"  WARNING: {faults.total()} of {total} questions could not be asked, mostly: {fault}",
+                fg="yellow",
+                bold=True,
+            )
 
 
 if __name__ == "__main__":

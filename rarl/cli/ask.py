@@ -2,6 +2,7 @@
 stands on, to stderr. No stage of the pipeline."""
 
 import io
+from json import JSONDecodeError
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,9 +32,11 @@ def main(name, image, question, slug, choices):
         raise UserError(
             f"--mode {slug}", "no such mode", f"one of {', '.join(params.mode)}", "name one of these"
         )  # fmt: skip
-    if not question.strip() or any("\ud800" <= letter <= "\udfff" for letter in question):
+    if not question.strip() or any("\ud800" <= mark <= "\udfff" for mark in question):
         found = "text that is not UTF-8" if question.strip() else "no text"
         raise UserError("--question", found, "a question about the image", "write one")
+    if any("\ud800" <= mark <= "\udfff" for mark in "".join(choices)):
+        raise UserError("--choices", "text that is not UTF-8", "options", "write them in UTF-8")
     folder = model_folder(name)
     picture = readable(image)
 
@@ -87,16 +90,28 @@ def model_folder(name: str) -> Path:
 
 
 def open_model(folder: Path, params: Params):
-    """Load a model folder of the pipeline, or whole weights in the hub's layout."""
+    """Load a model folder of the pipeline, or whole weights in the hub's layout.
+
+    Raises:
+        UserError: it cannot be loaded; a copy may be cut.
+    """
+    from safetensors import SafetensorError
+
     from rarl.models.loading import load
 
-    if (folder / "base.json").is_file():
-        return load(folder, params.model)
-    with TemporaryDirectory() as pointer:
-        write_json(
-            Path(pointer) / "base.json", {"source": str(folder), "revision": None, "sha256": None}
-        )
-        return load(pointer, params.model)
+    try:
+        if (folder / "base.json").is_file():
+            return load(folder, params.model)
+        with TemporaryDirectory() as pointer:
+            write_json(
+                Path(pointer) / "base.json",
+                {"source": str(folder), "revision": None, "sha256": None},
+            )
+            return load(pointer, params.model)
+    except (SafetensorError, JSONDecodeError) as error:
+        raise UserError(
+            str(folder), str(error), "whole files of a model", "copy or fetch the folder again"
+        ) from None
 
 
 def about_base(folder: Path, model) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from rarl.cli.ask import model_folder
-from rarl.entry import ignore_warnings_between_libraries
+from rarl.entry import explained, ignore_warnings_between_libraries
 from rarl.errors import UserError
 from rarl.params import Params, load_params
 from rarl.pinning import pin
@@ -19,6 +19,7 @@ from rarl.records import read_json, write_json
 @click.command(help=__doc__)
 @click.option("--model", "name", required=True, help="A name below data/models, or a folder.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@explained()
 def main(name, output):
     ignore_warnings_between_libraries()
     params = load_params()
@@ -56,16 +57,19 @@ def merge(folder: Path, output: Path, params: Params) -> None:
         network = network.merge_and_unload(safe_merge=True)
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    network.to(getattr(torch, params.model.dtype)).save_pretrained(partial)
-    save_processor(loaded.processor, partial)
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    (partial / "README.md").write_text(
-        merged_card(text, folder.resolve().name, params.model.dtype), encoding="utf-8"
-    )
-    if output.is_dir():
-        output.rmdir()
-    partial.rename(output)
+    try:
+        network.to(getattr(torch, params.model.dtype)).save_pretrained(partial)
+        save_processor(loaded.processor, partial)
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        (partial / "README.md").write_text(
+            merged_card(text, folder.resolve().name, params.model.dtype), encoding="utf-8"
+        )
+        if output.is_dir():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save_processor(processor, folder: Path) -> None:

@@ -311,11 +311,13 @@ def price() -> list[dict]:
         try:
             for portable, threads in ((True, 1), (False, 1), (False, 2)):
                 for method in ("sft", "rarl"):
+                    # Beside others, a step of two threads takes up to half a minute.
+                    count = 16 if not busy else 8 if threads == 1 else 2
                     arguments = [
                         "--steps",
                         method,
                         "--count",
-                        str(8 if busy else 16),
+                        str(count),
                         "--threads",
                         str(threads),
                     ]

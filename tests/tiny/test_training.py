@@ -341,6 +341,24 @@ def test_an_image_that_could_not_be_opened_is_asked_about_again(encoded, params)
     assert predictions() == mended and file.read_bytes() == kept
 
 
+def test_inference_says_how_many_questions_could_not_be_asked(encoded, params):
+    from ruamel.yaml import YAML
+
+    from stages import infer
+
+    FeatureStore().save("data/features/benchmarks")
+    params = copy.deepcopy(params)
+    params.models, params.modes, params.benchmarks = ["base"], ["direct"], []
+    params.decoding.max_new_tokens = 2040  # of 2,048 that the model takes
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(params.model_dump(), file)
+    Path("stages").symlink_to(Path(__file__).parents[2] / "stages")
+    result = CliRunner().invoke(infer.main, ["--model", "base"], catch_exceptions=False)
+    count = len(read_records("data/curated/test.jsonl", Sample))
+    assert f"WARNING: {count} of {count} questions could not be asked" in result.output
+    assert "the model takes 8 besides an answer of 2,040" in result.output
+
+
 def test_every_sample_meets_every_prompt_once_in_as_many_epochs(project):
     samples = read_records("data/curated/train.jsonl", Sample)
     prompts = ["explanation", "short", "open"]

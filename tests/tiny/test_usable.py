@@ -217,6 +217,39 @@ def test_merging_overwrites_nothing_and_needs_something_trained(trained):
     assert not Path("new").exists()
 
 
+FULL = """
+import sys, torch
+from safetensors.torch import save_file
+from stages.errors import explained
+with explained():
+    {"torch": lambda w: torch.save(w, "w.pt"), "safetensors": lambda w: save_file(w, "w.safetensors")}[sys.argv[1]](
+        {"w": torch.zeros(100_000)}
+    )
+"""
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "stages.merge", "--model", "rarl", "--output", "merged"],
+        ["-c", FULL, "torch"],
+        ["-c", FULL, "safetensors"],
+    ],
+    ids=["merge", "torch", "safetensors"],
+)
+def test_weights_that_cannot_be_written_in_full_end_in_one_message(trained, command):
+    """The kernel refuses a file of more than 20 kB as it does on a full disk."""
+    Path("stages").symlink_to(Path(__file__).parents[2] / "stages")
+    done = subprocess.run(
+        ["prlimit", "--fsize=20000", sys.executable, *command], capture_output=True, text=True
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "then run the same command again" in said, said
+    assert "Traceback" not in said or command[0] == "-c", said
+    assert not list(Path().glob("*.partial")) and not Path("merged").exists()
+
+
 def asked(*args):
     return CliRunner().invoke(ask.main, args)
 
@@ -285,6 +318,25 @@ def test_ask_names_what_the_model_cannot_be_asked(trained):
         result = asked("--model", "rarl", "--image", good, "--question", question)
         assert result.exit_code == 1 and said in result.stderr and not result.stdout, result.output
         assert len(result.stderr) < 500, "no warnings besides"
+
+
+def test_ask_names_a_folder_that_is_not_whole(trained):
+    good = str(next(Path("data/phantom/pictures").glob("*.png")))
+    CliRunner().invoke(merge.main, ["--model", "rarl", "--output", "merged"])
+    weights = Path("merged/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    shutil.copytree(trained, "copy")
+    Path("copy/base.json").write_text("{")
+    for model in ("merged", "copy"):
+        result = asked("--model", model, "--image", good, "--question", "What?")
+        assert result.exit_code == 1 and f"Error: {model}\n" in result.stderr, result.output
+        assert "copy or fetch the folder again" in result.stderr
+
+
+def test_ask_refuses_choices_that_are_no_text(trained):
+    good = str(next(Path("data/phantom/pictures").glob("*.png")))
+    result = asked("--model", "rarl", "--image", good, "--question", "What?", "--choices", "\udcff")
+    assert result.exit_code == 1 and "Error: --choices" in result.stderr, result.output
 
 
 def test_ask_says_that_the_embedded_base_has_seen_no_real_image(project, repository, params):

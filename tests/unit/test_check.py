@@ -66,6 +66,14 @@ def releases(root: Path, *names: str) -> str:
     return str(root)
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3", None])
+def test_a_base_of_another_family_is_refused(project, tmp_path, family):
+    folder = base(tmp_path / "other")
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    code, said = run(base__source=str(folder))
+    assert code == 1 and f"a model of type {family}" in said and "qwen2_vl" in said
+
+
 def test_writes_a_constant_whatever_the_parameters(project):
     assert run()[0] == 0
     first = Path("data/check.json").read_bytes()
