@@ -158,7 +158,7 @@ def read_records(path: str | Path, kind: type[R]) -> list[R]:
                 first = error.errors()[0]
                 raise UserError(
                     f"{path}, line {number}",
-                    f"{first['msg']} at {'.'.join(map(str, first['loc']))}",
+                    first["msg"] + "".join(f", {key}" for key in first["loc"]),
                     f"a {kind.__name__} record",
                     remake(path),
                 ) from None

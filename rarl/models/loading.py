@@ -174,11 +174,19 @@ def _with_adapter(network, folder: Path, trainable: bool):
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(
+            str(folder),
+            f"no {file.name}",
+            "the adapter's weights",
+            "run `dvc repro`, or copy the folder again",
+        )
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             network = PeftModel.from_pretrained(network, str(folder), is_trainable=trainable)
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            absent = set(get_peft_model_state_dict(network)) - set(file.keys())
+        with safe_open(file, "pt") as weights:
+            absent = set(get_peft_model_state_dict(network)) - set(weights.keys())
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(
             str(folder),

@@ -220,7 +220,7 @@ def test_merging_overwrites_nothing_and_needs_something_trained(trained):
 FULL = """
 import sys, torch
 from safetensors.torch import save_file
-from stages.errors import explained
+from rarl.entry import explained
 with explained():
     {"torch": lambda w: torch.save(w, "w.pt"), "safetensors": lambda w: save_file(w, "w.safetensors")}[sys.argv[1]](
         {"w": torch.zeros(100_000)}
