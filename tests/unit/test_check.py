@@ -219,7 +219,7 @@ def test_hub_base_is_looked_up_in_the_cache(project, monkeypatch):
     assert code == 0 and "will be downloaded" in said
     snapshot = project / "hub/models--owner--model/snapshots" / COMMIT
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
+    (snapshot / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
     code, said = run()
     assert code == 0 and "will be downloaded" not in said
 
