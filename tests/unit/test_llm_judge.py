@@ -388,7 +388,8 @@ def test_requests_are_spaced_by_the_limit():
     with Server() as server:
         judged(server, 30, requests_per_minute=1200, concurrency=16)
     times = [call["at"] for call in server.calls]
-    assert times[-1] - times[0] >= 1.0  # 29 pauses of 0.05 s, less what a busy machine does to arrivals
+    # 29 pauses of 0.05 s, less what a busy machine does to arrivals.
+    assert times[-1] - times[0] >= 1.0
 
 
 @pytest.mark.parametrize("past", ["0", "0.0", "-5", "Mon, 01 Jan 2024 00:00:00 GMT"])
