@@ -22,7 +22,7 @@ repro: identity $(VENV)/.installed
 
 test: lint
 	@# A process for each core, up to four: a file of tests stays together, with what its tests share.
-	@$(RUN) python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations=10
+	@$(RUN) python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: $(VENV)/.installed-dev
 	@$(RUN) ruff check .

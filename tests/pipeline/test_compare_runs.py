@@ -16,7 +16,7 @@ def project(small, tmp_path):
 
 
 def compare(project, *arguments: str, code: int = 0) -> str:
-    said = project.run("python", "-m", "rarl.cli.compare", "runs", *arguments, code=code)
+    said = project.run("python", "-m", "rarl", "compare", "runs", *arguments, code=code)
     assert "Traceback" not in said
     return said
 

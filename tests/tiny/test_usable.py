@@ -232,7 +232,7 @@ with explained():
 @pytest.mark.parametrize(
     "command",
     [
-        ["-m", "stages.merge", "--model", "rarl", "--output", "merged"],
+        ["-m", "rarl", "merge", "--model", "rarl", "--output", "merged"],
         ["-c", FULL, "torch"],
         ["-c", FULL, "safetensors"],
     ],

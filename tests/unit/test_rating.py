@@ -468,7 +468,7 @@ def test_nobody_is_let_in_without_the_token(served):
     _, bare = served
     for path in ("/", "/config", "/gradio_api/queue/data?session_hash=x", "/theme.css", "/?token=", "/?token=x"):  # fmt: skip
         answer = requests.get(bare + path, cookies={f"rarl_rate_{bare.rpartition(':')[2]}": "x"})
-        assert answer.status_code == 403 and answer.text.count(".") == 2, (path, answer.text)
+        assert answer.status_code == 403 and answer.text.count(".") == 1, (path, answer.text)
         assert "rarl rate" in answer.text
     assert requests.post(f"{bare}/gradio_api/queue/join", json={}).status_code == 403
 
