@@ -129,12 +129,8 @@ OPTIONS = {
     "adaptive_entropy": {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 1e9},
     "high_entropy_tokens": {"top_entropy_quantile": 0.5},
     "truncated_ones_masked": {"mask_truncated_completions": True},
-    "off_policy_mask": {"off_policy_mask_threshold": 0.5},
-    "two_sided_clipping": {"delta": 1.5},
-    "rewards_not_scaled": {"scale_rewards": "none"},
     "activation_checkpointing": {"activation_checkpointing": True},
     "min_p": {"min_p": 0.01},
-    "repetition_penalty": {"repetition_penalty": 1.1},
 }
 
 
@@ -161,7 +157,6 @@ def lora(**settings):
 ADAPTERS = {
     "lora": lora,
     "dora": lambda: lora(use_dora=True),
-    "pissa": lambda: lora(init_lora_weights="pissa"),
     "embeddings": lambda: lora(target_modules=[*PROJECTIONS, "embed_tokens"]),
     "trained_head": lambda: lora(modules_to_save=["lm_head"]),
     "trained_norms": lambda: lora(modules_to_save=["norm"]),

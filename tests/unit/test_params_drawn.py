@@ -98,7 +98,7 @@ def checked() -> str | None:
     how=st.sampled_from(["set", "set", "set", "delete", "more"]),
 )
 @example(profile="embedded", key="judge.semantic.threshold", value=0.4, how="set")
-@settings(REPEATABLE, max_examples=100)
+@settings(REPEATABLE, max_examples=60)
 def test_one_change_passes_or_is_named(project, profile, key, value, how):
     params = plain(profile_text(profile))
     *above, name = key.split(".")
@@ -147,7 +147,7 @@ def usable() -> None:
         st.text(max_size=8).map(lambda text: text.encode("utf-8")),
     ),
 )  # fmt: skip
-@settings(REPEATABLE, max_examples=100)
+@settings(REPEATABLE, max_examples=60)
 def test_damaged_file_is_read_or_refused(project, start, length, put_in):
     content = SHIPPED.encode("utf-8")
     Path("params.yaml").write_bytes(content[:start] + put_in + content[start + length :])
