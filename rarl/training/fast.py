@@ -117,13 +117,16 @@ class SharedPrompt:
             return f"loss_type {self.loss_type} is normalised by the tokens of a pass"
         if self.top_entropy_quantile < 1.0:
             return "top_entropy_quantile is taken of a pass"
-        if self.entropy_coef or self.use_adaptive_entropy:
+        if self._entropy_in_loss():
             return "the entropy bonus is the mean over the tokens of a pass"
         if args.steps_per_generation != args.gradient_accumulation_steps:
             return "steps_per_generation differs from gradient_accumulation_steps"
         if inputs.get("pixel_values") is not None and inputs.get("image_grid_thw") is None:
             return "a model without image_grid_thw"
         return None
+
+    def _entropy_in_loss(self) -> bool:
+        return bool(self.entropy_coef or self.use_adaptive_entropy)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False,
@@ -138,24 +141,23 @@ class SharedPrompt:
         unknown += ["an auxiliary loss"] if compute_aux_loss else []
         what = "log-probabilities"
         network = self.accelerator.unwrap_model(model)
-        real = attention_mask.bool()
-        shortest = int(real[:, : input_ids.shape[1] - logits_to_keep].sum(1).min())
+        prompt_ids, completion_ids = input_ids.split(
+            [input_ids.shape[1] - logits_to_keep, logits_to_keep], 1
+        )
+        prompt_mask, mask = attention_mask.bool().split(
+            [prompt_ids.shape[1], completion_ids.shape[1]], 1
+        )
         if (
             (unknown and self._plain(what, ", ".join(unknown)))
-            or self._unfit(what, network, shortest)
-            or not real[
-                :, -logits_to_keep:
-            ].any()  # e.g. all truncated, under mask_truncated_completions
+            or self._unfit(what, network, int(prompt_mask.sum(1).min()))
+            # No token to score: all are truncated, under mask_truncated_completions.
+            or not mask.any()
         ):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size,
                 compute_entropy=compute_entropy, compute_aux_loss=compute_aux_loss, pixel_values=pixel_values,
                 image_grid_thw=image_grid_thw, num_images=num_images, mm_token_type_ids=mm_token_type_ids, **others,
             )  # fmt: skip
-        prompt_ids, completion_ids = input_ids.split(
-            [input_ids.shape[1] - logits_to_keep, logits_to_keep], 1
-        )
-        prompt_mask, mask = real.split([prompt_ids.shape[1], completion_ids.shape[1]], 1)
         prompts, rests = shared_prompts(
             [ids[real] for ids, real in zip(prompt_ids, prompt_mask)],
             pixel_values,
@@ -164,24 +166,18 @@ class SharedPrompt:
         )
         completions = [ids[real] for ids, real in zip(completion_ids, mask)]
         bare = without_peft(network)
-        entropy_has_gradient = bool(self.entropy_coef or self.use_adaptive_entropy)
         scores, rows = [], []
         for some in _passes(prompts, batch_size or len(input_ids)):
-            rows += [row for prompt in some for row in prompt.rows]
-            if not any(len(completions[row]) for prompt in some for row in prompt.rows):
+            own = [row for prompt in some for row in prompt.rows]
+            rows += own
+            if not any(len(completions[row]) for row in own):
                 continue
             with self.accelerator.autocast():
                 scores.append(
                     packed_scores(
-                        model,
-                        bare,
-                        some,
-                        rests,
-                        completions,
-                        self.temperature,
-                        entropy_has_gradient,
+                        model, bare, some, rests, completions, self.temperature, self._entropy_in_loss()
                     )
-                )
+                )  # fmt: skip
 
         order = torch.tensor(rows, device=mask.device)
 
