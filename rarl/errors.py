@@ -14,4 +14,14 @@ class UserError(click.ClickException):
     """
 
     def __init__(self, where: str, found: str, expected: str, fix: str):
+        self.parts = where, found, expected, fix
         super().__init__(f"{where}\n  found:    {found}\n  expected: {expected}\n  to do:    {fix}")
+
+    def __reduce__(self):
+        """An error of another process arrives whole."""
+        return UserError, self.parts
+
+
+def warn(message: str) -> None:
+    """Print a warning on the console."""
+    click.secho(f"  WARNING: {message}", fg="yellow", bold=True)

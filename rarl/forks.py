@@ -53,7 +53,7 @@ def in_forks(work: Callable, tasks: list, count: int, show: Callable[[int], None
             try:
                 work(tasks[number], advance)
             except UserError as error:
-                errors.put(error.message)
+                errors.put(error)
                 sys.exit(1)
             except Exception:
                 traceback.print_exc()
@@ -70,7 +70,7 @@ def in_forks(work: Callable, tasks: list, count: int, show: Callable[[int], None
             failed = [process.exitcode for process in processes if process.exitcode]
             if failed:
                 if not errors.empty():
-                    raise _UserError(errors.get())
+                    raise errors.get()
                 raise UserError(
                     "a process of this stage",
                     f"exit code {failed[0]}",
@@ -82,13 +82,6 @@ def in_forks(work: Callable, tasks: list, count: int, show: Callable[[int], None
         for process in processes:
             process.terminate()
             process.join()
-
-
-class _UserError(UserError):
-    """With a message that another process has put together."""
-
-    def __init__(self, message: str):
-        super(UserError, self).__init__(message)
 
 
 def _end_with(parent: int) -> None:

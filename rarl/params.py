@@ -104,9 +104,9 @@ class Own(Block):
 
 class Phantom(Block):
     seed: Seed = 11
-    """Seed of the training and development drawings."""
+    """Seed of the training and development phantoms."""
     test_seed: Seed = 97
-    """Seed of the test drawings, so that no test picture was ever drawn for training."""
+    """Seed of the test phantoms, so that no test image is among the training images."""
     image_size: Annotated[int, Field(ge=28, le=2048)] = 112
     """Side of a drawing in pixels."""
     annotated_share: Share = 0.5
@@ -120,7 +120,7 @@ class Phantom(Block):
     def draws_the_test_apart(self):
         if self.seed == self.test_seed:
             raise ValueError(
-                "test_seed and seed that differ: the test drawings are not those of training"
+                "test_seed and seed that differ: the test phantoms are not those of training"
             )
         return self
 
@@ -450,6 +450,10 @@ class Accelerate(Block):
     """A config file of Hugging Face Accelerate (`accelerate config`, or one of `rarl/accelerate/`); None for DDP.
     FSDP 2 and DeepSpeed up to ZeRO stage 2, on GPUs."""
 
+    def per_pass(self, per_step: int, most: int) -> int:
+        """Rows in a pass of one process: at most `most`, and no more than its share of a step."""
+        return min(most, max(1, per_step // self.processes))
+
 
 class Report(Block):
     main_judge: Slug = "lexical"
@@ -533,7 +537,7 @@ class Params(Block):
                 self.rl.micro_prompts,
             ),
         ):
-            per_pass = min(per_pass, max(1, per_step // processes))
+            per_pass = self.accelerate.per_pass(per_step, per_pass)
             if per_step % (per_pass * processes):
                 raise ValueError(
                     f"{key}: a multiple of {per_pass * processes}, not {per_step} ({processes} processes with {per_pass} "

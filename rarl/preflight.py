@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from rarl.errors import UserError
+from rarl.errors import UserError, warn
 from rarl.launch import check_config
 from rarl.models.base_files import check_family
 from rarl.params import BENCHMARKS, Params
@@ -38,10 +38,6 @@ MINILM_LAYERS = 6
 RESOURCES = "RARL_RESOURCES"
 
 
-def warn(message: str) -> None:
-    click.secho(f"  WARNING: {message}", fg="yellow", bold=True)
-
-
 def check_releases(params: Params) -> str:
     """Look for the training release and the listed benchmarks under `data.root`."""
     root = Path(params.data.root)
@@ -49,7 +45,7 @@ def check_releases(params: Params) -> str:
     drawn = root.resolve() == PHANTOM.resolve()
     if drawn and params.train.source == "own":
         raise UserError(
-            f"train.source = own, data.root = {root}", "no own/ among the drawings, which hold no such rows",
+            f"train.source = own, data.root = {root}", "no own/ among the phantom releases, which hold no such rows",
             "a folder with own/ in it", _how("own", "data/raw") + ", and set data.root to data/raw",
         )  # fmt: skip
     if not drawn and not root.is_dir():
@@ -58,7 +54,7 @@ def check_releases(params: Params) -> str:
             "get the releases (data/README.md, 'Your own releases'), or set data.root to data/phantom",
         )  # fmt: skip
     wanted = dict.fromkeys([training, *params.benchmarks])
-    # The drawings may still be to be drawn, but your own data is never among them.
+    # The phantom releases may not be written yet, but your own data is never among them.
     missing = {name: _missing(root, name, params) for name in wanted if name == "own" or not drawn}
     for name, (found, fix) in ((name, lack) for name, lack in missing.items() if lack):
         if name == training or params.data.missing == "stop":

@@ -26,7 +26,7 @@ METRICS = Path("metrics/audit.json")
 def main() -> None:
     """Audit the releases and write the data card."""
     from rarl.data import data_card
-    from rarl.data.audit import compare, read_sets, refuse
+    from rarl.data.audit import compare, read_sets, refuse, warn_of
     from rarl.data.release import Pictures, require_root
 
     start = time.monotonic()
@@ -56,8 +56,7 @@ def main() -> None:
             )
     for name, splits in absent.items():
         click.echo(f"  {name}: {', '.join(splits)} not there")
-    for line in found.deviations:
-        click.secho(f"  WARNING: not as declared: {line}", fg="yellow", err=True)
+    warn_of(found.deviations)
     click.echo(f"audit: {OUTPUT / 'data_card.html'}, {time.monotonic() - start:.1f} s")
     refuse(root, found.deviations, params.data.deviation)
 

@@ -174,9 +174,13 @@ def compare_with_declared(
         for release in releases
         for line in deviations(release, measure(release), declared(root, adapter, release))
     ]
-    for line in found:
-        click.secho(f"  WARNING: not as declared: {line}", fg="yellow", err=True)
+    warn_of(found)
     return found
+
+
+def warn_of(deviations: Iterable[str]) -> None:
+    for line in deviations:
+        click.secho(f"  WARNING: not as declared: {line}", fg="yellow", err=True)
 
 
 def require_images(where: str, release: Release, missing: str) -> None:

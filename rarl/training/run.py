@@ -117,14 +117,18 @@ class Run:
         full = self.params.train.trainable == "full"
         return method.learning_rate_full if full else method.learning_rate
 
-    def batches(self, per_step: int, per_pass: int, what: str) -> tuple[int, int]:
+    def batches(self, per_step: int, most: int, what: str) -> tuple[int, int]:
         """(rows a pass and process, passes a step), so that a step has `per_step` rows on any number of processes.
+
+        Args:
+            most: rows a pass at most.
+            what: the parameter's key.
 
         Raises:
             UserError: `per_step` cannot be shared out evenly.
         """
         processes = self.params.accelerate.processes
-        per_pass = min(per_pass, max(1, per_step // processes))
+        per_pass = self.params.accelerate.per_pass(per_step, most)
         if per_step % (per_pass * processes):
             raise UserError(
                 f"{what} = {per_step}",

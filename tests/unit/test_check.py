@@ -132,7 +132,7 @@ def test_training_release_is_that_of_the_source(project, source, folder):
 def test_drawings_hold_sat_and_no_rows_of_your_own(project):
     code, said = run(train__source="own")
     assert code == 1 and "train.source = own, data.root = data/phantom" in said
-    assert "no own/ among the drawings" in said and "set data.root to data/raw" in said
+    assert "no own/ among the phantom releases" in said and "set data.root to data/raw" in said
     assert run(train__source="sat")[0] == 0
 
 
