@@ -1,12 +1,27 @@
 """Asking a model every question of a test set: what is kept, and how the cores of a machine share the work."""
 
 from pathlib import Path
+from typing import NamedTuple
 
-from rarl.cache import CACHE, key_of, packages
+from rarl.cache import CACHE, answered, key_of, packages
 from rarl.launch import is_main_process
 from rarl.params import Params
 from rarl.prompts import template
 from rarl.records import Sample
+
+
+class Task(NamedTuple):
+    """A test set to be asked under one mode."""
+
+    mode: str
+    test_set: str
+    samples: list[Sample]
+    kept: Path
+    """The file of its finished predictions (`kept_in`)."""
+
+    def is_done(self) -> bool:
+        done = {id for id, one in answered(self.kept).items() if not one.error}
+        return {sample.id for sample in self.samples} <= done
 
 
 def model_key(folder: Path) -> str:
@@ -29,8 +44,8 @@ def kept_in(model: str, params: Params, slug: str, test_set: str) -> Path:
     return CACHE / "predictions" / f"{key}.jsonl"
 
 
-def ask_sets(folder: Path, params: Params, tasks: list[tuple[str, list[Sample], Path]]) -> None:
-    """Fill the files of `tasks`: mode, samples and file of each."""
+def ask_sets(folder: Path, params: Params, tasks: list[Task]) -> None:
+    """Fill the files of `tasks`."""
     from tqdm import tqdm
 
     from rarl.forks import cores, in_forks
@@ -41,23 +56,22 @@ def ask_sets(folder: Path, params: Params, tasks: list[tuple[str, list[Sample], 
     loaded = load(folder, params.model)
     FeatureStore.load("data/features/benchmarks").attach(loaded.model)
     put_away(loaded.model)
-    count = cores(params.model.threads) if loaded.device.type == "cpu" else 1
-    alone = params.accelerate.processes > 1 or min(count, len(tasks)) == 1
-    tasks = sorted(
-        tasks, key=lambda task: -len(task[1])
-    )  # so that no process waits long for another
+    processes, forks = params.accelerate.processes, 1
+    if loaded.device.type == "cpu" and processes == 1:
+        forks = min(cores(params.model.threads), len(tasks))
+    # The largest first, so that no process waits long for another.
+    tasks = sorted(tasks, key=lambda task: -len(task.samples))
 
     def work(task, advance):
-        slug, samples, scratch = task
-        mode, root = params.mode[slug], Path(params.data.root)
-        predict(loaded, samples, root, mode, params.decoding, params.seed, scratch, advance)
+        mode, root = params.mode[task.mode], Path(params.data.root)
+        predict(loaded, task.samples, root, mode, params.decoding, params.seed, task.kept, advance)
 
     with tqdm(
-        total=sum(len(samples) for _, samples, _ in tasks), desc=folder.name, unit="q",
+        total=sum(len(task.samples) for task in tasks), desc=folder.name, unit="q",
         mininterval=1, disable=not is_main_process(),
     ) as bar:  # fmt: skip
-        if alone:
+        if forks == 1:
             for task in tasks:
-                work(task, lambda asked: bar.update(asked * params.accelerate.processes))
+                work(task, lambda asked: bar.update(asked * processes))
         else:
-            in_forks(work, tasks, min(count, len(tasks)), lambda asked: bar.update(asked - bar.n))
+            in_forks(work, tasks, forks, lambda asked: bar.update(asked - bar.n))

@@ -12,9 +12,10 @@ import click
 
 from rarl.cache import answered
 from rarl.entry import stage_main
+from rarl.errors import warn
 from rarl.launch import is_main_process, on_several_processes
 from rarl.params import load_params
-from rarl.predictions import ask_sets, kept_in, model_key
+from rarl.predictions import Task, ask_sets, kept_in, model_key
 from rarl.records import Sample, predictions_file, read_records, write_records
 
 
@@ -28,33 +29,22 @@ def main(name):
     folder = Path("data/models") / name
     started, total, faults, key = time.perf_counter(), 0, Counter(), model_key(folder)
     tasks = [
-        (slug, read_records(params.samples_file(test_set), Sample), kept_in(key, params, slug, test_set))
-        for slug in params.modes
-        for test_set in params.sets_of(slug)
+        Task(mode, test_set, read_records(params.samples_file(test_set), Sample), kept_in(key, params, mode, test_set))
+        for mode in params.modes
+        for test_set in params.sets_of(mode)
     ]  # fmt: skip
-    left = [
-        task
-        for task in tasks
-        if not {sample.id for sample in task[1]}
-        <= {id for id, one in answered(task[2]).items() if not one.error}
-    ]
-    if left:
+    if left := [task for task in tasks if not task.is_done()]:
         ask_sets(folder, params, left)
     if is_main_process():
-        names = [(slug, test_set) for slug in params.modes for test_set in params.sets_of(slug)]
-        for (slug, test_set), (_, samples, scratch) in zip(names, tasks):
-            done = answered(scratch)
-            predictions = [done[sample.id] for sample in samples]
-            total += write_records(predictions_file(name, slug, test_set), predictions)
+        for task in tasks:
+            done = answered(task.kept)
+            predictions = [done[sample.id] for sample in task.samples]
+            total += write_records(predictions_file(name, task.mode, task.test_set), predictions)
             faults.update(prediction.error for prediction in predictions if prediction.error)
         click.echo(f"infer {name}: {total} predictions in {time.perf_counter() - started:.1f} s")
         if faults:
             [(fault, _)] = faults.most_common(1)
-            click.secho(
-                f"  WARNING: {faults.total()} of {total} questions could not be asked, mostly: {fault}",
-                fg="yellow",
-                bold=True,
-            )
+            warn(f"{faults.total()} of {total} questions could not be asked, mostly: {fault}")
 
 
 if __name__ == "__main__":
