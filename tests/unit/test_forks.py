@@ -36,9 +36,10 @@ def test_a_users_mistake_in_a_process_is_the_stages_message():
             raise UserError("rows.csv", "nothing", "a row", "write one")
         time.sleep(60)
 
+    before = set(psutil.Process().children())  # a browser that another file's tests have opened
     with pytest.raises(UserError, match=r"rows\.csv\n  found:    nothing"):
         in_forks(work, [0, 1], 2, lambda count: None)
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_killed_process_is_an_error():
