@@ -148,9 +148,7 @@ def kind_of(answer: str, question: str = "", choices: Sequence[str] = ()) -> Kin
     return "open"
 
 
-def matches(
-    answer: str, references: Sequence[str], kind: Kind, choices: Sequence[str] = ()
-) -> bool:
+def matches(answer: str, references: Sequence[str], kind: Kind, choices: Sequence[str] = ()) -> bool:
     """Whether an answer is one of the accepted references. An empty answer never is.
 
     "The answer is ..." is heeded first, wherever it stands. Then:

@@ -47,9 +47,7 @@ def write_cost(name: list[str], seconds: float) -> None:
         seconds: wall-clock time.
     """
     # DVC sets these for the commands of an experiment; the root is that of the repository it was started from.
-    root, baseline, experiment = (
-        os.environ.get(f"DVC_{key}") for key in ("ROOT", "EXP_BASELINE_REV", "EXP_NAME")
-    )
+    root, baseline, experiment = (os.environ.get(f"DVC_{key}") for key in ("ROOT", "EXP_BASELINE_REV", "EXP_NAME"))
     slug = slug_of(name)
     now = datetime.now(UTC)
     cost = {"seconds": round(seconds, 1), "peak_memory_mb": peak_memory_mb(), "finished": now.isoformat(timespec="seconds")}  # fmt: skip
@@ -57,9 +55,7 @@ def write_cost(name: list[str], seconds: float) -> None:
     _noted.clear()
     # The processes that a stage was started on have just written what only they know, such as the card.
     before = read(COSTS / f"{slug}.json")
-    if before.get("finished", "") >= (now - timedelta(seconds=seconds)).isoformat(
-        timespec="seconds"
-    ):
+    if before.get("finished", "") >= (now - timedelta(seconds=seconds)).isoformat(timespec="seconds"):
         cost = before | cost
     text = json.dumps(cost | ({"experiment": experiment} if experiment else {})) + "\n"
     _write(COSTS / f"{slug}.json", text)

@@ -83,15 +83,11 @@ def stage_main(function):
                     pin(load_params())
                 result = function(*args, **kwargs)
                 stage = Path(sys.modules[function.__module__].__file__).stem
-                items = [
-                    Path(value).name for value in kwargs.values() if isinstance(value, str | Path)
-                ]
+                items = [Path(value).name for value in kwargs.values() if isinstance(value, str | Path)]
                 write_cost([stage, *items], time.perf_counter() - started)
                 return result
         except KeyboardInterrupt:
-            click.echo(
-                "Stopped. What was finished is kept; run the same command again to go on.", err=True
-            )
+            click.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
             sys.exit(130)
 
     return wrapped

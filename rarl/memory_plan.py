@@ -158,11 +158,7 @@ def _key_width(config: Qwen2VLConfig) -> int:
 
 
 def estimate(
-    config: Qwen2VLConfig,
-    params: Params,
-    image_pixels: int,
-    method: str = "rarl",
-    device: str = "cuda",
+    config: Qwen2VLConfig, params: Params, image_pixels: int, method: str = "rarl", device: str = "cuda"
 ) -> Plan:
     """Plan the memory of one training run; the module's docstring says what is assumed.
 
@@ -227,15 +223,11 @@ def estimate(
     sampled = share * size if rl else 0
     passes = {}
     if rl:
-        alone = not rows.shared or _weights_are_shared(
-            params
-        )  # stock TRL: each row has its own prompt
+        alone = not rows.shared or _weights_are_shared(params)  # stock TRL: each row has its own prompt
         decoded = decoding(sampled if alone else share, sampled, completion, value)
         passes[f"sampling {sampled} completions"] = (decoded + copies) / GB
     asked = params.decoding.batch_size
-    passes["scoring development rows"] = (
-        decoding(asked, asked, params.decoding.max_new_tokens, weight) / GB
-    )
+    passes["scoring development rows"] = decoding(asked, asked, params.decoding.max_new_tokens, weight) / GB
     reference = rl and params.rl.beta > 0
     if reference:
         attending = rows.attended * value * 2 * hidden
@@ -291,9 +283,7 @@ def relief(
     ]
     if rl:
         knobs.append((params.rl, "group_size", max(2, params.rl.group_size // 2)))
-    blocks = {
-        id(getattr(params, name)): name for name in ("rl", "sft", "train", "decoding", "model")
-    }
+    blocks = {id(getattr(params, name)): name for name in ("rl", "sft", "train", "decoding", "model")}
     steps, last = [], estimate(config, params, image_pixels, method, device).total
     for block, key, new in knobs:
         if last <= have:
@@ -349,10 +339,7 @@ def recomputes(folder: str | Path, params: Params, method: str) -> bool:
     if params.train.gradient_checkpointing != "auto":
         return params.train.gradient_checkpointing
     config, device, have = _found(folder, params)
-    return (
-        config is not None
-        and estimate(config, params, params.model.max_pixels, method, device).total > have
-    )
+    return config is not None and estimate(config, params, params.model.max_pixels, method, device).total > have
 
 
 def preflight(folder: str | Path, params: Params, method: str) -> str:
@@ -371,10 +358,7 @@ def preflight(folder: str | Path, params: Params, method: str) -> str:
     params.train.gradient_checkpointing = recomputes(folder, params, method)
     plan = estimate(config, params, params.model.max_pixels, method, device)
     where = torch.cuda.get_device_name() if device == "cuda" else "memory of this machine"
-    lines = [
-        f"{method}: memory plan in GB (an estimate; {where}: {have:.1f} to be had)",
-        plan.table(),
-    ]
+    lines = [f"{method}: memory plan in GB (an estimate; {where}: {have:.1f} to be had)", plan.table()]
     if plan.total > have:
         steps = relief(config, params, params.model.max_pixels, method, device, have)
         turn = ", then ".join(f"{change} ({after:.1f} GB)" for change, after in steps)

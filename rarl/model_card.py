@@ -70,9 +70,7 @@ def make_portable(folder: str | Path) -> None:
         write_json(file, config)
 
 
-def write_card(
-    folder: str | Path, method: str, params: Params, metrics: dict, counts: dict[str, dict]
-) -> None:
+def write_card(folder: str | Path, method: str, params: Params, metrics: dict, counts: dict[str, dict]) -> None:
     """Write `README.md` into a model folder, in the form of the hub's model cards.
 
     Args:
@@ -178,15 +176,7 @@ def _data(params: Params, counts: dict[str, dict]) -> str:
         )
         for split, of in counts.items()
     ]  # fmt: skip
-    head = (
-        "split",
-        "rows",
-        "images",
-        "with annotated reasoning",
-        "kinds",
-        "modalities",
-        "data set",
-    )
+    head = ("split", "rows", "images", "with annotated reasoning", "kinds", "modalities", "data set")
     idle = ""
     if not counts["training"]["annotated"]:
         idle = "\n\nNo training row is annotated: a reward for the reasoning had nothing to compare with."
@@ -215,8 +205,7 @@ def _metrics(metrics: dict) -> str:
         "dev_score": "right on the development rows at that step, %",
     }
     rows = [
-        (names.get(key, key.replace("_", " ")), "–" if value is None else str(value))
-        for key, value in metrics.items()
+        (names.get(key, key.replace("_", " ")), "–" if value is None else str(value)) for key, value in metrics.items()
     ]
     note = ""
     if any(key.endswith("_first") for key in metrics):
@@ -261,9 +250,7 @@ def _use(pointer: dict, full: bool) -> str:
 
 def _prompt() -> str:
     return (
-        "The user turn holds the image and after it this text:\n\n```text\n"
-        + template("reasoning").strip()
-        + "\n```"
+        "The user turn holds the image and after it this text:\n\n```text\n" + template("reasoning").strip() + "\n```"
     )
 
 
@@ -275,8 +262,7 @@ def _parameters(method: str, params: Params) -> str:
         rows = [row for row in rows if not row[0].startswith("lora.")]
     prompts = ["reasoning"] if method == "sft" else getattr(params, method).prompts
     hashes = ", ".join(
-        f"{name} {hashlib.sha256(template(name).encode()).hexdigest()[:12]}"
-        for name in dict.fromkeys(prompts)
+        f"{name} {hashlib.sha256(template(name).encode()).hexdigest()[:12]}" for name in dict.fromkeys(prompts)
     )
     return _table(("parameter", "value"), rows) + f"\n\nPrompts (SHA-256): {hashes}"
 
@@ -288,9 +274,7 @@ def _leaves(prefix: str, block: dict) -> list[tuple[str, str]]:
             rows += _leaves(f"{prefix}.{key}", value)
         else:
             # A folder is this machine's; its name says enough.
-            text = (
-                Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-            )
+            text = Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
             rows.append((f"{prefix}.{key}", ", ".join(map(str, text)) if isinstance(text, list) else str(text)))  # fmt: skip
     return rows
 

@@ -11,15 +11,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML, YAMLError
 
 from rarl.errors import UserError
@@ -96,9 +88,7 @@ class Own(Block):
     @model_validator(mode="after")
     def leaves_rows_to_train_on(self):
         if self.dev_share + self.test_share >= 1:
-            raise ValueError(
-                "dev_share and test_share with a sum below 1, so that rows to train on are left"
-            )
+            raise ValueError("dev_share and test_share with a sum below 1, so that rows to train on are left")
         return self
 
 
@@ -119,9 +109,7 @@ class Phantom(Block):
     @model_validator(mode="after")
     def draws_the_test_apart(self):
         if self.seed == self.test_seed:
-            raise ValueError(
-                "test_seed and seed that differ: the test phantoms are not those of training"
-            )
+            raise ValueError("test_seed and seed that differ: the test phantoms are not those of training")
         return self
 
 
@@ -150,9 +138,7 @@ class Model(Block):
     @model_validator(mode="after")
     def has_a_range_of_pixels(self):
         if self.max_pixels < self.min_pixels:
-            raise ValueError(
-                f"max_pixels of at least min_pixels ({self.min_pixels}), not {self.max_pixels}"
-            )
+            raise ValueError(f"max_pixels of at least min_pixels ({self.min_pixels}), not {self.max_pixels}")
         return self
 
 
@@ -163,12 +149,7 @@ class Lora(Block):
     """Scaling (paper, 2.3)."""
     dropout: Part = 0.0
     """Ours: PEFT's default; the paper gives none."""
-    target_modules: Annotated[list[Place], Field(min_length=1), Once] = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    ]
+    target_modules: Annotated[list[Place], Field(min_length=1), Once] = ["q_proj", "k_proj", "v_proj", "o_proj"]
     """The language model's attention projections (paper, 2.3). The vision tower is always frozen."""
 
 
@@ -270,9 +251,7 @@ class Rewards(Block):
     @model_validator(mode="after")
     def reward_something(self):
         if not any(self.model_dump().values()):
-            raise ValueError(
-                "at least one weight above 0: there is nothing to learn from otherwise"
-            )
+            raise ValueError("at least one weight above 0: there is nothing to learn from otherwise")
         return self
 
 
@@ -425,14 +404,10 @@ class Judge(Block):
             "local": {"model"},
         }.get(self.kind, set())
         if missing := sorted(key for key in keys if getattr(self, key) is None):
-            raise ValueError(
-                f"a judge of kind {self.kind} needs {' and '.join(f'`{key}`' for key in missing)}"
-            )
+            raise ValueError(f"a judge of kind {self.kind} needs {' and '.join(f'`{key}`' for key in missing)}")
         prices = (self.price_per_million_input, self.price_per_million_output)
         if self.max_cost_usd is not None and None in prices:
-            raise ValueError(
-                "max_cost_usd needs `price_per_million_input` and `price_per_million_output`"
-            )
+            raise ValueError("max_cost_usd needs `price_per_million_input` and `price_per_million_output`")
         return self
 
 
@@ -492,23 +467,16 @@ class Params(Block):
 
     @model_validator(mode="after")
     def lists_are_defined(self):
-        for axis, definitions, block in (
-            ("modes", self.mode, "mode"),
-            ("judges", self.judge, "judge"),
-        ):
+        for axis, definitions, block in (("modes", self.mode, "mode"), ("judges", self.judge, "judge")):
             for slug in getattr(self, axis):
                 if slug not in definitions:
                     raise ValueError(
                         f"{axis}: '{slug}' has no definition under `{block}:` (defined: {', '.join(definitions)})"
                     )
         if self.own_test in self.benchmarks:
-            raise ValueError(
-                f"benchmarks: '{self.own_test}' is the training source (train.source) and tested as such"
-            )
+            raise ValueError(f"benchmarks: '{self.own_test}' is the training source (train.source) and tested as such")
         if self.report.main_judge not in self.judges:
-            raise ValueError(
-                f"report.main_judge: '{self.report.main_judge}' is not in judges {self.judges}"
-            )
+            raise ValueError(f"report.main_judge: '{self.report.main_judge}' is not in judges {self.judges}")
         known = {path.stem for path in (Path(__file__).parent / "prompts").glob("*.txt")}
         used = {"grpo.prompts": self.grpo.prompts, "rarl.prompts": self.rarl.prompts}
         used |= {f"mode.{slug}.prompt": [mode.prompt] for slug, mode in self.mode.items()}
@@ -524,18 +492,8 @@ class Params(Block):
     def batches_are_shared_out_evenly(self):
         processes = self.accelerate.processes
         for key, per_step, micro, per_pass in (
-            (
-                "sft.batch_size",
-                self.sft.batch_size,
-                "sft.micro_batch_size",
-                self.sft.micro_batch_size,
-            ),
-            (
-                "rl.prompts_per_step",
-                self.rl.prompts_per_step,
-                "rl.micro_prompts",
-                self.rl.micro_prompts,
-            ),
+            ("sft.batch_size", self.sft.batch_size, "sft.micro_batch_size", self.sft.micro_batch_size),
+            ("rl.prompts_per_step", self.rl.prompts_per_step, "rl.micro_prompts", self.rl.micro_prompts),
         ):
             per_pass = self.accelerate.per_pass(per_step, per_pass)
             if per_step % (per_pass * processes):
@@ -583,15 +541,10 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            str(path),
-            f"no UTF-8 at byte {error.start}",
-            "UTF-8 text",
-            "save it as UTF-8 in your editor",
+            str(path), f"no UTF-8 at byte {error.start}", "UTF-8 text", "save it as UTF-8 in your editor"
         ) from None
     except OSError as error:
-        raise UserError(
-            str(path), error.strerror, "a file that can be read", "look at its rights"
-        ) from None
+        raise UserError(str(path), error.strerror, "a file that can be read", "look at its rights") from None
     return parse_params(text, path)
 
 
@@ -634,10 +587,7 @@ def _user_error(path: Path, error: ValidationError) -> UserError:
             found.append(f"{key}: missing" if item["type"] == "missing" else f"{key}{value}")
             expected.append(message[0].lower() + message[1:])
     return UserError(
-        str(path),
-        "; ".join(found),
-        "; ".join(expected),
-        "correct the key; rarl/params.py documents each one",
+        str(path), "; ".join(found), "; ".join(expected), "correct the key; rarl/params.py documents each one"
     )
 
 
@@ -647,14 +597,8 @@ def _known_keys(location: tuple) -> list[str]:
         if get_origin(block) is dict:  # definitions under slugs
             block = get_args(block)[1]
             continue
-        field = (
-            block.model_fields.get(part)
-            if isinstance(block, type) and issubclass(block, Block)
-            else None
-        )
+        field = block.model_fields.get(part) if isinstance(block, type) and issubclass(block, Block) else None
         if field is None:
             return []
         block = field.annotation
-    return (
-        list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []
-    )
+    return list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []

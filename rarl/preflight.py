@@ -29,9 +29,7 @@ TRAINING_RELEASE = {"silvar_med": "slake", "own": "own", "sat": "sat"}
 #: DVC's cache has a copy where the file system cannot share blocks.
 NEEDS = {"embedded": (4, 2), "large, cpu": (16, 20), "large, cuda": (12, 24)}
 #: Layers of Qwen2-VL's language model that an adapter can be put on.
-QWEN2_VL = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")} | {
-    "embed_tokens"
-}
+QWEN2_VL = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")} | {"embed_tokens"}
 #: Layers of the embedded text encoder, all-MiniLM-L6-v2.
 MINILM_LAYERS = 6
 #: Set to `ignore`, this environment variable turns too little memory or disk into a warning.
@@ -66,9 +64,7 @@ def check_releases(params: Params) -> str:
     if drawn:
         return f"{root}, drawn by the stage `phantom`"
     if truth := [slug for slug in params.judges if params.judge[slug].kind == "truth"]:
-        warn(
-            f"judge {', '.join(truth)} knows drawn images only: on {root} all its verdicts are 'unscored'"
-        )
+        warn(f"judge {', '.join(truth)} knows drawn images only: on {root} all its verdicts are 'unscored'")
     return f"{root}: {', '.join(name for name in wanted if missing[name] is None)}"
 
 
@@ -114,10 +110,7 @@ def check_base(params: Params) -> str:
         for needed in ("config.json", "*.safetensors"):
             if not any(folder.glob(needed)):
                 raise UserError(
-                    f"base.source = {source}",
-                    f"no {folder}/{needed}",
-                    "a folder in the hub's layout",
-                    fix,
+                    f"base.source = {source}", f"no {folder}/{needed}", "a folder in the hub's layout", fix
                 )
         config = _read_config(folder / "config.json", f"base.source = {source}", fix)
         check_family(source, config)
@@ -139,9 +132,7 @@ def check_base(params: Params) -> str:
     config = try_to_load_from_cache(source, "config.json", revision=revision)
     cached = isinstance(config, str)
     found = (
-        _read_config(Path(config), f"base.source = {source}", "delete it: it is downloaded again")
-        if cached
-        else {}
+        _read_config(Path(config), f"base.source = {source}", "delete it: it is downloaded again") if cached else {}
     )
     if cached:
         check_family(source, found)
@@ -180,13 +171,9 @@ def _layers(folder: Path, source: str, fix: str) -> set[str]:
             with safe_open(path, "numpy") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"base.source = {source}", f"{path}: {error}", "whole weights", fix
-            ) from None
+            raise UserError(f"base.source = {source}", f"{path}: {error}", "whole weights", fix) from None
         names |= {
-            name.removesuffix(".weight")
-            for name, shape in shapes.items()
-            if len(shape) > 1 and "visual." not in name
+            name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) > 1 and "visual." not in name
         }
     # TRL refuses an adapter on the head: it computes log-probabilities without it.
     return names - {"lm_head"}
@@ -200,9 +187,7 @@ def check_adapter(params: Params, config: dict, layers: set[str]) -> None:
         layers: names of the language model's layers, or the last parts of these names.
     """
     text = config.get("text_config")
-    text = (
-        text if isinstance(text, dict) else config
-    )  # the hub's older form has no block of its own
+    text = text if isinstance(text, dict) else config  # the hub's older form has no block of its own
     if params.train.trainable == "lora":
         # As PEFT does it: the whole name, or its end after a dot.
         unknown = [
@@ -267,12 +252,8 @@ def check_device(params: Params) -> str:
         )  # fmt: skip
     if cuda:
         check_cuda(params)
-    if model.dtype == "bfloat16" and not (
-        cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        warn(
-            f"bfloat16 has no fast path on {'this GPU' if cuda else 'most CPUs'}: float32 may be faster there"
-        )
+    if model.dtype == "bfloat16" and not (cuda and torch.cuda.is_bf16_supported(including_emulation=False)):
+        warn(f"bfloat16 has no fast path on {'this GPU' if cuda else 'most CPUs'}: float32 may be faster there")
     return "cuda" if cuda else "cpu"
 
 
@@ -322,9 +303,7 @@ def check_encoder(params: Params) -> None:
             raise UserError(f"encoder.source = {source}", f"no {folder}/config.json", "a folder in the hub's layout",
                             "download the whole model repository there")  # fmt: skip
         config = _read_config(
-            folder / "config.json",
-            f"encoder.source = {source}",
-            "download the whole model repository there",
+            folder / "config.json", f"encoder.source = {source}", "download the whole model repository there"
         )
         have = config.get("num_hidden_layers")
     if isinstance(have, int) and layers > have:
@@ -409,9 +388,7 @@ def remove_leftovers(params: Params) -> list[Path]:
         if model not in params.models:
             paths += outputs
         elif outputs[1].is_dir():
-            paths += [
-                path for path in sorted(outputs[1].iterdir()) if path.name not in params.judges
-            ]
+            paths += [path for path in sorted(outputs[1].iterdir()) if path.name not in params.judges]
     paths = [path for path in paths if path.exists()]
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

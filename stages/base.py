@@ -13,9 +13,7 @@ from rarl.records import write_json
 def main():
     pointer = base_pointer(load_params().base)
     write_json("data/models/base/base.json", pointer)
-    click.echo(
-        f"base: {pointer['source']}" + (f" at {pointer['revision']}" if pointer["revision"] else "")
-    )
+    click.echo(f"base: {pointer['source']}" + (f" at {pointer['revision']}" if pointer["revision"] else ""))
 
 
 if __name__ == "__main__":

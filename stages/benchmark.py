@@ -13,9 +13,7 @@ from rarl.params import BENCHMARKS, load_params
 
 
 @click.command()
-@click.option(
-    "--set", "name", type=click.Choice(BENCHMARKS), required=True, help="The benchmark's slug."
-)
+@click.option("--set", "name", type=click.Choice(BENCHMARKS), required=True, help="The benchmark's slug.")
 @stage_main
 def main(name: str) -> None:
     """Read one benchmark's test rows."""

@@ -12,10 +12,7 @@ from rarl.records import Sample, batches, image_file, read_records
 
 @click.command()
 @click.option(
-    "--records",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="File of sample records; may be given often.",
+    "--records", multiple=True, type=click.Path(path_type=Path), help="File of sample records; may be given often."
 )
 @click.option(
     "--benchmarks",
@@ -26,9 +23,7 @@ from rarl.records import Sample, batches, image_file, read_records
 @stage_main
 def main(records, benchmarks, output):
     params = load_params()
-    files = list(records) + (
-        [benchmarks / f"{name}.jsonl" for name in params.benchmarks] if benchmarks else []
-    )
+    files = list(records) + ([benchmarks / f"{name}.jsonl" for name in params.benchmarks] if benchmarks else [])
     images = {}
     for file in files:
         for sample in read_records(file, Sample):
@@ -44,12 +39,10 @@ def main(records, benchmarks, output):
     loaded = load("data/models/base", params.model)
     store = FeatureStore()
     store.attach(loaded.model)
-    for batch in tqdm(
-        list(batches(list(images.values()), 16)), desc="encode", unit="batch", mininterval=1
-    ):
-        inputs = loaded.processor.image_processor(
-            [open_image(path) for path in batch], return_tensors="pt"
-        ).to(loaded.device)
+    for batch in tqdm(list(batches(list(images.values()), 16)), desc="encode", unit="batch", mininterval=1):
+        inputs = loaded.processor.image_processor([open_image(path) for path in batch], return_tensors="pt").to(
+            loaded.device
+        )
         loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     store.save(output)
     click.echo(

@@ -19,15 +19,8 @@ from rarl.records import atomic_file
 
 
 @click.command()
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("data/phantom"), show_default=True
-)
-@click.option(
-    "--truth",
-    type=click.Path(path_type=Path),
-    default=Path("data/phantom_truth.jsonl"),
-    show_default=True,
-)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("data/phantom"), show_default=True)
+@click.option("--truth", type=click.Path(path_type=Path), default=Path("data/phantom_truth.jsonl"), show_default=True)
 @stage_main
 def main(output: Path, truth: Path) -> None:
     """Draw phantom pictures with known findings, in the real releases' formats."""
@@ -35,9 +28,7 @@ def main(output: Path, truth: Path) -> None:
 
     start = time.monotonic()
     params = load_params().phantom
-    click.echo(
-        f"phantom: drawing {params.image_size} px pictures (seeds {params.seed} and {params.test_seed}) ..."
-    )
+    click.echo(f"phantom: drawing {params.image_size} px pictures (seeds {params.seed} and {params.test_seed}) ...")
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -50,9 +41,7 @@ def main(output: Path, truth: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     for release, what, count in written.drawn:
         click.echo(f"  {release:<11} {what:<28} {count:>5}")
-    click.echo(
-        f"phantom: {len(written.truth)} questions with known truth, {time.monotonic() - start:.1f} s"
-    )
+    click.echo(f"phantom: {len(written.truth)} questions with known truth, {time.monotonic() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,7 @@ def main(model: str):
     for mode, sets in scores.items():
         cell = sets[params.own_test][params.report.main_judge]
         final = "not scored" if cell["final"] is None else f"{cell['final']:.1f} %"
-        click.echo(
-            f"score {model}, {mode}: own test {final} by {params.report.main_judge} (n = {cell['n']})"
-        )
+        click.echo(f"score {model}, {mode}: own test {final} by {params.report.main_judge} (n = {cell['n']})")
 
 
 if __name__ == "__main__":

@@ -37,9 +37,7 @@ class Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         found = [
-            CompletionItem(name, help=what)
-            for name, (_, what) in self.modules.items()
-            if name.startswith(incomplete)
+            CompletionItem(name, help=what) for name, (_, what) in self.modules.items() if name.startswith(incomplete)
         ]
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
@@ -48,10 +46,7 @@ main = Commands(
     # In the order of a user's day.
     {
         "download": ("rarl.cli.download", "Fetch a release of images and questions."),
-        "profile": (
-            "rarl.cli.switch_profile",
-            "Switch params.yaml to the paper's settings, or back.",
-        ),
+        "profile": ("rarl.cli.switch_profile", "Switch params.yaml to the paper's settings, or back."),
         "memory": ("rarl.cli.memory", "Plan the memory of the trainings."),
         "compare": ("rarl.cli.compare", "Compare experiments: scores, intervals, paired tests."),
         "ask": ("rarl.cli.ask", "Ask a model a question about an image."),

@@ -51,17 +51,9 @@ def main(name, image, question, slug, choices):
     request = Request("asked", prompt, picture, mode.image == "blank")
     logging.set_verbosity_error()
     loaded = open_model(folder, params)
-    (reply,) = ask(
-        loaded,
-        [request],
-        params.decoding.max_new_tokens,
-        params.decoding.temperature,
-        params.seed,
-    )
+    (reply,) = ask(loaded, [request], params.decoding.max_new_tokens, params.decoding.temperature, params.seed)
     if reply.error:
-        raise UserError(
-            "--question", reply.error, "a question that the model can take", "change or shorten it"
-        )
+        raise UserError("--question", reply.error, "a question that the model can take", "change or shorten it")
     prediction = to_prediction(reply)
     click.echo(f"{about_base(folder, loaded.model)} {NOT_CLINICAL}", err=True)
     click.echo(f"Reasoning: {prediction.think or '(none)'}", err=True)
@@ -103,15 +95,10 @@ def open_model(folder: Path, params: Params):
         if (folder / "base.json").is_file():
             return load(folder, params.model)
         with TemporaryDirectory() as pointer:
-            write_json(
-                Path(pointer) / "base.json",
-                {"source": str(folder), "revision": None, "sha256": None},
-            )
+            write_json(Path(pointer) / "base.json", {"source": str(folder), "revision": None, "sha256": None})
             return load(pointer, params.model)
     except (SafetensorError, JSONDecodeError) as error:
-        raise UserError(
-            str(folder), str(error), "whole files of a model", "copy or fetch the folder again"
-        ) from None
+        raise UserError(str(folder), str(error), "whole files of a model", "copy or fetch the folder again") from None
 
 
 def about_base(folder: Path, model) -> str:

@@ -121,11 +121,7 @@ def build(case: Case, store: bool):
     small["text_config"].pop("layer_types")
     vision, text = sizes[case.model]
     config = Qwen2VLConfig(
-        **small
-        | {
-            "vision_config": small["vision_config"] | vision,
-            "text_config": small["text_config"] | text,
-        }
+        **small | {"vision_config": small["vision_config"] | vision, "text_config": small["text_config"] | text}
     )
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return Qwen2VLForConditionalGeneration(config).to(dtype), processor
@@ -225,11 +221,7 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
             **common, per_device_train_batch_size=case.prompts, completion_only_loss=True, max_length=None,
             train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
         )  # fmt: skip
-        kind, more, shown = (
-            FastSft if fast else SFTTrainer,
-            {},
-            lambda i: {"images": [images[i]]},
-        )
+        kind, more, shown = (FastSft if fast else SFTTrainer, {}, lambda i: {"images": [images[i]]})
     else:
         encoder = Encoder()
         functions, weights = reward_functions(
@@ -363,10 +355,7 @@ def infer(case: Case, fast: bool, steps: int, folder: str, turns: Turns) -> dict
         turns.begin()
         replies = ask(loaded, requests[step * size : (step + 1) * size], case.tokens, 1.0)
         lengths = [reply.tokens for reply in replies]
-        turns.end(
-            tokens=str([(reply.id, reply.text) for reply in replies]),
-            mean_length=sum(lengths) / len(lengths),
-        )
+        turns.end(tokens=str([(reply.id, reply.text) for reply in replies]), mean_length=sum(lengths) / len(lengths))
     return {"encode_s_an_image": encoding / len(rows)}
 
 
@@ -391,9 +380,7 @@ def train_sft(case: Case, fast: bool, steps: int, folder: str, turns: Turns) -> 
 
     def compute_loss(*args, **kwargs):
         result = compute(*args, **kwargs)
-        losses.append(
-            round(float((result[0] if isinstance(result, tuple) else result).detach()), 3)
-        )
+        losses.append(round(float((result[0] if isinstance(result, tuple) else result).detach()), 3))
         return result
 
     trainer.compute_loss = compute_loss
@@ -445,11 +432,7 @@ def train_rl(case: Case, fast: bool, steps: int, folder: str, turns: Turns) -> d
     clock(trainer, "_prepare_inputs", "inputs")
     clock(trainer, "training_step", "pass")
     train(trainer, begin, end)
-    count = sum(
-        p.numel()
-        for n, p in trainer.model.named_parameters()
-        if "lora_" not in n and "visual" not in n
-    )
+    count = sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" not in n and "visual" not in n)
     return {"encode_s_an_image": encoding / (steps * case.prompts), "language_parameters": count,
             "floor": floor(count, **last) if fast else None}  # fmt: skip
 
@@ -468,9 +451,7 @@ def compare(case: Case, steps: int, threads: int) -> dict:
     for name in ("stock", "ours"):
         start = time.perf_counter()
         pipes[name], theirs = context.Pipe()
-        process = context.Process(
-            target=side, args=(case, name == "ours", steps + 1, threads, theirs), daemon=True
-        )
+        process = context.Process(target=side, args=(case, name == "ours", steps + 1, threads, theirs), daemon=True)
         process.start()
         theirs.close()
         hear(name, pipes[name])

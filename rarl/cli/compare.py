@@ -38,11 +38,7 @@ METHODS = {
 
 def differing_only_in(runs: list[Experiment], *keys: str) -> list[Experiment]:
     """The runs that have the first one's parameters but for these: another study's are not among them."""
-    return [
-        run
-        for run in runs
-        if {key for key, _ in side_by_side.differing([runs[0], run])} <= set(keys)
-    ]
+    return [run for run in runs if {key for key, _ in side_by_side.differing([runs[0], run])} <= set(keys)]
 
 
 def by_task(experiment: Experiment, model: str, mode: str) -> dict[str, float]:
@@ -66,8 +62,7 @@ def by_task(experiment: Experiment, model: str, mode: str) -> dict[str, float]:
 def official(experiment: Experiment, model: str, mode: str) -> dict[str, float]:
     """CV-Bench's own combined score: 2D is the mean of ADE20K and COCO, 3D is Omni3D, and both count alike."""
     origin = {
-        row["value"].upper(): float(row["final"])
-        for row in experiment.breakdown(model, mode, "cv_bench", "origin")
+        row["value"].upper(): float(row["final"]) for row in experiment.breakdown(model, mode, "cv_bench", "origin")
     }
     if not {"ADE20K", "COCO", "OMNI3D"} <= origin.keys():
         return {}
@@ -79,8 +74,7 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
     """The paper's rows, then ours: a method at a number of samples, by CV-Bench task, with memory and time."""
     paper = read_json(Path(side_by_side.__file__).with_name("paper.json"))["table2"]["rows"]
     lines = [
-        {"source": "paper", **row, "Mean": round(sum(row[task] for task in TASKS) / len(TASKS), 2)}
-        for row in paper
+        {"source": "paper", **row, "Mean": round(sum(row[task] for task in TASKS) / len(TASKS), 2)} for row in paper
     ]
     for run in runs:
         params = run.params
@@ -93,12 +87,8 @@ def table2(runs: list[Experiment]) -> pd.DataFrame:
                 lines.append(
                     {
                         "source": f"ours ({params['profile']})",
-                        "method": METHODS.get(
-                            (model, params["train"]["trainable"]), "Base, untuned"
-                        ),
-                        "samples": None
-                        if model == "base"
-                        else min(params["train"]["samples"] or rows, rows),
+                        "method": METHODS.get((model, params["train"]["trainable"]), "Base, untuned"),
+                        "samples": None if model == "base" else min(params["train"]["samples"] or rows, rows),
                         **scores,
                         "minutes": round(cost["seconds"] / 60, 1) if cost else None,
                         "memory_mb": cost.get("peak_memory_mb"),
@@ -137,10 +127,7 @@ def grid(runs: list[Experiment]) -> pd.DataFrame:
                     "profile": run.params["profile"],
                     "reasoning_reward": "yes" if rarl["rewards"]["reasoning"] else "no",
                     "prompts": "diverse" if len(set(rarl["prompts"])) > 1 else "one",
-                    **{
-                        key: cell[key]
-                        for key in ("n", "final", "final_low", "final_high", "reasoning")
-                    },
+                    **{key: cell[key] for key in ("n", "final", "final_low", "final_high", "reasoning")},
                     "experiment": run.name,
                 }
             )
@@ -162,8 +149,7 @@ def seeds(runs: list[Experiment]) -> pd.DataFrame:
                     key = (model, mode, name, run.params["seed"])
                     lines[key] = judges.get(judge, {}).get("final")
     frame = pd.DataFrame(
-        [(*key, value) for key, value in lines.items()],
-        columns=["model", "mode", "set", "seed", "final"],
+        [(*key, value) for key, value in lines.items()], columns=["model", "mode", "set", "seed", "final"]
     )
     grouped = frame.groupby(["model", "mode", "set"], sort=False)["final"]
     spread = grouped.agg(seeds="count", mean="mean", sd="std", low="min", high="max").round(2)
@@ -240,9 +226,7 @@ def nothing(study: str, found: list[Experiment], everywhere: bool) -> UserError:
     if not everywhere and (others := len(experiments(everywhere=True)) - len(found)) > 0:
         here += f", {others} on other commits"
         fix += f"; or `rarl compare {study} --all` for those of every commit"
-    return UserError(
-        f"study {study}", ", ".join([here, *waiting]), "the experiments of the study", fix
-    )
+    return UserError(f"study {study}", ", ".join([here, *waiting]), "the experiments of the study", fix)
 
 
 def markdown(frame: pd.DataFrame) -> str:

@@ -7,9 +7,7 @@ from rarl.memory_plan import configuration, estimate, relief
 from rarl.params import METHODS, load_params
 
 
-@click.command(
-    help="Plan the memory of a training with the present parameters, and what to turn on smaller devices."
-)
+@click.command(help="Plan the memory of a training with the present parameters, and what to turn on smaller devices.")
 @click.option("--gb", "sizes", multiple=True, type=float, default=(40, 24, 16, 12), show_default=True,
               help="Memory of a device; may be given often.")  # fmt: skip
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
@@ -18,9 +16,7 @@ def main(sizes, device):
     source = params.base.source.replace("embedded", "data/base")
     config = configuration(source, params.base.revision)
     if config is None:
-        raise UserError(
-            f"base.source = {source}", "no configuration that can be read", "a base", "go online"
-        )
+        raise UserError(f"base.source = {source}", "no configuration that can be read", "a base", "go online")
     pixels = params.model.max_pixels
     for method in METHODS:
         click.echo(f"{method}: GB\n{estimate(config, params, pixels, method, device).table()}\n")
@@ -33,6 +29,4 @@ def main(sizes, device):
 
     click.echo(f"| a device of | {' | '.join(METHODS)} |\n|" + "---|" * (len(METHODS) + 1))
     for have in sizes:
-        click.echo(
-            f"| {have:g} GB | " + " | ".join(cell(method, have) for method in METHODS) + " |"
-        )
+        click.echo(f"| {have:g} GB | " + " | ".join(cell(method, have) for method in METHODS) + " |")

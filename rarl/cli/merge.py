@@ -80,9 +80,7 @@ def save_processor(processor, folder: Path) -> None:
     processor.tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
     tokenizer = read_json(folder / "tokenizer_config.json")
-    write_json(
-        folder / "tokenizer_config.json", tokenizer | {"processor_class": "Qwen2VLProcessor"}
-    )
+    write_json(folder / "tokenizer_config.json", tokenizer | {"processor_class": "Qwen2VLProcessor"})
     images = processor.image_processor.to_dict() | {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2VLProcessor",

@@ -76,9 +76,7 @@ def digests(params: Params, short: bool) -> dict[str, str]:
         found[part] = whole.hexdigest()[:16]
 
     add("phantoms", *draw(params.seed, FEW_ROWS if short else ROWS))
-    train, dev, test = (
-        read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev", "test")
-    )
+    train, dev, test = (read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev", "test"))
 
     from rarl.models.features import FeatureStore
     from rarl.models.generation import open_image
@@ -187,8 +185,7 @@ def verdicts(params: Params, kind: str, samples: list[Sample]) -> list[str | byt
 
     texts = [TEXTS[index % len(TEXTS)] for index in range(len(samples))]
     answers = [
-        Prediction(id=sample.id, completion=text, think=text, answer=text)
-        for sample, text in zip(samples, texts)
+        Prediction(id=sample.id, completion=text, think=text, answer=text) for sample, text in zip(samples, texts)
     ]
     said = JUDGES[kind](
         samples, answers, params.judge[kind], name=kind, place=None, encoder=params.encoder, truth_file=None
@@ -249,11 +246,7 @@ def steps_taken(params: Params, method: str, count: int) -> list[float]:
 def child(*arguments: str, processor: str | None = None) -> dict:
     """Run this module in a new process, on an emulated processor if one is named, and return the JSON that it prints."""
     # The emulator runs a program's file, and a virtual environment's Python is a link: name its packages instead.
-    base = (
-        [sys.executable]
-        if processor is None
-        else [EMULATOR, "-cpu", processor, os.path.realpath(sys.executable)]
-    )
+    base = [sys.executable] if processor is None else [EMULATOR, "-cpu", processor, os.path.realpath(sys.executable)]
     paths = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
     clean = {k: v for k, v in os.environ.items() if k not in (*ENVIRONMENT, "OMP_NUM_THREADS")}
     done = subprocess.run(
@@ -313,14 +306,7 @@ def price() -> list[dict]:
                 for method in ("sft", "rarl"):
                     # Beside others, a step of two threads takes up to half a minute.
                     count = 16 if not busy else 8 if threads == 1 else 2
-                    arguments = [
-                        "--steps",
-                        method,
-                        "--count",
-                        str(count),
-                        "--threads",
-                        str(threads),
-                    ]
+                    arguments = ["--steps", method, "--count", str(count), "--threads", str(threads)]
                     seconds = child(*arguments, *([] if portable else ["--free"]))["seconds"]
                     lines.append(
                         {
@@ -355,9 +341,7 @@ def price_table(lines: list[dict]) -> str:
 
 @click.command(help=__doc__)
 @click.option("--short", is_flag=True, help="Two small steps of everything, for tests.")
-@click.option(
-    "--price", "priced", is_flag=True, help="Measure the price; needs a finished `dvc repro`."
-)
+@click.option("--price", "priced", is_flag=True, help="Measure the price; needs a finished `dvc repro`.")
 @click.option("--work", is_flag=True, hidden=True)
 @click.option("--free", is_flag=True, hidden=True)
 @click.option("--steps", "method", hidden=True)
@@ -377,9 +361,7 @@ def main(short, priced, work, free, method, count, threads) -> None:
     elif priced:
         lines = price()
         write_json(OUTPUT / "price.json", lines)
-        write(
-            "price", price_table(lines), "What it costs to have the same bits everywhere", "--price"
-        )
+        write("price", price_table(lines), "What it costs to have the same bits everywhere", "--price")
     else:
         found = compare(short)
         write_json(OUTPUT / "portable.json", found)

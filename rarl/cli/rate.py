@@ -81,7 +81,9 @@ def main(rater, models, mode, test_set, sample, disputed, host, port, names, aut
         return
     from rarl.rating import page
 
-    title = f"{len(chosen)} answers to {len({item.sample.id for item in chosen})} questions of {test_set}, {mode} mode."
+    title = (
+        f"{len(chosen)} answers to {len({item.sample.id for item in chosen})} questions of {test_set}, {mode} mode."
+    )
     blocks = page.build(queue_of, params.data.root, rater, title)
     address = page.serve(blocks, host, port, auth or None, names)
     click.echo(f"{title} Equal answers of several models are rated once.")
@@ -111,11 +113,7 @@ def open_to_others(host: str, password: bool) -> str:
 def tell_ratings(params: Params) -> None:
     """How much each rater has done, and what of it is of answers that are no longer there."""
     for rater, count in counts(read_ratings(), present_answers(params)).items():
-        stale = (
-            f", {count.stale} of them of answers that no present model gives: not used"
-            if count.stale
-            else ""
-        )
+        stale = f", {count.stale} of them of answers that no present model gives: not used" if count.stale else ""
         click.echo(f"  {rater}: {count.ratings} answers rated{stale}")
 
 
@@ -125,9 +123,7 @@ def tell_export(params: Params) -> None:
         UserError: nobody has rated anything.
     """
     if not read_ratings():
-        raise UserError(
-            str(folder()), "no ratings", "a file <rater>.jsonl", "rate with `rarl rate`"
-        )
+        raise UserError(str(folder()), "no ratings", "a file <rater>.jsonl", "rate with `rarl rate`")
     tell_ratings(params)
     path = Path("params.yaml")
     changed = export(path)

@@ -4,10 +4,7 @@ from rarl.cli import Commands
 
 main = Commands(
     {
-        "reward": (
-            "rarl.cli.reward_study",
-            "How well measures of reasoning tell right from wrong.",
-        ),
+        "reward": ("rarl.cli.reward_study", "How well measures of reasoning tell right from wrong."),
         "threshold": ("rarl.cli.threshold_study", "Calibrate the semantic judge's thresholds."),
     },
     help=__doc__,

@@ -33,10 +33,7 @@ def main(seed: int) -> None:
     source = load_params().encoder.source
     samples = read_records(ROWS, Sample)
     parts, lines = {}, []
-    for part, pairs in (
-        ("answers", answer_pairs(samples)),
-        ("reasoning", reasoning_pairs(samples)),
-    ):
+    for part, pairs in (("answers", answer_pairs(samples)), ("reasoning", reasoning_pairs(samples))):
         texts = sorted({text for pair in pairs for text in (pair.text, pair.reference)})
         vectors = embed(texts, source) if texts else {}
         exact = part == "answers"
@@ -50,12 +47,7 @@ def main(seed: int) -> None:
             str(ROWS), "neither open answers nor annotated reasoning of which pairs could be made",
             "development rows with open questions", "take another training source, or keep the shipped thresholds",
         )  # fmt: skip
-    study = {
-        "encoder": source,
-        "rows": len(samples),
-        "rows_sha256": hash_path(ROWS),
-        "parts": parts,
-    }
+    study = {"encoder": source, "rows": len(samples), "rows_sha256": hash_path(ROWS), "parts": parts}
     write_json(OUTPUT, study)
     with atomic_file(OUTPUT.with_suffix(".md")) as file:
         file.write(as_markdown(study, f"rarl study threshold --seed {seed}"))

@@ -58,9 +58,7 @@ def read_sets(params: Params, root: Path, pictures) -> tuple[dict, dict[str, lis
         for split in ("train", "validate", "test"):
             if split in (published or {"test"}):
                 try:
-                    releases[split] = read(
-                        adapter, root, split, pictures=pictures, **selection(name, params)
-                    )
+                    releases[split] = read(adapter, root, split, pictures=pictures, **selection(name, params))
                 except MissingRelease:
                     # Whether a benchmark may be missing, its own stage decides.
                     absent.setdefault(name, []).append(split)
@@ -165,9 +163,7 @@ def deviations(release: Release, measured: dict, expected: dict[str, int]) -> li
     ]
 
 
-def compare_with_declared(
-    root: str | Path, adapter: ModuleType, releases: Iterable[Release]
-) -> list[str]:
+def compare_with_declared(root: str | Path, adapter: ModuleType, releases: Iterable[Release]) -> list[str]:
     """What is not as declared in any of these splits, each measured by itself; said as a warning."""
     found = [
         line
@@ -221,9 +217,7 @@ class Split:
     def __init__(self, set_: str, split: str, release: Release, pictures: Pictures):
         self.set, self.split = set_, split
         hashes = {sample.image: sample.image_sha256 for sample in release.samples}
-        self.rows = [
-            (hashes.get(row.image, row.image), normalise(row.question)) for row in release.seen
-        ]
+        self.rows = [(hashes.get(row.image, row.image), normalise(row.question)) for row in release.seen]
         # The name of a file that cannot be used may be anything, such as a path of this machine or a patient's name.
         self.images = {
             hashes.get(row.image, row.image): row.image if row.image in hashes else f"{set_}/{split}/{row.row}"
@@ -276,8 +270,7 @@ def own_splits_apart(root: str | Path, releases: dict[str, Release]) -> None:
         UserError: one is.
     """
     images = {
-        split: {sample.image_sha256: sample.id for sample in release.samples}
-        for split, release in releases.items()
+        split: {sample.image_sha256: sample.id for sample in release.samples} for split, release in releases.items()
     }
     for first, second in combinations(images, 2):
         both = sorted(images[first].keys() & images[second].keys())
@@ -341,9 +334,7 @@ def compare(root: str | Path, sets: Sets, own: str, pictures: Pictures) -> Findi
     ]  # fmt: skip
     across = [(split, test) for test in tests for split in ours.values()]
     for first, second in [*inside, *across, *combinations(tests, 2)]:
-        found.shared += [
-            (first.place(key), second.place(key)) for key in shared_images(first, second)
-        ]
+        found.shared += [(first.place(key), second.place(key)) for key in shared_images(first, second)]
     for test in tests:
         found.counts[test.set]["test"] |= with_own(test, ours)
     to_training = [(ours["train"], test) for test in tests]
@@ -360,8 +351,5 @@ def with_own(test: Split, ours: dict[str, Split]) -> dict[str, int]:
     counts = {}
     for name, split in ours.items():
         both = shared_images(split, test)
-        counts |= {
-            f"images_in_own_{name}": len(both),
-            f"rows_with_own_{name}_image": test.rows_with(both),
-        }
+        counts |= {f"images_in_own_{name}": len(both), f"rows_with_own_{name}_image": test.rows_with(both)}
     return {**counts, "rows_of_own_test": test.rows_of(ours["test"])}

@@ -20,15 +20,7 @@ def read_benchmark(params: Params, name: str) -> None:
     """Read one benchmark's test rows."""
     from rarl.data.adapters import ADAPTERS
     from rarl.data.audit import compare_with_declared, refuse, require_images, selection
-    from rarl.data.release import (
-        BURNED_IN,
-        BURNED_IN_MEANS,
-        MissingRelease,
-        Pictures,
-        Release,
-        read,
-        require_root,
-    )
+    from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, MissingRelease, Pictures, Release, read, require_root
 
     start = time.monotonic()
     data = params.data
@@ -41,9 +33,7 @@ def read_benchmark(params: Params, name: str) -> None:
     pictures.mkdir(parents=True)
     absent, found = None, []
     try:
-        release = read(
-            adapter, root, "test", pictures=Pictures(root, pictures), **selection(name, params)
-        )
+        release = read(adapter, root, "test", pictures=Pictures(root, pictures), **selection(name, params))
     except MissingRelease as error:
         if data.missing == "stop":
             raise
@@ -68,20 +58,14 @@ def read_benchmark(params: Params, name: str) -> None:
         "missing_images": len({image for _, image in release.missing_images}),
         "images": len({sample.image_sha256 for sample in samples}),
         "kinds": dict(sorted(Counter(sample.kind for sample in samples).items())),
-        "categories": dict(
-            sorted(Counter(sample.category for sample in samples if sample.category).items())
-        ),
+        "categories": dict(sorted(Counter(sample.category for sample in samples if sample.category).items())),
         "notes": {key: count for key, count in sorted(release.notes.items()) if count},
     }
     write_records(output, samples)
     write_json(metrics, summary)
 
     if absent is not None:
-        click.secho(
-            f"WARNING: benchmark {name} is NOT AVAILABLE and left out of every table.",
-            fg="yellow",
-            err=True,
-        )
+        click.secho(f"WARNING: benchmark {name} is NOT AVAILABLE and left out of every table.", fg="yellow", err=True)
         click.echo(absent.format_message(), err=True)
         return
     if release.missing_images:
@@ -94,12 +78,8 @@ def read_benchmark(params: Params, name: str) -> None:
     for reason, (count, row) in release.refusals.items():
         click.echo(f"  {count} rows refused: {reason} (first {row})")
     if count := release.notes[BURNED_IN]:
-        click.secho(
-            f"WARNING: benchmark {name}: {count} rows: {BURNED_IN_MEANS}", fg="yellow", err=True
-        )
+        click.secho(f"WARNING: benchmark {name}: {count} rows: {BURNED_IN_MEANS}", fg="yellow", err=True)
     for note, count in summary["notes"].items():
         click.echo(f"  {note.replace('_', ' ')}: {count}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
-    click.echo(
-        f"benchmark {name}: {len(samples)} of {release.rows} rows ({kinds}), {time.monotonic() - start:.1f} s"
-    )
+    click.echo(f"benchmark {name}: {len(samples)} of {release.rows} rows ({kinds}), {time.monotonic() - start:.1f} s")

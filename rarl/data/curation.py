@@ -62,20 +62,14 @@ def curate(params: Params) -> None:
     for split, count in counts.items():
         click.echo(f"  {split:<6}" + ", ".join(f"{value} {name}" for name, value in count.items()))
         if count["total"] and not count["annotated"]:
-            click.echo(
-                f"  NOTE: 0 of {count['total']} {split} rows are annotated" + _IDLE.get(split, ".")
-            )
+            click.echo(f"  NOTE: 0 of {count['total']} {split} rows are annotated" + _IDLE.get(split, "."))
             if split == "train" and source in _ANNOTATE:
                 click.echo(f"  {_ANNOTATE[source]}")
     wanted, there = params.train.samples, counts["train"]["total"]
     if wanted and wanted > there:
-        click.echo(
-            f"  NOTE: train.samples is {wanted}, and all {there} train rows there are will be used."
-        )
+        click.echo(f"  NOTE: train.samples is {wanted}, and all {there} train rows there are will be used.")
     if joined.get("read"):
-        click.echo(
-            "  explanations: " + ", ".join(f"{value} {name}" for name, value in joined.items())
-        )
+        click.echo("  explanations: " + ", ".join(f"{value} {name}" for name, value in joined.items()))
     if unmatched:
         click.echo(f"  WARNING: {len(unmatched)} explanations have no row, see {UNMATCHED}")
     click.echo(f"curate: done in {time.monotonic() - start:.1f} s")

@@ -87,15 +87,10 @@ def render(
         keep_trailing_newline=True,
     )
     environment.filters["count"] = lambda number: f"{number:,}"
-    return {
-        name: environment.get_template(name).render(**shown)
-        for name in ("data_card.html", "data_card.md")
-    }
+    return {name: environment.get_template(name).render(**shown) for name in ("data_card.html", "data_card.md")}
 
 
-def context(
-    params: Params, sets: Sets, absent: dict[str, list[str]], found: Findings, pictures: Pictures
-) -> dict:
+def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Findings, pictures: Pictures) -> dict:
     """Everything that the templates show."""
     files = Files(params)
     cards = []
@@ -105,9 +100,7 @@ def context(
             {
                 "name": name,
                 "label": LABELS[name],
-                "role": "training, development and own test set"
-                if name == params.own_test
-                else "benchmark",
+                "role": "training, development and own test set" if name == params.own_test else "benchmark",
                 "trained": name == params.own_test,
                 **{key: known[key] for key in ("licence", "page", "citation", "known")},
                 "forms": sorted({release.form for release in releases.values() if release.rows}),
@@ -200,14 +193,10 @@ def findings(found: Findings, name: str, releases: dict[str, Release]) -> list[s
                 f"({count['rows_in_conflicting_groups']:,} rows; {count['groups_with_yes_and_no']:,} both yes and no)."
             )
         if count["duplicate_rows"]:
-            said.append(
-                f"{number(count['duplicate_rows'], 'row')} of {split} repeat another one word for word."
-            )
+            said.append(f"{number(count['duplicate_rows'], 'row')} of {split} repeat another one word for word.")
         for ours in ("train", "dev"):
             if alike := count.get(f"near_duplicates_of_own_{ours}"):
-                said.append(
-                    f"{number(alike, 'image')} of {split} look nearly like one of our {ours} images."
-                )
+                said.append(f"{number(alike, 'image')} of {split} look nearly like one of our {ours} images.")
         if count["missing_rows"]:
             said.append(
                 f"{count['missing_rows']:,} {rows} have no image here ({number(count['missing_images'], 'image')})."
@@ -236,9 +225,7 @@ def quirks(releases: dict[str, Release]) -> list[str]:
         name: [f"{release.notes[name]:,} in {split}" for split, release in releases.items() if release.notes[name]]
         for name in sorted(names)
     }  # fmt: skip
-    return [
-        f"{name.replace('_', ' ')}: {', '.join(counts)}" for name, counts in met.items() if counts
-    ]
+    return [f"{name.replace('_', ' ')}: {', '.join(counts)}" for name, counts in met.items() if counts]
 
 
 def number(count: int, thing: str) -> str:
@@ -303,11 +290,7 @@ def gallery(name: str, releases: dict[str, Release], files: Files) -> list[dict]
             if image:
                 pictures_shown.add(sample.image_sha256)
                 group.append({"sample": sample, "image": image})
-    return [
-        {"label": label, "items": chosen[modality]}
-        for modality, label in MODALITIES.items()
-        if chosen[modality]
-    ]
+    return [{"label": label, "items": chosen[modality]} for modality, label in MODALITIES.items() if chosen[modality]]
 
 
 def near_pictures(found: Findings, files: Files) -> list[dict]:

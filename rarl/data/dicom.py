@@ -95,16 +95,12 @@ def _require_image(data) -> str:
         raise _Unusable("no pixel data (a report or a plan, or cut off before them)")
     frames = int(data.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise _Unusable(
-            f"multi-frame ({frames} frames): export the frame that the question is about"
-        )
+        raise _Unusable(f"multi-frame ({frames} frames): export the frame that the question is about")
     if data.Rows * data.Columns > MAX_PIXELS:
         raise _Unusable(f"{data.Columns} x {data.Rows} pixels, more than {MAX_PIXELS:,}")
     interpretation = data.get("PhotometricInterpretation")
     if interpretation not in (*GREY, *COLOUR, PALETTE):
-        raise _Unusable(
-            f"photometric interpretation is none of {', '.join((*GREY, *COLOUR, PALETTE))}"
-        )
+        raise _Unusable(f"photometric interpretation is none of {', '.join((*GREY, *COLOUR, PALETTE))}")
     return interpretation
 
 
@@ -120,8 +116,7 @@ def _decoded(data):
         pass  # a syntax that pydicom does not know, or a kind of it that its decoder does not
     name = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "unknown"
     raise _Unusable(
-        f"the transfer syntax ({name}) does not decode here: `pip install 'pylibjpeg[all]'`, "
-        "or export it uncompressed"
+        f"the transfer syntax ({name}) does not decode here: `pip install 'pylibjpeg[all]'`, or export it uncompressed"
     )
 
 
@@ -131,9 +126,7 @@ def _grey(data, pixels):
 
     _take_functional_groups(data)
     for names in (("RescaleSlope", "RescaleIntercept"), ("WindowCenter", "WindowWidth")):
-        if any(
-            data.get(name) in (None, "") for name in names
-        ):  # one without the other says nothing
+        if any(data.get(name) in (None, "") for name in names):  # one without the other says nothing
             for name in set(names) & set(data.dir()):
                 del data[name]
     padding = _padding(data, pixels)
@@ -163,9 +156,7 @@ def _take_functional_groups(data) -> None:
         for group in data.get(groups) or []:
             for sequence in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
                 for item in group.get(sequence) or []:
-                    data.update(
-                        {element.tag: element for element in item if element.keyword in ELEMENTS}
-                    )
+                    data.update({element.tag: element for element in item if element.keyword in ELEMENTS})
 
 
 def _padding(data, pixels):

@@ -146,9 +146,7 @@ def _guarded(path: Path, work):
         return work()
     except Exception as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(
-            str(path), first, f"a whole {path.suffix[1:]} file", "download it again"
-        ) from None
+        raise UserError(str(path), first, f"a whole {path.suffix[1:]} file", "download it again") from None
 
 
 def picture(value: object) -> object:

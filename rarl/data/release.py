@@ -179,9 +179,7 @@ def read(
         answers = list(dict.fromkeys(answers))
         kind = kind_of(answers[0], question, row.choices)
         image, sha256, fault = pictures.admit(row.image, folder)
-        release.seen.append(
-            Seen(where, image, question, tuple(answers), kind, row.modality, row.category)
-        )
+        release.seen.append(Seen(where, image, question, tuple(answers), kind, row.modality, row.category))
         if sha256 is None and fault is None:
             release.missing_images.append((where, image))
             continue
@@ -476,10 +474,7 @@ def require_split(split: str, splits: Mapping[str, object], name: str):
     """
     if split not in splits:
         raise UserError(
-            f"{name}: split",
-            repr(split),
-            "one of " + ", ".join(splits),
-            "ask for a split that the release has",
+            f"{name}: split", repr(split), "one of " + ", ".join(splits), "ask for a split that the release has"
         )
     return splits[split]
 
@@ -517,13 +512,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise MissingRelease(
-            str(path), "no such file", "a file of the release", _DOWNLOAD_AGAIN
-        ) from None
+        raise MissingRelease(str(path), "no such file", "a file of the release", _DOWNLOAD_AGAIN) from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            str(path), f"not UTF-8 at byte {error.start}", "UTF-8 text", _DOWNLOAD_AGAIN
-        ) from None
+        raise UserError(str(path), f"not UTF-8 at byte {error.start}", "UTF-8 text", _DOWNLOAD_AGAIN) from None
     except OSError as error:
         raise UserError(
             str(path), f"cannot be read ({error.strerror})", "a file of UTF-8 text", "look at it"
@@ -539,11 +530,7 @@ def load_rows(path: Path) -> list[dict]:
     """
     rows = _parse(read_text(path), str(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        found = (
-            next((row for row in rows if not isinstance(row, dict)), rows)
-            if isinstance(rows, list)
-            else rows
-        )
+        found = next((row for row in rows if not isinstance(row, dict)), rows) if isinstance(rows, list) else rows
         raise UserError(
             str(path),
             f"{type(rows).__name__} with {type(found).__name__} in it" if isinstance(rows, list) else type(rows).__name__,
@@ -564,9 +551,7 @@ def load_lines(path: Path) -> Iterator[tuple[int, dict]]:
         if line.strip():
             row = _parse(line, f"{path}, line {number}")
             if not isinstance(row, dict):
-                raise UserError(
-                    f"{path}, line {number}", type(row).__name__, "a JSON object", _DOWNLOAD_AGAIN
-                )
+                raise UserError(f"{path}, line {number}", type(row).__name__, "a JSON object", _DOWNLOAD_AGAIN)
             yield number, row
 
 

@@ -54,9 +54,7 @@ _FORMAT_REFUSED = re.compile(
 )
 #: The second is what OpenAI's reasoning models take in place of the first.
 _LIMITS = ("max_tokens", "max_completion_tokens")
-_RETIRED = re.compile(
-    r"deprecated|decommission|retired|discontinued|shut down|no longer|end of life|sunset", re.I
-)
+_RETIRED = re.compile(r"deprecated|decommission|retired|discontinued|shut down|no longer|end of life|sunset", re.I)
 _VERSION = re.compile(r"[-:@](latest|v?\d[\w.-]*)")
 
 
@@ -67,9 +65,7 @@ class NoReply(Exception):
 class _Again(Exception):
     """A request failed in a way that another try may mend."""
 
-    def __init__(
-        self, why: str, after: float | None = None, limited: bool = False, sent: bool = False
-    ):
+    def __init__(self, why: str, after: float | None = None, limited: bool = False, sent: bool = False):
         super().__init__(why)
         self.after, self.limited = after, limited
         self.sent = sent
@@ -103,12 +99,7 @@ def tokens(messages: rubric.Messages) -> int:
 
 
 def ask_all(
-    name: str,
-    settings: Judge,
-    secret: str | None,
-    private: bool,
-    cases: Sequence[rubric.Case],
-    journal: Journal,
+    name: str, settings: Judge, secret: str | None, private: bool, cases: Sequence[rubric.Case], journal: Journal
 ) -> dict[str, str]:
     """Ask until every case has its replies in the journal.
 
@@ -238,11 +229,7 @@ class _Client:
 
         try:
             await AsyncRetrying(
-                retry=retry_if_exception_type(_Again),
-                wait=pause,
-                stop=enough,
-                sleep=self._sleep,
-                reraise=True,
+                retry=retry_if_exception_type(_Again), wait=pause, stop=enough, sleep=self._sleep, reraise=True
             )(attempt)
         except _Again as error:
             raise NoReply(str(error)) from None
@@ -311,11 +298,7 @@ class _Client:
 
     async def _post(self, messages: rubric.Messages) -> bytes | None:
         """The body of a response of status 200; None where it is larger than `LARGEST`."""
-        body = {
-            "model": self.settings.model,
-            "messages": messages,
-            self.limit: self.settings.max_tokens,
-        }
+        body = {"model": self.settings.model, "messages": messages, self.limit: self.settings.max_tokens}
         if self.settings.temperature is not None:
             body["temperature"] = self.settings.temperature
         used = self.format
@@ -326,10 +309,7 @@ class _Client:
             body["response_format"] = {"type": used}
         try:
             url = f"{endpoint(self.settings)}/chat/completions"
-            async with (
-                asyncio.timeout(self.settings.timeout_s),
-                self.http.stream("POST", url, json=body) as response,
-            ):
+            async with asyncio.timeout(self.settings.timeout_s), self.http.stream("POST", url, json=body) as response:
                 content = await _content(response)
         except TimeoutError:
             raise _Again(f"no reply within {self.settings.timeout_s:g} s", sent=True) from None
@@ -403,11 +383,7 @@ class _Client:
         if status in (400, 422) and _LIMITS[1] in message:
             self.limit = _LIMITS[1]
             raise _Again(said, after=0.0)
-        if (
-            status in (400, 422)
-            and "temperature" in message
-            and self.settings.temperature is not None
-        ):
+        if status in (400, 422) and "temperature" in message and self.settings.temperature is not None:
             raise self._user_error(
                 f"{host} refuses the temperature for {model} ({said})", "a temperature that it takes, or none",
                 f"set {self.where}.temperature to null, which sends none",
@@ -438,10 +414,7 @@ class _Client:
         counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
         said = self._clean(said, None)
         guessed = (tokens(messages), len(said.encode()) // BYTES_PER_TOKEN)
-        counts = [
-            count if isinstance(count, int) and count >= 0 else guess
-            for count, guess in zip(counts, guessed)
-        ]
+        counts = [count if isinstance(count, int) and count >= 0 else guess for count, guess in zip(counts, guessed)]
         model = body.get("model") if isinstance(body.get("model"), str) else ""
         if finish == "content_filter" and refusal is None:
             refusal = "content filter"
@@ -474,9 +447,7 @@ def same_model(asked: str, answered: str) -> bool:
     """
     asked, answered = (name.rsplit("/", 1)[-1].lower() for name in (asked, answered))
     short, long = sorted((asked, answered), key=len)
-    return short == long or (
-        long.startswith(short) and _VERSION.fullmatch(long[len(short) :]) is not None
-    )
+    return short == long or (long.startswith(short) and _VERSION.fullmatch(long[len(short) :]) is not None)
 
 
 async def _content(response: httpx2.Response) -> bytes | None:
@@ -505,9 +476,7 @@ def _spellings(secret: str) -> re.Pattern:
     'so: [key], [key]'
     """
     backslashes = r"(?:\\|u005[cC]){0,16}"  # bounded: a text of nothing else must not take minutes
-    return re.compile(
-        "".join(f"{backslashes}(?:{re.escape(c)}|(?i:u{ord(c):04x}))" for c in secret)
-    )
+    return re.compile("".join(f"{backslashes}(?:{re.escape(c)}|(?i:u{ord(c):04x}))" for c in secret))
 
 
 def _error_in(response: httpx2.Response) -> tuple[str, str]:

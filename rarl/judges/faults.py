@@ -8,9 +8,7 @@ def machinery_fault(prediction: Prediction) -> Verdict | None:
     if prediction.error is None:
         return None
     return Verdict(
-        id=prediction.id,
-        evaluation="Not scored, because the model could not be asked.",
-        unscored=prediction.error,
+        id=prediction.id, evaluation="Not scored, because the model could not be asked.", unscored=prediction.error
     )
 
 

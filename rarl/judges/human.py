@@ -204,9 +204,7 @@ def majority(scores: Iterable[int | None]) -> int | None:
     return None if counts[0] == counts[1] else int(counts[1] > counts[0])
 
 
-def judge(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], settings, *, place: str, **_
-) -> list[Verdict]:
+def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings, *, place: str, **_) -> list[Verdict]:
     """The raters' verdicts; unscored where nobody has rated the answer, or as many say right as wrong.
 
     Args:
@@ -242,16 +240,10 @@ def judge(
 def of_place(ratings: Ratings, place: str) -> Ratings:
     """The ratings with a final score that were asked for at a place."""
     own = {token for token, known in read_places().items() if known == place} | {old_token(place)}
-    return {
-        key: rating
-        for key, rating in ratings.items()
-        if own & {*rating.of} and rating.final is not None
-    }
+    return {key: rating for key, rating in ratings.items() if own & {*rating.of} and rating.final is not None}
 
 
-def _verdict(
-    sample: Sample, prediction: Prediction, raters: dict[str, Ratings], without: str
-) -> Verdict:
+def _verdict(sample: Sample, prediction: Prediction, raters: dict[str, Ratings], without: str) -> Verdict:
     """The verdict; `without` says why there is none where nobody has rated."""
     key = sample.id, fingerprint(sample, prediction)
     given = {rater: ratings[key] for rater, ratings in raters.items() if key in ratings}
@@ -263,9 +255,7 @@ def _verdict(
         reason = f"raters disagree, {len(given) // 2} to {len(given) // 2}"
         return Verdict(id=sample.id, evaluation=words, unscored=reason)
     reasoning = majority(rating.reasoning for rating in given.values())
-    return Verdict(
-        id=sample.id, evaluation=words, prediction_score=final, reasoning_score=reasoning
-    )
+    return Verdict(id=sample.id, evaluation=words, prediction_score=final, reasoning_score=reasoning)
 
 
 def _in_words(rater: str, rating: Rating) -> str:

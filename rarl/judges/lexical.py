@@ -175,9 +175,7 @@ _CLAUSE = re.compile(r"[.,;:!?\n]+|\b(?:but|so|because|while|which|although|howe
 _WORD = re.compile(r"[^\W_]+")
 
 
-def judge(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], settings, **_
-) -> list[Verdict]:
+def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings, **_) -> list[Verdict]:
     """Rate each prediction by the words of its answer and of its reasoning.
 
     Args:
@@ -199,9 +197,7 @@ def _verdict(sample: Sample, prediction: Prediction, threshold: float) -> Verdic
         share = recalled(sample.reasoning, prediction.think or "")
         reasoning_score = int(share >= threshold)
         why += f" The reasoning has {share:.0%} of the reference's content words."
-    return Verdict(
-        id=sample.id, evaluation=why, reasoning_score=reasoning_score, prediction_score=int(right)
-    )
+    return Verdict(id=sample.id, evaluation=why, reasoning_score=reasoning_score, prediction_score=int(right))
 
 
 def rate_answer(sample: Sample, prediction: Prediction) -> tuple[bool, str]:

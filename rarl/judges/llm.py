@@ -34,12 +34,7 @@ PRIVATE = [ip_network(net) for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0
 
 
 def judge(
-    samples: Sequence[Sample],
-    predictions: Sequence[Prediction],
-    settings: Judge,
-    *,
-    name: str = "llm",
-    **_,
+    samples: Sequence[Sample], predictions: Sequence[Prediction], settings: Judge, *, name: str = "llm", **_
 ) -> list[Verdict]:
     """Rate each prediction by the model's reply; equal questions are asked once.
 
@@ -68,9 +63,7 @@ def judge(
             click.echo(estimate(name, settings, ahead, len(distinct), journal))
             private = is_private(settings.base_url)
             failures = chat.ask_all(name, settings, secret(name, settings), private, ahead, journal)
-            click.echo(
-                f"judge {name}: {journal.calls} calls on record, {journal.cost(settings):.4f} USD"
-            )
+            click.echo(f"judge {name}: {journal.calls} calls on record, {journal.cost(settings):.4f} USD")
         return [
             rubric.verdict(sample, prediction, case, known, failures.get(key))
             for sample, prediction, case, key in zip(samples, predictions, cases, keys)
@@ -164,9 +157,7 @@ def leaves(name: str, settings: Judge, count: int | None = None) -> str:
     )
 
 
-def estimate(
-    name: str, settings: Judge, ahead: Sequence[rubric.Case], total: int, journal: Journal
-) -> str:
+def estimate(name: str, settings: Judge, ahead: Sequence[rubric.Case], total: int, journal: Journal) -> str:
     """What the calls ahead will come to, as a line.
 
     Raises:

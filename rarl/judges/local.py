@@ -20,12 +20,7 @@ from rarl.records import Prediction, Sample, Verdict, batches
 
 
 def judge(
-    samples: Sequence[Sample],
-    predictions: Sequence[Prediction],
-    settings: Judge,
-    *,
-    name: str = "local",
-    **_,
+    samples: Sequence[Sample], predictions: Sequence[Prediction], settings: Judge, *, name: str = "local", **_
 ) -> list[Verdict]:
     """Rate each prediction by the model's reply; equal questions are asked once.
 
@@ -113,12 +108,8 @@ def _load(name: str, settings: Judge, device: str, dtype: str):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            settings.model, revision=settings.revision, padding_side="left"
-        )
-        model = AutoModelForCausalLM.from_pretrained(
-            settings.model, revision=settings.revision, dtype=dtype
-        )
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(settings.model, revision=settings.revision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise UserError(
             f"judge.{name}.model = {settings.model}", " ".join(str(error).split())[:300],
@@ -143,10 +134,7 @@ def _reply(tokenizer, model, chats: list[rubric.Messages], settings: Judge):
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=settings.max_tokens,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False, max_new_tokens=settings.max_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
     with torch.inference_mode():
         output = model.generate(**inputs, generation_config=greedy)

@@ -84,9 +84,7 @@ def case(sample: Sample, prediction: Prediction) -> Case | None:
     Stays here: image, file names, and the ids of sample, data set and patient.
     """
     annotated = bool(sample.reasoning)
-    nothing_to_rate = model_fault(prediction, prediction.answer) is not None and not (
-        annotated and prediction.think
-    )
+    nothing_to_rate = model_fault(prediction, prediction.answer) is not None and not (annotated and prediction.think)
     if prediction.error is not None or nothing_to_rate:
         return None
     material = {
@@ -191,9 +189,7 @@ def unanswered(cases: Sequence[Case], known: Known) -> list[Case]:
     return [asked for asked in cases if isinstance(outcome(asked, known), list)]
 
 
-def verdict(
-    sample: Sample, prediction: Prediction, asked: Case | None, known: Known, failure: str | None
-) -> Verdict:
+def verdict(sample: Sample, prediction: Prediction, asked: Case | None, known: Known, failure: str | None) -> Verdict:
     """The verdict on one prediction.
 
     Args:

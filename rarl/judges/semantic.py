@@ -35,9 +35,7 @@ PLACES = SIDES.keys() | {
 }  # fmt: skip
 
 
-def judge(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], settings, *, encoder, **_
-) -> list[Verdict]:
+def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings, *, encoder, **_) -> list[Verdict]:
     """Rate each prediction; the texts of the whole call are embedded together, each once.
 
     Args:
@@ -65,8 +63,7 @@ def judge(
             texts |= {prediction.think, sample.reasoning}
     vectors = embed(sorted(texts), encoder.source) if texts else {}
     return [
-        machinery_fault(prediction) or _verdict(sample, prediction, settings, vectors)
-        for sample, prediction in rows
+        machinery_fault(prediction) or _verdict(sample, prediction, settings, vectors) for sample, prediction in rows
     ]
 
 
@@ -86,8 +83,7 @@ def _has_reasoning(sample: Sample, prediction: Prediction) -> bool:
 def _verdict(sample: Sample, prediction: Prediction, settings, vectors: dict) -> Verdict:
     if _by_meaning(sample, prediction):
         near, reference = max(
-            (similarity(vectors, prediction.answer, reference, exact=True), reference)
-            for reference in sample.answers
+            (similarity(vectors, prediction.answer, reference, exact=True), reference) for reference in sample.answers
         )
         right = near >= settings.threshold
         why = (
@@ -103,9 +99,7 @@ def _verdict(sample: Sample, prediction: Prediction, settings, vectors: dict) ->
             near = similarity(vectors, prediction.think, sample.reasoning)
         reasoning_score = int(bool(prediction.think) and near >= settings.reasoning_threshold)
         why += f" The reasoning {_said(near)} the reference's."
-    return Verdict(
-        id=sample.id, evaluation=why, reasoning_score=reasoning_score, prediction_score=int(right)
-    )
+    return Verdict(id=sample.id, evaluation=why, reasoning_score=reasoning_score, prediction_score=int(right))
 
 
 def _said(near: float) -> str:
@@ -135,9 +129,7 @@ def contradicts(text: str, reference: str, exact: bool = False) -> bool:
     """
     said, wanted = content_words(text), content_words(reference)
     turned = any(
-        (word, not denied) in said
-        and (word, denied) not in said
-        and (word, not denied) not in wanted
+        (word, not denied) in said and (word, denied) not in said and (word, not denied) not in wanted
         for word, denied in wanted
         if exact or word not in PLACES
     )
@@ -179,9 +171,7 @@ def embed(texts: Sequence[str], source: str) -> dict[str, object]:
     import torch
 
     tokenizer, model = _load(source)
-    ids = {
-        text: tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"] for text in texts
-    }
+    ids = {text: tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"] for text in texts}
     vectors = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -57,11 +57,7 @@ def judge(
         UserError: the truth file is missing, or a line of it is not such a line.
     """
     truths = read_truth(truth_file)
-    diseases = {
-        finding["name"]: finding["organ"]
-        for truth in truths.values()
-        for finding in truth["findings"]
-    }
+    diseases = {finding["name"]: finding["organ"] for truth in truths.values() for finding in truth["findings"]}
     for truth in truths.values():
         for name in truth["expect"].get("all_of", []):
             diseases.setdefault(name, name.split()[0].lower())
@@ -69,9 +65,7 @@ def judge(
     for sample, prediction in zip(samples, predictions, strict=True):
         truth = truths.get((sample.image_sha256, _folded(sample.question)))
         if truth is None and prediction.error is None:
-            verdict = Verdict(
-                id=sample.id, evaluation=f"Not scored: {NO_TRUTH}.", unscored=NO_TRUTH
-            )
+            verdict = Verdict(id=sample.id, evaluation=f"Not scored: {NO_TRUTH}.", unscored=NO_TRUTH)
         else:
             verdict = machinery_fault(prediction) or _verdict(sample, prediction, truth, diseases)
         verdicts.append(verdict)
@@ -111,9 +105,7 @@ def read_truth(path: str | Path) -> dict[tuple[str, str], dict]:
     return truths
 
 
-def _verdict(
-    sample: Sample, prediction: Prediction, truth: dict, diseases: dict[str, str]
-) -> Verdict:
+def _verdict(sample: Sample, prediction: Prediction, truth: dict, diseases: dict[str, str]) -> Verdict:
     think, answer = split_completion(prediction.completion)
     if fault := model_fault(prediction, answer):
         right, why = False, f"Wrong, because {fault}."
@@ -130,18 +122,14 @@ def _verdict(
     if sample.reasoning:
         drawn = {finding["name"] for finding in truth["findings"]}
         named = diseases_named(think, diseases)
-        if drawn:
-            sound = named == drawn
-        else:
-            sound = not named and says_nothing_wrong(think) and not _contradicts_itself(think)
+        unharmed = not named and says_nothing_wrong(think) and not _contradicts_itself(think)
+        sound = named == drawn if drawn else unharmed
         reasoning_score = int(sound)
         why += (
             f" The reasoning names {', '.join(sorted(named)) or 'no disease'}; "
             f"drawn: {', '.join(sorted(drawn)) or 'nothing'}."
         )
-    return Verdict(
-        id=sample.id, evaluation=why, reasoning_score=reasoning_score, prediction_score=int(right)
-    )
+    return Verdict(id=sample.id, evaluation=why, reasoning_score=reasoning_score, prediction_score=int(right))
 
 
 def split_completion(completion: str) -> tuple[str, str]:
@@ -181,9 +169,7 @@ def diseases_named(text: str, diseases: dict[str, str]) -> set[str]:
             continue
         for name, organ in diseases.items():
             kind = name.lower().split()[-1]
-            has_kind = bool(
-                words & {kind, kind + "s", kind + "es", kind.replace("tumor", "tumour")}
-            )
+            has_kind = bool(words & {kind, kind + "s", kind + "es", kind.replace("tumor", "tumour")})
             if has_kind and (last_words.count(kind) == 1 or organ in words):
                 named.add(name)
             if name == "Cardiomegaly" and "heart" in words and words & {"large", "enlarged"}:
@@ -203,8 +189,7 @@ def says_nothing_wrong(text: str) -> bool:
 def _contradicts_itself(text: str) -> bool:
     """Some clause says that something is wrong without naming it ("not normal", "abnormal")."""
     return any(
-        (words & _WELL and words & _DENIALS) or (words & _ILL and not words & _DENIALS)
-        for words in _clauses(text)
+        (words & _WELL and words & _DENIALS) or (words & _ILL and not words & _DENIALS) for words in _clauses(text)
     )
 
 

@@ -43,9 +43,7 @@ def judge_model(params: Params, name: str, model: str) -> None:
         judge_mode(params, name, model, mode, params.sets_of(mode), asked)
 
 
-def judge_mode(
-    params: Params, name: str, model: str, mode: str, sets: list[str], asked: dict
-) -> None:
+def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str], asked: dict) -> None:
     """Write the verdicts of one mode, set by set, and say how they came out.
 
     Args:
@@ -77,9 +75,7 @@ def judge_mode(
     for why, count in unscored.most_common(5):
         click.echo(f"  unscored {count} times: {why}")
     if asked and unscored:
-        click.echo(
-            f"  `dvc repro -s -f judge@{name}-{model}` asks again for what got no reply; replies are kept"
-        )
+        click.echo(f"  `dvc repro -s -f judge@{name}-{model}` asks again for what got no reply; replies are kept")
 
 
 def ask_once(params: Params, name: str, model: str) -> dict[tuple[str, str], list[Verdict]]:
@@ -91,12 +87,7 @@ def ask_once(params: Params, name: str, model: str) -> dict[tuple[str, str], lis
     places = [(mode, test_set) for mode in params.modes for test_set in params.sets_of(mode)]
     pairs = [read_pair(*inputs(params, model, *place)) for place in places]
     verdicts = iter(
-        judged(
-            params,
-            name,
-            [s for pair in pairs for s in pair[0]],
-            [p for pair in pairs for p in pair[1]],
-        )
+        judged(params, name, [s for pair in pairs for s in pair[0]], [p for pair in pairs for p in pair[1]])
     )
     return {place: list(islice(verdicts, len(pair[0]))) for place, pair in zip(places, pairs)}
 
@@ -110,9 +101,7 @@ def inputs(params: Params, model: str, mode: str, test_set: str) -> tuple[Path, 
     paths = params.samples_file(test_set), predictions_file(model, mode, test_set)
     for path in paths:
         if not path.is_file():
-            raise UserError(
-                str(path), "no such file", "the input of the judges", "run `dvc repro judge`"
-            )
+            raise UserError(str(path), "no such file", "the input of the judges", "run `dvc repro judge`")
     return paths
 
 
@@ -123,22 +112,12 @@ def read_pair(questions: Path, predicted: Path) -> tuple[list[Sample], list[Pred
 
 
 def judged(
-    params: Params,
-    name: str,
-    samples: list[Sample],
-    predictions: list[Prediction],
-    place: str | None = None,
+    params: Params, name: str, samples: list[Sample], predictions: list[Prediction], place: str | None = None
 ) -> list[Verdict]:
     """`place`: model, mode and set, where the predictions are of one."""
     settings = params.judge[name]
     return JUDGES[settings.kind](
-        samples,
-        predictions,
-        settings,
-        name=name,
-        place=place,
-        encoder=params.encoder,
-        truth_file=TRUTH,
+        samples, predictions, settings, name=name, place=place, encoder=params.encoder, truth_file=TRUTH
     )
 
 
@@ -154,10 +133,7 @@ def cache_key(params: Params, name: str, questions: Path, predicted: Path) -> st
         files |= {f"ratings/{path.name}": path for path in ratings_files(settings.rater)}
     judges = Path(__file__).parent
     files |= {path.name: path for path in sorted(judges.glob("*.py"))}
-    files |= {
-        path: judges.parent / path
-        for path in ("answers.py", "text_encoder.py", "pinning.py", "records.py")
-    }
+    files |= {path: judges.parent / path for path in ("answers.py", "text_encoder.py", "pinning.py", "records.py")}
     depends = {
         "settings": settings.model_dump(),
         "place": predicted.as_posix() if settings.kind == "human" else None,
@@ -171,9 +147,7 @@ def _file_hash(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def paired(
-    samples: list[Sample], predictions: list[Prediction], questions: Path, predicted: Path
-) -> list[Sample]:
+def paired(samples: list[Sample], predictions: list[Prediction], questions: Path, predicted: Path) -> list[Sample]:
     """The samples in the order of the predictions.
 
     Raises:
@@ -182,15 +156,11 @@ def paired(
     by_id = {sample.id: sample for sample in samples}
     asked = [prediction.id for prediction in predictions]
     problems = {
-        "twice": {i for i in asked if asked.count(i) > 1}
-        if len(set(asked)) < len(asked)
-        else set(),
+        "twice": {i for i in asked if asked.count(i) > 1} if len(set(asked)) < len(asked) else set(),
         "without a sample": set(asked) - by_id.keys(),
         "missing": by_id.keys() - set(asked),
     }
-    found = [
-        f"{len(ids)} {what} ({', '.join(sorted(ids)[:3])})" for what, ids in problems.items() if ids
-    ]
+    found = [f"{len(ids)} {what} ({', '.join(sorted(ids)[:3])})" for what, ids in problems.items() if ids]
     if found:
         raise UserError(
             str(predicted),

@@ -46,9 +46,7 @@ def _processors(config: GenerationConfig, device: torch.device) -> LogitsProcess
 
 
 @torch.no_grad()
-def decode(
-    model, prompts: list[Prompt], rests: list[torch.Tensor], config: GenerationConfig
-) -> list[list[int]]:
+def decode(model, prompts: list[Prompt], rests: list[torch.Tensor], config: GenerationConfig) -> list[list[int]]:
     """One completion of each row, its end token included. Arguments as `shared_prompts` returns them.
 
     Greedy without `config.do_sample`. Else, with the same state of the random generator these are the tokens of the

@@ -60,9 +60,7 @@ class FeatureStore:
             if written == (content := _content(features)):
                 return cls(features)
             found = f"{content}, where {written or 'nothing'} is noted in it"
-        raise UserError(
-            str(path), found, "the features that the stage `encode` wrote", remake(path)
-        ) from None
+        raise UserError(str(path), found, "the features that the stage `encode` wrote", remake(path)) from None
 
     def save(self, folder: str | Path) -> None:
         """Write the features, with their number and hash.
@@ -95,17 +93,12 @@ class FeatureStore:
                     start = sum(rows[:index])
                     with torch.no_grad():
                         output = compute(
-                            visual,
-                            hidden_states[start : start + rows[index]],
-                            grid_thw[index : index + 1],
-                            **kwargs,
+                            visual, hidden_states[start : start + rows[index]], grid_thw[index : index + 1], **kwargs
                         )
                     store.features[key] = output.pooler_output.cpu()
                     store.computed += 1
             pooled = torch.cat([store.features[key] for key in keys])
-            return BaseModelOutputWithPooling(
-                pooler_output=pooled.to(hidden_states.device, visual.dtype)
-            )
+            return BaseModelOutputWithPooling(pooler_output=pooled.to(hidden_states.device, visual.dtype))
 
         replace_forward(visual, forward)
 

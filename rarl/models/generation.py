@@ -53,11 +53,7 @@ def in_batches(requests: list[Request], size: int) -> list[list[Request]]:
 
 @torch.inference_mode()
 def ask(
-    loaded: Loaded,
-    requests: list[Request],
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int | str = 0,
+    loaded: Loaded, requests: list[Request], max_new_tokens: int, temperature: float = 0.0, seed: int | str = 0
 ) -> list[Reply]:
     """Decode one batch. An image that cannot be opened, or a prompt that the model cannot hold, gives a reply with
     `error`, and the rest go on.
@@ -102,9 +98,7 @@ def ask(
         key = f"{seed} {' '.join(request.id for request, _ in opened)}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big"))
     config = copy.deepcopy(model.generation_config)
-    config.update(
-        max_new_tokens=max_new_tokens, suppress_tokens=vision_tokens(processor), **sampling
-    )
+    config.update(max_new_tokens=max_new_tokens, suppress_tokens=vision_tokens(processor), **sampling)
     ends = np.atleast_1d(config.eos_token_id).tolist()
     replies = []
     for (request, _), row in zip(opened, _completions(loaded, inputs, config)):
@@ -123,9 +117,7 @@ def _completions(loaded: Loaded, inputs, config: GenerationConfig) -> list[list[
     model = loaded.model
     network = without_peft(model)
     if loaded.shared or loaded.attention == "eager" or prepare_layers(network):
-        return model.generate(**inputs, generation_config=config)[
-            :, inputs["input_ids"].shape[1] :
-        ].tolist()
+        return model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
     prompts, rests = shared_prompts(
         [ids[real.bool()] for ids, real in zip(inputs["input_ids"], inputs["attention_mask"])],
         inputs["pixel_values"],

@@ -71,22 +71,13 @@ def predict(
         advance: told after each batch how many questions have been asked.
     """
     processes = PartialState(cpu=loaded.device.type == "cpu")
-    mine = (
-        scratch
-        if processes.is_main_process
-        else scratch.with_suffix(f".{processes.process_index}.jsonl")
-    )
+    mine = scratch if processes.is_main_process else scratch.with_suffix(f".{processes.process_index}.jsonl")
     images = [sample.image for sample in samples]
     if mode.image == "shuffled":
         images = shuffled(samples, seed)
     by_id = {sample.id: sample for sample in samples}
     requests = [
-        Request(
-            sample.id,
-            render(mode.prompt, sample.question),
-            image_file(root, image),
-            mode.image == "blank",
-        )
+        Request(sample.id, render(mode.prompt, sample.question), image_file(root, image), mode.image == "blank")
         for sample, image in zip(samples, images)
     ]
     done = {id: record for id, record in answered(scratch).items() if record.error is None}
@@ -107,10 +98,7 @@ def predict(
                         seed if turn == 0 else f"{seed} {turn}",
                     ):
                         asked.setdefault(reply.id, []).append(to_prediction(reply))
-                records = [
-                    vote(given, by_id[id].question, by_id[id].choices)
-                    for id, given in asked.items()
-                ]
+                records = [vote(given, by_id[id].question, by_id[id].choices) for id, given in asked.items()]
                 done |= {record.id: record for record in records}
                 file.write("".join(record.model_dump_json() + "\n" for record in records))
                 file.flush()

@@ -108,9 +108,7 @@ class _Gate(Function):
 def gated(module, x: torch.Tensor) -> torch.Tensor:
     """The SwiGLU feed-forward block. module: with `gate_proj`, `up_proj`, `down_proj`."""
     gate, up = module.gate_proj(x), module.up_proj(x)
-    return module.down_proj(
-        _Gate.apply(gate, up) if torch.is_grad_enabled() else silu(gate).mul_(up)
-    )
+    return module.down_proj(_Gate.apply(gate, up) if torch.is_grad_enabled() else silu(gate).mul_(up))
 
 
 def adapted(layer, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
@@ -186,9 +184,7 @@ def attention(query, key, value, scale: float, mask: torch.Tensor | None = None)
     fused = not composed or query.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
     if mask is None:
         if fused:
-            return scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=scale, enable_gqa=True
-            )
+            return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
     # The queries that share keys follow each other in one head, so that no key is copied.
     several = query.shape[1] // key.shape[1]

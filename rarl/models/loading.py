@@ -57,11 +57,7 @@ def choose_attention(model: P.Model, device: torch.device) -> str:
     if model.attention != "auto":
         return model.attention
     installed = importlib.util.find_spec("flash_attn") is not None
-    return (
-        "flash_attention_2"
-        if installed and device.type == "cuda" and model.dtype == "bfloat16"
-        else "sdpa"
-    )
+    return "flash_attention_2" if installed and device.type == "cuda" and model.dtype == "bfloat16" else "sdpa"
 
 
 def keep_freed_memory() -> None:
@@ -76,9 +72,7 @@ def keep_freed_memory() -> None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block apart
 
 
-def load(
-    folder: str | Path, model: P.Model, adapter: bool = True, trainable: bool = False
-) -> Loaded:
+def load(folder: str | Path, model: P.Model, adapter: bool = True, trainable: bool = False) -> Loaded:
     """Load the model of one folder, frozen vision tower, in evaluation mode.
 
     Args:
@@ -116,9 +110,7 @@ def load(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in our words
         )
-        processor = load_processor(
-            pointer["source"], pointer["revision"], model.min_pixels, model.max_pixels
-        )
+        processor = load_processor(pointer["source"], pointer["revision"], model.min_pixels, model.max_pixels)
     except ImportError as error:
         raise UserError(
             f"model.attention = {model.attention}",
@@ -133,9 +125,7 @@ def load(
             "a model folder or a hub id that can be reached",
             "check the name and revision, log in or go online, or set base.source to `embedded`",
         ) from None
-    _check_whole(
-        source, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    )
+    _check_whole(source, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     network.requires_grad_(True)
     network.model.visual.requires_grad_(False)  # the paper freezes the vision encoder (2.3)
     if device.type == "cuda":
@@ -177,10 +167,7 @@ def _with_adapter(network, folder: Path, trainable: bool):
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise UserError(
-            str(folder),
-            f"no {file.name}",
-            "the adapter's weights",
-            "run `dvc repro`, or copy the folder again",
+            str(folder), f"no {file.name}", "the adapter's weights", "run `dvc repro`, or copy the folder again"
         )
     try:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -55,14 +55,10 @@ class ImageTextProcessor(Qwen2VLProcessor):
         self.video_token = getattr(tokenizer, "video_token", "<|video_pad|>")
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        super(Qwen2VLProcessor, self).__init__(
-            image_processor, tokenizer, chat_template=chat_template
-        )
+        super(Qwen2VLProcessor, self).__init__(image_processor, tokenizer, chat_template=chat_template)
 
 
-def load_processor(
-    source: str | Path, revision: str | None, min_pixels: int, max_pixels: int
-) -> ImageTextProcessor:
+def load_processor(source: str | Path, revision: str | None, min_pixels: int, max_pixels: int) -> ImageTextProcessor:
     """Load tokenizer, chat template and image processor from a folder or hub id.
 
     Args:
@@ -72,26 +68,17 @@ def load_processor(
     images = ImageProcessor.from_pretrained(source, revision=revision)
     images.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
-    return ImageTextProcessor(
-        images, tokenizer, chat_template=_chat_template(source, revision, tokenizer)
-    )
+    return ImageTextProcessor(images, tokenizer, chat_template=_chat_template(source, revision, tokenizer))
 
 
 def _chat_template(source: str | Path, revision: str | None, tokenizer) -> str:
     """The template where the hub keeps it: `chat_template.jinja`, `chat_template.json` or the tokenizer's config."""
     from transformers.utils import cached_file
 
-    jinja = cached_file(
-        source,
-        "chat_template.jinja",
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-    )
+    jinja = cached_file(source, "chat_template.jinja", revision=revision, _raise_exceptions_for_missing_entries=False)
     if jinja:
         return Path(jinja).read_text(encoding="utf-8")
-    old = cached_file(
-        source, "chat_template.json", revision=revision, _raise_exceptions_for_missing_entries=False
-    )
+    old = cached_file(source, "chat_template.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     if old:
         return json.loads(Path(old).read_text(encoding="utf-8"))["chat_template"]
     if tokenizer.chat_template:

@@ -13,15 +13,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 
 from rarl.models.features import patch_keys
-from rarl.models.layers import (
-    adapted,
-    attention,
-    gated,
-    replace_forward,
-    rms_norm,
-    rotate,
-    without_autocast,
-)
+from rarl.models.layers import adapted, attention, gated, replace_forward, rms_norm, rotate, without_autocast
 
 #: Models whose language model hands an attention mask on as it is given. (Qwen3-VL's builds its own.)
 MODELS = ("qwen2_vl", "qwen2_5_vl")
@@ -41,9 +33,7 @@ class Packed:
             (rows, key-value heads, longest row, head size).
     """
 
-    def __init__(
-        self, prompts: list[int], rows: list[list[int]], device: torch.device, keep: bool = False
-    ):
+    def __init__(self, prompts: list[int], rows: list[list[int]], device: torch.device, keep: bool = False):
         self.prompts, self.rows = prompts, rows
         self.kept = {} if keep else None
         group, first, starts, end = [], [], [], 0
@@ -56,9 +46,7 @@ class Packed:
                 end += count
         lengths = [count for own in rows for count in own]
         far, near = torch.arange(max(prompts)), torch.arange(max(lengths, default=0))
-        prompts, group, first, starts, lengths = map(
-            torch.tensor, (prompts, group, first, starts, lengths)
-        )
+        prompts, group, first, starts, lengths = map(torch.tensor, (prompts, group, first, starts, lengths))
         of_prompt, of_row = far < prompts[:, None], near < lengths[:, None]
         prompt_places = torch.where(of_prompt, first[:, None] + far, first[:, None])
         row_places = torch.where(of_row, starts[:, None] + near, first[group][:, None])
@@ -92,10 +80,7 @@ class Packed:
         Returns as query.
         """
         of_all = len(query) == len(key)
-        prompt, own = (
-            [_padded(x, places) for x in (key, value)]
-            for places in (self.prompt_places, self.row_places)
-        )
+        prompt, own = ([_padded(x, places) for x in (key, value)] for places in (self.prompt_places, self.row_places))
         if self.kept is not None:
             self.kept[module.layer_idx] = (*prompt, *own)
         parts = []
@@ -186,8 +171,7 @@ class Rollout:
         full = len(query) == prompts * slots
         if not full:
             query, new = (
-                x.new_zeros(prompts * slots, *x.shape[1:]).index_copy_(0, self.place, x)
-                for x in (query, new)
+                x.new_zeros(prompts * slots, *x.shape[1:]).index_copy_(0, self.place, x) for x in (query, new)
             )
         new = new.unflatten(0, (prompts, slots)).permute(2, 0, 3, 1, 4)
         own_keys, own_values = self._put(own, new).flatten(1, 3)
@@ -226,9 +210,7 @@ def _scores(query, keys):
     return torch.bmm(query.float(), keys.float().transpose(1, 2))
 
 
-def _attention(
-    module, hidden_states, attention_mask=None, position_embeddings=None, asked=None, **kwargs
-):
+def _attention(module, hidden_states, attention_mask=None, position_embeddings=None, asked=None, **kwargs):
     """Of the library's arguments those that a layout leaves a meaning; asked: places of the queries, all if None."""
     if not isinstance(attention_mask, (Packed, Rollout)):
         return type(module).forward(
@@ -302,9 +284,7 @@ class Prompt:
     def positions(self, backbone) -> torch.Tensor:
         """M-RoPE positions, (3, tokens)."""
         kinds = (self.ids == backbone.config.image_token_id).int()
-        return backbone.get_rope_index(self.ids[None], kinds[None], image_grid_thw=self.grid)[0][
-            :, 0
-        ]
+        return backbone.get_rope_index(self.ids[None], kinds[None], image_grid_thw=self.grid)[0][:, 0]
 
 
 def shared_prompts(
@@ -350,9 +330,7 @@ def shared_prompts(
     return list(found.values()), rests
 
 
-def packed_inputs(
-    backbone, prompts: list[Prompt], parts: list[torch.Tensor], keep: bool = False
-) -> dict:
+def packed_inputs(backbone, prompts: list[Prompt], parts: list[torch.Tensor], keep: bool = False) -> dict:
     """The model's inputs for prompts, each followed by its rows' parts; the layout stands for the mask."""
     device = prompts[0].ids.device
     ids, positions = [], []

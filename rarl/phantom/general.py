@@ -86,9 +86,7 @@ def draw_shapes(rng: np.random.Generator, size: int = 112) -> Scene:
         colour, shape = names[which]
         x, y = _middle(rng, int(cell))
         large = rng.random() < 0.5
-        radius = (rng.uniform(0.095, 0.125) if large else rng.uniform(0.05, 0.065)) * (
-            0.8 + 0.4 * y
-        )
+        radius = (rng.uniform(0.095, 0.125) if large else rng.uniform(0.05, 0.065)) * (0.8 + 0.4 * y)
         things.append(Thing(shape, colour, SIZES[large], x, y, radius))
     ground = tuple(int(v) for v in rng.integers(205, 256, 3))
     scale = size * 2
@@ -122,9 +120,7 @@ def draw_grey(rng: np.random.Generator, size: int = 112, busy: bool = False) -> 
     cells = rng.permutation(GRID * GRID)
     if busy:  # the middle first
         cells = np.array(sorted(cells, key=lambda c: (c in (0, 3, 12, 15)) + rng.random() * 0.9))
-    for cell in cells[
-        : int(rng.integers(0, 4)) if not busy else int(rng.choice(4, p=[0.3, 0.4, 0.2, 0.1]))
-    ]:
+    for cell in cells[: int(rng.integers(0, 4)) if not busy else int(rng.choice(4, p=[0.3, 0.4, 0.2, 0.1]))]:
         x, y = _middle(rng, int(cell), 0.02 if busy else 0.28)
         bright = rng.random() < 0.6
         kind = SPOTS[int(rng.choice(3, p=[0.6, 0.25, 0.15]))]
@@ -133,13 +129,9 @@ def draw_grey(rng: np.random.Generator, size: int = 112, busy: bool = False) -> 
         if kind == "area":
             radius *= 1.4
         contrast = (60, 215) if busy else None
-        pixels = _draw_spot(
-            rng, pixels, kind, bright, x * scale, y * scale, radius * scale, contrast
-        )
+        pixels = _draw_spot(rng, pixels, kind, bright, x * scale, y * scale, radius * scale, contrast)
         things.append(Thing(kind, TONES[0] if bright else TONES[1], SIZES[large], x, y, radius))
-    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize(
-        (size, size), Image.BOX
-    )
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize((size, size), Image.BOX)
     return Scene(_noise(rng, image.convert("RGB"), 6, grey=True), _reading_order(things), grey=True)
 
 
@@ -163,10 +155,7 @@ def _nested_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: in
     """One large closed shape with smaller ones inside, some of them in mirrored pairs, and stripes."""
 
     def ellipse(x, y, w, h, **style):
-        pen.ellipse(
-            ((x - w / 2) * scale, (y - h / 2) * scale, (x + w / 2) * scale, (y + h / 2) * scale),
-            **style,
-        )
+        pen.ellipse(((x - w / 2) * scale, (y - h / 2) * scale, (x + w / 2) * scale, (y + h / 2) * scale), **style)
 
     grey = lambda low, high: int(rng.integers(low, high))  # noqa: E731
     x, y = rng.uniform(0.46, 0.54), rng.uniform(0.45, 0.6)
@@ -183,30 +172,18 @@ def _nested_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: in
             ellipse(x + side * dx, y + dy, pw, ph, fill=value)
     for _ in range(int(rng.integers(0, 3))):  # single parts beside the middle
         ellipse(
-            x + rng.uniform(-0.25, 0.25),
-            y + rng.uniform(-0.25, 0.3),
-            *rng.uniform(0.22, 0.5, 2),
-            fill=grey(20, 190),
+            x + rng.uniform(-0.25, 0.25), y + rng.uniform(-0.25, 0.3), *rng.uniform(0.22, 0.5, 2), fill=grey(20, 190)
         )
     if rng.random() < 0.4:  # a column
         half = rng.uniform(0.02, 0.08)
         pen.rectangle(
-            (
-                (x - half) * scale,
-                rng.uniform(0, 0.3) * scale,
-                (x + half) * scale,
-                rng.uniform(0.6, 1) * scale,
-            ),
+            ((x - half) * scale, rng.uniform(0, 0.3) * scale, (x + half) * scale, rng.uniform(0.6, 1) * scale),
             fill=grey(60, 190),
         )
     if rng.random() < 0.4:  # stripes
         gap, value = rng.uniform(0.06, 0.14), grey(40, 150)
         for k in range(1, int(1 / gap)):
-            pen.line(
-                (0.15 * scale, k * gap * scale, 0.85 * scale, k * gap * scale),
-                fill=value,
-                width=grey(1, 5),
-            )
+            pen.line((0.15 * scale, k * gap * scale, 0.85 * scale, k * gap * scale), fill=value, width=grey(1, 5))
 
 
 def _busy_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int) -> None:
@@ -279,10 +256,7 @@ def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, scale: int, turn: float)
                    (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]  # fmt: skip
         pen.polygon([(x + a * r * 1.15, y + b * r * 1.15) for a, b in corners], fill=fill)
         return
-    pen.polygon(
-        [(x + q * np.cos(a + turn), y + q * np.sin(a + turn)) for a, q in zip(angles, radii)],
-        fill=fill,
-    )
+    pen.polygon([(x + q * np.cos(a + turn), y + q * np.sin(a + turn)) for a, q in zip(angles, radii)], fill=fill)
 
 
 def _draw_spot(
@@ -304,17 +278,9 @@ def _draw_spot(
         distance = np.maximum(np.abs(u) / (1.5 * r), np.abs(v) / (0.4 * r))
     else:
         distance = np.hypot(u / r, v / (r * rng.uniform(0.8, 1.0)))
-    strength = (
-        np.exp(-(distance**2))
-        if kind == "area"
-        else 1 / (1 + np.exp(np.minimum((distance - 1) * 12, 50)))
-    )
+    strength = np.exp(-(distance**2)) if kind == "area" else 1 / (1 + np.exp(np.minimum((distance - 1) * 12, 50)))
     around = float(pixels[int(y), int(x)])
-    target = (
-        min(255.0, max(around + rng.uniform(70, 110), 170))
-        if bright
-        else max(0.0, min(around - 70, 30))
-    )
+    target = min(255.0, max(around + rng.uniform(70, 110), 170)) if bright else max(0.0, min(around - 70, 30))
     if contrast is not None and bright:
         target = min(255.0, max(around + rng.uniform(*contrast), 120))
         if target - around < 50:  # on bright parts: darken what is around
@@ -325,9 +291,7 @@ def _draw_spot(
     return pixels * (1 - strength) + target * strength
 
 
-def _noise(
-    rng: np.random.Generator, image: Image.Image, sigma: float, grey: bool = False
-) -> Image.Image:
+def _noise(rng: np.random.Generator, image: Image.Image, sigma: float, grey: bool = False) -> Image.Image:
     pixels = np.asarray(image, dtype=np.float32)
     shape = (*pixels.shape[:2], 1) if grey else pixels.shape
     noise = rng.standard_normal(shape, dtype=np.float32) * sigma
@@ -352,9 +316,7 @@ class Question:
         """The question with its lettered options, as CV-Bench prints them."""
         if not self.choices:
             return self.text
-        options = "\n".join(
-            f"({letter}) {choice}" for letter, choice in zip("ABCDEF", self.choices)
-        )
+        options = "\n".join(f"({letter}) {choice}" for letter, choice in zip("ABCDEF", self.choices))
         return f"{self.text} Select from the following choices.\n{options}"
 
 
@@ -366,11 +328,7 @@ def count_question(rng: np.random.Generator, scene: Scene) -> Question | None:
     groups = sorted({t.shape if by_shape else t.colour for t in things})
     group = groups[int(rng.integers(len(groups)))]
     if rng.random() < 0.08:
-        group = str(
-            rng.choice(
-                [g for g in (SHAPES if by_shape else list(COLOURS)) if g not in groups] or groups
-            )
-        )
+        group = str(rng.choice([g for g in (SHAPES if by_shape else list(COLOURS)) if g not in groups] or groups))
     found = [t for t in things if (t.shape if by_shape else t.colour) == group]
     noun = f"{group if group != 'cross' else 'crosse'}s" if by_shape else f"{group} objects"
     answer = len(found)
@@ -380,11 +338,7 @@ def count_question(rng: np.random.Generator, scene: Scene) -> Question | None:
     )
     listed = ", ".join(f"{t.name} {t.place}" for t in found) if found else "nothing"
     return Question(
-        "Count",
-        f"How many {noun} are in the image?",
-        tuple(str(o) for o in options),
-        str(answer),
-        f"{listed}.",
+        "Count", f"How many {noun} are in the image?", tuple(str(o) for o in options), str(answer), f"{listed}."
     )
 
 
@@ -414,11 +368,7 @@ def depth_question(rng: np.random.Generator, scene: Scene) -> Question | None:
     near = a if a.y > b.y else b
     reason = f"The {a.name} is {a.place}, the {b.name} is {b.place}."
     return Question(
-        "Depth",
-        "Which object is closer to the camera taking this photo?",
-        (a.name, b.name),
-        near.name,
-        reason,
+        "Depth", "Which object is closer to the camera taking this photo?", (a.name, b.name), near.name, reason
     )
 
 

@@ -118,9 +118,7 @@ def _chest_finding(name: str, side: Side, level: Level) -> Finding:
     return Finding(name, "lung", side, "lower" if name == "Effusion" else level)
 
 
-def draw(
-    rng: np.random.Generator, modality: PhantomModality, findings: list[Finding], style: Style
-) -> Scene:
+def draw(rng: np.random.Generator, modality: PhantomModality, findings: list[Finding], style: Style) -> Scene:
     """Draw one picture with exactly these findings."""
     canvas = Canvas(rng, style)
     {"xray": _chest, "mri": _brain, "ct": _abdomen}[modality](canvas, findings)
@@ -230,9 +228,7 @@ def _chest(canvas: Canvas, findings: list[Finding]) -> None:
             continue
         outward = -1 if finding.side == "left" else 1
         x = centre[finding.side] + outward * rng.uniform(0.0, 0.03)
-        y = middle + (
-            rng.uniform(-0.15, -0.09) if finding.level == "upper" else rng.uniform(0.08, 0.14)
-        )
+        y = middle + (rng.uniform(-0.15, -0.09) if finding.level == "upper" else rng.uniform(0.08, 0.14))
         if finding.name == "Pneumonia":
             cloud = canvas.haze(x, y, 0.14 * rng.uniform(0.95, 1.1), 0.135 * rng.uniform(0.95, 1.1))
             canvas.add(cloud * lung[finding.side] * (1 - heart), 0.46)
@@ -243,9 +239,7 @@ def _chest(canvas: Canvas, findings: list[Finding]) -> None:
         elif finding.name == "Effusion":
             line = 0.585 + rng.uniform(-0.03, 0.02)
             flat = 1 / (1 + np.exp(np.clip((line - canvas.y) / (0.5 * canvas.pixel), -40, 40)))
-            wide = canvas.ellipse(
-                centre[finding.side], middle, width * 1.08, height * 1.06, -0.16 * outward, 2
-            )
+            wide = canvas.ellipse(centre[finding.side], middle, width * 1.08, height * 1.06, -0.16 * outward, 2)
             canvas.paint(flat * wide * (1 - heart), 0.92)
 
 
@@ -256,9 +250,7 @@ def _brain(canvas: Canvas, findings: list[Finding]) -> None:
     canvas.paint(canvas.ellipse(0.5, 0.5, rx + 0.025, ry + 0.02, soft=2), 0.05)
     brain = canvas.ellipse(0.5, 0.5, rx, ry, soft=2)
     canvas.paint(brain, 0.40)
-    white = canvas.ellipse(0.5, 0.5, rx * 0.78, ry * 0.8, soft=8) * (
-        0.8 + 0.2 * canvas.texture(0.09)
-    )
+    white = canvas.ellipse(0.5, 0.5, rx * 0.78, ry * 0.8, soft=8) * (0.8 + 0.2 * canvas.texture(0.09))
     canvas.add(white, 0.1)
     # Folds: dark wavy lines near the edge.
     angle = np.arctan2(canvas.y - 0.5, canvas.x - 0.5)
@@ -270,10 +262,7 @@ def _brain(canvas: Canvas, findings: list[Finding]) -> None:
     for direction in (-1, 1):  # ventricles
         x = 0.5 + direction * 0.05 * spread
         canvas.paint(canvas.ellipse(x, 0.44, 0.024 * spread, 0.085, -direction * 0.3, 2), 0.12)
-        canvas.paint(
-            canvas.ellipse(x + direction * 0.015, 0.58, 0.02 * spread, 0.06, direction * 0.5, 2),
-            0.12,
-        )
+        canvas.paint(canvas.ellipse(x + direction * 0.015, 0.58, 0.02 * spread, 0.06, direction * 0.5, 2), 0.12)
     canvas.add(canvas.texture(0.03) * brain, 0.02)
 
     place = None
@@ -284,9 +273,7 @@ def _brain(canvas: Canvas, findings: list[Finding]) -> None:
             y = rng.uniform(-0.19, -0.13) if finding.level == "upper" else rng.uniform(0.13, 0.19)
             place = 0.5 + outward * rng.uniform(0.155, 0.195), 0.5 + y
         if finding.name == "Brain Edema":
-            cloud = canvas.haze(
-                *place, 0.17 * rng.uniform(0.95, 1.1), 0.17 * rng.uniform(0.95, 1.1)
-            )
+            cloud = canvas.haze(*place, 0.17 * rng.uniform(0.95, 1.1), 0.17 * rng.uniform(0.95, 1.1))
             canvas.add(cloud * brain, 0.34)
         else:
             _spot(canvas, *place, rng.uniform(0.06, 0.085), 1.0)
@@ -303,10 +290,7 @@ def _abdomen(canvas: Canvas, findings: list[Finding]) -> None:
     # Bowel in front, with some gas.
     for _ in range(7):
         x, y = rng.uniform(0.48, 0.76), rng.uniform(0.30, 0.44)
-        canvas.paint(
-            canvas.ellipse(x, y, 0.045, 0.035, rng.uniform(0, 3), 2) * inside,
-            rng.uniform(0.36, 0.46),
-        )
+        canvas.paint(canvas.ellipse(x, y, 0.045, 0.035, rng.uniform(0, 3), 2) * inside, rng.uniform(0.36, 0.46))
     liver_x, liver_y = 0.29 + rng.uniform(-0.01, 0.01), 0.44 + rng.uniform(-0.012, 0.012)
     liver = np.maximum(
         canvas.ellipse(liver_x, liver_y, 0.185, 0.2, 0.1, 2),
@@ -322,33 +306,20 @@ def _abdomen(canvas: Canvas, findings: list[Finding]) -> None:
     canvas.paint(canvas.ellipse(0.525, 0.59, 0.032, 0.032, soft=1.5), 0.85)
     kidney = {}
     for side, direction in (("left", -1), ("right", 1)):
-        x, y = (
-            0.5 + direction * (0.19 + rng.uniform(-0.008, 0.008)),
-            0.675 + rng.uniform(-0.01, 0.01),
-        )
+        x, y = (0.5 + direction * (0.19 + rng.uniform(-0.008, 0.008)), 0.675 + rng.uniform(-0.01, 0.01))
         kidney[side] = (x, y)
         canvas.paint(canvas.ellipse(x, y, 0.078, 0.095, direction * 0.35, 2), 0.86)
-        canvas.paint(
-            canvas.ellipse(x - direction * 0.03, y, 0.022, 0.032, direction * 0.35, 2), 0.6
-        )
+        canvas.paint(canvas.ellipse(x - direction * 0.03, y, 0.022, 0.032, direction * 0.35, 2), 0.6)
 
     for finding in findings:
         if finding.name == "Liver Cancer":
             x = liver_x + rng.uniform(-0.06, 0.03)
-            y = liver_y + (
-                rng.uniform(-0.09, -0.06) if finding.level == "upper" else rng.uniform(0.05, 0.08)
-            )
+            y = liver_y + (rng.uniform(-0.09, -0.06) if finding.level == "upper" else rng.uniform(0.05, 0.08))
             _spot(canvas, x, y, rng.uniform(0.065, 0.085), 0.1)
         else:
             x, y = kidney[finding.side]
             outward = -1 if finding.side == "left" else 1
-            _spot(
-                canvas,
-                x + outward * 0.015,
-                y + rng.uniform(-0.03, 0.03),
-                rng.uniform(0.06, 0.07),
-                0.08,
-            )
+            _spot(canvas, x + outward * 0.015, y + rng.uniform(-0.03, 0.03), rng.uniform(0.06, 0.07), 0.08)
 
 
 def styled(style: Style, **changes) -> Style:

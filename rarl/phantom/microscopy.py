@@ -32,10 +32,7 @@ class Tissue:
 
 def draw_tissue(rng: np.random.Generator, size: int) -> Tissue:
     """Draw 2 to 6 cells, none touching another."""
-    cells, is_round, large, purple = (
-        int(rng.integers(2, 7)),
-        *(bool(v) for v in rng.random(3) < 0.5),
-    )
+    cells, is_round, large, purple = (int(rng.integers(2, 7)), *(bool(v) for v in rng.random(3) < 0.5))
     scale = size * 2
     ground = np.array([205, 165, 225] if purple else [245, 195, 210]) + rng.integers(-8, 9, 3)
     image = Image.new("RGB", (scale, scale), tuple(int(v) for v in ground))
@@ -63,10 +60,7 @@ def draw_tissue(rng: np.random.Generator, size: int) -> Tissue:
 def _rotated_ellipse(pen, x: float, y: float, wide: float, high: float, angle: float, fill) -> None:
     turn = np.linspace(0, 2 * np.pi, 40)
     u, v = wide * np.cos(turn), high * np.sin(turn)
-    across, down = (
-        x + u * np.cos(angle) - v * np.sin(angle),
-        y + u * np.sin(angle) + v * np.cos(angle),
-    )
+    across, down = (x + u * np.cos(angle) - v * np.sin(angle), y + u * np.sin(angle) + v * np.cos(angle))
     pen.polygon(list(zip(across, down)), fill=fill)
 
 
@@ -86,9 +80,7 @@ def tissue_questions(rng: np.random.Generator, tissue: Tissue, count: int) -> li
     number = {"any_of": [str(tissue.cells), WORDS[tissue.cells]]}
     counts = Asked("how many cells are there?", str(tissue.cells), number, "count")
     present = {"any_of": ["cells", "tissue"]}
-    answers = [
-        Asked("what is present?", answer, present, "present") for answer in present["any_of"]
-    ]
+    answers = [Asked("what is present?", answer, present, "present") for answer in present["any_of"]]
     asked = [pool[i] for i in rng.permutation(len(pool))[: max(1, count - 1)]]
     if count > 1:
         asked.append(counts)

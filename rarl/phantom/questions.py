@@ -31,22 +31,8 @@ KIND_SHARES = {
 YES_SHARE = {True: 0.68, False: 0.47}
 #: How often a template family is taken, by (abnormal, answer is yes).
 FAMILY_WEIGHTS = {
-    (True, True): {
-        "image": 1.0,
-        "organ": 1.6,
-        "healthy": 0.1,
-        "place": 1.8,
-        "side": 1.0,
-        "patient": 1.2,
-    },
-    (True, False): {
-        "image": 2.0,
-        "organ": 0.4,
-        "healthy": 2.0,
-        "place": 0.7,
-        "side": 0.4,
-        "patient": 0.7,
-    },
+    (True, True): {"image": 1.0, "organ": 1.6, "healthy": 0.1, "place": 1.8, "side": 1.0, "patient": 1.2},
+    (True, False): {"image": 2.0, "organ": 0.4, "healthy": 2.0, "place": 0.7, "side": 0.4, "patient": 0.7},
     (False, True): {"image": 1.0, "healthy": 0.9},
     (False, False): {"image": 1.3, "organ": 1.3, "place": 0.7, "side": 0.6, "patient": 0.8},
 }
@@ -141,40 +127,26 @@ def askable(scene: Scene) -> list[Asked]:
     if modality == "xray":
         for side in SIDES:
             ill = any(finding.side == side for finding in findings)
-            verdict = (
-                f"so the {side} lung is abnormal." if ill else f"and the {side} lung is normal."
-            )
-            pool.append(
-                yes_no(f"Are there abnormalities in the {side} lung?", ill, "side", verdict)
-            )
+            verdict = f"so the {side} lung is abnormal." if ill else f"and the {side} lung is normal."
+            pool.append(yes_no(f"Are there abnormalities in the {side} lung?", ill, "side", verdict))
             for level in LEVELS:
                 for disease in DISEASES["xray"]:
                     if ORGAN_OF[disease] != "lung" or (disease == "Effusion" and level == "upper"):
                         continue
                     seen = (disease, side, level) in found
                     where = f"the {level} {side} lung"
-                    verdict = f"{'so' if seen else 'and'} {disease.lower()} is {'' if seen else 'not '}seen in {where}."
+                    verdict = (
+                        f"{'so' if seen else 'and'} {disease.lower()} is {'' if seen else 'not '}seen in {where}."
+                    )
                     text = f"Can {disease.lower()} be observed on {where} in this picture?"
                     pool.append(yes_no(text, seen, "place", verdict))
         ill_organs = list(dict.fromkeys(finding.organ for finding in findings))
         if ill_organs:
             answer = "Both" if len(ill_organs) == 2 else ill_organs[0].capitalize()
-            accepted = (
-                ["Both", "heart and lung", "lung and heart"] if answer == "Both" else [answer]
-            )
-            verdict = (
-                "so both are abnormal."
-                if answer == "Both"
-                else f"so the {ill_organs[0]} is abnormal."
-            )
+            accepted = ["Both", "heart and lung", "lung and heart"] if answer == "Both" else [answer]
+            verdict = "so both are abnormal." if answer == "Both" else f"so the {ill_organs[0]} is abnormal."
             pool.append(
-                Asked(
-                    "Which organ is abnormal, heart or lung?",
-                    answer,
-                    {"any_of": accepted},
-                    "choice",
-                    verdict,
-                )
+                Asked("Which organ is abnormal, heart or lung?", answer, {"any_of": accepted}, "choice", verdict)
             )
     else:
         for disease in DISEASES[modality]:
@@ -184,27 +156,15 @@ def askable(scene: Scene) -> list[Asked]:
                 if seen
                 else f"and the patient does not have {disease.lower()}."
             )
-            pool.append(
-                yes_no(f"Does the patient have {disease.lower()}?", seen, "patient", verdict)
-            )
-    verdict = (
-        f"so the {findings[0].organ} is not healthy." if findings else "so there is no disease."
-    )
-    pool.append(
-        diseases_asked("What diseases are included in the picture?", findings, "open", verdict)
-    )
+            pool.append(yes_no(f"Does the patient have {disease.lower()}?", seen, "patient", verdict))
+    verdict = f"so the {findings[0].organ} is not healthy." if findings else "so there is no disease."
+    pool.append(diseases_asked("What diseases are included in the picture?", findings, "open", verdict))
     if main in ("lung", "brain"):
         for side in SIDES:
-            here = [
-                finding for finding in findings if finding.side == side and finding.organ == main
-            ]
+            here = [finding for finding in findings if finding.side == side and finding.organ == main]
             if here:
                 verdict = f"so the {side} of the {main} is abnormal."
-                pool.append(
-                    diseases_asked(
-                        f"What disease is shown on the {side} of {main}?", here, "open", verdict
-                    )
-                )
+                pool.append(diseases_asked(f"What disease is shown on the {side} of {main}?", here, "open", verdict))
     return pool
 
 
@@ -216,15 +176,10 @@ def reasoning(rng: np.random.Generator, scene: Scene, asked: Asked) -> str:
     view = VIEWS[scene.modality]
     article = "an" if view[0] == "a" else "a"
     first = _one_of(
-        rng,
-        f"The picture shows {article} {view}.",
-        f"This is {article} {view}.",
-        f"The image is {article} {view}.",
+        rng, f"The picture shows {article} {view}.", f"This is {article} {view}.", f"The image is {article} {view}."
     )
     if not scene.findings:
-        return (
-            f"{first} {_nothing_seen(rng, scene)} {asked.conclusion.split(' ', 1)[1].capitalize()}"
-        )
+        return f"{first} {_nothing_seen(rng, scene)} {asked.conclusion.split(' ', 1)[1].capitalize()}"
     shapes = " and ".join(_visual(finding) for finding in scene.findings)
     if len(scene.findings) == 1:
         seen = f"{first} {_one_of(rng, 'There is', 'It has', 'It shows')} {shapes}."
@@ -289,12 +244,7 @@ def other_questions(scene: Scene) -> list[tuple[str, Asked]]:
     questions = [
         (
             "Modality",
-            Asked(
-                "What modality is shown in this image?",
-                modality,
-                {"any_of": _spellings(modality)},
-                "open",
-            ),
+            Asked("What modality is shown in this image?", modality, {"any_of": _spellings(modality)}, "open"),
         ),
         ("Modality", yes_no("Is this a CT image?", scene.modality == "ct", "image")),
         ("Modality", yes_no("Is this an X-ray image?", scene.modality == "xray", "image")),
@@ -313,12 +263,7 @@ def other_questions(scene: Scene) -> list[tuple[str, Asked]]:
     ]
     part = {"xray": "Chest", "mri": "Head", "ct": "Abdomen"}[scene.modality]
     questions.append(
-        (
-            "Position",
-            Asked(
-                "Which part of the body is shown in this image?", part, {"any_of": [part]}, "open"
-            ),
-        )
+        ("Position", Asked("Which part of the body is shown in this image?", part, {"any_of": [part]}, "open"))
     )
     if scene.modality == "ct":
         for organ, side in (("liver", "Left"), ("spleen", "Right")):

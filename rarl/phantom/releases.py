@@ -61,9 +61,7 @@ class Written:
     def declare(self, release: str, split: str, **counts: int) -> None:
         self.declared.setdefault(release, {})[split] = counts
 
-    def tell(
-        self, sha256: str, question: str, modality: str, findings: list[Finding], expect: dict
-    ) -> None:
+    def tell(self, sha256: str, question: str, modality: str, findings: list[Finding], expect: dict) -> None:
         self.truth.append(
             {
                 "image_sha256": sha256,
@@ -152,18 +150,13 @@ def _write_slake(root: Path, params: Phantom, written: Written) -> None:
         wanted = OTHER_ROWS.get(split, params.benchmark_rows)
         if wanted > len(pool):
             raise UserError(
-                "params.yaml: phantom.benchmark_rows",
-                str(wanted),
-                f"at most {len(pool)}",
-                "take a smaller number",
+                "params.yaml: phantom.benchmark_rows", str(wanted), f"at most {len(pool)}", "take a smaller number"
             )
         for index in sorted(rng.permutation(len(pool))[:wanted]):
             picture, content_type, asked = pool[index]
             rows.append(_slake_row(row_number, picture, content_type, asked))
             row_number += 1
-            written.tell(
-                picture[2], asked.text, picture[3].modality, picture[3].findings, asked.expect
-            )
+            written.tell(picture[2], asked.text, picture[3].modality, picture[3].findings, asked.expect)
         written.declare("slake", split, rows=len(rows), images=len(pictures))
         for picture in pictures[:CHINESE_ROWS]:
             asked = Asked("图中是否有异常？", "有" if picture[3].findings else "没有", {}, "image")
@@ -173,9 +166,7 @@ def _write_slake(root: Path, params: Phantom, written: Written) -> None:
 
         kept = explanations
         if split == "train":
-            chosen = rng.permutation(len(explanations))[
-                : round(params.annotated_share * len(explanations))
-            ]
+            chosen = rng.permutation(len(explanations))[: round(params.annotated_share * len(explanations))]
             kept = [explanations[index] for index in sorted(chosen)]
         write_json(root / "silvar_med" / f"{split}_abnormal.json", kept)
         written.declare(
@@ -200,9 +191,7 @@ def _share_out(rng: np.random.Generator, rows: int, scenes: list[Scene]) -> np.n
     return shares
 
 
-def _slake_row(
-    number: int, picture: tuple, content_type: str, asked: Asked, language: str = "en"
-) -> dict:
+def _slake_row(number: int, picture: tuple, content_type: str, asked: Asked, language: str = "en") -> dict:
     image_number, name, _, scene = picture
     return {
         "img_id": image_number,
@@ -234,9 +223,7 @@ def _write_vqa_rad(folder: Path, params: Phantom, written: Written) -> None:
     picture = 0
     while len(rows) < total:
         modality = ("xray", "mri", "xray", "ct")[picture % 4]
-        scene = _scene(
-            rng, modality, Style(160, 140, rng.uniform(0.75, 0.9), 0.04, 1.08, 0.05, 0.95)
-        )
+        scene = _scene(rng, modality, Style(160, 140, rng.uniform(0.75, 0.9), 0.04, 1.08, 0.05, 0.95))
         name = f"synpic{50000 + 7 * picture}.jpg"
         sha256 = save_image(folder / "VQA_RAD Image Folder" / name, _rgb(scene))
         pool = _rad_questions(rng, scene)
@@ -267,9 +254,7 @@ def _scene(rng: np.random.Generator, modality: str, style: Style) -> Scene:
     return medical.draw(rng, modality, medical.choose_findings(rng, modality) if ill else [], style)
 
 
-def _rad_row(
-    number: int, name: str, scene: Scene, question_type: str, asked: Asked, test: bool
-) -> dict:
+def _rad_row(number: int, name: str, scene: Scene, question_type: str, asked: Asked, test: bool) -> dict:
     answer: str | int = asked.answer
     if "yes" in asked.expect:  # the real file spells yes and no in several cases
         answer = (asked.answer, asked.answer.lower())[number % 2]
@@ -277,11 +262,7 @@ def _rad_row(
         answer = int(asked.answer)
     return {
         "qid": number,
-        "phrase_type": "test_freeform"
-        if test and number % 3
-        else "test_para"
-        if test
-        else "freeform",
+        "phrase_type": "test_freeform" if test and number % 3 else "test_para" if test else "freeform",
         "qid_linked_id": f"00000000-0000-4000-8000-{number:012d}",
         "image_case_url": "NULL",
         "image_name": name,
@@ -311,12 +292,7 @@ def _rad_questions(rng: np.random.Generator, scene: Scene) -> list[tuple[str, As
         ("ABN", diseases_asked("What disease is seen in this image?", findings, "open")),
         (
             "MODALITY",
-            Asked(
-                "What type of image is this?",
-                modality,
-                {"any_of": [modality, modality.replace("-", " ")]},
-                "open",
-            ),
+            Asked("What type of image is this?", modality, {"any_of": [modality, modality.replace("-", " ")]}, "open"),
         ),
     ]
     if scene.modality == "xray":
@@ -325,12 +301,7 @@ def _rad_questions(rng: np.random.Generator, scene: Scene) -> list[tuple[str, As
     spots = [finding for finding in findings if finding.name in ("Nodule", "Mass", "Brain Tumor")]
     if scene.modality != "ct":
         counted = {"any_of": [str(len(spots)), microscopy.WORDS[len(spots)]]}
-        questions.append(
-            (
-                "COUNT",
-                Asked("How many bright round spots are seen?", str(len(spots)), counted, "count"),
-            )
-        )
+        questions.append(("COUNT", Asked("How many bright round spots are seen?", str(len(spots)), counted, "count")))
     sides = {finding.side for finding in findings}
     if len(sides) == 1 and "" not in sides:
         side = sides.pop()
@@ -338,15 +309,8 @@ def _rad_questions(rng: np.random.Generator, scene: Scene) -> list[tuple[str, As
         questions.append(("POS", Asked(text, side.capitalize(), {"any_of": [side]}, "choice")))
     if len(findings) == 1 and findings[0].level and findings[0].organ in ("lung", "brain"):
         level, side, organ = findings[0].level, findings[0].side, findings[0].organ
-        places = [
-            f"{level} {side} {organ}",
-            f"{level} {side}",
-            f"{side} {level} {organ}",
-            f"{side} {level}",
-        ]
-        questions.append(
-            ("POS", Asked("Where is the abnormality?", places[0], {"any_of": places}, "place"))
-        )
+        places = [f"{level} {side} {organ}", f"{level} {side}", f"{side} {level} {organ}", f"{side} {level}"]
+        questions.append(("POS", Asked("Where is the abnormality?", places[0], {"any_of": places}, "place")))
     questions.append(("ORGAN", yes_no(f"Is the {organs[0]} shown in this image?", True, "organ")))
     return questions
 
@@ -376,9 +340,7 @@ def _write_vqa_med(folder: Path, params: Phantom, written: Written) -> None:
         style = Style(width, height, rng.uniform(0.7, 1.25), 0.05, 1.15, 0.08, 0.92)
         scene = _scene(rng, modality, style)
         name = f"synpic{20000 + 3 * number}"
-        sha256 = save_image(
-            folder / "VQAMed2019Test" / "VQAMed2019_Test_Images" / f"{name}.jpg", _rgb(scene)
-        )
+        sha256 = save_image(folder / "VQAMed2019Test" / "VQAMed2019_Test_Images" / f"{name}.jpg", _rgb(scene))
         asked = _med_question(rng, scene, category)
         lines.append(f"{name}|{category}|{asked.text}|{asked.answer}\n")
         written.tell(sha256, asked.text, scene.modality, scene.findings, asked.expect)
@@ -392,26 +354,15 @@ def _med_question(rng: np.random.Generator, scene: Scene, category: str) -> Aske
     word = MODALITIES[scene.modality].lower()
     if category == "modality":
         if rng.random() < 0.5:
-            return Asked(
-                "what modality is shown?", word, {"any_of": [word, word.replace("-", " ")]}, "open"
-            )
+            return Asked("what modality is shown?", word, {"any_of": [word, word.replace("-", " ")]}, "open")
         guess = str(rng.choice([m.lower() for m in MODALITIES.values()]))
-        return _lower(
-            yes_no(
-                f"is this {'an' if guess[0] in 'xm' else 'a'} {guess} scan?", guess == word, "image"
-            )
-        )
+        return _lower(yes_no(f"is this {'an' if guess[0] in 'xm' else 'a'} {guess} scan?", guess == word, "image"))
     if category == "plane":
         text = str(rng.choice(["what is the plane?", "in what plane is this image taken?"]))
-        return Asked(
-            text, MED_PLANES[scene.modality], {"any_of": [MED_PLANES[scene.modality]]}, "open"
-        )
+        return Asked(text, MED_PLANES[scene.modality], {"any_of": [MED_PLANES[scene.modality]]}, "open")
     if category == "organ":
         return Asked(
-            "what organ is shown in this image?",
-            "#".join(scene.organs),
-            {"any_of": list(scene.organs)},
-            "open",
+            "what organ is shown in this image?", "#".join(scene.organs), {"any_of": list(scene.organs)}, "open"
         )
     if scene.findings and rng.random() < 0.6:
         asked = diseases_asked("what abnormality is seen in the image?", scene.findings, "open")
@@ -438,19 +389,14 @@ def _write_path_vqa(folder: Path, params: Phantom, written: Written) -> None:
         tissue = microscopy.draw_tissue(rng, params.image_size)
         image = tissue.image.convert("CMYK") if number % 12 == 5 else tissue.image
         sha256 = save_image(folder / "images" / "test" / f"{name}.jpg", image)
-        count = (
-            0 if number % 10 == 0 else min(int(rng.integers(2, 6)), params.benchmark_rows - rows)
-        )
+        count = 0 if number % 10 == 0 else min(int(rng.integers(2, 6)), params.benchmark_rows - rows)
         asked = microscopy.tissue_questions(rng, tissue, count) if count else []
         told = set()
         for question in asked:
             if question.text not in told:  # two answers to one question have one truth
                 written.tell(sha256, question.text, "pathology", [], question.expect)
             told.add(question.text)
-        questions = [
-            q.text.replace("?", " ?") if (rows + i) % 9 == 0 else q.text
-            for i, q in enumerate(asked)
-        ]
+        questions = [q.text.replace("?", " ?") if (rows + i) % 9 == 0 else q.text for i, q in enumerate(asked)]
         answers = [{q.answer.lower(): 1} for q in asked]
         items.append({"img_id": name, "labelf": {"pvqa": answers}, "sentf": {"pvqa": questions}})
         rows += count
@@ -472,9 +418,7 @@ def _write_cv_bench(folder: Path, params: Phantom, written: Written) -> None:
     for image, row in cv_bench_rows(params.test_seed, params.benchmark_rows, params.image_size):
         filename = f"img/{row['type']}/{row['task'].lower()}/phantom_{row['idx']}.png"
         sha256 = save_image(folder / filename, image)
-        lines[row["type"]].append(
-            json.dumps({**row, "filename": filename}, ensure_ascii=False) + "\n"
-        )
+        lines[row["type"]].append(json.dumps({**row, "filename": filename}, ensure_ascii=False) + "\n")
         index = "ABCDEF".index(row["answer"].strip("()"))
         text = str(row["choices"][index])
         accepted = [text, row["answer"], "ABCDEF"[index], f"{row['answer']} {text}"]
@@ -482,9 +426,7 @@ def _write_cv_bench(folder: Path, params: Phantom, written: Written) -> None:
     count = sum(map(len, lines.values()))
     written.declare("cv_bench", "test", rows=count, images=count)
     for kind, rows in lines.items():
-        (folder / f"test_{kind.lower()}.jsonl").write_text(
-            "".join(rows), encoding="utf-8", newline="\n"
-        )
+        (folder / f"test_{kind.lower()}.jsonl").write_text("".join(rows), encoding="utf-8", newline="\n")
         written.drawn.append(("cv_bench", f"test_{kind.lower()} rows", len(rows)))
 
 
@@ -516,8 +458,6 @@ def _write_sat(folder: Path, params: Phantom, written: Written) -> None:
                     "correct_answer": str(gold),
                 }
             )
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(rows), folder / f"SAT_{split}.parquet"
-        )
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"SAT_{split}.parquet")
         written.declare("sat", {"val": "validate"}.get(split, split), rows=count)
         written.drawn.append(("sat", f"{split} rows", count))

@@ -42,9 +42,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(text, special=True, normalized=False) for text in SPECIAL]
-    )
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -57,9 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 def build_processor(tokenizer: PreTrainedTokenizerFast, size: int = 112) -> ImageTextProcessor:
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": size * size})
-    return ImageTextProcessor(
-        image_processor=images, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE
-    )
+    return ImageTextProcessor(image_processor=images, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:

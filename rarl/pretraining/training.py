@@ -45,9 +45,7 @@ def describe(scene: general.Scene, organ: str = "") -> str:
     if not scene.things:
         return "There is no bright or dark spot."
     organ = f" {organ}" if organ else ""
-    return " ".join(
-        f"There is a {thing.full_name} in the {thing.place}{organ}." for thing in scene.things
-    )
+    return " ".join(f"There is a {thing.full_name} in the {thing.place}{organ}." for thing in scene.things)
 
 
 def dialogue(rng: np.random.Generator, question: str, answer: str, reason: str) -> tuple[str, str]:
@@ -60,11 +58,7 @@ def dialogue(rng: np.random.Generator, question: str, answer: str, reason: str) 
     prompt = THINK_PROMPTS[int(rng.choice(4, p=[0.4, 0.2, 0.2, 0.2]))]
     style = rng.choice(3, p=STYLES[prompt])
     think = f"<think> {reason} </think>"
-    return render(prompt, question), (
-        f"{think} <answer> {answer} </answer>",
-        f"{think} {answer}",
-        answer,
-    )[style]
+    return render(prompt, question), (f"{think} <answer> {answer} </answer>", f"{think} {answer}", answer)[style]
 
 
 def grey_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, str, str]:
@@ -81,11 +75,7 @@ def grey_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, 
         what, where = (thing.name if form < 0.7 else f"{thing.colour} spot"), thing.place
     else:
         tone = rng.choice(general.TONES)
-        what = (
-            f"{tone} {general.SPOT_NAMES[str(rng.choice(general.SPOTS))]}"
-            if form < 0.7
-            else f"{tone} spot"
-        )
+        what = f"{tone} {general.SPOT_NAMES[str(rng.choice(general.SPOTS))]}" if form < 0.7 else f"{tone} spot"
         where = place
     somewhere = rng.random() < 0.5
 
@@ -145,14 +135,8 @@ def medical_question(rng: np.random.Generator, scene: general.Scene) -> tuple[st
     yes, no = ("Yes", "No")
     menu = [
         (f"Is the {asked} healthy?", no if bad else yes),
-        (
-            f"Does the {asked} look {'abnormal' if rng.random() < 0.5 else 'unhealthy'}?",
-            yes if bad else no,
-        ),
-        (
-            f"Does the {asked} look {'normal' if rng.random() < 0.5 else 'healthy'}?",
-            no if bad else yes,
-        ),
+        (f"Does the {asked} look {'abnormal' if rng.random() < 0.5 else 'unhealthy'}?", yes if bad else no),
+        (f"Does the {asked} look {'normal' if rng.random() < 0.5 else 'healthy'}?", no if bad else yes),
         (f"Is the {asked} abnormal?", yes if bad else no),
         ("Are there abnormalities in this image?", yes if sick else no),
         ("Does this image look abnormal?", yes if sick else no),
@@ -178,18 +162,12 @@ def medical_question(rng: np.random.Generator, scene: general.Scene) -> tuple[st
 
 
 def dialogues(
-    rng: np.random.Generator,
-    scene: general.Scene,
-    tasks: tuple[float, ...] = (0.22, 0.22, 0.26, 0.3),
+    rng: np.random.Generator, scene: general.Scene, tasks: tuple[float, ...] = (0.22, 0.22, 0.26, 0.3)
 ) -> list[tuple[str, str]]:
     """A caption and three questions for one scene, as (user text, completion)."""
     rows = [("Describe the picture.", caption(scene))]
     if scene.grey:
-        for maker in (
-            grey_question,
-            grey_question if rng.random() < 0.5 else medical_question,
-            medical_question,
-        ):
+        for maker in (grey_question, grey_question if rng.random() < 0.5 else medical_question, medical_question):
             rows.append(dialogue(rng, *maker(rng, scene)))
         return rows
     makers = list(general.TASKS.values())
@@ -209,11 +187,7 @@ def corpus(seed: int, size: int) -> list[str]:
         scene = (general.draw_grey if index % 2 else general.draw_shapes)(rng, 56)
         for question, completion in dialogues(rng, scene):
             texts += [question, completion]
-    for word in (
-        *words.OTHER_WORDS,
-        *words.PLANES,
-        *(w.lower() for group in words.DISEASES.values() for w in group),
-    ):
+    for word in (*words.OTHER_WORDS, *words.PLANES, *(w.lower() for group in words.DISEASES.values() for w in group)):
         texts += [f" {word} {word} {word.capitalize()} {word}"] * 40
     return texts
 
@@ -280,9 +254,7 @@ class Packer:
         side = size // 28
         position = np.tile(np.arange(len(self.head)), (3, 1))
         grid = np.arange(self.image_tokens)
-        position[:, start : start + self.image_tokens] = start + np.stack(
-            [grid * 0, grid // side, grid % side]
-        )
+        position[:, start : start + self.image_tokens] = start + np.stack([grid * 0, grid // side, grid % side])
         after = start + self.image_tokens
         position[:, after:] = start + side + np.arange(len(self.head) - after)
         self.head_positions = position
@@ -303,13 +275,7 @@ class Packer:
         cells[:, 0] = self.word["nothing"]
         kinds = {"spot": "round", "area": "hazy", "bar": "bar"}
         for thing in scene.things:
-            named = (
-                kinds.get(thing.shape, thing.shape),
-                thing.colour,
-                thing.size,
-                thing.row,
-                thing.column,
-            )
+            named = (kinds.get(thing.shape, thing.shape), thing.colour, thing.size, thing.row, thing.column)
             cells[int(thing.y * side) * side + int(thing.x * side)] = [self.word[w] for w in named]
         return cells
 
@@ -355,9 +321,7 @@ class Packer:
 # Losses ------------------------------------------------------------------------------------------
 
 
-def vision_loss(
-    model, features: torch.Tensor, cells: torch.Tensor, groups: list[torch.Tensor]
-) -> torch.Tensor:
+def vision_loss(model, features: torch.Tensor, cells: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
     """Mean cross entropy of naming each grid cell, one softmax per attribute over its words.
 
     features: (rows, 16, hidden); the classifier is the language model's word embedding.
@@ -477,9 +441,7 @@ def train_phase(
             optimizer.step()
         if step % 50 == 0 or step == total - 1:
             text = f"{speaking.item():.3f}" if talking else "  -  "
-            say(
-                f"step {step}/{total}  naming {naming.item():.3f}  language {text}  {time.time() - started:.0f} s"
-            )
+            say(f"step {step}/{total}  naming {naming.item():.3f}  language {text}  {time.time() - started:.0f} s")
 
 
 # The card ----------------------------------------------------------------------------------------
@@ -510,21 +472,11 @@ def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 
         loaded = load(scratch, Model(threads=threads))
         for prompt in ("reasoning", "direct"):
             requests = [
-                Request(str(i), render(prompt, row["prompt"]), scratch / f"{i}.png")
-                for i, (_, row) in enumerate(rows)
+                Request(str(i), render(prompt, row["prompt"]), scratch / f"{i}.png") for i, (_, row) in enumerate(rows)
             ]
-            answers = {
-                r.id: to_prediction(r).answer
-                for batch in ask_all(loaded, requests, 64, 96)
-                for r in batch
-            }
+            answers = {r.id: to_prediction(r).answer for batch in ask_all(loaded, requests, 64, 96) for r in batch}
             right = [
-                matches(
-                    answers[str(i)],
-                    [row["choices"]["ABCDEF".index(row["answer"][1])]],
-                    "choice",
-                    row["choices"],
-                )
+                matches(answers[str(i)], [row["choices"]["ABCDEF".index(row["answer"][1])]], "choice", row["choices"])
                 for i, (_, row) in enumerate(rows)
             ]
             result[prompt] = by_task(rows, right)
@@ -533,13 +485,10 @@ def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 
 
 
 def by_task(rows, values) -> dict:
-    groups = {
-        task: [v for (_, row), v in zip(rows, values) if row["task"] == task]
-        for task in general.TASKS
+    groups = {task: [v for (_, row), v in zip(rows, values) if row["task"] == task] for task in general.TASKS}
+    return {task.lower(): round(100 * sum(group) / len(group), 1) for task, group in groups.items()} | {
+        "all": round(100 * sum(values) / len(values), 1)
     }
-    return {
-        task.lower(): round(100 * sum(group) / len(group), 1) for task, group in groups.items()
-    } | {"all": round(100 * sum(values) / len(values), 1)}
 
 
 def save_base(model, processor, folder) -> None:
@@ -582,8 +531,6 @@ def card(accuracy: dict, parameters: int, seed: int) -> str:
         "|---|" + "---|" * (len(general.TASKS) + 1),
     ]
     for name in ("reasoning", "direct", "chance"):
-        lines.append(
-            f"| {name} | " + " | ".join(f"{value:.1f}" for value in accuracy[name].values()) + " |"
-        )
+        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in accuracy[name].values()) + " |")
     lines += ["", "Licence: Apache-2.0, as the project.", ""]
     return "\n".join(lines)

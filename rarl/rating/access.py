@@ -113,10 +113,7 @@ class Door:
 
 
 def is_served(path: str) -> bool:
-    return any(
-        path == name or (len(name) > 1 and name.endswith("/") and path.startswith(name))
-        for name in SERVED
-    )
+    return any(path == name or (len(name) > 1 and name.endswith("/") and path.startswith(name)) for name in SERVED)
 
 
 class Sealed:

@@ -34,10 +34,7 @@ def present_answers(params: Params) -> set[tuple[str, str]]:
 
 
 def counts(raters: dict[str, Ratings], present: set[tuple[str, str]]) -> dict[str, Count]:
-    return {
-        rater: Count(len(ratings), len(ratings.keys() - present))
-        for rater, ratings in raters.items()
-    }
+    return {rater: Count(len(ratings), len(ratings.keys() - present)) for rater, ratings in raters.items()}
 
 
 def judges_of(raters: dict[str, Ratings]) -> dict[str, dict]:

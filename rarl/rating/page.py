@@ -54,16 +54,11 @@ def gradio():
             return gradio
         found = f"version {gradio.__version__}"
     raise UserError(
-        "gradio",
-        found,
-        "Gradio 6, which the rating page is made with",
-        "pip install -c constraints.txt -e '.[rate]'",
+        "gradio", found, "Gradio 6, which the rating page is made with", "pip install -c constraints.txt -e '.[rate]'"
     )
 
 
-def build(
-    queue: Callable[[str], list[Item]], root: str | Path, rater: str | None = None, title: str = ""
-):
+def build(queue: Callable[[str], list[Item]], root: str | Path, rater: str | None = None, title: str = ""):
     """The page as Gradio blocks.
 
     Args:
@@ -124,9 +119,7 @@ def build(
 
     def desk_of(name: str | None) -> Desk:
         if name not in desks:
-            raise gr.Error(
-                "This page is no longer connected to its work. Reload it.", duration=None
-            )
+            raise gr.Error("This page is no longer connected to its work. Reload it.", duration=None)
         return desks[name]
 
     def score(name: str, position: int, said: str, what: str, value: int) -> dict:
@@ -182,17 +175,11 @@ def build(
                     with gr.Row(elem_classes="score"):
                         gr.HTML("Final answer", elem_classes="what")
                         finals = _pair(gr, "final")
-                comment = gr.Textbox(
-                    placeholder="Comment", show_label=False, container=False, elem_id="comment"
-                )
+                comment = gr.Textbox(placeholder="Comment", show_label=False, container=False, elem_id="comment")
                 with gr.Row(elem_id="moves"):
                     moves = {
                         slug: gr.Button(text, elem_id=f"go-{slug}", min_width=60)
-                        for slug, text in {
-                            "previous": "Previous",
-                            "unrated": "Next unrated",
-                            "next": "Next",
-                        }.items()
+                        for slug, text in {"previous": "Previous", "unrated": "Next unrated", "next": "Next"}.items()
                     }
             gr.HTML(HOW_TO + f"<p class='small'>{escaped(title)}</p>")
 
@@ -223,10 +210,7 @@ def build(
 
 def _pair(gr, score: str) -> dict:
     """The two buttons of a score, by value."""
-    return {
-        value: gr.Button(label(score, value), elem_id=f"{score}-{value}", min_width=60)
-        for value in (1, 0)
-    }
+    return {value: gr.Button(label(score, value), elem_id=f"{score}-{value}", min_width=60) for value in (1, 0)}
 
 
 def label(score: str, value: int, pressed: bool = False) -> str:
@@ -234,9 +218,7 @@ def label(score: str, value: int, pressed: bool = False) -> str:
     return ("✓ " if pressed else "") + SAID[score][value].capitalize()
 
 
-def serve(
-    page, host: str, port: int, auth: list[tuple[str, str]] | None, names: tuple[str, ...] = ()
-) -> str:
+def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None, names: tuple[str, ...] = ()) -> str:
     """Start serving the page.
 
     Args:
@@ -251,9 +233,7 @@ def serve(
     gr = gradio()
     token = access.new_token()
     system = ["system-ui", "sans-serif"]
-    theme = gr.themes.Soft(
-        primary_hue="teal", font=system, font_mono=["ui-monospace", "monospace"], radius_size="md"
-    )
+    theme = gr.themes.Soft(primary_hue="teal", font=system, font_mono=["ui-monospace", "monospace"], radius_size="md")
     try:
         page.launch(
             server_name=host,

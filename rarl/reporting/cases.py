@@ -41,11 +41,7 @@ def context(run: Run) -> dict:
             "judges": run.judges,
             "mode": run.main_mode,
         },
-        "chunks": {
-            name: packed(cases(run, name, pictures))
-            for name in run.params.test_sets
-            if run.samples[name]
-        },
+        "chunks": {name: packed(cases(run, name, pictures)) for name in run.params.test_sets if run.samples[name]},
         "questions": sum(map(len, run.samples.values())),
         "pictures": len(pictures),
         "left_out": sum(picture is None for picture in pictures.values()),
@@ -136,8 +132,4 @@ def _said(prediction: Prediction) -> list:
 
 def _rated(verdict: Verdict) -> list:
     """[final, reasoning, the judge's words or why it did not score]."""
-    return [
-        verdict.prediction_score,
-        verdict.reasoning_score,
-        verdict.unscored or verdict.evaluation,
-    ]
+    return [verdict.prediction_score, verdict.reasoning_score, verdict.unscored or verdict.evaluation]

@@ -34,18 +34,10 @@ def claims(run: Run) -> pd.DataFrame:
         for line in (*_by_paper(claim, run), *_by_run(claim, run), *_by_table2(claim, run)):
             margin = claim.get("margin", 0)
             verdict = side(line["low"], line["high"], margin)
-            ratio = (
-                100 * (line["second_percent"] / line["first_percent"] - 1)
-                if line["first_percent"]
-                else None
-            )
+            ratio = 100 * (line["second_percent"] / line["first_percent"] - 1) if line["first_percent"] else None
             lines.append({"claim": claim["id"], **line, "ratio": ratio, "verdict": verdict})
     frame = pd.DataFrame(lines, columns=COLUMNS)
-    return (
-        frame.astype(dict.fromkeys(NUMBERS, float))
-        .round(dict.fromkeys(NUMBERS, 2))
-        .astype({"n": "Int64"})
-    )
+    return frame.astype(dict.fromkeys(NUMBERS, float)).round(dict.fromkeys(NUMBERS, 2)).astype({"n": "Int64"})
 
 
 def side(low: float, high: float, margin: float = 0) -> str:
@@ -152,10 +144,7 @@ def paper_table2() -> dict[tuple[str, int], tuple[float, int]]:
     tasks = paper()["tasks"]
     n = sum(tasks.values())
     return {
-        (row["method"], row["samples"]): (
-            sum(row[task] * rows for task, rows in tasks.items()) / n,
-            n,
-        )
+        (row["method"], row["samples"]): (sum(row[task] * rows for task, rows in tasks.items()) / n, n)
         for row in paper()["table2"]["rows"]
     }
 
@@ -179,7 +168,5 @@ def printed_as(figure: float, lines: list[dict]) -> list[str]:
         f"by {paper()['judges'].get(line['judge'], line['judge'])}"
         for line in lines
         for unit in ("difference", "ratio")
-        if line["source"] == "paper"
-        and line[unit] is not None
-        and abs(line[unit] - figure) <= width
+        if line["source"] == "paper" and line[unit] is not None and abs(line[unit] - figure) <= width
     ]

@@ -6,15 +6,7 @@ from rich.table import Table
 
 from rarl.reporting.claims import overall
 from rarl.reporting.inputs import Run
-from rarl.reporting.page import (
-    NOT_CLINICAL,
-    findings,
-    is_phantom,
-    p_value,
-    percent,
-    records,
-    signed,
-)
+from rarl.reporting.page import NOT_CLINICAL, findings, is_phantom, p_value, percent, records, signed
 from rarl.reporting.tables import BASELINES, MODELS, paper
 
 
@@ -60,8 +52,7 @@ def show(run: Run, frames: dict[str, pd.DataFrame]) -> None:
     for claim in paper()["claims"]:
         own = [line for line in lines if line["claim"] == claim["id"]]
         verdicts = [
-            overall([line["verdict"] for line in own if line["source"] == source])
-            for source in ("paper", "ours")
+            overall([line["verdict"] for line in own if line["source"] == source]) for source in ("paper", "ours")
         ]
         claims.add_row(claim["text"], *verdicts)
     console.print(claims)

@@ -35,8 +35,7 @@ def examples(run: Run) -> dict[str, list[dict]]:
     """`own`: reasoning and answer on the own test (Table 4); `unseen`: each benchmark (Table 5)."""
     own = run.params.own_test
     kinds = {
-        label: (lambda v, pair=pair: (v.prediction_score, v.reasoning_score) == pair)
-        for label, pair in OWN.items()
+        label: (lambda v, pair=pair: (v.prediction_score, v.reasoning_score) == pair) for label, pair in OWN.items()
     }
     judged = run.verdicts[shown_model(run), run.main_mode, own, run.main_judge]
     if all(verdict.reasoning_score is None for verdict in judged):
@@ -49,10 +48,7 @@ def examples(run: Run) -> dict[str, list[dict]]:
 
 
 def _unseen_kinds() -> dict[str, Callable[[Verdict], bool]]:
-    return {
-        label: (lambda v, score=score: v.prediction_score == score)
-        for label, score in UNSEEN.items()
-    }
+    return {label: (lambda v, score=score: v.prediction_score == score) for label, score in UNSEEN.items()}
 
 
 def _of_set(run: Run, name: str, kinds: dict[str, Callable[[Verdict], bool]]) -> list[dict]:

@@ -8,16 +8,7 @@ from pathlib import Path
 
 from rarl.errors import UserError
 from rarl.params import METHODS, Params
-from rarl.records import (
-    Prediction,
-    Sample,
-    Verdict,
-    predictions_file,
-    read_json,
-    read_records,
-    remake,
-    verdicts_file,
-)
+from rarl.records import Prediction, Sample, Verdict, predictions_file, read_json, read_records, remake, verdicts_file
 
 CURATED = Path("data/curated")
 
@@ -61,10 +52,7 @@ class Run:
 
     @cached_property
     def samples(self) -> dict[str, list[Sample]]:
-        return {
-            name: read_records(self.params.samples_file(name), Sample)
-            for name in self.params.test_sets
-        }
+        return {name: read_records(self.params.samples_file(name), Sample) for name in self.params.test_sets}
 
     @cached_property
     def train(self) -> list[Sample]:
@@ -83,9 +71,7 @@ class Run:
     def predictions(self) -> dict[tuple[str, str, str], list[Prediction]]:
         """(model, mode, test set) -> predictions."""
         return {
-            (model, mode, name): in_order(
-                predictions_file(model, mode, name), self.samples[name], Prediction
-            )
+            (model, mode, name): in_order(predictions_file(model, mode, name), self.samples[name], Prediction)
             for model in self.params.models
             for mode in self.params.modes
             for name in self.params.sets_of(mode)
@@ -100,9 +86,7 @@ class Run:
     def verdicts(self) -> dict[tuple[str, str, str, str], list[Verdict]]:
         """(model, mode, test set, judge) -> verdicts."""
         return {
-            (model, mode, name, judge): in_order(
-                verdicts_file(model, judge, mode, name), self.samples[name], Verdict
-            )
+            (model, mode, name, judge): in_order(verdicts_file(model, judge, mode, name), self.samples[name], Verdict)
             for model in self.params.models
             for mode in self.params.modes
             for name in self.params.sets_of(mode)
@@ -158,9 +142,7 @@ class Run:
 
     @cached_property
     def benchmark_counts(self) -> dict[str, dict]:
-        files = {
-            name: Path("metrics/benchmark") / f"{name}.json" for name in self.params.benchmarks
-        }
+        files = {name: Path("metrics/benchmark") / f"{name}.json" for name in self.params.benchmarks}
         return {name: read_json(path) for name, path in files.items() if path.is_file()}
 
 

@@ -5,15 +5,7 @@ import pandas as pd
 from rarl.reporting import page, tables
 from rarl.reporting.claims import overall
 from rarl.reporting.inputs import Run
-from rarl.reporting.page import (
-    NOT_CLINICAL,
-    findings,
-    is_phantom,
-    p_value,
-    percent,
-    records,
-    signed,
-)
+from rarl.reporting.page import NOT_CLINICAL, findings, is_phantom, p_value, percent, records, signed
 
 
 def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
@@ -22,18 +14,10 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     parts = ["# RARL report", ""]
     if is_phantom(run):
         parts += ["**PHANTOM RESULTS: drawn images, no patient, no medical meaning.**", ""]
-    parts += [
-        f"**{NOT_CLINICAL}** Percent, with {confidence} intervals; main judge `{run.main_judge}`.",
-        "",
-    ]
+    parts += [f"**{NOT_CLINICAL}** Percent, with {confidence} intervals; main judge `{run.main_judge}`.", ""]
     parts += [f"- {plain(sentence)}" for sentence in findings(run, frames)]
     parts += ["", "## The paper's claims", "", *claims(frames["claims"])]
-    parts += [
-        "",
-        "## Table 2: General-domain images, by training samples",
-        "",
-        *table2(run.params.profile),
-    ]
+    parts += ["", "## Table 2: General-domain images, by training samples", "", *table2(run.params.profile)]
     for name in ("table3", "table6"):
         parts += ["", f"## {tables.paper()[name]['source']}: {tables.paper()[name]['title']}", ""]
         parts += paper_table(run, frames[name])
@@ -97,9 +81,7 @@ def interval(row: dict, name: str) -> str:
 
 def counts(row: dict) -> str:
     named = {"unscored": "unscored", "empty": "empty", "truncated": "cut off"}
-    return ", ".join(
-        [f"n {row['n']}", *(f"{row[k]} {label}" for k, label in named.items() if row[k])]
-    )
+    return ", ".join([f"n {row['n']}", *(f"{row[k]} {label}" for k, label in named.items() if row[k])])
 
 
 def claims(frame: pd.DataFrame) -> list[str]:
@@ -130,24 +112,13 @@ def paper_table(run: Run, frame: pd.DataFrame) -> list[str]:
                 continue
             prefix = "" if score == "final" else "reasoning_"
             gap = cell[f"{prefix}difference"]
-            theirs = [
-                printed.get((cell["row"], cell["set"], judge), {}).get(score) for judge in judges
-            ]
+            theirs = [printed.get((cell["row"], cell["set"], judge), {}).get(score) for judge in judges]
             rows.append([
                 cell["row"], tables.SETS[cell["set"]], score, cell["judge"], interval(cell, score), counts(cell),
                 "–" if gap is None else signed(gap) + (" (beyond the interval)" if cell[f"{prefix}beyond"] else ""),
                 *("–" if figure is None else f"{figure:.2f}" for figure in theirs),
             ])  # fmt: skip
-    head = [
-        "row",
-        "test set",
-        "score",
-        "judge",
-        "ours",
-        "counts",
-        "ours minus paper",
-        *judges.values(),
-    ]
+    head = ["row", "test set", "score", "judge", "ours", "counts", "ours minus paper", *judges.values()]
     return table(head, rows)
 
 
@@ -156,9 +127,7 @@ def own_test(frame: pd.DataFrame) -> list[str]:
     rows = []
     for row in records(frame):
         reasoning = interval(row, "reasoning") if row["model"] in tables.MODELS else "–"
-        rows.append(
-            [labels[row["model"]], row["mode"], interval(row, "final"), reasoning, counts(row)]
-        )
+        rows.append([labels[row["model"]], row["mode"], interval(row, "final"), reasoning, counts(row)])
     return table(["model", "mode", "final", "reasoning", "counts"], rows)
 
 

@@ -145,9 +145,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "claims": claim_cards(run, frames["claims"]),
         "table2": table2(params.profile),
         "grid": study("grid", params.profile),
-        "seeds": pivot(
-            [r for r in study("seeds", params.profile) if r["mode"] == run.main_mode], ["set"]
-        ),
+        "seeds": pivot([r for r in study("seeds", params.profile) if r["mode"] == run.main_mode], ["set"]),
         "detectable": records(frames["detectable"]),
         "grounding": records(frames["grounding"]),
         "breakdown": breakdown(frames["breakdown"]),
@@ -174,10 +172,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "explanations": run.curation.get("explanations", {}),
         "audit": audit_lines(run),
         "benchmarks": {
-            name: {
-                "rows": len(run.samples[name]),
-                "details": flatten(run.benchmark_counts.get(name, {})),
-            }
+            name: {"rows": len(run.samples[name]), "details": flatten(run.benchmark_counts.get(name, {}))}
             for name in params.benchmarks
         },
         "own_n": len(own),
@@ -186,11 +181,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "train_annotated": sum(sample.reasoning is not None for sample in train),
         "gallery": gallery(run),
         "differences": differences(run),
-        "recipes": {
-            method: getattr(params, method)
-            for method in ("grpo", "rarl")
-            if method in params.models
-        },
+        "recipes": {method: getattr(params, method) for method in ("grpo", "rarl") if method in params.models},
     }
 
 
@@ -200,21 +191,15 @@ def claim_cards(run: Run, frame: pd.DataFrame) -> list[dict]:
     cards = []
     for claim in tables.paper()["claims"]:
         own = [line for line in lines if line["claim"] == claim["id"]]
-        sides = {
-            source: [line for line in own if line["source"] == source]
-            for source in ("paper", "ours")
-        }
+        sides = {source: [line for line in own if line["source"] == source] for source in ("paper", "ours")}
         cards.append(
             {
                 **claim,
                 "lines": own,
-                "verdicts": {
-                    s: overall([line["verdict"] for line in rows]) for s, rows in sides.items()
-                },
+                "verdicts": {s: overall([line["verdict"] for line in rows]) for s, rows in sides.items()},
                 "ranges": {source: spans(rows) for source, rows in sides.items()},
                 "figures": [
-                    {"figure": figure, "found": printed_as(figure, own)}
-                    for figure in claim.get("printed", [])
+                    {"figure": figure, "found": printed_as(figure, own)} for figure in claim.get("printed", [])
                 ],
             }
         )
@@ -239,10 +224,7 @@ def table2(profile: str) -> list[dict]:
     columns = [*tables.paper()["tasks"], "Total"]
     printed = {(r["method"], r["samples"]): r for r in tables.paper()["table2"]["rows"]}
     n = sum(tables.paper()["tasks"].values())
-    rows = [
-        {"source": "paper", "n": n, "beyond": {}, "difference": {}, **row}
-        for row in printed.values()
-    ]
+    rows = [{"source": "paper", "n": n, "beyond": {}, "difference": {}, **row} for row in printed.values()]
     for row in records(our_table2(profile)):
         key = row["method"], row["samples"]
         theirs = printed.get(key) and printed[key] | {"Total": paper_table2()[key][0]}
@@ -250,12 +232,8 @@ def table2(profile: str) -> list[dict]:
         rows.append(
             {
                 **row,
-                "difference": {c: row[c] - theirs[c] for c in columns if row.get(c) is not None}
-                if theirs
-                else {},
-                "beyond": {"Total": low is not None and not low <= theirs["Total"] <= high}
-                if theirs
-                else {},
+                "difference": {c: row[c] - theirs[c] for c in columns if row.get(c) is not None} if theirs else {},
+                "beyond": {"Total": low is not None and not low <= theirs["Total"] <= high} if theirs else {},
             }
         )
     return rows
@@ -309,10 +287,7 @@ def pictured(run: Run, found: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """The examples with their pictures."""
     root = run.params.data.root
     return {
-        place: [
-            {**entry, "image": thumbnail(image_file(root, entry["sample"].image))}
-            for entry in entries
-        ]
+        place: [{**entry, "image": thumbnail(image_file(root, entry["sample"].image))} for entry in entries]
         for place, entries in found.items()
     }
 
@@ -329,9 +304,7 @@ def thresholds(run: Run) -> dict | None:
         "judge": judge,
         "parts": {part: found | {"used": used[part]} for part, found in study["parts"].items()},
         "same_rows": dev.is_file() and hash_path(dev) == study["rows_sha256"],
-        "figures": [
-            plots.threshold(part, found, used[part]) for part, found in study["parts"].items()
-        ],
+        "figures": [plots.threshold(part, found, used[part]) for part, found in study["parts"].items()],
     }
 
 
@@ -352,10 +325,7 @@ def costs(params: Params) -> list[dict]:
     rows.append(("encode_benchmarks", "", ["encode_benchmarks"]))
     rows += [(method, "", [method]) for method in ("sft", "grpo", "rarl")]
     rows += [("infer", model, [f"infer_{model}"]) for model in params.models]
-    rows += [
-        ("judge", judge, [f"judge_{judge}_{model}" for model in params.models])
-        for judge in params.judges
-    ]
+    rows += [("judge", judge, [f"judge_{judge}_{model}" for model in params.models]) for judge in params.judges]
     rows.append(("score", "", [f"score_{model}" for model in params.models]))
     rows.append(("report", "", ["report"]))
     return [{"stage": stage, "item": item, "names": names} for stage, item, names in rows if names]
@@ -380,11 +350,7 @@ def versions() -> dict[str, str]:
 def audit_lines(run: Run) -> list[dict]:
     """One line for each split that is trained on or evaluated, with what the audit counted."""
     return [
-        {
-            "label": "Own rows" if name == run.params.own_test else tables.SETS[name],
-            "split": split,
-            **counts,
-        }
+        {"label": "Own rows" if name == run.params.own_test else tables.SETS[name], "split": split, **counts}
         for name, splits in run.audit.items()
         for split, counts in splits.items()
         if name == run.params.own_test or split == "test"
@@ -401,9 +367,7 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
     labels = tables.MODELS
     main = own[(own["mode"] == run.main_mode) & own["final"].notna()]
     if main.empty:
-        return [
-            f"The {run.main_judge} judge scored nothing on the own test set, so nothing can be said."
-        ]
+        return [f"The {run.main_judge} judge scored nothing on the own test set, so nothing can be said."]
     best = main.sort_values("final", ascending=False, kind="stable").iloc[0]
     sentences = [
         f"Highest on the own test under the {run.main_mode} prompt: {labels[best['model']]} with "
@@ -428,9 +392,7 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
             for t in between[between["differs"]].itertuples()
         ]
         count = f"{len(shown)} of {len(between)} comparisons between models {'is' if len(shown) == 1 else 'are'}"
-        sentences.append(
-            f"{count} outside the noise" + (f": {'; '.join(shown)}." if shown else ".")
-        )
+        sentences.append(f"{count} outside the noise" + (f": {'; '.join(shown)}." if shown else "."))
     low = own[own["model"] == "most_frequent_by_kind"]
     if len(low):
         floor = low.iloc[0]["final"]
@@ -442,15 +404,11 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
     for mode in run.params.modes:
         if (image := run.params.mode[mode].image) != "shown":
             blank = tests[tests["family"] == tables.family_of(mode, run.main_mode)]
-            lost = [
-                f"{labels[t.second.split(',')[0]]} {signed(-t.difference)}"
-                for t in blank.itertuples()
-            ]
+            lost = [f"{labels[t.second.split(',')[0]]} {signed(-t.difference)}" for t in blank.itertuples()]
             if lost:
-                instead = {
-                    "blank": "a grey picture",
-                    "shuffled": "another question's picture of the same modality",
-                }[image]
+                instead = {"blank": "a grey picture", "shuffled": "another question's picture of the same modality"}[
+                    image
+                ]
                 sentences.append(
                     f"With {instead} in the image's place, the scores move by (points): {', '.join(lost)}."
                 )
@@ -463,16 +421,8 @@ def cards(run: Run, frames: dict[str, pd.DataFrame]) -> list[dict]:
     between = tests[tests["family"] == "between models"]
     result = []
     for row in records(own[own["mode"] == run.main_mode]):
-        to_base = records(
-            between[(between["first"] == "base") & (between["second"] == row["model"])]
-        )
-        result.append(
-            {
-                **row,
-                "label": tables.MODELS[row["model"]],
-                "to_base": to_base[0] if to_base else None,
-            }
-        )
+        to_base = records(between[(between["first"] == "base") & (between["second"] == row["model"])])
+        result.append({**row, "label": tables.MODELS[row["model"]], "to_base": to_base[0] if to_base else None})
     return result
 
 
@@ -489,9 +439,7 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
             name_of_set = "slake" if test_set == WITHOUT_OWN_TEST else test_set
             gone = any(ours) and not run.samples[name_of_set]
             if any(ours) or any(theirs):
-                for score in (
-                    ("final", "reasoning") if test_set == run.params.own_test else ("final",)
-                ):
+                for score in ("final", "reasoning") if test_set == run.params.own_test else ("final",):
                     lines.append(
                         {
                             "label": label,
@@ -535,9 +483,7 @@ def figures(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, list[tuple[s
     }
     dots: dict[str, dict] = {}
     for test_set in (
-        run.params.test_sets
-        if not run.params.mode[run.main_mode].own_test_only
-        else [run.params.own_test]
+        run.params.test_sets if not run.params.mode[run.main_mode].own_test_only else [run.params.own_test]
     ):
         row = dots.setdefault(f"{tables.SETS[test_set]}, n {len(run.samples[test_set])}", {})
         for model in run.params.models:
@@ -565,32 +511,19 @@ def figures(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, list[tuple[s
                 plots.curves(rl, "reward", "Weighted sum of the rewards", labels),
                 f"The sums of two methods with other rewards cannot be compared. {mean}",
             ),
+            (plots.panels(rl, REWARDS, "rewards", labels), f"Each reward without its weight. {mean}"),
             (
-                plots.panels(rl, REWARDS, "rewards", labels),
-                f"Each reward without its weight. {mean}",
-            ),
-            (
-                plots.curves(
-                    run.logs, "dev_score", "Development split, percent right", labels, smooth=False
-                ),
+                plots.curves(run.logs, "dev_score", "Development split, percent right", labels, smooth=False),
                 "The checkpoint with the highest value is the one that is evaluated.",
             ),
-            (
-                plots.curves(
-                    {m: v for m, v in run.logs.items() if m == "sft"}, "loss", "SFT loss", labels
-                ),
-                mean,
-            ),
+            (plots.curves({m: v for m, v in run.logs.items() if m == "sft"}, "loss", "SFT loss", labels), mean),
             (
                 plots.panels(rl, HEALTH, "health", labels),
                 f"Shares are of the groups, completions or tokens. A group without signal has equal rewards for all its completions, so nothing is learnt from it. {mean}",
             ),
         ],
     }
-    return {
-        section: [(svg, text.strip()) for svg, text in items if svg]
-        for section, items in found.items()
-    }
+    return {section: [(svg, text.strip()) for svg, text in items if svg] for section, items in found.items()}
 
 
 def _confidence(run: Run) -> str:
@@ -607,17 +540,13 @@ def pivot(lines: list[dict], keys: list[str]) -> list[dict]:
     rows: dict[tuple, dict] = {}
     for record in lines:
         key = tuple(record[k] for k in keys)
-        rows.setdefault(key, {**{k: record[k] for k in keys}, "models": {}})["models"][
-            record["model"]
-        ] = record
+        rows.setdefault(key, {**{k: record[k] for k in keys}, "models": {}})["models"][record["model"]] = record
     return list(rows.values())
 
 
 def records(frame: pd.DataFrame) -> list[dict]:
     """The rows as dicts, with None for what pandas marks as missing."""
-    return [
-        {k: None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")
-    ]
+    return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def flatten(value: dict, prefix: str = "") -> dict[str, object]:
@@ -629,9 +558,7 @@ def flatten(value: dict, prefix: str = "") -> dict[str, object]:
             flat |= flatten(item, f"{name}.")
         elif isinstance(item, list):
             shown = ", ".join(str(entry) for entry in item[:5])
-            flat[name] = (
-                (shown + f", … ({len(item)} in all)") if len(item) > 5 else (shown or "none")
-            )
+            flat[name] = (shown + f", … ({len(item)} in all)") if len(item) > 5 else (shown or "none")
         else:
             flat[name] = item
     return flat
@@ -643,9 +570,7 @@ def choose(run: Run, count: int = GALLERY) -> list[int]:
     own = range(len(run.samples[run.params.own_test]))
     right = [
         [
-            run.verdicts[model, run.main_mode, run.params.own_test, run.main_judge][
-                i
-            ].prediction_score
+            run.verdicts[model, run.main_mode, run.params.own_test, run.main_judge][i].prediction_score
             for model in run.params.models
         ]
         for i in own
@@ -705,18 +630,14 @@ def differences(run: Run) -> list[tuple[str, object, object]]:
     file = PROFILES / f"{run.params.profile}.yaml"
     profile = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
     defaults = {
-        name: field.get_default().model_dump()
-        if hasattr(field.get_default(), "model_dump")
-        else field.get_default()
+        name: field.get_default().model_dump() if hasattr(field.get_default(), "model_dump") else field.get_default()
         for name, field in Params.model_fields.items()
         if not field.is_required()
     }
     expected = leaves(defaults) | leaves(profile)
     here = leaves(run.params.model_dump())
     return [
-        (key, here.get(key), given)
-        for key, given in expected.items()
-        if here.get(key) != given and key != "data.root"
+        (key, here.get(key), given) for key, given in expected.items() if here.get(key) != given and key != "data.root"
     ]
 
 

@@ -47,9 +47,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
             "ytick.major.size": 0,
         }
     )
-    return plt.subplots(
-        rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options
-    )
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
 
 
 def _svg(figure, name: str, description: str) -> str:
@@ -68,9 +66,7 @@ def _svg(figure, name: str, description: str) -> str:
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(TEXT, "currentColor").replace(LINE, "var(--line)")
     # A page has its own fonts; matplotlib would otherwise ask for a font that the reader may lack.
-    svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 inherit", svg).replace(
-        "'DejaVu Sans'", "inherit"
-    )
+    svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 inherit", svg).replace("'DejaVu Sans'", "inherit")
     return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
 
 
@@ -92,15 +88,7 @@ def _curve(axis, series: Series, colour: str, label: str, smooth: bool) -> None:
     if width > 1:
         axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
         values = _moving_mean(values, width)
-    axis.plot(
-        steps,
-        values,
-        color=colour,
-        linewidth=1.8,
-        label=label,
-        marker="" if smooth else "o",
-        markersize=3.5,
-    )
+    axis.plot(steps, values, color=colour, linewidth=1.8, label=label, marker="" if smooth else "o", markersize=3.5)
 
 
 def curves(logs: Logs, column: str, title: str, labels: dict[str, str], smooth: bool = True) -> str:
@@ -135,9 +123,7 @@ def panels(logs: Logs, columns: dict[str, str], name: str, labels: dict[str, str
         if shown:
             shown[-1].tick_params(labelbottom=True)
     handles = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels())}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8.5
-    )
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8.5)
     return _svg(figure, f"panels-{name}", f"{', '.join(there.values())} over the optimizer steps")
 
 
@@ -154,9 +140,7 @@ def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
     axis = axes[0, 0]
     for position, row in enumerate(rows):
         colour = COLOURS[row["model"]]
-        axis.barh(
-            position, row["final"], color=colour, alpha=0.4 if row["faint"] else 0.95, height=0.7
-        )
+        axis.barh(position, row["final"], color=colour, alpha=0.4 if row["faint"] else 0.95, height=0.7)
         axis.errorbar(
             row["final"],
             position,
@@ -166,9 +150,7 @@ def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
             capsize=2,
         )
     for (label, value), style in zip(lines.items(), ("--", ":", "-.")):
-        axis.axvline(
-            value, color=TEXT, linewidth=1.1, linestyle=style, label=f"{label}: {value:.1f} %"
-        )
+        axis.axvline(value, color=TEXT, linewidth=1.1, linestyle=style, label=f"{label}: {value:.1f} %")
     axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axis.set(title=title, xlim=(0, 100), xlabel="final score, percent")
     axis.invert_yaxis()
@@ -178,9 +160,7 @@ def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
     return _svg(figure, "bars", title)
 
 
-def dots(
-    rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[str, str], title: str
-) -> str:
+def dots(rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[str, str], title: str) -> str:
     """Final score with interval of every model on every test set: a row of dots for each set.
 
     Args:
@@ -193,9 +173,7 @@ def dots(
     axis = axes[0, 0]
     for rank, model in enumerate(models):
         shift = 0.17 * (rank - (len(models) - 1) / 2)
-        points = [
-            (i + shift, *cells[model]) for i, cells in enumerate(rows.values()) if model in cells
-        ]
+        points = [(i + shift, *cells[model]) for i, cells in enumerate(rows.values()) if model in cells]
         y, x, low, high = zip(*points)
         axis.errorbar(
             x,
@@ -208,15 +186,11 @@ def dots(
             label=labels[model],
         )
     axis.set_yticks(range(len(rows)), list(rows))
-    axis.set(
-        title=title, xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), xlabel="final score, percent"
-    )
+    axis.set(title=title, xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), xlabel="final score, percent")
     axis.grid(visible=False, axis="y")
     for border in range(1, len(rows)):
         axis.axhline(border - 0.5, color=LINE, linewidth=0.7)
-    figure.legend(
-        loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.2, columnspacing=1.2
-    )
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.2, columnspacing=1.2)
     return _svg(figure, "dots", title)
 
 
@@ -230,10 +204,6 @@ def threshold(part: str, found: dict, used: float) -> str:
     axis.axvspan(found["low"], found["high"], color=LINE, alpha=0.6, linewidth=0)
     axis.axvline(found["chosen"], color=TEXT, linewidth=1, label=f"best {found['chosen']:.2f}")
     axis.axvline(used, color=TEXT, linewidth=1.2, linestyle=":", label=f"in use {used:.2f}")
-    axis.set(
-        title=f"{part.capitalize()}: accepted pairs, percent",
-        xlabel="threshold (cosine)",
-        ylim=(0, 103),
-    )
+    axis.set(title=f"{part.capitalize()}: accepted pairs, percent", xlabel="threshold (cosine)", ylim=(0, 103))
     axis.legend(loc="lower left", fontsize=8.5)
     return _svg(figure, f"threshold-{part}", f"Accepted pairs over the threshold, {part}")

@@ -15,9 +15,7 @@ from rarl.reporting.stats import by_question, wilson
 WITHOUT_OWN_TEST = "slake_without_own_test"
 
 
-def score_cell(
-    predictions: Sequence[Prediction], verdicts: Sequence[Verdict], confidence: float
-) -> dict:
+def score_cell(predictions: Sequence[Prediction], verdicts: Sequence[Verdict], confidence: float) -> dict:
     """Scores of one model, mode, test set and judge, in percent with two decimals.
 
     `final` counts answers that were judged right among the `n` that were scored. What a judge or the
@@ -43,11 +41,7 @@ def share(name: str, scores: Sequence[int], confidence: float) -> dict:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     low, high = wilson(sum(scores), len(scores), confidence)
     part = sum(scores) / len(scores)
-    return {
-        name: round(100 * part, 2),
-        f"{name}_low": round(100 * low, 2),
-        f"{name}_high": round(100 * high, 2),
-    }
+    return {name: round(100 * part, 2), f"{name}_low": round(100 * low, 2), f"{name}_high": round(100 * high, 2)}
 
 
 #: What scores are broken down by: fields of the sample.
@@ -71,9 +65,7 @@ class Judged:
     def cell(self, judge: str, rows: Sequence[int], confidence: float) -> dict:
         """The score of some of the rows."""
         verdicts = self.verdicts[judge]
-        return score_cell(
-            [self.predictions[i] for i in rows], [verdicts[i] for i in rows], confidence
-        )
+        return score_cell([self.predictions[i] for i in rows], [verdicts[i] for i in rows], confidence)
 
 
 def read_judged(params: Params, model: str) -> list[Judged]:
@@ -132,7 +124,5 @@ def score_model(judged: list[Judged], params: Params) -> dict:
         sets[part.name] = {judge: part.cell(judge, every, confidence) for judge in part.verdicts}
         if part.name == "slake":
             kept = [i for i, keep in enumerate(outside_own_test(part.samples, own)) if keep]
-            sets[WITHOUT_OWN_TEST] = {
-                judge: part.cell(judge, kept, confidence) for judge in part.verdicts
-            }
+            sets[WITHOUT_OWN_TEST] = {judge: part.cell(judge, kept, confidence) for judge in part.verdicts}
     return scores

@@ -54,13 +54,7 @@ def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
             for mode, sets in run.json(f"metrics/scores/{model}.json").items():
                 for name, judges in sets.items():
                     cell = {} if same == "not run" else judges.get(judge, {})
-                    line = {
-                        "experiment": run.name,
-                        "model": model,
-                        "mode": mode,
-                        "set": name,
-                        "judge": judge,
-                    }
+                    line = {"experiment": run.name, "model": model, "mode": mode, "set": name, "judge": judge}
                     line |= {key: cell.get(key) for key in COLUMNS[5:10]}
                     line["seed_sd"] = spread.get((model, mode, name))
                     if name != WITHOUT_OWN_TEST:  # some of the rows of `slake`
@@ -92,9 +86,7 @@ def standing(first, run, model: str) -> str | None:
     return UNCHANGED if all(hashes[0]) and hashes[0] == hashes[1] else None
 
 
-def compared(
-    first, run, model: str, mode: str, name: str, same: str | None, confidence: float
-) -> dict:
+def compared(first, run, model: str, mode: str, name: str, same: str | None, confidence: float) -> dict:
     """The column `test` of one row, and the paired test where there is one; empty for the first run."""
     if run is first or same:
         return {"test": same}
@@ -157,10 +149,7 @@ def summary(frame: pd.DataFrame) -> list[str]:
         counts = rows["test"].value_counts()
         tested, beyond = counts.get(TESTED, 0), rows[rows["differs"].eq(True)]
         if tested:
-            found = [
-                f"{line.model}, {line.mode}, {line.set} {line.difference:+.1f}"
-                for line in beyond.itertuples()
-            ]
+            found = [f"{line.model}, {line.mode}, {line.set} {line.difference:+.1f}" for line in beyond.itertuples()]
             said.append(
                 f"{name}: {len(found)} of {tested} rows differ" + (": " if found else "") + "; ".join(found)
             )  # fmt: skip
@@ -171,9 +160,7 @@ def summary(frame: pd.DataFrame) -> list[str]:
         for reason, meaning in UNTESTED.items():
             if reason in counts:
                 models = ", ".join(rows.loc[rows["test"] == reason, "model"].unique())
-                said.append(
-                    f"{name}: {counts[reason]} rows ({models}) are not tested, since {meaning}"
-                )
+                said.append(f"{name}: {counts[reason]} rows ({models}) are not tested, since {meaning}")
     if frame["differs"].eq(True).any():
         said.append(
             "A test compares two trained models on the same questions. That another seed trains another model is not in "

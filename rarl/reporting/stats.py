@@ -48,9 +48,7 @@ def mcnemar(first: Sequence[int], second: Sequence[int], confidence: float = 0.9
     from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 
     if len(first) != len(second) or not first:
-        raise ValueError(
-            f"two series of the same questions are needed, not {len(first)} and {len(second)}"
-        )
+        raise ValueError(f"two series of the same questions are needed, not {len(first)} and {len(second)}")
     n = len(first)
     pairs = Counter(zip(map(int, first), map(int, second)))
     first_only, second_only = pairs[1, 0], pairs[0, 1]
@@ -113,9 +111,7 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[list[float], l
     return [float(p) for p in adjusted], [bool(r) for r in reject]
 
 
-def smallest_difference(
-    n: int, discordant: float, alpha: float = 0.05, power: float = POWER
-) -> float | None:
+def smallest_difference(n: int, discordant: float, alpha: float = 0.05, power: float = POWER) -> float | None:
     """Smallest true difference, in points, that McNemar's test on `n` pairs finds with `power`.
 
     Args:
@@ -130,20 +126,14 @@ def smallest_difference(
     z_alpha, z_beta = norm.ppf(1 - alpha / 2), norm.ppf(power)
 
     def surplus(x: float) -> float:
-        return (
-            x * math.sqrt(n)
-            - z_alpha * math.sqrt(discordant)
-            - z_beta * math.sqrt(max(0.0, discordant - x * x))
-        )
+        return x * math.sqrt(n) - z_alpha * math.sqrt(discordant) - z_beta * math.sqrt(max(0.0, discordant - x * x))
 
     if n <= 0 or discordant <= 0 or surplus(discordant) < 0:
         return None
     return 100 * float(brentq(surplus, 0.0, discordant))
 
 
-def most_frequent_answers(
-    train: Sequence[Sample], test: Sequence[Sample], by: Callable[[Sample], str]
-) -> list[str]:
+def most_frequent_answers(train: Sequence[Sample], test: Sequence[Sample], by: Callable[[Sample], str]) -> list[str]:
     """The answers of someone who never looks: for each test question, the training answer that is
     most frequent in its group, or most frequent of all where training has no such group.
 
@@ -162,9 +152,7 @@ def most_frequent_answers(
     return [top.get(by(sample), top.get(None, "")) for sample in test]
 
 
-def baseline_scores(
-    train: Sequence[Sample], test: Sequence[Sample], by: Callable[[Sample], str]
-) -> list[int]:
+def baseline_scores(train: Sequence[Sample], test: Sequence[Sample], by: Callable[[Sample], str]) -> list[int]:
     """1 for each test question that the most frequent answer of its group gets right, else 0."""
     answers = most_frequent_answers(train, test, by)
     return [int(matches(a, s.answers, s.kind, s.choices)) for a, s in zip(answers, test)]
@@ -191,8 +179,4 @@ def agreement(first: Sequence[int], second: Sequence[int]) -> dict:
         return {"n": 0, "agreement": None, "kappa": None}
     same = 100 * sum(a == b for a, b in zip(first, second)) / n
     constant = len({*first, *second}) == 1
-    return {
-        "n": n,
-        "agreement": same,
-        "kappa": None if constant else float(cohen_kappa_score(first, second)),
-    }
+    return {"n": n, "agreement": same, "kappa": None if constant else float(cohen_kappa_score(first, second))}

@@ -88,19 +88,12 @@ def paper_table(run: Run, name: str) -> pd.DataFrame:
         mode = prompt_mode(run, row["prompt"])
         ours = run.scores[row["model"]][mode] if mode and row["model"] in run.params.models else {}
         for test_set in SETS:
-            key = {
-                "row": row["label"],
-                "model": row["model"],
-                "prompt": row["prompt"],
-                "set": test_set,
-            }
+            key = {"row": row["label"], "model": row["model"], "prompt": row["prompt"], "set": test_set}
             theirs = row["sets"].get(test_set, {})
             for judge in run.judges if test_set in ours else ():
                 cell = ours[test_set][judge]
                 people = run.params.judge[judge].kind == "human"
-                printed = theirs.get("human" if people else judge) or next(
-                    iter(theirs.values()), {}
-                )
+                printed = theirs.get("human" if people else judge) or next(iter(theirs.values()), {})
                 lines.append(
                     {**key, "source": "ours", "judge": judge, **{c: cell[c] for c in [*SCORES, *COUNTS]}}
                     | beside(cell, printed, "final") | beside(cell, printed, "reasoning")
@@ -135,14 +128,7 @@ def own_test(run: Run) -> pd.DataFrame:
         for mode in run.params.modes:
             cell = run.scores[model][mode][run.params.own_test][run.main_judge]
             label = model if mode == run.main_mode else f"{model}, {mode}"
-            lines.append(
-                {
-                    "label": label,
-                    "model": model,
-                    "mode": mode,
-                    **{c: cell[c] for c in [*SCORES, *COUNTS]},
-                }
-            )
+            lines.append({"label": label, "model": model, "mode": mode, **{c: cell[c] for c in [*SCORES, *COUNTS]}})
     for name, scores in baselines(run).items():
         if scores:
             low, high = wilson(sum(scores), len(scores), run.params.report.confidence)
@@ -159,9 +145,7 @@ def own_test(run: Run) -> pd.DataFrame:
                 }
             )
     frame = pd.DataFrame(lines, columns=["label", "model", "mode", *SCORES, *COUNTS])
-    return (
-        frame.astype(dict.fromkeys(SCORES, float)).round(2).astype(dict.fromkeys(COUNTS, "Int64"))
-    )
+    return frame.astype(dict.fromkeys(SCORES, float)).round(2).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
 def baselines(run: Run) -> dict[str, list[int]]:
@@ -179,22 +163,17 @@ def paired_tests(run: Run) -> pd.DataFrame:
     """
     params, judge, main = run.params, run.main_judge, run.main_mode
     series = {
-        (model, mode): [
-            v.prediction_score for v in run.verdicts[model, mode, run.params.own_test, judge]
-        ]
+        (model, mode): [v.prediction_score for v in run.verdicts[model, mode, run.params.own_test, judge]]
         for model in params.models
         for mode in params.modes
     }
     families: dict[str, list] = {
-        "between models": [
-            (a, b, series[a, main], series[b, main]) for a, b in combinations(params.models, 2)
-        ]
+        "between models": [(a, b, series[a, main], series[b, main]) for a, b in combinations(params.models, 2)]
     }
     for mode in params.modes:
         if mode != main:
             families[family_of(mode, main)] = [
-                (f"{m}, {mode}", f"{m}, {main}", series[m, mode], series[m, main])
-                for m in params.models
+                (f"{m}, {mode}", f"{m}, {main}", series[m, mode], series[m, main]) for m in params.models
             ]
     for name, scores in baselines(run).items():
         families[f"against the {BASELINES[name].casefold()}"] = [
@@ -253,15 +232,7 @@ def detectable(run: Run) -> pd.DataFrame:
             discordant = sum(shares) / len(shares)
             smallest = smallest_difference(n, discordant, 1 - run.params.report.confidence)
             images = len({sample.image_sha256 for sample in run.samples[name]})
-            lines.append(
-                {
-                    "set": name,
-                    "n": n,
-                    "images": images,
-                    "discordant": 100 * discordant,
-                    "smallest": smallest,
-                }
-            )
+            lines.append({"set": name, "n": n, "images": images, "discordant": 100 * discordant, "smallest": smallest})
     frame = pd.DataFrame(lines, columns=["set", "n", "images", "discordant", "smallest"])
     return frame.astype({"discordant": float, "smallest": float}).round(2)
 
@@ -291,10 +262,7 @@ def judge_agreement(run: Run) -> pd.DataFrame:
                 both = [
                     (x, y)
                     for mode, name in places(run)
-                    for a, b in zip(
-                        run.verdicts[model, mode, name, first],
-                        run.verdicts[model, mode, name, second],
-                    )
+                    for a, b in zip(run.verdicts[model, mode, name, first], run.verdicts[model, mode, name, second])
                     if (x := getattr(a, field)) is not None and (y := getattr(b, field)) is not None
                 ]
                 pooled += both
@@ -327,17 +295,7 @@ def disagreements(run: Run) -> pd.DataFrame:
                              "reference": " or ".join(sample.answers), "answer": answer, "score": score,
                              **dict(zip(run.judges, given))}
                         )  # fmt: skip
-    columns = [
-        "model",
-        "mode",
-        "set",
-        "id",
-        "question",
-        "reference",
-        "answer",
-        "score",
-        *run.judges,
-    ]
+    columns = ["model", "mode", "set", "id", "question", "reference", "answer", "score", *run.judges]
     return pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(run.judges, "Int64"))
 
 
@@ -356,10 +314,7 @@ def reward_gap(run: Run) -> pd.DataFrame:
     for label, names in sets.items():
         for judge in run.judges:
             for score, field in FIELDS.items() if judge != run.truth_judge else ():
-                gaps = {
-                    model: _rated_and_true(run, model, names, judge, field)
-                    for model in run.params.models
-                }
+                gaps = {model: _rated_and_true(run, model, names, judge, field) for model in run.params.models}
                 for model, pairs in gaps.items():
                     both = [pair for pair in pairs if pair]
                     # The same answers once more, where only the own test has them rated so.
@@ -368,9 +323,7 @@ def reward_gap(run: Run) -> pd.DataFrame:
                         rated, true = zip(*both)
                         gap = mcnemar(true, rated, run.params.report.confidence)
                         change = [
-                            (a[0] - a[1]) - (b[0] - b[1])
-                            for a, b in zip(pairs, gaps.get("base", []))
-                            if a and b
+                            (a[0] - a[1]) - (b[0] - b[1]) for a, b in zip(pairs, gaps.get("base", [])) if a and b
                         ]
                         to_base = (None, None, None)
                         if model != "base" and change:
@@ -395,8 +348,7 @@ def _rated_and_true(run: Run, model: str, names: list[str], judge: str, field: s
         (x, y) if x is not None and y is not None else None
         for name in names
         for a, b in zip(
-            run.verdicts[model, run.main_mode, name, judge],
-            run.verdicts[model, run.main_mode, name, run.truth_judge],
+            run.verdicts[model, run.main_mode, name, judge], run.verdicts[model, run.main_mode, name, run.truth_judge]
         )
         for x, y in [(getattr(a, field), getattr(b, field))]
     ]
@@ -491,19 +443,7 @@ def grounding(run: Run) -> pd.DataFrame:
                      "final": without, "difference": test["difference"], "low": test["low"], "high": test["high"],
                      "p": test["p"], "kept": 100 * without / with_it if with_it else None}
                 )  # fmt: skip
-    columns = [
-        "model",
-        "mode",
-        "image",
-        "n",
-        "shown",
-        "final",
-        "difference",
-        "low",
-        "high",
-        "p",
-        "kept",
-    ]
+    columns = ["model", "mode", "image", "n", "shown", "final", "difference", "low", "high", "p", "kept"]
     frame = pd.DataFrame(lines, columns=columns)
     return frame.astype({"kept": float}).round(dict.fromkeys(columns[4:], 2) | {"p": 5})
 
@@ -518,9 +458,7 @@ def summary(run: Run) -> dict:
     result: dict = {}
     for model in run.params.models:
         for mode in run.params.modes:
-            sets = (
-                run.params.sets_of(mode) if mode == run.params.modes[0] else [run.params.own_test]
-            )
+            sets = run.params.sets_of(mode) if mode == run.params.modes[0] else [run.params.own_test]
             for name in sets:
                 cell = run.scores[model][mode][name][run.main_judge]
                 keys = ("final", "reasoning") if name == run.params.own_test else ("final",)

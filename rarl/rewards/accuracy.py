@@ -37,9 +37,7 @@ def make_accuracy_reward(scorer) -> Callable[..., list[float]]:
         ...        choices=[[], [], ["Heart", "Lung"]])
         [1.0, 0.5, 0.0]
         """
-        rows = list(
-            zip(completions, answers, kind, choices or [None] * len(completions), strict=True)
-        )
+        rows = list(zip(completions, answers, kind, choices or [None] * len(completions), strict=True))
         given = [read_completion(text)[1] for text in texts(completions)]
         rewards = [
             float(matches(answer, references, row_kind, options or ()))

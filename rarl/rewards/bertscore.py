@@ -82,15 +82,11 @@ class BertScorer:
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._scores]
         if new:
             with _one_thread():
-                self._references |= self._embed(
-                    {reference for _, reference in new} - self._references.keys()
-                )
+                self._references |= self._embed({reference for _, reference in new} - self._references.keys())
                 embedded = self._embed({text for text, _ in new} - self._references.keys())
                 embedded |= self._references
                 for candidate, reference in new:
-                    self._scores[candidate, reference] = _greedy_f1(
-                        embedded[candidate], embedded[reference]
-                    )
+                    self._scores[candidate, reference] = _greedy_f1(embedded[candidate], embedded[reference])
         return [self._scores[pair] for pair in pairs]
 
     def _embed(self, texts: set[str]) -> dict[str, object]:
@@ -118,9 +114,7 @@ class BertScorer:
                     ids[row, : len(tokens)] = torch.tensor(tokens)
                     mask[row, : len(tokens)] = 1
                 with torch.inference_mode():
-                    states = self.model(
-                        input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
-                    )[0]
+                    states = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))[0]
                 states = torch.nn.functional.normalize(states.float().cpu(), dim=-1).numpy()
                 for row, (text, tokens) in enumerate(part):
                     embedded[text] = states[row, : len(tokens)]

@@ -10,8 +10,6 @@ def texts(completions: Sequence[str | list[dict]]) -> list[str]:
     ['Yes', 'No']
     """
     return [
-        completion
-        if isinstance(completion, str)
-        else "".join(message["content"] for message in completion)
+        completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
         for completion in completions
     ]

@@ -31,8 +31,7 @@ def format_reward(completions, **kwargs) -> list[float]:
     [1.0, 0.1, 0.0]
     """
     return [
-        1.0 if _EXACT.fullmatch(text) else PARTIAL if _ANY_TAG.search(text) else 0.0
-        for text in texts(completions)
+        1.0 if _EXACT.fullmatch(text) else PARTIAL if _ANY_TAG.search(text) else 0.0 for text in texts(completions)
     ]
 
 

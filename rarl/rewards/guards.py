@@ -30,9 +30,7 @@ _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _PART = re.compile(r"<(think|answer)>((?:(?!</?(?:think|answer)>).)*)</\1>", re.DOTALL | re.I)
 _WORD = re.compile(r"[^\W_]+")
 _BETWEEN = re.compile(r"[/|]|\b(?:or|versus|vs|maybe|perhaps|alternatively)\b", re.IGNORECASE)
-_VERDICT = re.compile(
-    r"\b(yes|no)\b(?=\W*(?:$|\b(?:and|or|but|maybe|yes|no)\b)|\s*[.,;:!?/|)])", re.IGNORECASE
-)
+_VERDICT = re.compile(r"\b(yes|no)\b(?=\W*(?:$|\b(?:and|or|but|maybe|yes|no)\b)|\s*[.,;:!?/|)])", re.IGNORECASE)
 _LETTER = re.compile(r"(?<![^\W_])\(?([A-Z])[).:]")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -52,9 +50,7 @@ def guarded(reward: Callable, guard: Callable[..., bool], limit: float = 0.0) ->
 
     @functools.wraps(reward)
     def held(completions, **columns):
-        known = {
-            name: columns[name] for name in ("answers", "kind", "choices") if columns.get(name)
-        }
+        known = {name: columns[name] for name in ("answers", "kind", "choices") if columns.get(name)}
         rewards = reward(completions=completions, **columns)
         for row, text in enumerate(texts(completions)):
             held_down = rewards[row] is not None and rewards[row] > limit
@@ -156,9 +152,7 @@ def _options(answer: str, choices: Sequence[str]) -> set[int]:
     letters = {ord(letter) - ord("A") for letter in _LETTER.findall(answer)}
     named = {index for index in letters if index < len(choices)}
     rest = f" {' '.join(_WORD.findall(answer.casefold()))} "
-    plain = {
-        index: " ".join(_WORD.findall(normalise(choice))) for index, choice in enumerate(choices)
-    }
+    plain = {index: " ".join(_WORD.findall(normalise(choice))) for index, choice in enumerate(choices)}
     # Longest first, so that "left lung" is not also taken for "lung".
     for index, option in sorted(plain.items(), key=lambda item: -len(item[1])):
         letter = len(option) == 1 and option.isalpha()  # told apart by its bracket only

@@ -49,18 +49,14 @@ def make_reasoning_reward(
             if thought and annotation
         ]
         pairs = [(thoughts[row], reasoning[row]) for row in rows]
-        for row, score in zip(
-            rows, score_reasoning(pairs, scorer, measure, terms_share), strict=True
-        ):
+        for row, score in zip(rows, score_reasoning(pairs, scorer, measure, terms_share), strict=True):
             rewards[row] = score
         return rewards
 
     return reasoning
 
 
-def score_reasoning(
-    pairs: Sequence[tuple[str, str]], scorer, measure: str, terms_share: float = 0.5
-) -> list[float]:
+def score_reasoning(pairs: Sequence[tuple[str, str]], scorer, measure: str, terms_share: float = 0.5) -> list[float]:
     """Likeness of each (text, annotation) pair, in [0, 1].
 
     Args:

@@ -227,9 +227,7 @@ def _denied(words: list[str], terms: set[int]) -> set[int]:
             continue
         elif word in DENIES_BEHIND:
             is_behind = any(term < at for term in terms)
-        elif (word, *after[:1]) in DENIES_AHEAD_2 or (
-            word in DENIES_AHEAD and not NO_DENIAL & {*after[:1]}
-        ):
+        elif (word, *after[:1]) in DENIES_AHEAD_2 or (word in DENIES_AHEAD and not NO_DENIAL & {*after[:1]}):
             is_behind = False
         else:
             continue

@@ -10,9 +10,7 @@ RESAMPLES = 2000
 Scores = dict[str, np.ndarray]
 
 
-def score_cases(
-    cases: Sequence[Case], score: Callable[[list[tuple[str, str]]], list[float]]
-) -> Scores:
+def score_cases(cases: Sequence[Case], score: Callable[[list[tuple[str, str]]], list[float]]) -> Scores:
     """Every text's score against its case's annotation: kind → array [cases], NaN where there is none."""
     at = [(row, kind) for row, case in enumerate(cases) for kind in case.texts]
     pairs = [(cases[row].texts[kind], cases[row].annotation) for row, kind in at]
@@ -48,15 +46,11 @@ def rate(scores: Scores, seed: int) -> dict[str, np.ndarray]:
         above = _above(right[:, :, None], scores[kind][there]).mean(0)  # [cases, wrong texts]
         wrong = draws[:, there]
         found[f"auc/{kind}"] = (draws @ above * wrong).sum(1) / np.maximum(count * wrong.sum(1), 1)
-        found[f"within/{kind}"] = (
-            wrong @ above[there, np.arange(len(there))] / np.maximum(wrong.sum(1), 1)
-        )
+        found[f"within/{kind}"] = wrong @ above[there, np.arange(len(there))] / np.maximum(wrong.sum(1), 1)
     for (kind, style), name in SAME_STYLE.items():
         there = np.flatnonzero(~np.isnan(scores[name]))
         above = _above(scores[style][there], scores[name][there])
-        found[f"same/{kind}/{style}"] = (
-            draws[:, there] @ above / np.maximum(draws[:, there].sum(1), 1)
-        )
+        found[f"same/{kind}/{style}"] = draws[:, there] @ above / np.maximum(draws[:, there].sum(1), 1)
     return found
 
 

@@ -48,8 +48,7 @@ def study(cases: Sequence[Case], scorer, terms_share: float, seed: int) -> dict:
 
     ratings = {name: rate(values, seed) for name, values in scores.items()}
     gains = {
-        name: {key: ratings[name][key] - ratings["bertscore"][key] for key in ratings[name]}
-        for name in MEASURES[1:]
+        name: {key: ratings[name][key] - ratings["bertscore"][key] for key in ratings[name]} for name in MEASURES[1:]
     }
     report = {
         "cases": len(cases),
@@ -64,16 +63,13 @@ def study(cases: Sequence[Case], scorer, terms_share: float, seed: int) -> dict:
             for name, rating in ratings.items()
         },
         "gain_over_bertscore": {
-            name: {key: interval(values) for key, values in gain.items()}
-            for name, gain in gains.items()
+            name: {key: interval(values) for key, values in gain.items()} for name, gain in gains.items()
         },
         "known_words": known_words(cases),
     }
     report["guards"] = guard_table(cases, scorer, report["favoured"], terms_share)
     pairs = sum(len(case.texts) for case in cases)
-    report["seconds_per_1000_pairs"] = {
-        name: round(1000 * value / pairs, 2) for name, value in seconds.items()
-    }
+    report["seconds_per_1000_pairs"] = {name: round(1000 * value / pairs, 2) for name, value in seconds.items()}
     return report
 
 
@@ -147,10 +143,7 @@ def guard_table(cases: Sequence[Case], scorer, measure: str, terms_share: float)
         ("repetition", "reasoning"),
         ("many_answers", "accuracy"),
     ):
-        stopped = [
-            getattr(guards, name)(text, answers=[case.answer], kind=case.kind)
-            for case, text in sound
-        ]
+        stopped = [getattr(guards, name)(text, answers=[case.answer], kind=case.kind) for case, text in sound]
         table.append(
             {
                 "guard": name,
@@ -196,13 +189,8 @@ def as_markdown(report: dict, command: str, encoder: str) -> str:
     head = ["", *(f"`{name}`" for name in MEASURES)]
     wrong = (*WRONG, REPEATED)
     first = rows(["first"], lambda _: "all right texts") + rows([f"first/{s}" for s in RIGHT])
-    first.append(
-        ["gain over BERTScore", "", *(_number(gains[name]["first"]) for name in MEASURES[1:])]
-    )
-    same = rows(
-        [f"same/{kind}/{style}" for kind, style in SAME_STYLE],
-        lambda key: ", ".join(key.split("/")[1:]),
-    )
+    first.append(["gain over BERTScore", "", *(_number(gains[name]["first"]) for name in MEASURES[1:])])
+    same = rows([f"same/{kind}/{style}" for kind, style in SAME_STYLE], lambda key: ", ".join(key.split("/")[1:]))
     names = {"terms": "terms", "mix": f"mix, terms {report['terms_share']:g}", **VARIANTS}
     variants = [
         [text, _number(found[name]["first"]), f"{min(found[name][f'auc/{k}'][0] for k in WRONG):.2f}"]

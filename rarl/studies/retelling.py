@@ -159,12 +159,7 @@ def _conclusion(scene: Scene, asked: Asked) -> str:
 def _denied(scene: Scene, asked: Asked, annotation: str) -> str:
     """The annotation of an abnormal picture with every claim denied."""
     seen, _, _ = annotation.rpartition(", ")
-    seen = re.sub(
-        r"\b(There is|It has|It shows|(?:X-ray|MRI|CT) (?:has|shows)) an? ",
-        r"\1 no ",
-        seen,
-        count=1,
-    )
+    seen = re.sub(r"\b(There is|It has|It shows|(?:X-ray|MRI|CT) (?:has|shows)) an? ", r"\1 no ", seen, count=1)
     seen = seen.replace(" and a ", " and no ")
     for said, denied in (
         ("This is ", "This is not "),
@@ -288,27 +283,11 @@ ENDINGS = (
         r"So the \1 is not as it should be.",
         r"Findings in keeping with disease of the \1.",
     ),
-    (
-        r"the (.+) is (?:normal|healthy)",
-        r"The \1 is as it should be.",
-        r"The \1 is unremarkable.",
-    ),
-    (
-        r"(.+) is seen in (.+)",
-        r"One can make out \1 in \2.",
-        r"\1 is confirmed in \2.",
-    ),
-    (
-        r"(.+) is not seen in (.+)",
-        r"One cannot make out \1 in \2.",
-        r"There is no evidence of \1 in \2.",
-    ),
+    (r"the (.+) is (?:normal|healthy)", r"The \1 is as it should be.", r"The \1 is unremarkable."),
+    (r"(.+) is seen in (.+)", r"One can make out \1 in \2.", r"\1 is confirmed in \2."),
+    (r"(.+) is not seen in (.+)", r"One cannot make out \1 in \2.", r"There is no evidence of \1 in \2."),
     (r"the patient has (.+)", r"So this person suffers from \1.", r"Compatible with \1."),
-    (
-        r"the patient does not have (.+)",
-        r"This person does not suffer from \1.",
-        r"No evidence of \1.",
-    ),
+    (r"the patient does not have (.+)", r"This person does not suffer from \1.", r"No evidence of \1."),
     (r"both are abnormal", "So neither is as it should be.", "Both organs are affected."),
     (r"there is no disease", "So no illness is to be found.", "No pathology."),
 )
@@ -319,15 +298,12 @@ def _plain(rng, scene: Scene, asked: Asked) -> str:
     if not scene.findings:
         return f"{PLAIN_VIEW[scene.modality]} {PLAIN_NORMAL[scene.modality]} {ending}"
     seen = " and ".join(
-        PLAIN_SEEN[one.name].format(side=one.side, level=PLAIN_PLACE[one.level])
-        for one in scene.findings
+        PLAIN_SEEN[one.name].format(side=one.side, level=PLAIN_PLACE[one.level]) for one in scene.findings
     )
     # The name is what the question asks for: half of the texts give it, half describe it.
     names = PLAIN_NAME if rng.random() < 0.5 else {name: name.lower() for name in PLAIN_NAME}
     meant = " and ".join(names[name] for name in named(scene.findings))
-    return (
-        f"{PLAIN_VIEW[scene.modality]} What strikes me is {seen}. I take it for {meant}. {ending}"
-    )
+    return f"{PLAIN_VIEW[scene.modality]} What strikes me is {seen}. I take it for {meant}. {ending}"
 
 
 def _report(rng, scene: Scene, asked: Asked) -> str:

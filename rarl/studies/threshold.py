@@ -49,11 +49,7 @@ WORDINGS = {
     if others
 }
 #: Term -> the others of its group, of which a finding or a place can be only one.
-OTHERS = {
-    term: [other for other in TERMS[group] if other != term]
-    for group in RIVALS
-    for term in TERMS[group]
-}
+OTHERS = {term: [other for other in TERMS[group] if other != term] for group in RIVALS for term in TERMS[group]}
 
 
 @dataclass(frozen=True)
@@ -101,9 +97,7 @@ def answer_pairs(samples: Sequence[Sample]) -> list[Pair]:
         ]
         others = (others[number % len(others) :] + others)[:MOST] if others else []
         wordings = dict.fromkeys(filter(None, (reworded(reference, turn) for turn in range(MOST))))
-        turned = dict.fromkeys(
-            filter(None, (reworded(reference, number + turn, OTHERS) for turn in range(MOST)))
-        )
+        turned = dict.fromkeys(filter(None, (reworded(reference, number + turn, OTHERS) for turn in range(MOST))))
         texts = [("sentence", True, s.format(reference.lower())) for s in SENTENCES]
         texts += [("other words", True, w) for w in wordings]
         texts += [("other words", True, SENTENCES[0].format(w)) for w in wordings]
@@ -141,9 +135,7 @@ def reasoning_pairs(samples: Sequence[Sample]) -> list[Pair]:
             texts.append(("reordered", True, " ".join(reversed(sentences))))
         texts += [("another answer", False, text) for text in different[:1]]
         texts += [("another picture", False, text) for text in elsewhere[:1]]
-        pairs += [
-            Pair(sample.id, kind, right, text, sample.reasoning) for kind, right, text in texts
-        ]
+        pairs += [Pair(sample.id, kind, right, text, sample.reasoning) for kind, right, text in texts]
     return pairs
 
 
@@ -164,9 +156,7 @@ def calibrate(pairs: Sequence[Pair], cosines: Sequence[float], seed: int = 0) ->
     kind = np.array([pair.kind for pair in pairs])
     rows = {row: i for i, row in enumerate(dict.fromkeys(pair.row for pair in pairs))}
     at = np.array([rows[pair.row] for pair in pairs])
-    draws = np.random.default_rng(seed).multinomial(
-        len(rows), [1 / len(rows)] * len(rows), RESAMPLES
-    )
+    draws = np.random.default_rng(seed).multinomial(len(rows), [1 / len(rows)] * len(rows), RESAMPLES)
     above = (cosines[None, :] >= GRID[:, None]).astype(float)  # [grid, pairs]
     undecided = (cosines > CONTRADICTED).astype(float)
     taken, refused = _rates(above, right, _by_kind(kind, undecided))
@@ -197,13 +187,9 @@ def _by_kind(kind: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _rates(
-    above: np.ndarray, right: np.ndarray, weight: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _rates(above: np.ndarray, right: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted share of the right and of the wrong pairs that each threshold accepts: two arrays [grid]."""
-    taken, refused = (
-        above[:, part] @ weight[part] / max(weight[part].sum(), 1e-9) for part in (right, ~right)
-    )
+    taken, refused = (above[:, part] @ weight[part] / max(weight[part].sum(), 1e-9) for part in (right, ~right))
     return taken, refused
 
 

@@ -25,9 +25,7 @@ def prompt_of(prompts: list[str], index: int, epoch: int) -> str:
     return prompts[(index + epoch) % len(prompts)]
 
 
-def schedule(
-    samples: list[Sample], prompts: list[str], epochs: int, seed: int
-) -> list[tuple[Sample, str]]:
+def schedule(samples: list[Sample], prompts: list[str], epochs: int, seed: int) -> list[tuple[Sample, str]]:
     """Every sample once an epoch, in an order shuffled anew for each epoch, with its prompt."""
     rows = []
     for epoch in range(epochs):

@@ -48,14 +48,10 @@ class SharedPrompt:
             reason = "a prompt of one token"
         return reason is not None and self._plain(what, reason)
 
-    def _generate_single_turn(
-        self, prompt_ids, images, multimodal_fields, num_generations, **kwargs
-    ):
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
         """Sample one completion a row. Arguments and result are TRL's: lists of token ids, end token included."""
         if self._other_generation(prompt_ids, multimodal_fields, kwargs):
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, **kwargs
-            )
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         device = self.accelerator.device
         pictures = {
             name: torch.as_tensor(np.asarray(multimodal_fields[name]), device=device)
@@ -141,12 +137,8 @@ class SharedPrompt:
         unknown += ["an auxiliary loss"] if compute_aux_loss else []
         what = "log-probabilities"
         network = self.accelerator.unwrap_model(model)
-        prompt_ids, completion_ids = input_ids.split(
-            [input_ids.shape[1] - logits_to_keep, logits_to_keep], 1
-        )
-        prompt_mask, mask = attention_mask.bool().split(
-            [prompt_ids.shape[1], completion_ids.shape[1]], 1
-        )
+        prompt_ids, completion_ids = input_ids.split([input_ids.shape[1] - logits_to_keep, logits_to_keep], 1)
+        prompt_mask, mask = attention_mask.bool().split([prompt_ids.shape[1], completion_ids.shape[1]], 1)
         if (
             (unknown and self._plain(what, ", ".join(unknown)))
             or self._unfit(what, network, int(prompt_mask.sum(1).min()))
@@ -159,10 +151,7 @@ class SharedPrompt:
                 image_grid_thw=image_grid_thw, num_images=num_images, mm_token_type_ids=mm_token_type_ids, **others,
             )  # fmt: skip
         prompts, rests = shared_prompts(
-            [ids[real] for ids, real in zip(prompt_ids, prompt_mask)],
-            pixel_values,
-            image_grid_thw,
-            num_images,
+            [ids[real] for ids, real in zip(prompt_ids, prompt_mask)], pixel_values, image_grid_thw, num_images
         )
         completions = [ids[real] for ids, real in zip(completion_ids, mask)]
         bare = without_peft(network)
@@ -209,9 +198,7 @@ class CompletionsOnly:
             and completion.any()
             and (inputs["attention_mask"].bool() & ~completion).sum(1).min() > 1
         )
-        return super().compute_loss(
-            partial(_completion_scores, network) if fits else model, inputs, *args, **kwargs
-        )
+        return super().compute_loss(partial(_completion_scores, network) if fits else model, inputs, *args, **kwargs)
 
 
 def _completion_scores(
@@ -234,9 +221,7 @@ def _completion_scores(
     inputs, targets = _inputs_and_targets(network, prompts, rests, completions)
     log_probs, entropy, is_top1 = _frozen_head_scores(network, inputs, targets, 1.0)
     mask = torch.ones_like(is_top1)
-    return FusedCausalLMOutput(
-        log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask
-    )
+    return FusedCausalLMOutput(log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask)
 
 
 def _inputs_and_targets(network, prompts, rests, completions) -> tuple[dict, torch.Tensor]:
@@ -287,9 +272,7 @@ def _frozen_head(network) -> torch.Tensor | None:
         return None
     weight = head.weight
     fit = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return (
-        weight if fit and not (weight.requires_grad or torch.is_autocast_enabled("cpu")) else None
-    )
+    return weight if fit and not (weight.requires_grad or torch.is_autocast_enabled("cpu")) else None
 
 
 def _frozen_head_scores(network, inputs, targets, temperature) -> tuple[torch.Tensor, ...]:

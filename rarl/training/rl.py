@@ -45,11 +45,7 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     )
     samples = choose(run.train, params.train.samples, params.seed)
     announce(name, method, samples)
-    steps = (
-        rl.max_steps
-        if rl.max_steps > 0
-        else math.ceil(len(samples) * rl.epochs / rl.prompts_per_step)
-    )
+    steps = rl.max_steps if rl.max_steps > 0 else math.ceil(len(samples) * rl.epochs / rl.prompts_per_step)
     epochs = math.ceil(steps * rl.prompts_per_step / len(samples))
     rows = [
         {
@@ -60,9 +56,7 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     ]  # fmt: skip
     functions, weights = reward_functions(
         method.rewards,
-        lambda: BertScorer(
-            params.encoder.source, params.encoder.num_layers, str(choose_device(params.model))
-        ),
+        lambda: BertScorer(params.encoder.source, params.encoder.num_layers, str(choose_device(params.model))),
         params.reward,
     )
     per_pass, passes = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")
@@ -97,18 +91,11 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
 def announce(name: str, method: Method, samples: list) -> None:
     """Say which rewards are at work, and plainly when the reasoning reward has nothing to compare with."""
     weights = {reward: weight for reward, weight in method.rewards.model_dump().items() if weight}
-    print(
-        f"{name}: {len(samples)} rows, prompts {', '.join(method.prompts)}, rewards {weights}",
-        flush=True,
-    )
+    print(f"{name}: {len(samples)} rows, prompts {', '.join(method.prompts)}, rewards {weights}", flush=True)
     annotated = sum(sample.reasoning is not None for sample in samples)
     if "reasoning" in weights:
         print(
             f"{name}: {annotated} of {len(samples)} rows are annotated"
-            + (
-                ""
-                if annotated
-                else ": the reasoning reward is idle, and what is left is GRPO under these prompts"
-            ),
+            + ("" if annotated else ": the reasoning reward is idle, and what is left is GRPO under these prompts"),
             flush=True,
         )

@@ -71,8 +71,7 @@ class Run:
         self.output = Path("data/models") / method
         self.pointer = read_json(self.start / "base.json")
         shared = {
-            name: getattr(params, name).model_dump()
-            for name in ("model", "lora", "train", "decoding", "accelerate")
+            name: getattr(params, name).model_dump() for name in ("model", "lora", "train", "decoding", "accelerate")
         }
         config = filter(None, [params.accelerate.config])
         key = key_of(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start, *CODE, *config,
@@ -164,9 +163,7 @@ class Run:
                 "start the stage as dvc.yaml does, without a launcher of your own",
             )
         trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(
-            ProgressCallback
-        )  # prints a line of numbers a step; Log shows a bar
+        trainer.remove_callback(ProgressCallback)  # prints a line of numbers a step; Log shows a bar
         network = trainer.model
         frozen = [p for p in tower(network).parameters() if p.requires_grad]
         if frozen:
@@ -306,9 +303,7 @@ class Log(TrainerCallback):
         """Write the weights and check what was written; returns whether training has changed them (main process)."""
         weights = None
         if self.loaded.shared:
-            options = StateDictOptions(
-                full_state_dict=True, cpu_offload=True, ignore_frozen_params=not self.full
-            )
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not self.full)
             weights = get_model_state_dict(self.network, options=options)
         if not is_main_process():
             return False
@@ -339,9 +334,7 @@ class Log(TrainerCallback):
         asked = replace(self.loaded, model=self.network)
         replies = {}
         # Every process scores all rows: with shared parameters (FSDP) none may be left out of a forward pass.
-        for batch in ask_all(
-            asked, requests, run.params.decoding.batch_size, run.params.decoding.max_new_tokens
-        ):
+        for batch in ask_all(asked, requests, run.params.decoding.batch_size, run.params.decoding.max_new_tokens):
             replies |= {reply.id: to_prediction(reply).answer for reply in batch}
         self.network.config.use_cache = cache
         self.network.train(training)
@@ -352,19 +345,13 @@ class Log(TrainerCallback):
         """One row a step, under our names; times are left out, so that equal runs have equal logs."""
         rows = {}
         for entry in history:
-            values = {
-                ours: entry[theirs]
-                for theirs, ours in LOGGED.items()
-                if entry.get(theirs) is not None
-            }
+            values = {ours: entry[theirs] for theirs, ours in LOGGED.items() if entry.get(theirs) is not None}
             if values:
                 rows.setdefault(entry["step"], {"step": entry["step"]}).update(
                     {name: float(f"{float(value):.6g}") for name, value in values.items()}
                 )
         for score in self.scores:
-            rows.setdefault(score["step"], {"step": score["step"]})["dev_score"] = score[
-                "dev_score"
-            ]
+            rows.setdefault(score["step"], {"step": score["step"]})["dev_score"] = score["dev_score"]
         return [rows[step] for step in sorted(rows)]
 
 

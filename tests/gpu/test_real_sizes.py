@@ -57,11 +57,7 @@ def test_the_device_answers_as_the_cpu(tmp_path, monkeypatch, shared):
     model, processor, rows, _ = prepared(Case("small", pixels=112, prompts=4), False, 1)
     requests = two_questions(rows, tmp_path)
     said = [
-        ask(
-            Loaded(model.float().to(device), processor, torch.device(device), "sdpa", shared),
-            requests,
-            16,
-        )
+        ask(Loaded(model.float().to(device), processor, torch.device(device), "sdpa", shared), requests, 16)
         for device in ("cuda", "cpu")
     ]
     assert said[0] == said[1]

@@ -41,9 +41,7 @@ class Project:
             "PATH": f"{BIN}{os.pathsep}{env['PATH']}",
             "RARL_RESOURCES": "ignore",
         }
-        done = subprocess.run(
-            command, cwd=self.folder, env=env, text=True, capture_output=True, timeout=240
-        )
+        done = subprocess.run(command, cwd=self.folder, env=env, text=True, capture_output=True, timeout=240)
         assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
@@ -118,9 +116,7 @@ def build(folder: Path, *benchmarks: str) -> Project:
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory) -> Project:
     """The project after its first `dvc repro`; copy it, do not change it."""
-    project = build(
-        tmp_path_factory.mktemp("pipeline") / "project", "slake", "vqa_rad", "vqa_med", "path_vqa"
-    )
+    project = build(tmp_path_factory.mktemp("pipeline") / "project", "slake", "vqa_rad", "vqa_med", "path_vqa")
     project.first_run = project.stages_run()
     project.commit()
     return project

@@ -100,8 +100,7 @@ def write_answers(folder: Path, seed: list, params: dict) -> None:
         own = params["mode"][mode]["own_test_only"]
         for name in [params["train"]["source"], *([] if own else params["benchmarks"])]:
             lines = [
-                json.dumps({"id": f"{name}/{i}", "prediction_score": number([mode, i, *seed]) % 2})
-                for i in range(40)
+                json.dumps({"id": f"{name}/{i}", "prediction_score": number([mode, i, *seed]) % 2}) for i in range(40)
             ]
             file = folder / mode / f"{name}.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -50,9 +50,7 @@ def test_only_what_the_parameter_can_move_is_tested(project):
     project.dvc("exp", "run", "-n", "r16", "-S", "lora.r=16")
     before = project.git("status", "--porcelain")
     said = compare(project)
-    assert outcomes(project, "r16") == {"base": {"unchanged"}} | {
-        model: {"tested"} for model in TRAINED
-    }
+    assert outcomes(project, "r16") == {"base": {"unchanged"}} | {model: {"tested"} for model in TRAINED}
     frame = table(project)
     tested = frame[frame["p"].notna()]
     assert len(tested) == ROWS * len(TRAINED)
@@ -97,18 +95,14 @@ def test_baseline_of_another_machine_is_not_compared_with(project, monkeypatch):
     project.git("commit", "--quiet", "--message", "baseline of this machine")
     project.dvc("exp", "run", "-n", "r16again", "-S", "lora.r=16")
     compare(project)
-    assert outcomes(project, "r16again") == {"base": {"unchanged"}} | {
-        model: {"tested"} for model in TRAINED
-    }
+    assert outcomes(project, "r16again") == {"base": {"unchanged"}} | {model: {"tested"} for model in TRAINED}
 
 
 def test_scores_of_before_are_not_shown_as_the_experiments(project):
     """`dvc exp run sft` trains with the new rank; the scores in its commit are still those of the old one."""
     project.dvc("exp", "run", "-n", "half", "-S", "lora.r=16", "sft")
     said = compare(project)
-    assert outcomes(project, "half") == {"base": {"unchanged"}} | {
-        model: {"not run"} for model in TRAINED
-    }
+    assert outcomes(project, "half") == {"base": {"unchanged"}} | {model: {"not run"} for model in TRAINED}
     rows = table(project).query("experiment == 'half' and model != 'base'")
     assert rows["final"].isna().all() and "only some stages were run" in said
 
@@ -118,9 +112,7 @@ def test_baseline_that_was_not_run_is_not_compared_with(project):
     project.commit()
     project.dvc("exp", "run", "-n", "r16", "-S", "lora.r=16")
     said = compare(project)
-    assert outcomes(project, "r16") == {"base": {"unchanged"}} | {
-        model: {"baseline not run"} for model in TRAINED
-    }
+    assert outcomes(project, "r16") == {"base": {"unchanged"}} | {model: {"baseline not run"} for model in TRAINED}
     assert "the first run's scores are older than its parameters or code" in said
 
 

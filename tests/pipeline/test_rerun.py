@@ -50,10 +50,7 @@ def test_lora_rank_retrains_and_leaves_data_and_base_alone(project):
     assert run == {"check"} | TRAINED | evaluation(*TRAINED)
 
     changed = json.loads(project.dvc("metrics", "diff", "--json"))
-    assert set(changed) == {
-        "metrics/summary.json",
-        *(f"metrics/train/{method}.json" for method in TRAINED),
-    }
+    assert set(changed) == {"metrics/summary.json", *(f"metrics/train/{method}.json" for method in TRAINED)}
     table = project.dvc("metrics", "diff", "--md")
     assert "| Path" in table and "metrics/train/rarl.json" in table
 
@@ -83,12 +80,7 @@ def test_settings_of_one_judge_ask_that_judge_only(project):
 def test_one_more_benchmark_trains_nothing(project):
     project.change("benchmarks", ["slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench"])
     run = project.stages_run()
-    assert run == {
-        "check",
-        "benchmark@cv_bench",
-        "audit",
-        "encode_benchmarks",
-    } | evaluation(*MODELS)
+    assert run == {"check", "benchmark@cv_bench", "audit", "encode_benchmarks"} | evaluation(*MODELS)
 
 
 def test_own_test_set_alone(without_benchmarks):
@@ -137,10 +129,7 @@ def test_second_clone_that_pulls_has_nothing_to_run(project, tmp_path):
 def test_shorter_list_leaves_nothing_that_a_second_clone_would_lack(project, tmp_path):
     """Stages depend on the folder data/benchmarks: a file left over there would be a difference."""
     project.change("benchmarks", ["slake", "vqa_rad"])
-    assert project.stages_run("repro", "encode_benchmarks") == {
-        "check",
-        "encode_benchmarks",
-    }
+    assert project.stages_run("repro", "encode_benchmarks") == {"check", "encode_benchmarks"}
     clone = pushed_and_cloned(project, tmp_path)
     assert clone.stages_run("repro", "--dry", "encode_benchmarks") == set()
 

@@ -41,12 +41,7 @@ def params():
     params.train.eval_steps = 2
     params.train.dev_samples = 4
     params.sft.epochs, params.sft.batch_size, params.sft.micro_batch_size = 1, 4, 4
-    (
-        params.rl.max_steps,
-        params.rl.group_size,
-        params.rl.prompts_per_step,
-        params.rl.micro_prompts,
-    ) = 4, 4, 2, 2
+    (params.rl.max_steps, params.rl.group_size, params.rl.prompts_per_step, params.rl.micro_prompts) = 4, 4, 2, 2
     params.rl.max_completion_length = params.decoding.max_new_tokens = 12
     params.decoding.batch_size = 4
     params.benchmarks = []
@@ -76,10 +71,7 @@ def project(tmp_path, monkeypatch, random_base, params):
                 )
             )  # fmt: skip
         write_records(f"data/curated/{split}.jsonl", rows)
-    write_json(
-        "data/models/base/base.json",
-        base_pointer(Base(source=str(random_base[0]))),
-    )
+    write_json("data/models/base/base.json", base_pointer(Base(source=str(random_base[0]))))
     return tmp_path
 
 
@@ -103,11 +95,7 @@ def encoded(project, params):
     return project
 
 
-QUESTIONS = (
-    "Is there a bright spot?",
-    "Where in this image is the bright spot, if there is one at all?",
-    "Spot?",
-)
+QUESTIONS = ("Is there a bright spot?", "Where in this image is the bright spot, if there is one at all?", "Spot?")
 SIZES = ((112, 112), (84, 112), (112, 56), (56, 84))
 
 

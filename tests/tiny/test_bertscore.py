@@ -39,9 +39,7 @@ def scorer():
 def package():
     import bert_score
 
-    return bert_score.BERTScorer(
-        model_type=encoder_path("embedded"), num_layers=6, device="cpu", idf=False
-    )
+    return bert_score.BERTScorer(model_type=encoder_path("embedded"), num_layers=6, device="cpu", idf=False)
 
 
 def test_f1_is_that_of_the_package(scorer, package):
@@ -57,9 +55,7 @@ def test_another_layer_is_another_score(scorer, package):
     import bert_score
 
     shallow = BertScorer("embedded", 3, device="cpu")
-    reference = bert_score.BERTScorer(
-        model_type=encoder_path("embedded"), num_layers=3, device="cpu"
-    )
+    reference = bert_score.BERTScorer(model_type=encoder_path("embedded"), num_layers=3, device="cpu")
     pair = ("Pneumonia in the left lung", "Brain Edema")
     [ours] = shallow.f1([pair])
     assert ours == pytest.approx(reference.score([pair[0]], [pair[1]])[2].item(), abs=1e-5)
@@ -155,9 +151,7 @@ def test_rewards_with_the_encoder(scorer):
 
 def test_accuracy_takes_the_best_reference(scorer):
     [accuracy] = [
-        function
-        for function in reward_functions(Rewards(), lambda: scorer)[0]
-        if function.__name__ == "accuracy"
+        function for function in reward_functions(Rewards(), lambda: scorer)[0] if function.__name__ == "accuracy"
     ]
     near, far = "a nodule in the lung", "normal liver"
     [both] = accuracy(["lung nodule"], answers=[[far, near]], kind=["open"], choices=[[]])
@@ -187,11 +181,7 @@ def judged(rows, settings=SETTINGS):
                 choices=["Heart", "Lung"] if kind == "choice" else [],
             )
         )
-        predictions.append(
-            Prediction(
-                id=f"x/{number}", completion=completion, think=think, answer=answer, **fields
-            )
-        )
+        predictions.append(Prediction(id=f"x/{number}", completion=completion, think=think, answer=answer, **fields))
     verdicts = semantic.judge(samples, predictions, settings, encoder=Encoder())
     assert [verdict.id for verdict in verdicts] == [sample.id for sample in samples]
     return [(v.prediction_score, v.reasoning_score, v.unscored) for v in verdicts]

@@ -49,9 +49,7 @@ def train(kind, params, monkeypatch, options: dict, adapter=None):
     monkeypatch.setattr(
         rl,
         "GRPOConfig",
-        lambda **ours: GRPOConfig(
-            **{**ours, "optim": "sgd", "max_grad_norm": 0.0, "save_strategy": "no", **options}
-        ),
+        lambda **ours: GRPOConfig(**{**ours, "optim": "sgd", "max_grad_norm": 0.0, "save_strategy": "no", **options}),
     )
     if adapter is not None:
         monkeypatch.setattr(Run, "lora", lambda self: adapter())
@@ -59,9 +57,7 @@ def train(kind, params, monkeypatch, options: dict, adapter=None):
     torch.manual_seed(3)
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     with torch.no_grad():
-        for (
-            parameter
-        ) in trained.values():  # adapters begin at zero, where half of them have no gradient
+        for parameter in trained.values():  # adapters begin at zero, where half of them have no gradient
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     sampled, generate = [], trainer._generate_single_turn
@@ -182,11 +178,7 @@ def test_adapters(small, monkeypatch, name):
 
 def test_full_weights_with_a_synchronised_reference(small, monkeypatch):
     small.rl.micro_prompts, small.train.trainable = 1, "full"
-    compare(
-        small,
-        monkeypatch,
-        {"sync_ref_model": True, "ref_model_sync_steps": 1, "learning_rate": 1.0},
-    )
+    compare(small, monkeypatch, {"sync_ref_model": True, "ref_model_sync_steps": 1, "learning_rate": 1.0})
 
 
 def by_length(completions, **_):
@@ -223,13 +215,7 @@ def compare_models(make, processing, rows, tmp_path):
 def test_a_model_without_a_backbone_called_model(random_base, tmp_path, capsys):
     tokenizer = random_base[2].tokenizer
     config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        resid_pdrop=0,
-        embd_pdrop=0,
-        attn_pdrop=0,
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     )
     rows = [{"prompt": text} for text in ("Is there a spot", "Where", "a spot in the image", "Is")]
     compare_models(lambda: GPT2LMHeadModel(config), tokenizer, rows, tmp_path)
@@ -267,15 +253,10 @@ def test_a_model_without_image_grid_thw(random_base, tmp_path, capsys):
         image_token_index=tokenizer.convert_tokens_to_ids("<|image_pad|>"), image_seq_length=4,
     )  # fmt: skip
     rows = [
-        {
-            "prompt": [{"role": "user", "content": f"Spot {i}?"}],
-            "image": Image.new("RGB", (28, 28), (9 * i, 0, 99)),
-        }
+        {"prompt": [{"role": "user", "content": f"Spot {i}?"}], "image": Image.new("RGB", (28, 28), (9 * i, 0, 99))}
         for i in range(4)
     ]
-    compare_models(
-        lambda: LlavaForConditionalGeneration(copy.deepcopy(config)), processor, rows, tmp_path
-    )
+    compare_models(lambda: LlavaForConditionalGeneration(copy.deepcopy(config)), processor, rows, tmp_path)
     assert "order of rows: a model without image_grid_thw; stock TRL" in capsys.readouterr().out
 
 

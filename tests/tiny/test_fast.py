@@ -39,10 +39,7 @@ def scores(trainer, batch, **kwargs):
         torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
         batch["completion_ids"].shape[1],
         compute_entropy=True,
-        **{
-            k: batch[k]
-            for k in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
-        },
+        **{k: batch[k] for k in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")},
         **kwargs,
     )[:2]
 
@@ -121,20 +118,12 @@ def test_a_prompt_is_run_once_a_group(mixed, monkeypatch):
     trainer = prepare(Fast, mixed, monkeypatch)
     seen = []
     trainer.model.get_base_model().model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]),
-        with_kwargs=True,
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     decoding = step.Step.__call__
-    monkeypatch.setattr(
-        step.Step,
-        "__call__",
-        lambda self, *args: seen.append(len(args[0])) or decoding(self, *args),
-    )
+    monkeypatch.setattr(step.Step, "__call__", lambda self, *args: seen.append(len(args[0])) or decoding(self, *args))
     batch = first_batch(trainer)
-    prompts = {
-        tuple(ids[real.bool()].tolist())
-        for ids, real in zip(batch["prompt_ids"], batch["prompt_mask"])
-    }
+    prompts = {tuple(ids[real.bool()].tolist()) for ids, real in zip(batch["prompt_ids"], batch["prompt_mask"])}
     prompt_tokens = sum(map(len, prompts))
     lengths = batch["completion_mask"].sum(1)
     steps = [int((lengths > number).sum()) for number in range(1, int(lengths.max()))]
@@ -174,16 +163,13 @@ def test_place_holders_are_never_sampled(mixed, monkeypatch):
     forbidden = vision_tokens(trainer.processing_class)
     with torch.no_grad():
         head = trainer.model.get_base_model().get_output_embeddings()
-        head.register_forward_hook(
-            lambda m, a, out: out.index_fill(-1, torch.tensor(forbidden), 50.0)
-        )
+        head.register_forward_hook(lambda m, a, out: out.index_fill(-1, torch.tensor(forbidden), 50.0))
     batch = first_batch(trainer)
     assert not torch.isin(batch["completion_ids"], torch.tensor(forbidden)).any()
 
 
 @pytest.mark.parametrize(
-    "name, micro, trainable",
-    [("grpo", 3, "lora"), ("rarl", 1, "lora"), ("grpo", 1, "lora"), ("grpo", 3, "full")],
+    "name, micro, trainable", [("grpo", 3, "lora"), ("rarl", 1, "lora"), ("grpo", 1, "lora"), ("grpo", 3, "full")]
 )
 def test_a_training_run_ends_at_the_plain_ones_weights(mixed, monkeypatch, name, micro, trainable):
     mixed.rl.micro_prompts, mixed.rl.max_steps, mixed.train.trainable = micro, 5, trainable
@@ -203,9 +189,7 @@ def test_a_training_run_ends_at_the_plain_ones_weights(mixed, monkeypatch, name,
 
         trainer._generate_single_turn = listen
         trainer.train()
-        trained = {
-            n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad
-        }
+        trained = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
         ends.append((completions, trained, start))
     (plain_completions, plain, start), (completions, quick, _) = ends
     assert len(completions) == 5 and completions == plain_completions
@@ -390,9 +374,7 @@ def test_another_kind_of_model_is_left_to_stock_trl(mixed, monkeypatch, capsys):
 def test_what_is_not_known_goes_to_stock_trl_and_says_so(mixed, monkeypatch, capsys):
     assert unknown_settings({"do_sample": True, "top_p": 0.9, "min_p": None}) == []
     assert unknown_settings({"do_sample": True, "min_p": 0.1}) == ["min_p"]
-    assert unknown_settings({"do_sample": True, "repetition_penalty": 1.2}) == [
-        "repetition_penalty"
-    ]
+    assert unknown_settings({"do_sample": True, "repetition_penalty": 1.2}) == ["repetition_penalty"]
 
     class Careful(fast.SharedPrompt, Watched, GRPOTrainer):
         """With the real fall-back."""
@@ -400,9 +382,7 @@ def test_what_is_not_known_goes_to_stock_trl_and_says_so(mixed, monkeypatch, cap
     mixed.rl.max_steps = 2
     trainer = prepare(Careful, mixed, monkeypatch)
     trainer.generation_kwargs["min_p"] = trainer.generation_config.min_p = 0.01
-    monkeypatch.setattr(
-        Careful, "_unfit", lambda self, what, *_: self._plain(what, "sliding attention")
-    )
+    monkeypatch.setattr(Careful, "_unfit", lambda self, what, *_: self._plain(what, "sliding attention"))
     trainer.train()
     said = capsys.readouterr().out
     assert said.count("generation: min_p; stock TRL") == 1

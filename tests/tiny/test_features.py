@@ -30,15 +30,11 @@ def test_lookup_equals_the_tower(project, params):
     loaded = load("data/models/base", params.model)
     inputs = loaded.processor.image_processor(pictures(), return_tensors="pt")
     with torch.no_grad():
-        plain = loaded.model.model.visual(
-            inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]
-        ).pooler_output
+        plain = loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
     store = FeatureStore()
     store.attach(loaded.model)
     for _ in range(2):  # first computed, then looked up
-        found = loaded.model.model.visual(
-            inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]
-        ).pooler_output
+        found = loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
         torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
     assert store.computed == 4
 
@@ -49,18 +45,14 @@ def test_store_survives_the_disk_and_needs_no_tower(project, params, tmp_path):
     store = FeatureStore()
     store.attach(loaded.model)
     forward = images(pictures(), return_tensors="pt")
-    first = loaded.model.model.visual(
-        forward["pixel_values"], grid_thw=forward["image_grid_thw"]
-    ).pooler_output
+    first = loaded.model.model.visual(forward["pixel_values"], grid_thw=forward["image_grid_thw"]).pooler_output
     store.save(tmp_path / "features")
 
     again = load("data/models/base", params.model)
     kept = FeatureStore.load(tmp_path / "features")
     kept.attach(again.model)
     backward = images(pictures()[::-1], return_tensors="pt")
-    second = again.model.model.visual(
-        backward["pixel_values"], grid_thw=backward["image_grid_thw"]
-    ).pooler_output
+    second = again.model.model.visual(backward["pixel_values"], grid_thw=backward["image_grid_thw"]).pooler_output
     counts = [(h * w // 4) for _, h, w in forward["image_grid_thw"].tolist()]
     torch.testing.assert_close(torch.cat(list(first.split(counts))[::-1]), second, rtol=0, atol=0)
     assert kept.computed == 0

@@ -32,10 +32,7 @@ def train(method, params, **environment):
     """The training's exit code; every weight was a DTensor in each of its steps."""
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params.model_dump(), file)
-    environment |= {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-m", "fsdp_on_cpu", method],
         env={**os.environ, **environment}, capture_output=True, text=True,

@@ -36,27 +36,16 @@ def drawn(tmp_path_factory):
 
 def rate(kind, samples, answers, thinks, truth):
     predictions = [
-        Prediction(
-            id=s.id, completion=f"<think>{t}</think> <answer>{a}</answer>", think=t, answer=a
-        )
+        Prediction(id=s.id, completion=f"<think>{t}</think> <answer>{a}</answer>", think=t, answer=a)
         for s, a, t in zip(samples, answers, thinks)
     ]
-    return JUDGES[kind](
-        samples, predictions, OFFLINE[kind], name=kind, encoder=Encoder(), truth_file=truth
-    )
+    return JUDGES[kind](samples, predictions, OFFLINE[kind], name=kind, encoder=Encoder(), truth_file=truth)
 
 
 @pytest.mark.parametrize("kind", OFFLINE)
 def test_gold_answers_get_full_marks(kind, drawn):
     samples, truth = drawn
-    assert {s.dataset for s in samples} >= {
-        "silvar_med",
-        "slake",
-        "vqa_rad",
-        "vqa_med",
-        "path_vqa",
-        "cv_bench",
-    }
+    assert {s.dataset for s in samples} >= {"silvar_med", "slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench"}
     most = max(len(sample.answers) for sample in samples)
     for place in range(most):
         answers = [s.answers[min(place, len(s.answers) - 1)] for s in samples]
@@ -79,8 +68,7 @@ def test_shuffled_answers_do_not(kind, drawn):
         others = [
             other
             for other in samples
-            if (other.dataset, other.kind, other.choices)
-            == (sample.dataset, sample.kind, sample.choices)
+            if (other.dataset, other.kind, other.choices) == (sample.dataset, sample.kind, sample.choices)
             and not {a.casefold() for a in other.answers} & {a.casefold() for a in sample.answers}
         ]
         if others:
@@ -93,8 +81,6 @@ def test_shuffled_answers_do_not(kind, drawn):
     right = sum(verdict.prediction_score for verdict in verdicts) / len(kept)
     reasoned = [v.reasoning_score for v in verdicts if v.reasoning_score is not None]
     assert right < 0.05, [
-        (s.question, s.answers, a, v.evaluation)
-        for s, a, v in zip(kept, answers, verdicts)
-        if v.prediction_score
+        (s.question, s.answers, a, v.evaluation) for s, a, v in zip(kept, answers, verdicts) if v.prediction_score
     ][:5]
     assert sum(reasoned) / len(reasoned) < 0.4

@@ -78,9 +78,7 @@ def rows(counts):
 
 
 def sampled(model, prompts, rests, tokens=24):
-    config = GenerationConfig(
-        max_new_tokens=tokens, eos_token_id=[1, 5, 7, 11, 13, 17], do_sample=True, top_k=0
-    )
+    config = GenerationConfig(max_new_tokens=tokens, eos_token_id=[1, 5, 7, 11, 13, 17], do_sample=True, top_k=0)
     torch.manual_seed(1)
     return decode.decode(model, prompts, rests, config)
 

@@ -24,11 +24,7 @@ def said(answer: str, index: int = 0) -> Prediction:
 
 
 def test_every_question_gets_another_picture_of_its_modality():
-    samples = [
-        a_sample(i, f"{modality}{i // 2}", modality)
-        for modality in ("mri", "ct", "xray")
-        for i in range(14)
-    ]
+    samples = [a_sample(i, f"{modality}{i // 2}", modality) for modality in ("mri", "ct", "xray") for i in range(14)]
     given = shuffled(samples, 7)
     modality = {sample.image: sample.modality for sample in samples}
     for sample, image in zip(samples, given):

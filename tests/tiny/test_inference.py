@@ -25,9 +25,7 @@ def asked(project, params):
 
     loaded = load("data/models/base", params.model)
     torch.manual_seed(0)
-    loaded.model = get_peft_model(
-        loaded.model, LoraConfig(r=4, target_modules=["q_proj", "o_proj"])
-    ).eval()
+    loaded.model = get_peft_model(loaded.model, LoraConfig(r=4, target_modules=["q_proj", "o_proj"])).eval()
     move_adapter(loaded.model)
     requests = []
     for number, row in enumerate(read_records("data/curated/train.jsonl", Sample)[:3]):
@@ -74,9 +72,7 @@ def test_an_image_and_the_words_before_the_question_are_run_once(asked, monkeypa
         lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
     )  # fmt: skip
     decoding = Step.__call__
-    monkeypatch.setattr(
-        Step, "__call__", lambda self, *args: seen.append(len(args[0])) or decoding(self, *args)
-    )
+    monkeypatch.setattr(Step, "__call__", lambda self, *args: seen.append(len(args[0])) or decoding(self, *args))
     towered = []
     model.visual.register_forward_pre_hook(
         lambda module, args, kwargs: towered.append(len(kwargs["grid_thw"])), with_kwargs=True

@@ -25,8 +25,7 @@ STAGES = {
     "infer": ["stages.infer", "--model", "sft"],
 }
 OUTPUTS = {
-    name: [f"data/models/{name}/*.safetensors", f"metrics/train/{name}.*"]
-    for name in ("sft", "grpo", "rarl")
+    name: [f"data/models/{name}/*.safetensors", f"metrics/train/{name}.*"] for name in ("sft", "grpo", "rarl")
 } | {"infer": ["data/predictions/sft/*/*.jsonl"]}
 
 
@@ -49,9 +48,7 @@ def result(name: str) -> dict[str, str]:
 
 def forget(name: str) -> None:
     """Everything that the stage made, its resumable work included."""
-    shutil.rmtree(
-        ".cache/predictions" if name == "infer" else ".cache/training", ignore_errors=True
-    )
+    shutil.rmtree(".cache/predictions" if name == "infer" else ".cache/training", ignore_errors=True)
     for path in OUTPUTS[name]:
         for file in Path().glob(path):
             file.unlink()
@@ -98,6 +95,4 @@ def test_a_killed_stage_ends_with_the_same_bits(encoded, params):
             assert result(name) == whole, f"{name}, killed after {killed_at} s"
             if done < kills:
                 forget(name)
-        print(
-            f"| {name} | {seconds:.1f} s undisturbed | {done} kills, after {killed_at} s | equal |"
-        )
+        print(f"| {name} | {seconds:.1f} s undisturbed | {done} kills, after {killed_at} s | equal |")

@@ -30,9 +30,7 @@ def test_norm(dtype):
     x = torch.randn(1, 7, 24, dtype=dtype, requires_grad=True)
     ours, library = layers.rms_norm(module, x), module(x)
     torch.testing.assert_close(ours, library)
-    close = (
-        {} if dtype == torch.float32 else {"atol": 0.06, "rtol": 0.03}
-    )  # the library rounds on the way
+    close = {} if dtype == torch.float32 else {"atol": 0.06, "rtol": 0.03}  # the library rounds on the way
     equal(gradients(ours, x, module.weight), gradients(library, x, module.weight), **close)
     with torch.no_grad():
         torch.testing.assert_close(layers.rms_norm(module, x), library)

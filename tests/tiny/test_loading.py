@@ -68,9 +68,7 @@ def hub_folder(random_base, tmp_path_factory):
 
 def logits(loaded):
     text = chat(loaded.processor, "Is there a bright spot in this image?")
-    inputs = loaded.processor(
-        text=[text], images=[Image.new("RGB", (100, 140), (90, 90, 90))], return_tensors="pt"
-    )
+    inputs = loaded.processor(text=[text], images=[Image.new("RGB", (100, 140), (90, 90, 90))], return_tensors="pt")
     with torch.no_grad():
         return loaded.model(**inputs).logits
 
@@ -85,9 +83,7 @@ def test_hub_layout_gives_the_same_model(hub_folder, random_base, params, tmp_pa
     hub = load(pointed(hub_folder, tmp_path), params.model)
     torch.testing.assert_close(logits(hub), logits(ours), rtol=0, atol=0)
     assert hub.model.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
-    assert not hub.model.generation_config.do_sample, (
-        "the hub's sampling settings must not reach our decoding"
-    )
+    assert not hub.model.generation_config.do_sample, "the hub's sampling settings must not reach our decoding"
 
 
 def test_loading_needs_no_torchvision(hub_folder, tmp_path):
@@ -136,10 +132,7 @@ def test_a_base_of_another_family_is_refused(random_base, params, tmp_path, fami
     folder = shutil.copytree(random_base[0], tmp_path / "base")
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "model_type": family})
-    for use in (
-        lambda: base_pointer(Base(source=str(folder))),
-        lambda: load(pointed(folder, tmp_path), params.model),
-    ):
+    for use in (lambda: base_pointer(Base(source=str(folder))), lambda: load(pointed(folder, tmp_path), params.model)):
         with pytest.raises(UserError, match=f"a model of type {family}\n.*qwen2_vl"):
             use()
 
@@ -162,9 +155,7 @@ def shorten(weights):
 
 
 @pytest.mark.parametrize("change", [drop, shorten])
-def test_a_base_with_a_missing_or_mismatched_weight_is_refused(
-    random_base, params, tmp_path, change
-):
+def test_a_base_with_a_missing_or_mismatched_weight_is_refused(random_base, params, tmp_path, change):
     folder = shutil.copytree(random_base[0], tmp_path / "base")
     changed(folder, change)
     with pytest.raises(UserError, match="weights missing or of another shape"):
@@ -180,12 +171,8 @@ def test_a_base_that_changed_after_training_is_refused(random_base, params, tmp_
         load(tmp_path, params.model)
 
 
-@pytest.mark.parametrize(
-    "change, found", [(drop, "1 weights missing"), (shorten, "size mismatch|shape")]
-)
-def test_an_adapter_with_a_missing_or_mismatched_weight_is_refused(
-    random_base, params, tmp_path, change, found
-):
+@pytest.mark.parametrize("change, found", [(drop, "1 weights missing"), (shorten, "size mismatch|shape")])
+def test_an_adapter_with_a_missing_or_mismatched_weight_is_refused(random_base, params, tmp_path, change, found):
     model = load(pointed(random_base[0], tmp_path), params.model).model
     adapter = LoraConfig(target_modules=["q_proj"], exclude_modules=".*visual.*")
     get_peft_model(model, adapter).save_pretrained(tmp_path)
@@ -207,8 +194,7 @@ def test_kept_patches_are_those_of_the_stock_processor(random_base):
     stock = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12544})
     noise = np.random.default_rng(0)
     images = [
-        Image.fromarray(noise.integers(0, 256, (60 + 9 * i, 90, 3), dtype=np.uint8))
-        for i in range(KEPT_IMAGES + 3)
+        Image.fromarray(noise.integers(0, 256, (60 + 9 * i, 90, 3), dtype=np.uint8)) for i in range(KEPT_IMAGES + 3)
     ]
     for batch in (images, images[::-1], [images[1], images[0], images[1]]):
         got, wanted = ours(batch, return_tensors="pt"), stock(batch, return_tensors="pt")

@@ -50,11 +50,7 @@ def test_the_loss_is_the_papers(prepared, moved):
         new = log_probs(model, batch, row)
         with torch.no_grad():
             reference = log_probs(model, batch, row, adapter=False)
-        old = (
-            batch["old_per_token_logps"][row][batch["completion_mask"][row].bool()]
-            if moved
-            else new.detach()
-        )
+        old = batch["old_per_token_logps"][row][batch["completion_mask"][row].bool()] if moved else new.detach()
         ratio, advantage = torch.exp(new - old), batch["advantages"][row]
         clipped = ratio.clamp(1 - rl_params.epsilon, 1 + rl_params.epsilon)
         kl = torch.exp(reference - new) - (reference - new) - 1  # equation (2)
@@ -110,9 +106,7 @@ def test_advantages_are_rewards_standardised_within_the_group(prepared, monkeypa
 
 
 @pytest.mark.parametrize("where", ["loss", "grad_norm"])
-def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_weights(
-    encoded, params, where, monkeypatch
-):
+def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_weights(encoded, params, where, monkeypatch):
     params = copy.deepcopy(params)
     params.sft.warmup_ratio = 0.0  # so that the first step moves the weights
     run, trainer, loaded = sft.prepare(params)

@@ -37,9 +37,7 @@ def test_trainers_take_what_check_lets_through(encoded, params, changes):
     checked = Params.model_validate(values)
     for prepare in (sft.prepare, lambda params: rl.prepare("grpo", params)):
         run, trainer, loaded = prepare(checked)
-        check_adapter(
-            checked, loaded.model.config.to_dict(), dict(loaded.model.named_modules()).keys()
-        )
+        check_adapter(checked, loaded.model.config.to_dict(), dict(loaded.model.named_modules()).keys())
         try:
             assert run.train_to_end(trainer, loaded)["steps"] == 1
         except UserError as error:  # a warm-up's first step, a rate or a norm next to nothing, no difference in reward

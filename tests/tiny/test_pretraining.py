@@ -22,9 +22,7 @@ def test_packing_is_the_same_mathematics(random_base, draw):
         total, count = 0.0, 0
         for question, completion in talk:
             said = completion + "<|im_end|>"
-            inputs = processor(
-                text=[chat(processor, question, said)], images=[scene.image], return_tensors="pt"
-            )
+            inputs = processor(text=[chat(processor, question, said)], images=[scene.image], return_tensors="pt")
             n = len(processor.tokenizer(said, add_special_tokens=False).input_ids)
             logits = model(**inputs).logits[0, -n - 1 : -1]
             total += F.cross_entropy(logits, inputs["input_ids"][0, -n:], reduction="sum")

@@ -18,9 +18,7 @@ def run(module, params, *arguments):
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params.model_dump(), file)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -72,9 +70,7 @@ def test_grpo_and_inference_on_two_processes(short):
     assert [json.loads(line)["id"] for line in two.splitlines()] == [
         json.loads(line)["id"] for line in one.splitlines()
     ]
-    assert len(list(Path(".cache/predictions").iterdir())) == 2, (
-        "each process has a file of its own"
-    )
+    assert len(list(Path(".cache/predictions").iterdir())) == 2, "each process has a file of its own"
     run("stages.grpo", short)
     metrics = json.loads(Path("metrics/train/grpo.json").read_text())
     assert metrics["steps"] == 4 and metrics["dev_score"] is not None

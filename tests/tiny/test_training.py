@@ -41,15 +41,7 @@ def test_rl_runs_with_its_own_rewards(encoded, params, method):
     assert expected <= metrics.keys()
     header, *rows = Path(f"metrics/train/{method}.csv").read_text().splitlines()
     assert ("reward_reasoning" in header) == (method == "rarl")
-    logged = {
-        "loss",
-        "kl",
-        "entropy",
-        "grad_norm",
-        "clip_ratio",
-        "truncated_share",
-        "zero_signal_share",
-    }
+    logged = {"loss", "kl", "entropy", "grad_norm", "clip_ratio", "truncated_share", "zero_signal_share"}
     assert logged | {"completion_length", "dev_score"} <= set(header.split(",")) and len(rows) == 4
 
 
@@ -87,9 +79,7 @@ def test_rl_goes_on_from_the_sft_adapter(encoded, params, monkeypatch):
     ):  # fmt: skip
         monkeypatch.setattr(block, key, value)
     metrics = train_rl("grpo", params)
-    before, after = (
-        load_file(f"data/models/{name}/adapter_model.safetensors") for name in ("sft", "grpo")
-    )
+    before, after = (load_file(f"data/models/{name}/adapter_model.safetensors") for name in ("sft", "grpo"))
     assert before.keys() == after.keys()
     assert metrics["trainable_parameters"] == sum(value.numel() for value in before.values())
     assert all(not torch.equal(before[name], after[name]) for name in before)
@@ -165,12 +155,8 @@ def test_a_checkpoint_that_training_has_not_touched_is_never_the_peak(encoded, p
 
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
-@pytest.mark.parametrize(
-    "learning_rate, reason", [(1e-60, "as before training"), (1e39, "not finite")]
-)
-def test_weights_that_are_no_result_are_never_written_as_one(
-    encoded, params, trainable, learning_rate, reason
-):
+@pytest.mark.parametrize("learning_rate, reason", [(1e-60, "as before training"), (1e39, "not finite")])
+def test_weights_that_are_no_result_are_never_written_as_one(encoded, params, trainable, learning_rate, reason):
     from rarl.errors import UserError
     from rarl.training.sft import train_sft
 
@@ -271,11 +257,7 @@ def test_other_data_code_or_packages_are_another_run(encoded, params, monkeypatc
 
     folders = [run.Run("sft", params, {}).folder]
     assert run.Run("sft", params, {}).folder == folders[0]
-    changed = [
-        "data/curated/train.jsonl",
-        "data/curated/dev.jsonl",
-        "data/features/training/features.safetensors",
-    ]
+    changed = ["data/curated/train.jsonl", "data/curated/dev.jsonl", "data/features/training/features.safetensors"]
     for path in [*changed, "data/models/base/base.json", *(f"{c}/x.py" for c in run.CODE[:4])]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         old = Path(path).read_bytes() if Path(path).is_file() else b""
@@ -388,10 +370,7 @@ def test_target_has_the_think_part_only_where_somebody_wrote_one(project):
     samples = read_records("data/curated/train.jsonl", Sample)
     annotated = next(s for s in samples if s.reasoning)
     bare = next(s for s in samples if not s.reasoning)
-    assert (
-        target(annotated)
-        == f"<think> {annotated.reasoning} </think> <answer> {annotated.answers[0]} </answer>"
-    )
+    assert target(annotated) == f"<think> {annotated.reasoning} </think> <answer> {annotated.answers[0]} </answer>"
     assert target(bare) == f"<answer> {bare.answers[0]} </answer>"
 
 

@@ -105,10 +105,7 @@ def test_a_hub_base_is_named_with_its_revision(trained, params):
     write_json(trained / "base.json", pointer)
     make_portable(trained)
     config = read_json(trained / "adapter_config.json")
-    assert (config["base_model_name_or_path"], config["revision"]) == (
-        "Qwen/Qwen2-VL-2B-Instruct",
-        "895c3a4",
-    )
+    assert (config["base_model_name_or_path"], config["revision"]) == ("Qwen/Qwen2-VL-2B-Instruct", "895c3a4")
     text = card(trained, params)
     assert YAML(typ="safe").load(text.split("---")[1])["base_model"] == pointer["source"]
     assert 'from_pretrained("Qwen/Qwen2-VL-2B-Instruct", revision="895c3a4")' in text
@@ -146,9 +143,7 @@ def test_the_cards_code_loads_the_model(trained, params, random_base):
     values = {}
     exec(code.replace("<this folder>", str(trained)), values)
     ours = load(trained, params.model)
-    torch.testing.assert_close(
-        logits(values["model"].eval(), ours.processor), logits(ours.model, ours.processor)
-    )
+    torch.testing.assert_close(logits(values["model"].eval(), ours.processor), logits(ours.model, ours.processor))
 
 
 def test_full_weights_have_a_card_and_no_adapter(trained, params, random_base):
@@ -241,9 +236,7 @@ with explained():
 def test_weights_that_cannot_be_written_in_full_end_in_one_message(trained, command):
     """The kernel refuses a file of more than 20 kB as it does on a full disk."""
     Path("stages").symlink_to(Path(__file__).parents[2] / "stages")
-    done = subprocess.run(
-        ["prlimit", "--fsize=20000", sys.executable, *command], capture_output=True, text=True
-    )
+    done = subprocess.run(["prlimit", "--fsize=20000", sys.executable, *command], capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == 1 and "then run the same command again" in said, said
     assert "Traceback" not in said or command[0] == "-c", said
@@ -346,10 +339,7 @@ def test_ask_says_that_the_embedded_base_has_seen_no_real_image(project, reposit
     said = ask.about_base(folder, loaded.model)
     assert "2.1 million parameters, trained on synthetic images only" in said
     assert "a real image has no meaning" in said
-    write_json(
-        folder / "base.json",
-        {"source": "Qwen/Qwen2-VL-2B-Instruct", "revision": "895c3a4", "sha256": None},
-    )
+    write_json(folder / "base.json", {"source": "Qwen/Qwen2-VL-2B-Instruct", "revision": "895c3a4", "sha256": None})
     said = ask.about_base(folder, loaded.model)
     assert said == "Base: Qwen/Qwen2-VL-2B-Instruct at 895c3a4; its model card says what it has seen."  # fmt: skip
 

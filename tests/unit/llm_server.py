@@ -155,9 +155,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault != "endless":
                 self.send_header("Content-Encoding", "gzip")
             self.end_headers()
-            piece = {"bomb": BOMB, "no_gzip": b"no gzip", "endless_gzip": BOMB}.get(
-                fault, bytes(1 << 16)
-            )
+            piece = {"bomb": BOMB, "no_gzip": b"no gzip", "endless_gzip": BOMB}.get(fault, bytes(1 << 16))
             while not self.server.closing.is_set():
                 self.wfile.write(piece)
                 if not fault.startswith("endless"):
@@ -173,9 +171,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(400, json.dumps({"error": {"message": message}}))
                 return
             if plan.reasoning and "max_tokens" in request:
-                message = (
-                    "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
-                )
+                message = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
                 self._send(400, json.dumps({"error": {"message": message}}))
                 return
             if plan.reasoning and "temperature" in request:

@@ -107,11 +107,7 @@ def test_the_kind_of_an_answer(answer, question, choices, kind):
 
 def hard_cases():
     """The rows of the table; `\\n` and `\\u00a0` stand in it for what cannot be seen."""
-    with (
-        Path(__file__)
-        .with_name("answers_hard_cases.csv")
-        .open(encoding="utf-8", newline="") as file
-    ):
+    with Path(__file__).with_name("answers_hard_cases.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             unseen = re.sub(r"\\n", "\n", row["completion"])
             completion = re.sub(r"\\u([0-9a-f]{4})", lambda code: chr(int(code[1], 16)), unseen)
@@ -168,12 +164,7 @@ def test_nothing_matches_an_empty_reference(references):
 
 
 def test_list_items_keep_their_order():
-    assert list_items("Small Bowel,Rectum; the Colon & spleen") == [
-        "small bowel",
-        "rectum",
-        "colon",
-        "spleen",
-    ]
+    assert list_items("Small Bowel,Rectum; the Colon & spleen") == ["small bowel", "rectum", "colon", "spleen"]
 
 
 # Any text ----------------------------------------------------------------------------------------------
@@ -201,22 +192,10 @@ WORDS = st.sampled_from(
     ]
 )
 PHRASES = st.lists(WORDS, min_size=1, max_size=4).map(" ".join)
-CHOICES = st.sampled_from(
-    [[], ["Gear", "Axle"], ["2", "0", "3"], ["Yes", "No"], ["left", "left gear"]]
-)
+CHOICES = st.sampled_from([[], ["Gear", "Axle"], ["2", "0", "3"], ["Yes", "No"], ["left", "left gear"]])
 SPELLINGS = st.sampled_from([str, str.upper, str.lower, str.title])
 AROUND = st.sampled_from(
-    [
-        "{}",
-        " {} ",
-        "{}.",
-        "{}!",
-        "**{}**",
-        "\n{}\n",
-        '"{}"',
-        "\u00a0{}\u3002",
-        "<answer>{}</answer>",
-    ]
+    ["{}", " {} ", "{}.", "{}!", "**{}**", "\n{}\n", '"{}"', "\u00a0{}\u3002", "<answer>{}</answer>"]
 )
 
 
@@ -234,22 +213,13 @@ def test_any_text_matches_itself_unless_it_is_empty(text, kind, choices):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.text(" .,;:!?\"'`*_#-\n\t\u00a0\u2026", max_size=12),
-    PHRASES,
-    st.sampled_from(KINDS),
-    CHOICES,
-)
+@given(st.text(" .,;:!?\"'`*_#-\n\t\u00a0\u2026", max_size=12), PHRASES, st.sampled_from(KINDS), CHOICES)
 def test_marks_alone_are_no_answer(marks, reference, kind, choices):
     assert not matches(marks, [reference, marks], kind, choices)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(PHRASES, min_size=1, max_size=5, unique=True),
-    st.randoms(),
-    st.sampled_from([", ", ",", "; ", "\n"]),
-)
+@given(st.lists(PHRASES, min_size=1, max_size=5, unique=True), st.randoms(), st.sampled_from([", ", ",", "; ", "\n"]))
 def test_the_order_of_a_list_does_not_matter(items, random, mark):
     reference = ", ".join(items)
     random.shuffle(items)

@@ -65,25 +65,18 @@ def misses(rows):
         for answer in answers
         for spelling in (answer, answer.lower(), answer.upper())
         for form in FORMS
-        if not matches(
-            read_completion(completion := form.format(spelling))[1], answers, kind, choices
-        )
+        if not matches(read_completion(completion := form.format(spelling))[1], answers, kind, choices)
     ]
 
 
-@pytest.mark.parametrize(
-    ("adapter", "split"), RELEASES, ids=lambda value: getattr(value, "__name__", value)
-)
+@pytest.mark.parametrize(("adapter", "split"), RELEASES, ids=lambda value: getattr(value, "__name__", value))
 def test_every_accepted_answer_is_right(adapter, split, real_data):
     rows = gold(adapter, real_data, split)
     assert misses(rows) == []
     # Answers of other rows are right as often as chance and the most frequent answers allow.
     others = [answers[0] for answers, _, _ in rows]
     random.Random(0).shuffle(others)
-    right = sum(
-        matches(other, answers, kind, choices)
-        for other, (answers, kind, choices) in zip(others, rows)
-    )
+    right = sum(matches(other, answers, kind, choices) for other, (answers, kind, choices) in zip(others, rows))
     assert right < 0.25 * len(rows)
 
 

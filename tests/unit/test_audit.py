@@ -15,15 +15,7 @@ from PIL import Image
 from test_dicom import PERSON, RAMP, make
 
 from rarl.data.adapters import ADAPTERS, SOURCES, silvar_med, slake, vqa_rad
-from rarl.data.audit import (
-    Split,
-    declared,
-    deviations,
-    measure,
-    near_duplicates,
-    own_splits_apart,
-    refuse,
-)
+from rarl.data.audit import Split, declared, deviations, measure, near_duplicates, own_splits_apart, refuse
 from rarl.data.data_card import LABELS, binned, top
 from rarl.data.release import Pictures, Release, read
 from rarl.errors import UserError
@@ -119,9 +111,7 @@ def test_counts_of_a_split_are_those_of_its_rows_with_or_without_image(project):
 def test_a_lists_order_and_the_case_are_no_conflict(tmp_path):
     draw(tmp_path / "slake/imgs/xmlab1/source.jpg", 1)
     answers = ("Edema, Tumor", "tumor and edema", "Bend")
-    put(
-        tmp_path / "slake/test.json", [slake_row(k, 1, answer=a) for k, a in enumerate(answers[:2])]
-    )
+    put(tmp_path / "slake/test.json", [slake_row(k, 1, answer=a) for k, a in enumerate(answers[:2])])
     assert measure(read(slake, tmp_path, "test"))["conflicting_groups"] == 0
     put(tmp_path / "slake/test.json", [slake_row(k, 1, answer=a) for k, a in enumerate(answers)])
     counts = measure(read(slake, tmp_path, "test"))
@@ -166,8 +156,7 @@ def test_a_shared_own_picture_is_named_by_both_its_rows(project):
     )
     releases = silvar_med.training(Path("releases"), load_params(), Pictures("releases"))
     with pytest.raises(
-        UserError,
-        match=r"dev and test rows\n.*first that of silvar_med/validate/4 and silvar_med/test/6",
+        UserError, match=r"dev and test rows\n.*first that of silvar_med/validate/4 and silvar_med/test/6"
     ):
         own_splits_apart("releases", releases)
 
@@ -242,9 +231,7 @@ def test_the_data_card_is_one_page_that_needs_no_network(project):
     page = Path("data/audit/data_card.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|link|iframe)|@import|url\(", page)
     assert set(re.findall(r'src="(.{10})', page)) == {"data:image"}
-    assert (
-        "CC BY 4.0" in page and "prefers-color-scheme: dark" in page and 'name="viewport"' in page
-    )
+    assert "CC BY 4.0" in page and "prefers-color-scheme: dark" in page and 'name="viewport"' in page
     assert "202 of 203 test images" in page  # what is known of the published set
     assert "4 of the 5 test rows show an image that is also in the set&#39;s own training split" in page  # fmt: skip
     assert "Not there: Path-VQA" in page
@@ -257,9 +244,7 @@ def test_the_data_card_is_one_page_that_needs_no_network(project):
     assert "| Rows in the file | 2 | 5 ✓ |" in markdown and "data:image" not in markdown
     before = page, markdown
     assert run().exit_code == 0
-    assert before == tuple(
-        Path(f"data/audit/data_card.{kind}").read_text(encoding="utf-8") for kind in ("html", "md")
-    )
+    assert before == tuple(Path(f"data/audit/data_card.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
 
 
 def test_no_patient_and_no_file_name_reaches_the_data_card_of_own_data(project):
@@ -336,21 +321,13 @@ def test_no_name_of_a_refused_missing_or_outside_file_reaches_any_output(project
     for path, content in written().items():
         assert not [secret for secret in secrets if secret.encode() in content], path
     page = Path("data/audit/data_card.md").read_text(encoding="utf-8")
-    assert (
-        "2 of the 8 train rows refused: image path leads out of the release (first row14)." in page
-    )
+    assert "2 of the 8 train rows refused: image path leads out of the release (first row14)." in page
     with open("data/audit/shared_images.csv", encoding="utf-8", newline="") as file:
-        shared = {
-            (r["first_image"], r["second_image"])
-            for r in csv.DictReader(file)
-            if r["first_set"] == "own"
-        }
+        shared = {(r["first_image"], r["second_image"]) for r in csv.DictReader(file) if r["first_set"] == "own"}
     assert ("own/train/row4", "own/test/row5") in shared, "still counted as one picture"
 
     # The same rows as a benchmark; then what stops the run.
-    text = (
-        Path("params.yaml").read_text(encoding="utf-8").replace("source: own", "source: silvar_med")
-    )
+    text = Path("params.yaml").read_text(encoding="utf-8").replace("source: own", "source: silvar_med")
     Path("params.yaml").write_text(text.replace("- vqa_rad", "- own"), encoding="utf-8")
     said = [CliRunner().invoke(benchmark, ["--set", "own"])]
     assert said[0].exit_code == 0, said[0].output
@@ -360,10 +337,7 @@ def test_no_name_of_a_refused_missing_or_outside_file_reaches_any_output(project
         text.replace("- vqa_rad", "- own").replace("missing: skip", "missing: stop"), "utf-8"
     )
     said.append(CliRunner().invoke(benchmark, ["--set", "own"]))
-    assert (
-        said[1].exit_code == 1
-        and "2 of 17 rows without their image (first row12)" in said[1].output
-    )
+    assert said[1].exit_code == 1 and "2 of 17 rows without their image (first row12)" in said[1].output
     for result in said:
         assert not [secret for secret in secrets if secret in result.output], result.output
     for path, content in written().items():
@@ -383,12 +357,8 @@ def test_text_burned_into_dicom_images_is_counted_and_warned_of(project):
     assert "WARNING: test: 2 rows" in results[0].output and "dev: " not in results[0].output
     assert read_json("metrics/curate.json")["rows_with_burned_in_text"] == 3
     card = Path("data/audit/data_card.md").read_text(encoding="utf-8")
-    assert (
-        "1 of the 2 train rows: the image's DICOM header says" in card and "look at these" in card
-    )
-    text = (
-        Path("params.yaml").read_text(encoding="utf-8").replace("source: own", "source: silvar_med")
-    )
+    assert "1 of the 2 train rows: the image's DICOM header says" in card and "look at these" in card
+    text = Path("params.yaml").read_text(encoding="utf-8").replace("source: own", "source: silvar_med")
     Path("params.yaml").write_text(text.replace("- vqa_rad", "- own"), encoding="utf-8")
     result = CliRunner().invoke(benchmark, ["--set", "own"])
     assert "WARNING: benchmark own: 3 rows: the image's DICOM header" in result.output
@@ -410,10 +380,7 @@ def test_the_drawings_are_what_the_phantom_declares_of_them(tmp_path):
     releases = list(silvar_med.training(tmp_path, None, pictures).values())
     for name, splits in counts.items():
         if name != "silvar_med":
-            releases += [
-                read((ADAPTERS | SOURCES)[name], tmp_path, split, pictures=pictures)
-                for split in splits
-            ]
+            releases += [read((ADAPTERS | SOURCES)[name], tmp_path, split, pictures=pictures) for split in splits]
     training = {release.dataset: release for release in releases if release.split == "train"}
     assert {(release.dataset, release.split) for release in releases} == {
         (name, split) for name, splits in counts.items() for split in splits

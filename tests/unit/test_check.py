@@ -85,9 +85,7 @@ def test_writes_a_constant_whatever_the_parameters(project):
 def test_default_imports_no_torch(project):
     code = "import sys, stages.check as c; c.main(standalone_mode=False); sys.exit('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(ROOT), preflight.RESOURCES: "ignore"},
-        capture_output=True,
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT), preflight.RESOURCES: "ignore"}, capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
 
@@ -114,9 +112,7 @@ def test_training_release_must_be_there(project):
     assert "rarl download slake" in said
 
 
-@pytest.mark.parametrize(
-    "source, folder", [("silvar_med", "SLAKE"), ("sat", "SAT"), ("own", "own")]
-)
+@pytest.mark.parametrize("source, folder", [("silvar_med", "SLAKE"), ("sat", "SAT"), ("own", "own")])
 def test_training_release_is_that_of_the_source(project, source, folder):
     root = project / "raw"
     releases(root, "vqa_rad")
@@ -148,9 +144,7 @@ def test_own_data_needs_its_table(project):
 def test_own_benchmark_that_is_missing(project, root):
     releases(project / "raw", "slake")
     code, said = run(data__root=root, benchmarks=["own"])
-    assert (
-        code == 0 and "the benchmark `own` will have no rows" in said and "Your own images" in said
-    )
+    assert code == 0 and "the benchmark `own` will have no rows" in said and "Your own images" in said
     code, said = run(data__missing="stop")
     assert code == 1 and "data.missing to skip" in said
     Path("raw/own").mkdir()
@@ -208,9 +202,7 @@ def test_hub_base_is_looked_up_in_the_cache(project, monkeypatch):
 
     settings = {"base__source": "owner/model", "base__revision": COMMIT, "model__device": "cpu"}
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project / "hub"))
-    monkeypatch.setattr(
-        "huggingface_hub.file_download.HF_HUB_CACHE", str(project / "hub"), raising=False
-    )
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(project / "hub"), raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     code, said = run(**settings)
     assert code == 1 and "HF_HUB_OFFLINE" in said and f"--revision {COMMIT}" in said

@@ -53,11 +53,7 @@ def test_what_the_papers_own_tables_bear_out(frame, claim, expected):
         ("abstract_4", 4.17, ["ratio of VQA-RAD, final, by GPT-4o mini"]),
         ("abstract_4", 9.18, ["ratio of SLAKE, final, by GPT-4o mini"]),
         ("observation_3_own", 4.5, []),
-        (
-            "observation_3_prompt",
-            4.01,
-            ["ratio of Own test (Silvar-Med), reasoning, by GPT-4o mini"],
-        ),
+        ("observation_3_prompt", 4.01, ["ratio of Own test (Silvar-Med), reasoning, by GPT-4o mini"]),
         ("observation_3_prompt", 7.78, ["ratio of Own test (Silvar-Med), final, by Human"]),
     ],
 )
@@ -66,18 +62,10 @@ def test_where_the_printed_figures_come_from(frame, claim, figure, where):
 
 
 def test_points_and_ratio_of_the_example_that_the_paper_prints(frame):
-    [row] = [
-        x
-        for x in lines(frame, "abstract_4")
-        if (x["set"], x["judge"]) == ("vqa_rad", "gpt_4o_mini")
-    ]
+    [row] = [x for x in lines(frame, "abstract_4") if (x["set"], x["judge"]) == ("vqa_rad", "gpt_4o_mini")]
     assert (row["difference"], row["ratio"], row["n"]) == (1.83, 4.17, 451)
     assert row["low"] < 0 < row["high"] and row["verdict"] == "undecided"
-    [own] = [
-        x
-        for x in lines(frame, "observation_2_own")
-        if (x["score"], x["judge"]) == ("final", "gpt_4o_mini")
-    ]
+    [own] = [x for x in lines(frame, "observation_2_own") if (x["score"], x["judge"]) == ("final", "gpt_4o_mini")]
     assert own["difference"] == -3.37 and own["n"] == 148 and own["verdict"] == "undecided"
 
 
@@ -106,15 +94,8 @@ def test_ours_are_paired_on_the_same_questions(full, frame, monkeypatch):
     )
     both = [(a, b) for a, b in zip(first, second) if None not in (a, b)]
     assert row["n"] == len(both)
-    assert row["difference"] == pytest.approx(
-        100 * sum(b - a for a, b in both) / len(both), abs=0.006
-    )
-    assert {x["set"] for x in lines(frame, "abstract_27", "ours")} == {
-        "vqa_rad",
-        "slake",
-        "vqa_med",
-        "path_vqa",
-    }
+    assert row["difference"] == pytest.approx(100 * sum(b - a for a, b in both) / len(both), abs=0.006)
+    assert {x["set"] for x in lines(frame, "abstract_27", "ours")} == {"vqa_rad", "slake", "vqa_med", "path_vqa"}
     assert verdict(frame, "observation_1_sft", "ours") == "not run"
 
 
@@ -124,34 +105,18 @@ def test_table_2_of_the_study_is_read(full, monkeypatch, tmp_path):
     pd.DataFrame(
         [
             {"source": "paper", "method": "SFT", "samples": 500, "Total": 47.19, "n": None},
-            {
-                "source": "ours (embedded)",
-                "method": "SFT",
-                "samples": 500,
-                "Total": 40.0,
-                "n": 2638,
-            },
-            {
-                "source": "ours (embedded)",
-                "method": "RL w/ LoRA",
-                "samples": 500,
-                "Total": 50.0,
-                "n": 2638,
-            },
+            {"source": "ours (embedded)", "method": "SFT", "samples": 500, "Total": 40.0, "n": 2638},
+            {"source": "ours (embedded)", "method": "RL w/ LoRA", "samples": 500, "Total": 50.0, "n": 2638},
         ]
     ).to_csv(study, index=False)
     monkeypatch.setattr(claims, "TABLE2", study)
     assert not len(claims.our_table2("paper")), "another profile's"
     found = lines(claims.claims(Run(load_params())), "observation_1_sft", "ours")
-    assert [(x["score"], x["difference"], x["verdict"]) for x in found] == [
-        ("500 samples", 10.0, "holds")
-    ]
+    assert [(x["score"], x["difference"], x["verdict"]) for x in found] == [("500 samples", 10.0, "holds")]
 
 
 def test_a_claim_about_a_model_that_was_not_run_is_not_judged(tmp_path, monkeypatch):
-    make_run(
-        tmp_path, rows=20, models=["base", "sft"], judges=["lexical"], benchmarks=[], logs=False
-    )
+    make_run(tmp_path, rows=20, models=["base", "sft"], judges=["lexical"], benchmarks=[], logs=False)
     html, output = score_and_report(tmp_path, monkeypatch)
     frame = claims.claims(Run(load_params()))
     assert set(frame["source"]) == {"paper"}

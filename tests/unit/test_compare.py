@@ -38,9 +38,7 @@ def write(changes, finals):
         Path("metrics", folder).mkdir(parents=True, exist_ok=True)
     for model, final in finals.items():
         cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}  # fmt: skip
-        Path(f"metrics/scores/{model}.json").write_text(
-            json.dumps({"reasoning": {own: {"lexical": cell}}})
-        )
+        Path(f"metrics/scores/{model}.json").write_text(json.dumps({"reasoning": {own: {"lexical": cell}}}))
         rows = ["mode,set,judge,by,value,n,unscored,final,final_low,final_high"]
         for task, n in (("Count", 30), ("Relation", 10), ("Depth", 10), ("Distance", 10)):
             score = final if task == "Count" else 0.0
@@ -130,9 +128,9 @@ def test_costs_of_this_commit_are_those_on_disk_and_other_commits_have_their_own
 
 def test_the_papers_totals_are_counted_in_two_ways():
     """788 Count, 650 Relation, 600 Depth and 600 Distance rows: over all of them for SFT, a plain mean for RL with LoRA."""
-    rows = json.loads(
-        Path(side_by_side.__file__).with_name("paper.json").read_text(encoding="utf-8")
-    )["table2"]["rows"]
+    rows = json.loads(Path(side_by_side.__file__).with_name("paper.json").read_text(encoding="utf-8"))["table2"][
+        "rows"
+    ]
     weights = dict(zip(compare.TASKS, (788, 650, 600, 600)))
     for row in rows:
         over_rows = sum(row[task] * n for task, n in weights.items()) / 2638

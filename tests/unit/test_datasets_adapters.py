@@ -39,9 +39,7 @@ def put_json(path, value):
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
-def slake_row(
-    qid, question="Is the gizzard healthy?", answer="Yes", image="xmlab1/source.jpg", **changes
-):
+def slake_row(qid, question="Is the gizzard healthy?", answer="Yes", image="xmlab1/source.jpg", **changes):
     row = {
         "img_id": 1, "img_name": image, "question": question, "answer": answer, "q_lang": "en",
         "location": "Chest_lung", "modality": "CT", "answer_type": "CLOSED", "base_type": "vqa",
@@ -82,9 +80,7 @@ def test_slake(tmp_path):
     (tmp_path / "slake/imgs/xmlab3").mkdir()
     whole = io.BytesIO()
     Image.effect_noise((64, 64), 80).save(whole, "JPEG")
-    (tmp_path / "slake/imgs/xmlab3/source.jpg").write_bytes(
-        whole.getvalue()[: len(whole.getvalue()) // 2]
-    )
+    (tmp_path / "slake/imgs/xmlab3/source.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     rows = [
         slake_row(1),
         slake_row(1),  # the same row again
@@ -100,19 +96,12 @@ def test_slake(tmp_path):
     ]
     put_json(tmp_path / "slake/test.json", rows)
     found = read(slake, tmp_path, "test")
-    assert (
-        found.rows == 10
-        and found.notes["other_language_rows"] == 1
-        and found.notes["duplicate_rows"] == 1
-    )
+    assert found.rows == 10 and found.notes["other_language_rows"] == 1 and found.notes["duplicate_rows"] == 1
     assert [row for row, _ in found.refused] == ["2", "7", "9"]
     assert found.refused[1][1].startswith("image does not decode")
     assert found.missing_images == [("8", "slake/imgs/xmlab9/source.jpg")]
     by_id = {sample.source_id: sample for sample in found.samples}
-    assert by_id["4"].kind == by_id["5"].kind == "choice" and by_id["4"].choices == [
-        "gizzard",
-        "crop",
-    ]
+    assert by_id["4"].kind == by_id["5"].kind == "choice" and by_id["4"].choices == ["gizzard", "crop"]
     assert by_id["6"].answers == ["None"] and by_id["6"].kind == "open"
     assert by_id["1"].modality == "ct" and by_id["1"].image == "slake/imgs/xmlab1/source.jpg"
     assert read(slake, tmp_path, "test", content_type="Plane").rows == 1
@@ -175,11 +164,7 @@ def test_silvar_med_joins_the_authors_explanations_by_image_and_question(abnorma
     explained = [
         {"img_name": "xmlab1.jpg", "question": "Is the crop healthy?", "answer": "First."},
         {"img_name": "xmlab1_1.jpg", "question": "is the gizzard healthy?", "answer": "Second."},
-        {
-            "img_name": "imgs_train_abnormal/xmlab10.jpg",
-            "question": "Is the crop healthy?",
-            "answer": "Third.",
-        },
+        {"img_name": "imgs_train_abnormal/xmlab10.jpg", "question": "Is the crop healthy?", "answer": "Third."},
         {"img_name": "xmlab10_1.jpg", "question": "Is the crop sore?", "answer": " "},
         {"img_name": "xmlab10.jpg", "question": "Is the crop healthy?", "answer": "Otherwise."},
         {"img_name": "xmlab2.jpg", "question": "Is the gizzard healthy?", "answer": "Fourth."},
@@ -220,9 +205,7 @@ def test_silvar_med_takes_explanations_from_elsewhere(abnormal):
         train(abnormal)
 
 
-def rad_row(
-    qid, answer, question="Is it bent?", phrase="test_para", image="synpic1.jpg", answer_type="OPEN"
-):
+def rad_row(qid, answer, question="Is it bent?", phrase="test_para", image="synpic1.jpg", answer_type="OPEN"):
     return {
         "qid": qid, "phrase_type": phrase, "image_name": image, "image_organ": "HEAD", "question": question,
         "question_type": "PRES ", "answer": answer, "answer_type": answer_type,
@@ -260,9 +243,7 @@ def test_vqa_med(tmp_path):
         "synpic1|plane|which?",
         "synpic2|plane|which plane?|axial",
     ]
-    (folder / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_text(
-        "\n".join(lines), encoding="utf-8"
-    )
+    (folder / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_text("\n".join(lines), encoding="utf-8")
     found = read(vqa_med, tmp_path, "test")
     assert found.rows == 5 and len(found.refused) == 1 and len(found.missing_images) == 1
     assert [sample.answers for sample in found.samples] == [
@@ -274,9 +255,7 @@ def test_vqa_med(tmp_path):
     assert [sample.category for sample in found.samples] == ["organ", "modality", "abnormality"]
     train = tmp_path / "vqa-med-2019/Training"
     put_image(train / "Train_images/synpic7.jpg")
-    (train / "All_QA_Pairs_train.txt").write_text(
-        "synpic7|which plane?|lateral (left)", encoding="utf-8"
-    )
+    (train / "All_QA_Pairs_train.txt").write_text("synpic7|which plane?|lateral (left)", encoding="utf-8")
     assert read(vqa_med, tmp_path, "train").samples[0].answers == ["lateral (left)"]
 
 
@@ -285,19 +264,11 @@ def test_path_vqa(tmp_path):
     put_image(tmp_path / "path_vqa/images/test/test_2.jpg", mode="L")
 
     def item(name, questions, answers):
-        return {
-            "img_id": name,
-            "sentf": {"pvqa": questions},
-            "labelf": {"pvqa": [{a: 1} for a in answers]},
-        }
+        return {"img_id": name, "sentf": {"pvqa": questions}, "labelf": {"pvqa": [{a: 1} for a in answers]}}
 
     items = [
         item("test_0", [], []),
-        item(
-            "test_1",
-            ["what is present?", "what is present ?", "is it round ?"],
-            ["gears", " cogs ", "yes"],
-        ),
+        item("test_1", ["what is present?", "what is present ?", "is it round ?"], ["gears", " cogs ", "yes"]),
         item("test_1", ["What is present?", "is it round?"], ["Gears", "no"]),
         item("test_2", ["what is present?", "is it round?"], ["gears"]),
         item("test_3", ["is it round?", "is it  round ?"], ["yes", "no"]),
@@ -317,13 +288,8 @@ def test_path_vqa(tmp_path):
         ("is it round?", ["no", "yes"]),
         ("what is present?", ["gears"]),
     ]
-    assert (
-        found.notes["rows_with_conflicting_answers"] == 7
-        and found.notes["groups_with_yes_and_no"] == 2
-    )
-    assert (
-        found.notes["images_without_questions"] == 1 and found.notes["pickle_files_not_opened"] == 1
-    )
+    assert found.notes["rows_with_conflicting_answers"] == 7 and found.notes["groups_with_yes_and_no"] == 2
+    assert found.notes["images_without_questions"] == 1 and found.notes["pickle_files_not_opened"] == 1
     (tmp_path / "path_vqa/pvqa_test.json").unlink()
     with pytest.raises(MissingRelease, match="pickle"):
         read(path_vqa, tmp_path, "test")
@@ -347,9 +313,7 @@ def test_cv_bench(tmp_path):
     found = read(cv_bench, tmp_path, "test")
     assert [name for name, _ in found.refused] == ["3", "4"] and len(found.missing_images) == 1
     first, second = found.samples
-    assert (
-        first.answers == ["3", "(B)"] and first.question == row["prompt"] and first.kind == "choice"
-    )
+    assert first.answers == ["3", "(B)"] and first.question == row["prompt"] and first.kind == "choice"
     assert second.answers == ["two", "(A)"] and second.question.endswith("\n(A) two\n(B) 3")
     assert first.category == "Count" and found.notes["annotation_files_missing"] == 1
     (tmp_path / "cv-bench/test_2d.jsonl").write_text('{"idx": 1}\noops', encoding="utf-8")

@@ -40,10 +40,7 @@ def asked(number, question, answer, **more):
 
 def test_vqa_rad(tmp_path):
     folder = tmp_path / "vqa-rad/data"
-    put(
-        folder / "train-00000-of-00002-0123.parquet",
-        [asked(1, "Is it bent?", "yes"), asked(2, "Is it bent?", "no")],
-    )
+    put(folder / "train-00000-of-00002-0123.parquet", [asked(1, "Is it bent?", "yes"), asked(2, "Is it bent?", "no")])
     put(folder / "train-00001-of-00002-4567.parquet", [asked(3, "How many\tgears?", "4")])
     put(
         folder / "test-00000-of-00001-89ab.parquet",
@@ -106,12 +103,7 @@ def test_path_vqa_accepts_every_answer_of_one_picture_and_question(tmp_path):
     )
     put(tmp_path / "path-vqa/data/validation-00000-of-00001.parquet", [asked(1, "round?", "no")])
     found = read(path_vqa, tmp_path)
-    assert [sample.answers for sample in found.samples] == [
-        ["gears", "cogs"],
-        ["cogs", "gears"],
-        ["gears"],
-        ["no"],
-    ]
+    assert [sample.answers for sample in found.samples] == [["gears", "cogs"], ["cogs", "gears"], ["gears"], ["no"]]
     assert found.samples[1].question == "what is present?" and found.form == "hub"
     assert found.notes["rows_with_conflicting_answers"] == 2
     assert found.notes["groups_with_conflicting_answers"] == 1
@@ -142,9 +134,7 @@ def test_cv_bench_reads_both_files(tmp_path):
     put(tmp_path / "cv-bench/test_3d.parquet", [row(2, "Depth"), row(3, "Depth", answer="(C)")])
     found = read(cv_bench, tmp_path)
     assert [sample.category for sample in found.samples] == ["Count", "Relation", "Depth"]
-    assert found.form == "hub" and found.refused == [
-        ("3", "the answer '(C)' is none of the 2 options")
-    ]
+    assert found.form == "hub" and found.refused == [("3", "the answer '(C)' is none of the 2 options")]
     assert found.samples[0].question == found.samples[1].question
     assert found.samples[0].answers == ["3", "(B)"] and found.samples[0].modality == "other"
 
@@ -170,23 +160,15 @@ def test_a_folder_of_save_to_disk(tmp_path):
         )  # fmt: skip
         return datasets.Dataset.from_list(list(rows), features=features)
 
-    both = {
-        "train": table(asked(1, "Bent?", "yes"), asked(2, "Bent?", "no")),
-        "test": table(asked(3, "Bent?", "yes")),
-    }
+    both = {"train": table(asked(1, "Bent?", "yes"), asked(2, "Bent?", "no")), "test": table(asked(3, "Bent?", "yes"))}
     datasets.DatasetDict(both).save_to_disk(tmp_path / "vqa_rad")
-    assert [sample.answers for sample in read(vqa_rad, tmp_path, "train").samples] == [
-        ["yes"],
-        ["no"],
-    ]
+    assert [sample.answers for sample in read(vqa_rad, tmp_path, "train").samples] == [["yes"], ["no"]]
     assert read(vqa_rad, tmp_path).rows == 1
     # One split saved alone says in a file which one it is.
     path = tmp_path / "path_vqa/mine"
     table(asked(3, "Bent?", "yes")).save_to_disk(path)
     state = (path / "state.json").read_text(encoding="utf-8")
-    (path / "state.json").write_text(
-        state.replace('"_split": null', '"_split": "test"'), encoding="utf-8"
-    )
+    (path / "state.json").write_text(state.replace('"_split": null', '"_split": "test"'), encoding="utf-8")
     assert read(path_vqa, tmp_path).rows == 1
     with pytest.raises(MissingRelease):
         read(path_vqa, tmp_path, "train")
@@ -212,9 +194,7 @@ def test_sat(tmp_path):
     put(tmp_path / "sat/SAT_val.parquet", rows)
     found = read(sat, tmp_path, "validate")
     (sample,) = found.samples
-    assert sample.question == (
-        "Where is the crop? Select from the following choices.\n(A) left\n(B) right of it"
-    )
+    assert sample.question == ("Where is the crop? Select from the following choices.\n(A) left\n(B) right of it")
     assert sample.answers == ["right of it", "(B)"] and sample.kind == "choice"
     assert sample.category == "place" and sample.choices == ["left", "right of it"]
     reasons = dict(found.refused)
@@ -228,9 +208,7 @@ def test_sat_with_plain_bytes(tmp_path):
 
 
 def test_sat_trains_on_a_seeded_choice(tmp_path):
-    put(
-        tmp_path / "sat/SAT_train.parquet", [sat_row(k, images=1 + (k % 3 == 0)) for k in range(60)]
-    )
+    put(tmp_path / "sat/SAT_train.parquet", [sat_row(k, images=1 + (k % 3 == 0)) for k in range(60)])
     put(tmp_path / "sat/SAT_val.parquet", [sat_row(61), sat_row(62)])
     put(tmp_path / "sat/SAT_test.parquet", [sat_row(63)])
 
@@ -273,7 +251,4 @@ def test_silvar_med_explanations_in_parquet(tmp_path):
     notes = releases["train"].notes
     assert notes["explanations_read"] == 3 and notes["explanations_matched"] == 1
     left = silvar_med.unmatched(tmp_path, releases.values())
-    assert [(each.image, each.text) for each in left] == [
-        ("xmlab1.jpg", "Old."),
-        ("xmlab5.jpg", "Odd."),
-    ]
+    assert [(each.image, each.text) for each in left] == [("xmlab1.jpg", "Old."), ("xmlab5.jpg", "Odd.")]

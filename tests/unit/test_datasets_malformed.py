@@ -23,9 +23,7 @@ from rarl.data.release import Pictures, decode
 from rarl.errors import UserError
 from rarl.records import Sample
 
-few = settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 PATH_ITEM = {
     "img_id": "test_1",
@@ -50,13 +48,7 @@ JSON_RELEASES = {
         False,
         "vqa_rad/VQA_RAD Image Folder/synpic1.jpg",
     ),
-    "path_vqa": (
-        path_vqa,
-        "path_vqa/pvqa_test.json",
-        PATH_ITEM,
-        False,
-        "path_vqa/images/test/test_1.jpg",
-    ),
+    "path_vqa": (path_vqa, "path_vqa/pvqa_test.json", PATH_ITEM, False, "path_vqa/images/test/test_1.jpg"),
     "cv_bench": (cv_bench, "cv_bench/test_2d.jsonl", CV_ROW, True, "cv_bench/img/a.png"),
     "cv_bench_export": (cv_bench, "cv_bench/rows.json", EXPORTED, False, "cv_bench/img/a.png"),
 }
@@ -75,9 +67,7 @@ texts = st.text(max_size=12) | st.sampled_from(
 )
 numbers = st.integers() | st.floats()
 scalars = st.none() | st.booleans() | numbers | texts
-junk = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3)
-)
+junk = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3))
 
 
 def put(root, name, data):
@@ -154,17 +144,7 @@ def test_truncated_and_overwritten_json(name, data):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "null",
-        "5",
-        '"rows"',
-        "{}",
-        "[1, 2]",
-        "[" * 100_000,
-        '[{"qid": ' + "9" * 5000 + "}]",
-    ],
+    "text", ["", "null", "5", '"rows"', "{}", "[1, 2]", "[" * 100_000, '[{"qid": ' + "9" * 5000 + "}]"]
 )
 def test_json_that_is_no_list_of_rows(tmp_path, text):
     put(tmp_path, "slake/test.json", text.encode())
@@ -202,9 +182,7 @@ def test_a_pickle_in_the_place_of_a_file_is_not_opened(tmp_path):
     st.lists(
         st.binary(max_size=30)
         | st.text("|#()ab \t\u00a0\r\x00", max_size=20).map(str.encode)
-        | st.sampled_from(
-            [b"synpic1|organ|what?|a#b", b"synpic1|organ|what?|#()", b"synpic1|||", b"\xff\xfe"]
-        ),
+        | st.sampled_from([b"synpic1|organ|what?|a#b", b"synpic1|organ|what?|#()", b"synpic1|||", b"\xff\xfe"]),
         max_size=6,
     )
 )
@@ -227,9 +205,7 @@ COLUMNS = {
     "nulls": pa.nulls(2),
     "bytes": pa.array([b"", b"\xff"]),
     "texts": pa.array(["", "\x00"]),
-    "not utf-8": pa.StringArray.from_buffers(
-        2, pa.py_buffer(b"\0\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"\xff\xfea")
-    ),
+    "not utf-8": pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"\xff\xfea")),
     "dates": pa.array([2**60, 1], pa.timestamp("us")),
 }
 
@@ -339,17 +315,12 @@ def test_damaged_pictures(whole, data):
 
 
 @few
-@given(
-    *[st.sampled_from([0, 1, 13, 60_000, 2**31, 2**32 - 1])] * 2,
-    st.sampled_from(["PNG", "GIF", "BMP"]),
-)
+@given(*[st.sampled_from([0, 1, 13, 60_000, 2**31, 2**32 - 1])] * 2, st.sampled_from(["PNG", "GIF", "BMP"]))
 @example(20_000, 20_000, "PNG")
 @example(20_000, 20_000, "GIF")
 def test_a_header_that_claims_another_size(width, height, form):
     data = bytearray(encoded("P", form))
-    place, size, order = {"PNG": (16, 4, "big"), "GIF": (6, 2, "little"), "BMP": (18, 4, "little")}[
-        form
-    ]
+    place, size, order = {"PNG": (16, 4, "big"), "GIF": (6, 2, "little"), "BMP": (18, 4, "little")}[form]
     for at, value in ((place, width), (place + size, height)):
         data[at : at + size] = (value % 256**size).to_bytes(size, order)
     if form == "PNG":

@@ -16,9 +16,7 @@ from rarl.data.adapters import cv_bench, path_vqa, silvar_med, slake, vqa_med, v
 from rarl.data.release import Pictures, find_release
 
 ROOT = Path(os.environ.get("RARL_DATA_ROOT", ""))
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("RARL_DATA_ROOT"), reason="RARL_DATA_ROOT is not set"
-)
+pytestmark = pytest.mark.skipif(not os.environ.get("RARL_DATA_ROOT"), reason="RARL_DATA_ROOT is not set")
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +70,7 @@ def test_the_papers_training_set_is_rebuilt_from_slake(pictures):
 
 @pytest.mark.parametrize(
     ("split", "rows", "english", "refused"),
-    [
-        ("train", 9835, 4919, ["1622"]),
-        ("validate", 2099, 1053, []),
-        ("test", 2094, 1061, []),
-    ],
+    [("train", 9835, 4919, ["1622"]), ("validate", 2099, 1053, []), ("test", 2094, 1061, [])],
 )
 def test_slake(split, rows, english, refused, pictures):
     found = read(slake, split, pictures)

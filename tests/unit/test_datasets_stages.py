@@ -26,10 +26,7 @@ def project(tmp_path, monkeypatch):
         for k in range(2):
             name = f"xmlab{2 * index + k}/source.jpg"
             draw(tmp_path / "releases/slake/imgs" / name, 2 * index + k)
-            for qid, content in (
-                (10 * index + 2 * k, "Abnormality"),
-                (10 * index + 2 * k + 1, "Plane"),
-            ):
+            for qid, content in ((10 * index + 2 * k, "Abnormality"), (10 * index + 2 * k + 1, "Plane")):
                 rows.append(
                     {"img_name": name, "question": "Is the crop healthy?", "answer": "Yes", "q_lang": "en",
                      "modality": ("MRI", "X-Ray")[k], "content_type": content, "qid": qid}
@@ -50,9 +47,7 @@ def set_params(folder, missing="skip", root="releases", **changes):
     text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
     for key, value in {"data__root": root, "data__missing": missing, **changes}.items():
         block, name = key.split("__")
-        text, count = re.subn(
-            rf"(\n{block}:\n(?:  .*\n)*?  {name}: )[^\n#]*", rf"\g<1>{value} ", text
-        )
+        text, count = re.subn(rf"(\n{block}:\n(?:  .*\n)*?  {name}: )[^\n#]*", rf"\g<1>{value} ", text)
         assert count == 1, key
     (folder / "params.yaml").write_text(text, encoding="utf-8")
 
@@ -83,11 +78,7 @@ def test_curate_writes_splits_counts_and_audit(project):
     for split in ("train", "dev", "test"):
         samples = read_records(f"data/curated/{split}.jsonl", Sample)
         assert len(samples) == metrics[split]["total"] == 2 and metrics[split]["yes_no"] == 2
-        assert (metrics[split]["mri"], metrics[split]["xray"], metrics[split]["annotated"]) == (
-            1,
-            1,
-            0,
-        )
+        assert (metrics[split]["mri"], metrics[split]["xray"], metrics[split]["annotated"]) == (1, 1, 0)
         assert {sample.category for sample in samples} == {"Abnormality"}
     assert metrics["explanations"]["read"] == 0
     before = Path("data/curated/train.jsonl").read_bytes()
@@ -99,10 +90,7 @@ def test_a_training_picture_in_the_test_split_stops_the_run(project):
     source = project / "releases/slake/imgs/xmlab0/source.jpg"
     (project / "releases/slake/imgs/xmlab4/source.jpg").write_bytes(source.read_bytes())
     result = run(curate)
-    assert (
-        result.exit_code != 0
-        and "first that of silvar_med/train/0 and silvar_med/test/20" in result.output
-    )
+    assert result.exit_code != 0 and "first that of silvar_med/train/0 and silvar_med/test/20" in result.output
     assert not Path("data/curated").exists() and not Path("data/curated.partial").exists()
 
 
@@ -149,10 +137,7 @@ def test_missing_images_are_no_deviation(project):
 def put_table(path, pictures):
     """The hub's form of a release, a row for each picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"image": {"bytes": data, "path": None}, "question": "Is it bent?", "answer": "no"}
-        for data in pictures
-    ]
+    rows = [{"image": {"bytes": data, "path": None}, "question": "Is it bent?", "answer": "no"} for data in pictures]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
@@ -257,9 +242,7 @@ def test_benchmark_reads_slake(project):
     result = run(benchmark, "--set", "slake")
     assert result.exit_code == 0, result.output
     metrics = read_json("metrics/benchmark/slake.json")
-    assert (
-        metrics["available"] and metrics["as_declared"] and metrics["read"] == metrics["rows"] == 4
-    )
+    assert metrics["available"] and metrics["as_declared"] and metrics["read"] == metrics["rows"] == 4
     assert len(read_records("data/benchmarks/slake.jsonl", Sample)) == 4
 
 

@@ -34,9 +34,7 @@ PERSON = {
 }
 
 
-def make(
-    path, pixels=RAMP, interpretation="MONOCHROME2", syntax=ExplicitVRLittleEndian, **elements
-):
+def make(path, pixels=RAMP, interpretation="MONOCHROME2", syntax=ExplicitVRLittleEndian, **elements):
     """Write a DICOM file; elements with the value None are left out."""
     pixels = np.asarray(pixels)
     data = Dataset()
@@ -251,9 +249,7 @@ def test_unknown_photometric_interpretation(tmp_path):
     assert "photometric interpretation" in refusal(make(tmp_path / "a", interpretation="HSV"))
 
 
-@pytest.mark.parametrize(
-    "elements", [{"WindowCenter": 5, "WindowWidth": 0}, {"BitsAllocated": 7}, {"Rows": None}]
-)
+@pytest.mark.parametrize("elements", [{"WindowCenter": 5, "WindowWidth": 0}, {"BitsAllocated": 7}, {"Rows": None}])
 def test_nonsense_in_the_header(tmp_path, elements):
     assert "damaged" in refusal(make(tmp_path / "a", **elements))
 

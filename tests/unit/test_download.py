@@ -141,13 +141,9 @@ def test_the_table_of_names_reaches_the_archive_as_written():
     assert zipfile.ZipFile(io.BytesIO(data)).namelist() == ["../evil.tx"]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in OUTSIDE if name.strip("./") and "\x00" not in name]
-)
+@pytest.mark.parametrize("name", [name for name in OUTSIDE if name.strip("./") and "\x00" not in name])
 def test_a_tar_that_points_outside_is_refused(yard, name):
-    (yard / "set/a.tar.gz").write_bytes(
-        tarred([tarfile.TarInfo("good.txt"), tarfile.TarInfo(name)])
-    )
+    (yard / "set/a.tar.gz").write_bytes(tarred([tarfile.TarInfo("good.txt"), tarfile.TarInfo(name)]))
     with pytest.raises(UserError, match="refused"):
         unpack(yard / "set/a.tar.gz", yard / "set/a")
     untouched(yard)
@@ -165,9 +161,7 @@ def test_links_and_devices_in_a_tar_are_refused(yard, kind):
     untouched(yard)
 
 
-@pytest.mark.parametrize(
-    "mode", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK]
-)
+@pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
 def test_links_and_devices_in_a_zip_are_refused(yard, mode):
     # The classic: a link that leads out, then a file that is written through it.
     members = [(entry("out", mode | 0o777), "../beside"), ("out/keep.txt", "theirs")]
@@ -188,9 +182,7 @@ def test_a_link_that_stands_where_the_folder_is_to_come_is_not_followed(yard, wh
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize(
-    "members", [[("a", "1"), ("a", "2")], [("a", "1"), ("a/b", "2")], [("a/b", "1"), ("a", "2")]]
-)
+@pytest.mark.parametrize("members", [[("a", "1"), ("a", "2")], [("a", "1"), ("a/b", "2")], [("a/b", "1"), ("a", "2")]])
 def test_two_members_in_one_place_are_refused(yard, members):
     (yard / "set/a.zip").write_bytes(zipped(members))
     with pytest.raises(UserError):
@@ -246,9 +238,7 @@ def test_what_is_left_in_the_archive_is_counted(yard):
     }  # fmt: skip
     (yard / "set/a.zip").write_bytes(zipped(members))
     result = unpack(yard / "set/a.zip", yard / "set/a")
-    assert everything(yard / "set/a") == {"one.json"}, (
-        "a top folder of the same name is not repeated"
-    )
+    assert everything(yard / "set/a") == {"one.json"}, "a top folder of the same name is not repeated"
     assert result.files["one.json"] == {"size": 2, "sha256": sha256(b"[]")}
     assert result.left_out == Counter(
         {"pickle files, which run code when opened": 2, "files of an operating system": 2}
@@ -293,35 +283,14 @@ def test_tars_are_unpacked(yard, suffix):
 
 
 name_parts = st.sampled_from(
-    [
-        "..",
-        ".",
-        "a",
-        "b.txt",
-        "",
-        "C:",
-        " ",
-        "...",
-        "..\\",
-        "/",
-        "\\",
-        "~",
-        "x.pkl",
-        "\u2025",
-        "keep.txt",
-        "beside",
-    ]
+    ["..", ".", "a", "b.txt", "", "C:", " ", "...", "..\\", "/", "\\", "~", "x.pkl", "\u2025", "keep.txt", "beside"]
 )
 names = st.lists(name_parts, min_size=1, max_size=5).map("/".join) | st.text(max_size=12)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@given(
-    st.lists(names, max_size=4), st.booleans(), st.none() | st.integers(0, 400), st.integers(0, 255)
-)
+@given(st.lists(names, max_size=4), st.booleans(), st.none() | st.integers(0, 400), st.integers(0, 255))
 def test_no_archive_writes_outside_its_folder(tmp_path, members, as_tar, damaged, byte):
     """Any names, whole or with a damaged byte: unpacked inside, or one clear error."""
     shutil.rmtree(tmp_path / "yard", ignore_errors=True)
@@ -386,16 +355,12 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append((name, wanted))
         self.close_connection = True
         if server.statuses or name not in server.files:
-            return self.head(
-                server.statuses.pop(0) if server.statuses else 404, {"Content-Length": 0}
-            )
+            return self.head(server.statuses.pop(0) if server.statuses else 404, {"Content-Length": 0})
         data, start = server.files[name], 0
         if wanted and server.ranges:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
             if start >= len(data):
-                return self.head(
-                    416, {"Content-Range": f"bytes */{len(data)}", "Content-Length": 0}
-                )
+                return self.head(416, {"Content-Range": f"bytes */{len(data)}", "Content-Length": 0})
         tag = f'"{sha256(data)[:8]}"'
         if self.headers.get("If-Range", tag) != tag:
             start = 0
@@ -529,10 +494,7 @@ def test_an_address_with_a_signature_is_not_repeated():
 
 
 VQA_MED = {
-    "Training": {
-        "All_QA_Pairs_train.txt": "synpic1|is the gizzard bent?|yes",
-        "Train_images/synpic1.jpg": picture(),
-    },
+    "Training": {"All_QA_Pairs_train.txt": "synpic1|is the gizzard bent?|yes", "Train_images/synpic1.jpg": picture()},
     "Validation": {
         "All_QA_Pairs_val.txt": "synpic2|what is it?|antenna",
         "Val_images/synpic2.jpg": picture((9, 0, 0)),
@@ -546,9 +508,7 @@ def published(server, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for part, members in VQA_MED.items():
         top = f"ImageClef-2019-VQA-Med-{part}"
-        server.files[f"{top}.zip"] = zipped(
-            {f"{top}/{name}": data for name, data in members.items()}
-        )
+        server.files[f"{top}.zip"] = zipped({f"{top}/{name}": data for name, data in members.items()})
     test = {
         "VQAMed2019Test/VQAMed2019_Test_Questions_w_Ref_Answers.txt": "synpic3|organ|what is it?|gizzard",
         "VQAMed2019Test/VQAMed2019_Test_Images.zip": zipped({"VQAMed2019_Test_Images/synpic3.jpg": picture()}),
@@ -560,21 +520,13 @@ def published(server, monkeypatch, tmp_path):
     ]  # fmt: skip
     server.files["questions"] = json.dumps(questions).encode()
     server.files["pictures"] = zipped({"synpic1.jpg": picture()})
-    names = (
-        "ImageClef-2019-VQA-Med-Training.zip",
-        "ImageClef-2019-VQA-Med-Validation.zip",
-        "VQAMed2019Test.zip",
-    )
+    names = ("ImageClef-2019-VQA-Med-Training.zip", "ImageClef-2019-VQA-Med-Validation.zip", "VQAMed2019Test.zip")
     forms = {
         "vqa_med": Web("https://page", tuple(File(name, server(name)) for name in names)),
         "vqa_rad": Web(
             "https://page",
             (
-                File(
-                    "VQA_RAD Dataset Public.json",
-                    server("questions"),
-                    sha256(server.files["questions"]),
-                ),
+                File("VQA_RAD Dataset Public.json", server("questions"), sha256(server.files["questions"])),
                 File("VQA_RAD Image Folder.zip", server("pictures") + "?zip="),
             ),
         ),
@@ -606,14 +558,9 @@ def test_vqa_med_comes_as_its_adapter_reads_it(published, tmp_path):
     record = json.loads((root / "vqa_med" / RECORD).read_text())
     assert record["complete"] and record["source"] == "https://page" and record["commit"] is None
     name = "VQAMed2019Test.zip"
-    assert record["files"][name] == {
-        "size": len(published.files[name]),
-        "sha256": sha256(published.files[name]),
-    }
+    assert record["files"][name] == {"size": len(published.files[name]), "sha256": sha256(published.files[name])}
     kept = record["archives"]["ImageClef-2019-VQA-Med-Training.zip"]["files"]
-    assert kept["ImageClef-2019-VQA-Med-Training/Train_images/synpic1.jpg"]["sha256"] == sha256(
-        picture()
-    )
+    assert kept["ImageClef-2019-VQA-Med-Training/Train_images/synpic1.jpg"]["sha256"] == sha256(picture())
 
 
 def test_vqa_rad_comes_as_its_adapter_reads_it(published, tmp_path):
@@ -641,11 +588,7 @@ def test_a_second_run_asks_nobody_and_checks_every_file(published, tmp_path):
     # One that changed is named, and kept.
     gone.write_bytes(b"painted over")
     result = run("vqa_med")
-    assert (
-        result.exit_code == 1
-        and "synpic1.jpg" in result.output
-        and "changed since" in result.output
-    )
+    assert result.exit_code == 1 and "synpic1.jpg" in result.output and "changed since" in result.output
     assert gone.read_bytes() == b"painted over"
     # An archive that is gone with what it held is fetched, and it alone.
     gone.unlink()
@@ -668,25 +611,19 @@ def test_a_run_that_was_stopped_between_two_archives_goes_on(published, tmp_path
 def test_the_published_archive_itself_may_point_outside(published, tmp_path):
     """Issue 3's bar: a zip that points outside ends in one clear error, and nothing is outside."""
     name = "ImageClef-2019-VQA-Med-Validation.zip"
-    published.files[name] = zipped(
-        {"Val_images/a.jpg": picture(), "pppppppppppppp": "theirs"}
-    ).replace(b"pppppppppppppp", b"../../evil.txt")
+    published.files[name] = zipped({"Val_images/a.jpg": picture(), "pppppppppppppp": "theirs"}).replace(
+        b"pppppppppppppp", b"../../evil.txt"
+    )
     before = everything(tmp_path)
     result = run("vqa_med")
     assert result.exit_code == 1
-    assert (
-        name in result.output and "'../../evil.txt'" in result.output and "refused" in result.output
-    )
+    assert name in result.output and "'../../evil.txt'" in result.output and "refused" in result.output
     assert "Traceback" not in result.output
     new = everything(tmp_path) - before
     assert all(
-        path in ("data", "data/raw", "data/raw/vqa_med") or path.startswith("data/raw/vqa_med/")
-        for path in new
+        path in ("data", "data/raw", "data/raw/vqa_med") or path.startswith("data/raw/vqa_med/") for path in new
     )
-    assert (
-        not any("evil" in path for path in new)
-        and "data/raw/vqa_med/ImageClef-2019-VQA-Med-Validation" not in new
-    )
+    assert not any("evil" in path for path in new) and "data/raw/vqa_med/ImageClef-2019-VQA-Med-Validation" not in new
     assert not json.loads((tmp_path / "data/raw/vqa_med" / RECORD).read_text())["complete"]
 
 
@@ -736,9 +673,7 @@ def test_a_set_by_hand_says_what_to_put_where_and_takes_it_from_there(monkeypatc
     folder = tmp_path / "data/raw/path_vqa"
     folder.mkdir(parents=True)
     (folder / "pvqa_test.json").write_text("[]")
-    (folder / "images.zip").write_bytes(
-        zipped({"images/test/test_1.jpg": picture(), "qas/test.pkl": "x"})
-    )
+    (folder / "images.zip").write_bytes(zipped({"images/test/test_1.jpg": picture(), "qas/test.pkl": "x"}))
     result = run("path_vqa", "--form", "original")
     assert result.exit_code == 0 and "1 pickle files" in result.output
     assert (folder / "images/test/test_1.jpg").is_file()
@@ -766,9 +701,7 @@ class FakeHub:
             SimpleNamespace(
                 rfilename=name,
                 size=len(data),
-                lfs=SimpleNamespace(sha256=sha256(data))
-                if name.endswith((".zip", ".parquet"))
-                else None,
+                lfs=SimpleNamespace(sha256=sha256(data)) if name.endswith((".zip", ".parquet")) else None,
                 blob_id=hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
             )
             for name, data in self.commits[commit].items()
@@ -777,11 +710,7 @@ class FakeHub:
 
     def snapshot_download(self, repository, *, repo_type, revision, local_dir, allow_patterns):
         assert repo_type == "dataset"
-        wanted = list(
-            huggingface_hub.utils.filter_repo_objects(
-                self.commits[revision], allow_patterns=allow_patterns
-            )
-        )
+        wanted = list(huggingface_hub.utils.filter_repo_objects(self.commits[revision], allow_patterns=allow_patterns))
         for name in wanted[: self.stop_after]:
             data, path = self.commits[revision][name], Path(local_dir) / name
             if not path.is_file() or path.read_bytes() != data:
@@ -821,9 +750,7 @@ def hub(monkeypatch, tmp_path):
     files = sources.SOURCES["slake"].forms["original"].files
     pinned = Hub("BoKelvin/SLAKE", A, files, {"train.json": sha256(fake.commits[A]["train.json"])})
     monkeypatch.setitem(sources.SOURCES, "slake", Published({"original": pinned, "hub": pinned}))
-    unpinned = Hub(
-        "Hanhpt23/Silvar-Med", None, sources.SOURCES["silvar_med"].forms["original"].files
-    )
+    unpinned = Hub("Hanhpt23/Silvar-Med", None, sources.SOURCES["silvar_med"].forms["original"].files)
     without = sources.SOURCES["silvar_med"].without
     monkeypatch.setitem(sources.SOURCES, "silvar_med", Published({"original": unpinned}, without))
     return fake
@@ -837,12 +764,7 @@ def test_slake_comes_at_the_pinned_commit_as_its_adapter_reads_it(hub, tmp_path)
     result = run("slake")
     assert result.exit_code == 0, result.output
     assert f"at {A} (pinned by this project)" in result.output
-    assert {name for _, name in hub.fetched} == {
-        "train.json",
-        "validation.json",
-        "test.json",
-        "imgs.zip",
-    }
+    assert {name for _, name in hub.fetched} == {"train.json", "validation.json", "test.json", "imgs.zip"}
     for split in ("train", "validate", "test"):
         got = release.read(slake, tmp_path / "data/raw", split)
         assert [sample.answers for sample in got.samples] == [["Yes"]]
@@ -865,15 +787,11 @@ def test_a_newer_commit_is_taken_on_purpose_only_and_kept_then(hub, tmp_path):
 
 
 def test_files_that_a_newer_commit_lacks_are_removed(hub, monkeypatch, tmp_path):
-    monkeypatch.setitem(
-        sources.SOURCES, "slake", Published({"hub": Hub("x/y", A, ("data/*.parquet",))})
-    )
+    monkeypatch.setitem(sources.SOURCES, "slake", Published({"hub": Hub("x/y", A, ("data/*.parquet",))}))
     hub.commits = {A: {"data/train-1.parquet": b"one"}, B: {"data/train-2.parquet": b"two"}}
     run("slake")
     run("slake", "--update")
-    assert [path.name for path in (tmp_path / "data/raw/slake/data").iterdir()] == [
-        "train-2.parquet"
-    ]
+    assert [path.name for path in (tmp_path / "data/raw/slake/data").iterdir()] == ["train-2.parquet"]
 
 
 def test_where_nothing_is_pinned_the_first_download_pins_it(hub, tmp_path):
@@ -885,9 +803,7 @@ def test_where_nothing_is_pinned_the_first_download_pins_it(hub, tmp_path):
     (tmp_path / "data/raw/silvar_med/train.json").unlink()
     assert run("silvar_med").exit_code == 0
     assert commit_of("silvar_med") == A
-    assert silvar_med.explanations(tmp_path / "data/raw") == [], (
-        "notes of the download are no explanations"
-    )
+    assert silvar_med.explanations(tmp_path / "data/raw") == [], "notes of the download are no explanations"
 
 
 def test_a_run_that_was_stopped_keeps_to_its_commit(hub, tmp_path):
@@ -911,9 +827,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_kept(hub, monkeypatch, name
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", spoilt)
     result = run("slake")
-    found = (
-        "SHA-256" if name == "imgs.zip" else "git hash"
-    )  # the hub has a SHA-256 of large files only
+    found = "SHA-256" if name == "imgs.zip" else "git hash"  # the hub has a SHA-256 of large files only
     assert result.exit_code == 1 and f"{name}\n  found:    {found}" in result.output
     assert "deleted" in result.output and not Path("data/raw/slake", name).exists()
     assert not json.loads(Path("data/raw/slake", RECORD).read_text())["complete"]
@@ -952,9 +866,7 @@ def answer(kind, status=403):
     import httpx2
 
     request = httpx2.Request(
-        "GET",
-        "https://huggingface.co/api/datasets/x",
-        headers={"Authorization": "Bearer hf_secret"},
+        "GET", "https://huggingface.co/api/datasets/x", headers={"Authorization": "Bearer hf_secret"}
     )
     return kind("hf_secret said no", response=httpx2.Response(status, request=request))
 
@@ -979,11 +891,7 @@ def test_what_the_hub_refuses_is_said_with_the_way_round_it(hub, kind, words):
 @pytest.mark.parametrize("offline", ["1", "0"])
 def test_an_offline_machine_gets_one_message(hub, monkeypatch, offline):
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-    hub.raises = (
-        errors.OfflineModeIsEnabled("no")
-        if offline == "1"
-        else ConnectionError("[Errno 101] unreachable")
-    )
+    hub.raises = errors.OfflineModeIsEnabled("no") if offline == "1" else ConnectionError("[Errno 101] unreachable")
     result = run("slake")
     assert result.exit_code == 1 and "Traceback" not in result.output
     assert ("HF_HUB_OFFLINE is set" in result.output) == (offline == "1")
@@ -1016,16 +924,10 @@ def test_every_source_is_pinned_or_said_to_be_pinned_later():
             assert str(source).startswith("https://"), (name, form)
             assert form in ("original", "hub")
             if isinstance(source, Hub):
-                assert source.commit is None or (
-                    len(source.commit) == 40 and int(source.commit, 16)
-                )
+                assert source.commit is None or (len(source.commit) == 40 and int(source.commit, 16))
                 for path, digest in source.sha256.items():
                     assert len(digest) == 64 and int(digest, 16)
-                    assert list(
-                        huggingface_hub.utils.filter_repo_objects(
-                            [path], allow_patterns=list(source.files)
-                        )
-                    )
+                    assert list(huggingface_hub.utils.filter_repo_objects([path], allow_patterns=list(source.files)))
             if isinstance(source, Web):
                 assert all(file.url.startswith("https://") for file in source.files)
 
@@ -1033,20 +935,14 @@ def test_every_source_is_pinned_or_said_to_be_pinned_later():
 def test_the_list_names_every_set_with_its_licence():
     output = run("--list").output
     assert all(name in output for name in sources.SOURCES)
-    assert (
-        "CC BY 4.0" in output and "pinned at the first download" in output and "by hand" in output
-    )
+    assert "CC BY 4.0" in output and "pinned at the first download" in output and "by hand" in output
     assert output == run().output, "without a set, the list is shown"
 
 
 def test_the_pinned_question_files_are_those_at_hand(real_data):
     for folder, name, form in (("slake", "slake", "original"), ("vqa-rad", "vqa_rad", "original")):
         source = sources.SOURCES[name].forms[form]
-        pinned = (
-            source.sha256
-            if isinstance(source, Hub)
-            else {file.name: file.sha256 for file in source.files}
-        )
+        pinned = source.sha256 if isinstance(source, Hub) else {file.name: file.sha256 for file in source.files}
         for path, digest in pinned.items():
             there = real_data / folder / path.replace("validation.json", "validate.json")
             if there.is_file():

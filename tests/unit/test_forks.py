@@ -44,9 +44,7 @@ def test_a_users_mistake_in_a_process_is_the_stages_message():
 
 def test_a_killed_process_is_an_error():
     with pytest.raises(UserError, match="exit code -9"):
-        in_forks(
-            lambda task, advance: os.kill(os.getpid(), signal.SIGKILL), [0], 1, lambda count: None
-        )
+        in_forks(lambda task, advance: os.kill(os.getpid(), signal.SIGKILL), [0], 1, lambda count: None)
 
 
 def test_processes_end_with_a_killed_parent(tmp_path):
@@ -61,9 +59,7 @@ def test_processes_end_with_a_killed_parent(tmp_path):
             assert parent.poll() is None
             time.sleep(0.05)
         parent.kill()
-    children = [
-        psutil.Process(int(path.name)) for path in started if psutil.pid_exists(int(path.name))
-    ]
+    children = [psutil.Process(int(path.name)) for path in started if psutil.pid_exists(int(path.name))]
     assert not psutil.wait_procs(children, timeout=30)[1]
 
 

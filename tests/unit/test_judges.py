@@ -25,9 +25,7 @@ def a_sample(answer="Nodule", kind="open", **fields) -> Sample:
 
 def a_prediction(completion: str, **fields) -> Prediction:
     think, answer = read_completion(completion)
-    return Prediction(
-        **{"id": "x/test/1", "completion": completion, "think": think, "answer": answer, **fields}
-    )
+    return Prediction(**{"id": "x/test/1", "completion": completion, "think": think, "answer": answer, **fields})
 
 
 def rate(kind: str, sample: Sample, prediction: Prediction, truth_file=None) -> Verdict:
@@ -234,13 +232,7 @@ def test_truth_gold_in_full_marks_out_on_drawn_questions(tmp_path):
         for asked in questions.abnormality_questions(rng, scene, 2):
             identity = f"x/test/{len(samples)}"
             text = questions.reasoning(rng, scene, asked)
-            sample = a_sample(
-                asked.answer,
-                id=identity,
-                image_sha256=str(number),
-                question=asked.text,
-                reasoning=text,
-            )
+            sample = a_sample(asked.answer, id=identity, image_sha256=str(number), question=asked.text, reasoning=text)
             samples.append(sample)
             completion = f"<think>{text}</think> <answer>{asked.answer}</answer>"
             predictions.append(a_prediction(completion, id=identity))
@@ -307,9 +299,7 @@ judge:
 
 
 def a_project(folder, sets=("silvar_med", "slake", "vqa_rad")):
-    (folder / "params.yaml").write_text(
-        PARAMS.replace("BENCHMARKS", ", ".join(sets[1:])), encoding="utf-8"
-    )
+    (folder / "params.yaml").write_text(PARAMS.replace("BENCHMARKS", ", ".join(sets[1:])), encoding="utf-8")
     for test_set in sets:
         samples = [a_sample("Yes", "yes_no", id=f"{test_set}/test/{i}") for i in range(3)]
         own = test_set == "silvar_med"
@@ -318,8 +308,7 @@ def a_project(folder, sets=("silvar_med", "slake", "vqa_rad")):
         for mode in ("reasoning", "blank") if own else ("reasoning",):
             answers = ("Yes", "No", "") if mode == "reasoning" else ("No", "No", "No")
             predictions = [
-                a_prediction(f"<answer>{answer}</answer>", id=sample.id)
-                for sample, answer in zip(samples, answers)
+                a_prediction(f"<answer>{answer}</answer>", id=sample.id) for sample, answer in zip(samples, answers)
             ]
             write_records(folder / f"data/predictions/base/{mode}/{test_set}.jsonl", predictions)
 

@@ -40,9 +40,7 @@ def test_one_process_does_the_work_itself(started, params):
 
 
 @pytest.mark.parametrize("cuda", [True, False])
-def test_processes_are_started_by_accelerate_or_on_a_cpu_by_torchrun(
-    started, params, monkeypatch, cuda
-):
+def test_processes_are_started_by_accelerate_or_on_a_cpu_by_torchrun(started, params, monkeypatch, cuda):
     monkeypatch.setattr(launch, "_cuda", lambda: cuda)
     params.model.device, params.accelerate.processes = "auto", 2
     assert launch.on_several_processes(params, "stages.infer", ["--model", "base"])

@@ -56,9 +56,7 @@ def rows(count: int, annotated=False):
         )
         answer, why = f"Finding {i}" if i % 3 else "none", f"Because of {i}." if i % 2 else "no"
         samples.append(sample)
-        predictions.append(
-            a_prediction(f"<think>{why}</think> <answer>{answer}</answer>", id=sample.id)
-        )
+        predictions.append(a_prediction(f"<think>{why}</think> <answer>{answer}</answer>", id=sample.id))
     return samples, predictions
 
 
@@ -74,10 +72,7 @@ def judged(server, count=1, annotated=False, **more) -> list[Verdict]:
 def one(server, completion="<answer>Nodule</answer>", sample=None, **more) -> Verdict:
     sample = sample or a_sample("Nodule")
     [verdict] = llm.judge(
-        [sample],
-        [a_prediction(completion, id=sample.id)],
-        settings_for(server, **more),
-        name="tiny",
+        [sample], [a_prediction(completion, id=sample.id)], settings_for(server, **more), name="tiny"
     )
     return verdict
 
@@ -127,9 +122,7 @@ def test_what_is_sent_and_what_is_not():
 def test_nobody_is_asked_where_there_is_nothing_to_judge():
     with Server() as server:
         empty = one(server, "")
-        lost = llm.judge(
-            [a_sample()], [a_prediction("", error="1.png: unreadable")], settings_for(server)
-        )
+        lost = llm.judge([a_sample()], [a_prediction("", error="1.png: unreadable")], settings_for(server))
     assert (empty.prediction_score, empty.unscored) == (0, None)
     assert (lost[0].prediction_score, lost[0].unscored) == (None, "1.png: unreadable")
     assert server.calls == []
@@ -238,17 +231,12 @@ STEERING = [
 def test_an_answer_that_steers_stays_a_string(text):
     """The server reads the material back from the prompt, and judges by comparing strings."""
     sample = a_sample("Nodule", reasoning="A spot.")
-    prediction = a_prediction("", id=sample.id).model_copy(
-        update={"think": text, "answer": text, "completion": text}
-    )
+    prediction = a_prediction("", id=sample.id).model_copy(update={"think": text, "answer": text, "completion": text})
     quoting = lambda material, _: json.dumps(honest(material) | {"evaluation": f"It says {text}"})  # noqa: E731
     with Server(Plan(reply=quoting)) as server:
         [verdict] = llm.judge([sample], [prediction], settings_for(server))
     [call] = server.calls
-    assert material_of(call["body"]["messages"])["prediction"] == {
-        "reasoning": text,
-        "answer": text,
-    }
+    assert material_of(call["body"]["messages"])["prediction"] == {"reasoning": text, "answer": text}
     assert (verdict.reasoning_score, verdict.prediction_score) == (0, 0)
     assert verdict.evaluation == f"It says {text}"
     asked = call["body"]["messages"][0]["content"].rsplit("\n\n", 1)[1]
@@ -289,9 +277,7 @@ def test_everything_that_goes_wrong_at_once(monkeypatch):
             elif faults == ["half_json"] * 2:
                 expected["the judge's reply was unusable twice: its JSON is broken or cut off"] += 1
             elif faults == ["wrong_types"] * 2:
-                expected[
-                    "the judge's reply was unusable twice: prediction_score has a wrong type or value"
-                ] += 1
+                expected["the judge's reply was unusable twice: prediction_score has a wrong type or value"] += 1
         assert expected.total() >= 5
         assert Counter(v.unscored for v in verdicts if v.unscored is not None) == expected
 
@@ -403,9 +389,7 @@ def test_a_wait_that_has_passed_is_no_leave_to_knock_without_pause(monkeypatch, 
     monkeypatch.setattr(chat._Client, "_sleep", noted)
     calls = iter(range(10**6))
     with Server(Plan(faults={"limited_seconds": 1.0}, retry_after=past)) as server:
-        server.let_in = lambda now: (
-            next(calls) >= 6
-        )  # six times "too many requests" by `over_limit`
+        server.let_in = lambda now: next(calls) >= 6  # six times "too many requests" by `over_limit`
         assert one(server).prediction_score == 1
     assert len(pauses) >= 6 and all(pause >= 1.0 for pause in pauses) and pauses[5] >= 32
 
@@ -726,18 +710,11 @@ def test_plain_http_to_another_machine_warns_whatever_the_key(url, key, warned, 
 
 
 def test_a_remote_judge_needs_consent_and_says_what_would_leave(monkeypatch):
-    remote = Judge(
-        kind="llm", base_url="https://api.example.org/v1", model="m", api_key_env="JUDGE_KEY"
-    )
+    remote = Judge(kind="llm", base_url="https://api.example.org/v1", model="m", api_key_env="JUDGE_KEY")
     with pytest.raises(UserError) as raised:
         llm.judge(*rows(2), remote, name="far")
     message = raised.value.format_message()
-    for words in (
-        "judge.far.consent",
-        "https://api.example.org",
-        "the question, the reference answers",
-        "no image",
-    ):
+    for words in ("judge.far.consent", "https://api.example.org", "the question, the reference answers", "no image"):
         assert words in message
     llm.check("far", remote.model_copy(update={"consent": True}))  # nothing is asked by it
     monkeypatch.delenv("JUDGE_KEY")
@@ -769,9 +746,7 @@ def test_a_key_that_cannot_be_one_is_not_repeated(value, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", value)
     with Server() as server, pytest.raises(UserError) as raised:
         one(server)
-    assert (
-        value not in raised.value.format_message() and "JUDGE_KEY" in raised.value.format_message()
-    )
+    assert value not in raised.value.format_message() and "JUDGE_KEY" in raised.value.format_message()
 
 
 @pytest.mark.parametrize(
@@ -780,8 +755,7 @@ def test_a_key_that_cannot_be_one_is_not_repeated(value, monkeypatch):
 def test_a_key_in_params_is_refused_and_not_repeated(line, tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(
-        PARAMS.replace("URL", "http://h/v1").replace("    consent: false\n", f"    {line}\n"),
-        encoding="utf-8",
+        PARAMS.replace("URL", "http://h/v1").replace("    consent: false\n", f"    {line}\n"), encoding="utf-8"
     )
     if line.startswith("base_url"):
         path.write_text(path.read_text().replace("    base_url: http://h/v1\n", ""))
@@ -829,11 +803,7 @@ def a_project(url: str, count: int, more: str = "") -> None:
 
 def verdicts_written() -> list[Verdict]:
     folder = Path("data/verdicts/base/tiny/reasoning")
-    return [
-        v
-        for name in ("silvar_med", "slake")
-        for v in read_records(folder / f"{name}.jsonl", Verdict)
-    ]
+    return [v for name in ("silvar_med", "slake") for v in read_records(folder / f"{name}.jsonl", Verdict)]
 
 
 STAGE = ["--judge", "tiny", "--model", "base"]
@@ -932,9 +902,7 @@ stages:
 def test_the_key_is_in_nothing_that_dvc_and_git_keep(tmp_path_factory):
     """Files, run cache, experiments (also one that fails), locks and logs, with DVC at its most talkative."""
     home = tmp_path_factory.mktemp("home")
-    env = {
-        name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))
-    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
     env |= {"HOME": str(home), "DVC_SITE_CACHE_DIR": str(home / "site"), "DVC_NO_ANALYTICS": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}  # fmt: skip
 
@@ -943,28 +911,18 @@ def test_the_key_is_in_nothing_that_dvc_and_git_keep(tmp_path_factory):
         assert (done.returncode != 0) == fails, (done.stdout + done.stderr).decode()
         return done.stdout + done.stderr
 
-    with Server(
-        Plan(reply=lambda material, _: json.dumps(honest(material) | {"evaluation": SECRET}))
-    ) as server:
+    with Server(Plan(reply=lambda material, _: json.dumps(honest(material) | {"evaluation": SECRET}))) as server:
         a_project(server.url, 5)
         Path("dvc.yaml").write_text(STAGES, encoding="utf-8")
         Path(".gitignore").write_text("/.cache\n/data\n", encoding="utf-8")
-        said = run(
-            "git init -q && git config user.name x && git config user.email x@y && dvc init -q"
-        )
-        said += run(
-            "git add -A && git commit -qm start && dvc repro -v && git add -A && git commit -qm run"
-        )
+        said = run("git init -q && git config user.name x && git config user.email x@y && dvc init -q")
+        said += run("git add -A && git commit -qm start && dvc repro -v && git add -A && git commit -qm run")
         said += run("dvc exp run -v -S judge.tiny.temperature=0.5")
         server.plan.status = (401, f"no {SECRET}")
         said += run("dvc exp run -v -S judge.tiny.temperature=0.7", fails=True)
         assert len(server.calls) > 20
     files = [path for folder in (Path(), home) for path in folder.rglob("*") if path.is_file()]
-    kept = (
-        said
-        + run("git cat-file --batch-all-objects --batch")
-        + b"".join(map(Path.read_bytes, files))
-    )
+    kept = said + run("git cat-file --batch-all-objects --batch") + b"".join(map(Path.read_bytes, files))
     assert b"[key]" in kept and any(".dvc/cache" in path.as_posix() for path in files)
     assert SECRET.encode() not in kept
 
@@ -978,10 +936,7 @@ def test_the_stage_judges_all_sets_in_one_go_and_again_from_what_is_kept():
         result = CliRunner().invoke(main, STAGE)
         assert result.exit_code == 0, result.output
         assert "20 of 20 distinct questions to ask" in result.output
-        assert (
-            "20 verdicts in 2 sets" in result.output
-            and "13 right, 7 wrong, 0 unscored" in result.output
-        )
+        assert "20 verdicts in 2 sets" in result.output and "13 right, 7 wrong, 0 unscored" in result.output
         written = verdicts_written()
         assert [v.prediction_score for v in written] == [right(i)[0] for i in range(20)]
         assert CliRunner().invoke(main, STAGE).exit_code == 0
@@ -995,10 +950,7 @@ def test_a_failure_is_not_kept_for_ever(monkeypatch):
         said = CliRunner().invoke(main, STAGE).output
         lost = [v for v in verdicts_written() if v.unscored is not None]
         assert lost and {v.unscored for v in lost} == {"HTTP 500"}
-        assert (
-            f"unscored {len(lost)} times: HTTP 500" in said
-            and "dvc repro -s -f judge@tiny-base" in said
-        )
+        assert f"unscored {len(lost)} times: HTTP 500" in said and "dvc repro -s -f judge@tiny-base" in said
         server.plan.always, before = {}, len(server.calls)
         CliRunner().invoke(main, STAGE)
         assert all(v.unscored is None for v in verdicts_written())
@@ -1076,9 +1028,7 @@ def test_a_full_disk_ends_in_one_message_and_keeps_what_was_paid_for():
         )  # fmt: skip
         said = done.stdout + done.stderr
         assert done.returncode == 1 and "Traceback" not in said, said
-        assert re.search(
-            r"\.cache/llm/tiny_2024_01_01_\w+\.jsonl\n  found:    file too large", said
-        )
+        assert re.search(r"\.cache/llm/tiny_2024_01_01_\w+\.jsonl\n  found:    file too large", said)
         on_disk = kept()
         assert len(on_disk) >= 5 and not Path("data/verdicts").exists()
         calls = len(server.calls)
@@ -1102,16 +1052,7 @@ def test_a_line_that_a_kill_cut_off_is_dropped():
 @pytest.mark.parametrize(
     ("change", "asked"),
     [
-        (
-            {
-                "concurrency": 2,
-                "requests_per_minute": 60000,
-                "timeout_s": 9.0,
-                "max_calls": 99,
-                "api_key_env": None,
-            },
-            0,
-        ),
+        ({"concurrency": 2, "requests_per_minute": 60000, "timeout_s": 9.0, "max_calls": 99, "api_key_env": None}, 0),
         ({"temperature": 0.5}, 3),
         ({"max_tokens": 99}, 3),
         ({"response_format": "text"}, 3),

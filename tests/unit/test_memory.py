@@ -204,9 +204,7 @@ def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
     if full and half:  # autocast's copies of the weights, which the plan counts apart
         text = small().text_config
         width = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
-        of_a_layer = text.hidden_size * (
-            2 * text.hidden_size + 2 * width + 3 * text.intermediate_size
-        )
+        of_a_layer = text.hidden_size * (2 * text.hidden_size + 2 * width + 3 * text.intermediate_size)
         expected += 2 * of_a_layer
     assert expected == pytest.approx(more - less, rel=0.04)
 
@@ -215,10 +213,7 @@ def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
     import rarl.memory_plan as memory
 
     qwen2_vl_2b().save_pretrained(tmp_path / "base")
-    write_json(
-        tmp_path / "base.json",
-        {"source": str(tmp_path / "base"), "revision": None, "sha256": "0"},
-    )
+    write_json(tmp_path / "base.json", {"source": str(tmp_path / "base"), "revision": None, "sha256": "0"})
     paper.model.device = "cpu"
     monkeypatch.setattr(memory, "available", lambda device: 1000.0)
     text = preflight(tmp_path, paper, "rarl")
@@ -237,10 +232,7 @@ def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
 
 
 def test_preflight_leaves_a_base_that_is_not_there_to_loading(paper, tmp_path):
-    write_json(
-        tmp_path / "base.json",
-        {"source": str(tmp_path / "nowhere"), "revision": None, "sha256": None},
-    )
+    write_json(tmp_path / "base.json", {"source": str(tmp_path / "nowhere"), "revision": None, "sha256": None})
     assert preflight(tmp_path, copy.deepcopy(paper), "rarl") == ""
 
 
@@ -248,9 +240,7 @@ def test_the_command_says_what_to_turn(paper, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where `paper` has put its params.yaml
     result = CliRunner().invoke(main, ["--gb", "40", "--gb", "12", "--gb", "2"])
     assert result.exit_code == 0, result.output
-    forty, twelve, two = (
-        line.split("|")[2:-1] for line in result.output.splitlines() if " GB |" in line
-    )
+    forty, twelve, two = (line.split("|")[2:-1] for line in result.output.splitlines() if " GB |" in line)
     assert [float(cell) < 40 for cell in forty] == [True] * 3  # nothing but the figure
     assert all(float(cell.split(",")[0]) < 12 and "->" in cell for cell in twelve)
     assert all("(too much)" in cell for cell in two)

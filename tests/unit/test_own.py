@@ -322,9 +322,7 @@ def test_copies_of_one_picture_tie_their_patients(root):
     for name, grey in names.items():
         picture(root / f"own/{name}.png", grey)
     csv_table(
-        root,
-        "image,question,answer,patient\n"
-        + "".join(f"{name}.png,What?,gear,{name[0]}\n" for name in names),
+        root, "image,question,answer,patient\n" + "".join(f"{name}.png,What?,gear,{name[0]}\n" for name in names)
     )
     for seed in range(6):
         releases = split(root, seed=seed)
@@ -342,9 +340,7 @@ def test_rows_without_a_patient_go_by_their_picture_and_are_counted(root):
 
 
 def test_many_small_modalities_are_spread(root):
-    rows = [
-        {"grey": i, "modality": ["CT", "MRI", "X-ray", "slide", "PET", ""][i]} for i in range(6)
-    ]
+    rows = [{"grey": i, "modality": ["CT", "MRI", "X-ray", "slide", "PET", ""][i]} for i in range(6)]
     write_study(root, rows)
     assert all(release.samples for release in split(root, table="rows.jsonl").values())
 
@@ -382,9 +378,7 @@ def test_given_splits_that_cannot_be(root):
 def test_splits_that_cannot_be_drawn(root):
     write_study(root, [{"grey": i, "patient": i % 2} for i in range(9)])
     said = refusal(split, root, table="rows.jsonl")
-    assert (
-        "9 of 9 rows" in said and "in 2 groups of the same patient" in said and "at least 3" in said
-    )
+    assert "9 of 9 rows" in said and "in 2 groups of the same patient" in said and "at least 3" in said
     assert split(root, table="rows.jsonl", split_by="image")["dev"].samples
     with pytest.raises(ValueError, match="a sum below 1"):
         params(dev_share=0.5, test_share=0.5)
@@ -400,15 +394,7 @@ def test_unusable_rows_count_with_their_patient_or_in_training(root):
         for patient in range(8):
             file.write(json.dumps({"image": "gone.png", "question": "What?", "answer": "gear"}) + "\n")  # fmt: skip
             file.write(
-                json.dumps(
-                    {
-                        "image": f"{patient}.png",
-                        "question": "",
-                        "answer": "gear",
-                        "patient": patient,
-                    }
-                )
-                + "\n"
+                json.dumps({"image": f"{patient}.png", "question": "", "answer": "gear", "patient": patient}) + "\n"
             )
         file.write("{\n")
     releases = split(root, table="rows.jsonl")
@@ -440,10 +426,7 @@ def test_no_patient_reaches_any_output(root, capfd, recwarn, caplog, monkeypatch
     make(root / "own/8.dcm", NumberOfFrames=2, PixelData=bytes(512))
     (root / "own/9.dcm").write_bytes((root / "own/0.dcm").read_bytes()[:-9])
     make(root / "own/IM000010")
-    lines += [
-        f"{name},Is it?,yes,CT,{patients[0]},"
-        for name in ("8.dcm", "9.dcm", "IM000010", "gone.dcm")
-    ]
+    lines += [f"{name},Is it?,yes,CT,{patients[0]}," for name in ("8.dcm", "9.dcm", "IM000010", "gone.dcm")]
     lines += [f"0.dcm,Is it?,yes,CT,{patients[1]},,surplus", f"0.dcm,,yes,CT,{patients[2]},"]
     csv_table(root, "image,question,answer,modality,patient,split\n" + "\n".join(lines))
 
@@ -460,9 +443,7 @@ def test_no_patient_reaches_any_output(root, capfd, recwarn, caplog, monkeypatch
     json_table(root, [{"image": "0.dcm", "question": "?", "answer": "a", "patient": patients[0], "split": s} for s in SPLITS])  # fmt: skip
     Path("data/message.txt").write_text(refusal(split, root, table="rows.jsonl"))
 
-    produced = [
-        path for folder in ("data", ".cache") for path in Path(folder).rglob("*") if path.is_file()
-    ]
+    produced = [path for folder in ("data", ".cache") for path in Path(folder).rglob("*") if path.is_file()]
     assert {path.suffix for path in produced} == {".jsonl", ".png", ".txt"} and len(produced) >= 17
     heard = [str([str(warning.message) for warning in recwarn]), caplog.text, *capfd.readouterr()]
     everything = b"".join(path.read_bytes() + path.name.encode() for path in produced)

@@ -155,9 +155,7 @@ def test_the_rating_page_saves_and_goes_on_by_keys_alone(served, opened, empty_f
     page.keyboard.press("q")
     page.wait_for_selector("#reasoning-1.primary")
     page.keyboard.press("Enter")
-    page.wait_for_function(
-        "document.querySelector('#top h1')?.textContent.startsWith('Answer 2 of')"
-    )
+    page.wait_for_function("document.querySelector('#top h1')?.textContent.startsWith('Answer 2 of')")
     page.reload()
     page.wait_for_function("document.querySelector('#top')?.textContent.includes('1 rated')")
     assert len((empty_folder / "data/ratings/anna.jsonl").read_text().splitlines()) == 2
@@ -215,9 +213,7 @@ def test_marks_name_their_model(cases):
     text = cases.locator(".marks").first.text_content()
     marks = re.findall(r"(Base|SFT|RL \+ LoRA|RARL) ([✓✗?]) (right|wrong|unscored)", text)
     assert [model for model, *_ in marks] == ["Base", "SFT", "RL + LoRA", "RARL"]
-    assert all(
-        {"✓": "right", "✗": "wrong", "?": "unscored"}[mark] == word for _, mark, word in marks
-    )
+    assert all({"✓": "right", "✗": "wrong", "?": "unscored"}[mark] == word for _, mark, word in marks)
 
 
 def test_images_are_enlarged_and_windowed_and_stay_so(cases):
@@ -239,7 +235,4 @@ def test_images_are_enlarged_and_windowed_and_stay_so(cases):
     assert cases.inner_text("#case code") != before
     assert cases.locator(".frame img").evaluate("(image) => image.style.filter") == shown
     cases.click(".controls button")
-    assert (
-        cases.locator(".frame img").evaluate("(image) => image.style.filter")
-        == "brightness(1) contrast(1)"
-    )
+    assert cases.locator(".frame img").evaluate("(image) => image.style.filter") == "brightness(1) contrast(1)"

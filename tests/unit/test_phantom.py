@@ -53,9 +53,7 @@ def test_the_own_set_has_the_papers_counts(own):
         per_image = Counter(sample.image for sample in samples)
         assert max(per_image.values()) <= 5
         assert len({(sample.image, sample.question) for sample in samples}) == len(samples)
-    annotated = {
-        split: sum(s.reasoning is not None for s in own[split].samples) for split in SPLITS
-    }
+    annotated = {split: sum(s.reasoning is not None for s in own[split].samples) for split in SPLITS}
     assert annotated == {"train": 358, "validate": 132, "test": 150}
 
 
@@ -75,11 +73,7 @@ def test_the_mix_is_slakes_and_the_wording_gives_little_away(own):
 def test_benchmarks_have_the_rows_that_were_asked_for(drawn):
     for name in DRAWN:
         release = read(ADAPTERS[name], drawn[0], "test")
-        assert (
-            release.rows
-            == len(release.samples)
-            == PARAMS.benchmark_rows + (150 if name == "slake" else 0)
-        )
+        assert release.rows == len(release.samples) == PARAMS.benchmark_rows + (150 if name == "slake" else 0)
     assert read(ADAPTERS["slake"], drawn[0], "test").notes["other_language_rows"] > 0
     assert read(ADAPTERS["vqa_rad"], drawn[0], "train").rows > 0
     notes = read(ADAPTERS["path_vqa"], drawn[0], "test").notes
@@ -129,11 +123,7 @@ def test_reasoning_names_what_was_drawn_and_nothing_else(modality):
             assert 12 <= len(text.split()) <= 42, text
             assert text.endswith(".") and "  " not in text
             # The last clause may deny the disease that was asked about.
-            said = {
-                name
-                for name in DISEASES[modality]
-                if name.lower() in text.lower().replace(asked.conclusion, "")
-            }
+            said = {name for name in DISEASES[modality] if name.lower() in text.lower().replace(asked.conclusion, "")}
             drawn_names = {finding.name for finding in findings}
             assert drawn_names <= said or not findings
             if not asked.text.startswith(("Can ", "Does the patient")):
@@ -148,9 +138,7 @@ def test_equal_seeds_draw_equal_bytes():
             for rng in map(np.random.default_rng, (3, 3, 4))
         )
         assert first.findings == second.findings
-        assert np.array_equal(first.pixels, second.pixels) and not np.array_equal(
-            first.pixels, other.pixels
-        )
+        assert np.array_equal(first.pixels, second.pixels) and not np.array_equal(first.pixels, other.pixels)
 
 
 @pytest.mark.parametrize("modality", list(DISEASES))
@@ -192,12 +180,8 @@ def test_the_stage_writes_both_outputs_and_a_table(tmp_path, monkeypatch):
     assert "train: Abnormality rows" in result.output and "716" in result.output
     lines = (tmp_path / "data/phantom_truth.jsonl").read_text(encoding="utf-8").splitlines()
     assert all(
-        {"image_sha256", "question", "modality", "findings", "expect"} == set(json.loads(line))
-        for line in lines
+        {"image_sha256", "question", "modality", "findings", "expect"} == set(json.loads(line)) for line in lines
     )
     root = tmp_path / "data/phantom"
-    assert all(
-        sample.reasoning is None
-        for sample in silvar_med.training(root, None, Pictures(root))["train"].samples
-    )
+    assert all(sample.reasoning is None for sample in silvar_med.training(root, None, Pictures(root))["train"].samples)
     assert not (tmp_path / "data/phantom.partial").exists()

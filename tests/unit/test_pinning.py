@@ -19,9 +19,7 @@ STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))[
 def run(program: str) -> str:
     """Run a program in a new process, without the environment that this one was pinned with."""
     clean = {name: v for name, v in os.environ.items() if name not in pinning.ENVIRONMENT}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=clean, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=clean, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 
@@ -29,9 +27,7 @@ def test_no_stage_loads_a_numeric_library_before_it_is_pinned():
     names = {stage["cmd"].split()[2] for stage in STAGES.values()}
     assert len(names) > 10
     program = f"import importlib, sys\nfor name in {sorted(names)}: importlib.import_module(name)\n"
-    program += (
-        "print([name for name in ('numpy', 'torch', 'scipy', 'pandas') if name in sys.modules])"
-    )
+    program += "print([name for name in ('numpy', 'torch', 'scipy', 'pandas') if name in sys.modules])"
     assert run(program).strip() == "[]"
 
 
@@ -55,12 +51,7 @@ def test_pinning_counts_only_before_the_libraries_are_loaded():
 
 @pytest.mark.parametrize(
     "first",
-    [
-        "import torch",
-        "from transformers import AutoTokenizer",
-        "import rarl.training.sft",
-        "import bert_score",
-    ],
+    ["import torch", "from transformers import AutoTokenizer", "import rarl.training.sft", "import bert_score"],
 )
 def test_kernels_are_replaced_whoever_imports_torch(first):
     """Libraries ask for torch's spec before they import it."""
@@ -135,10 +126,7 @@ def products(torch, dtype):
         yield f"addmm out {scale}", torch.addmm(c, a, b, **scale, out=torch.empty_like(c))
         yield f"baddbmm {scale}", torch.baddbmm(sums, many, more, **scale)
         yield f"baddbmm_ {scale}", sums.clone().baddbmm_(many, more, **scale)
-        yield (
-            f"baddbmm out {scale}",
-            torch.baddbmm(sums, many, more, **scale, out=torch.empty_like(sums)),
-        )
+        yield (f"baddbmm out {scale}", torch.baddbmm(sums, many, more, **scale, out=torch.empty_like(sums)))
     yield "beta 0 ignores what is there", torch.full_like(c, torch.nan).addmm_(a, b, beta=0)
     yield "linear", torch.nn.functional.linear(many, b.t(), c[0])
     yield "einsum", torch.einsum("bij,bjk->ik", many, more)
@@ -164,10 +152,7 @@ def test_gradients_are_the_librarys():
     found = []
     for dtype in (torch.float32, torch.float64):
         g = torch.Generator().manual_seed(1)
-        x, w, b = (
-            torch.randn(*shape, generator=g).to(dtype).requires_grad_()
-            for shape in ((4, 6, 8), (5, 8), (5,))
-        )
+        x, w, b = (torch.randn(*shape, generator=g).to(dtype).requires_grad_() for shape in ((4, 6, 8), (5, 8), (5,)))
         out = torch.nn.functional.linear(x, w, b)
         scores = torch.bmm(out, out.transpose(1, 2)).softmax(-1).square().sum(-1).sqrt()
         found.append([one.double() for one in torch.autograd.grad(scores.sum(), (x, w, b))])

@@ -25,9 +25,7 @@ def values(path: Path) -> dict[str, object]:
 def test_embedded_is_what_is_shipped(params):
     shipped = values(SHIPPED)
     profile = values(PROFILES / "embedded.yaml")
-    assert profile == {key: shipped[key] for key in profile}, (
-        "params.yaml and profiles/embedded.yaml differ"
-    )
+    assert profile == {key: shipped[key] for key in profile}, "params.yaml and profiles/embedded.yaml differ"
     assert apply(params, "embedded") == {}
     assert params.read_bytes() == SHIPPED.read_bytes()
 
@@ -85,17 +83,11 @@ def test_every_value_of_a_profile_names_its_source(name):
 
 
 def test_root_points_to_real_releases_and_drops_the_judge_of_drawings(params):
-    result = CliRunner().invoke(
-        main, ["embedded", "--root", "../releases", "--params", str(params)]
-    )
+    result = CliRunner().invoke(main, ["embedded", "--root", "../releases", "--params", str(params)])
     assert result.exit_code == 0, result.output
     assert "data.root: data/phantom -> ../releases" in result.output
     found = load_params(params)
-    assert (found.data.root, found.judges, found.base.source) == (
-        "../releases",
-        ["lexical", "semantic"],
-        "embedded",
-    )
+    assert (found.data.root, found.judges, found.base.source) == ("../releases", ["lexical", "semantic"], "embedded")
     apply(params, "embedded")
     assert params.read_bytes() == SHIPPED.read_bytes()
 

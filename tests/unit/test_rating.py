@@ -83,8 +83,7 @@ def project(empty_folder, repository):
     for mode in params.modes:
         for model in MODELS:
             rows = [
-                a_prediction(f"<think>{mode} {'' if n else model}</think> <answer>A</answer>", n)
-                for n in range(6)
+                a_prediction(f"<think>{mode} {'' if n else model}</think> <answer>A</answer>", n) for n in range(6)
             ]
             write_records(predictions_file(model, mode, params.own_test), rows)
     return empty_folder
@@ -151,8 +150,7 @@ def test_disputed_are_the_ties():
     scores = {"anna": [1, 1, 1, None], "ben": [1, 0, 1, None], "cara": [None, None, 0, None]}
     raters = {
         rater: {
-            item.key: Rating(id=item.sample.id, shown=item.shown, final=score)
-            for item, score in zip(items, given)
+            item.key: Rating(id=item.sample.id, shown=item.shown, final=score) for item, score in zip(items, given)
         }
         for rater, given in scores.items()
     }
@@ -166,13 +164,7 @@ def test_each_click_is_a_line_and_the_last_one_counts():
     items = items_of(2, 1)
     desk = Desk("anna", items)
     assert not desk.path.exists()
-    for changes in (
-        {"final": 1},
-        {"reasoning": 0},
-        {"final": 0},
-        {"final": 0},
-        {"comment": "ü\n?"},
-    ):
+    for changes in ({"final": 1}, {"reasoning": 0}, {"final": 0}, {"final": 0}, {"comment": "ü\n?"}):
         desk.save(0, **changes)
     lines = [json.loads(line) for line in desk.path.read_text(encoding="utf-8").splitlines()]
     assert [line["final"] for line in lines] == [1, 1, 0, 0], "what changes nothing adds no line"
@@ -217,9 +209,7 @@ def test_the_models_fault_is_wrong_whatever_is_pressed_and_reasoning_is_asked_on
     assert desk.rating(1).reasoning is None and desk.is_done(1)
 
 
-@pytest.mark.parametrize(
-    "name", ["../anna", "Anna", "a b", "", "a" * 41, "/etc/x", "a.b", "a\n", "..", "ä"]
-)
+@pytest.mark.parametrize("name", ["../anna", "Anna", "a b", "", "a" * 41, "/etc/x", "a.b", "a\n", "..", "ä"])
 def test_unsafe_rater_names_are_refused(name):
     with pytest.raises(UserError):
         human.ratings_file(name)
@@ -269,23 +259,14 @@ def test_no_score_of_the_answers_that_happen_to_be_rated():
     samples, predictions = [i.sample for i in items], [i.prediction for i in items]
     assert [v.unscored for v in verdicts(samples, predictions)] == [None, None, "not rated"]
     elsewhere = verdicts(samples, predictions, place="base/reasoning/x")
-    assert {v.unscored for v in elsewhere} == {"not rated"}, (
-        "equal answers of a model that was not to be rated"
-    )
+    assert {v.unscored for v in elsewhere} == {"not rated"}, "equal answers of a model that was not to be rated"
 
     retrained = [predictions[0], a_prediction("<answer>new</answer>", 1), predictions[2]]
     found = verdicts(samples, retrained)
-    assert {v.unscored for v in found} == {
-        "1 of 2 rated answers have changed since, and are to be rated again"
-    }
-    Desk(
-        "ben",
-        [
-            worklist.Item(
-                samples[1], retrained[1], fingerprint(samples[1], retrained[1]), items[0].of
-            )
-        ],
-    ).save(0, final=0, reasoning=0)
+    assert {v.unscored for v in found} == {"1 of 2 rated answers have changed since, and are to be rated again"}
+    Desk("ben", [worklist.Item(samples[1], retrained[1], fingerprint(samples[1], retrained[1]), items[0].of)]).save(
+        0, final=0, reasoning=0
+    )
     assert [v.prediction_score for v in verdicts(samples, retrained)] == [1, 0, None]
 
 
@@ -420,9 +401,7 @@ def test_earlier_ratings_are_read_and_their_tokens_replaced(rated_before):
 def test_the_command_replaces_earlier_tokens_and_says_so(rated_before):
     result = CliRunner().invoke(rate.main, ["--export"])
     assert result.exit_code == 0 and "anna.jsonl: its tokens could be read" in result.output
-    assert (
-        human.old_token("rarl/reasoning/silvar_med") not in human.ratings_file("anna").read_text()
-    )
+    assert human.old_token("rarl/reasoning/silvar_med") not in human.ratings_file("anna").read_text()
 
 
 def test_ratings_whose_tokens_nobody_knows_are_no_silent_unrated_answers(project):
@@ -481,9 +460,7 @@ def test_the_token_gives_a_cookie_that_lets_in(served):
     assert "samesite=lax" in first.headers["set-cookie"].lower()
     with requests.Session() as session:
         page = session.get(address)
-        assert (
-            page.status_code == 200 and page.url == f"{bare}/" and "Human evaluation" in page.text
-        )
+        assert page.status_code == 200 and page.url == f"{bare}/" and "Human evaluation" in page.text
         assert "default-src 'self'" in page.headers["content-security-policy"]
         assert session.get(f"{bare}/config").json()["title"] == "Human evaluation"
 

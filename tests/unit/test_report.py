@@ -16,15 +16,7 @@ from ruamel.yaml import YAML
 import stages.report
 import stages.score
 from rarl.params import load_params
-from rarl.records import (
-    Prediction,
-    Sample,
-    Verdict,
-    predictions_file,
-    read_records,
-    write_json,
-    write_records,
-)
+from rarl.records import Prediction, Sample, Verdict, predictions_file, read_records, write_json, write_records
 from rarl.reporting import page, tables
 from rarl.reporting.inputs import Run
 from rarl.reporting.scoring import WITHOUT_OWN_TEST, outside_own_test, score_cell
@@ -53,13 +45,7 @@ PARAMS = {
 
 
 def make_run(
-    root: Path,
-    rows: int = 60,
-    annotated: bool = True,
-    truth: bool = True,
-    logs: bool = True,
-    seed: int = 3,
-    **changes,
+    root: Path, rows: int = 60, annotated: bool = True, truth: bool = True, logs: bool = True, seed: int = 3, **changes
 ) -> None:
     """Write every input of `score` and `report` under `root`: params, samples, images, predictions,
     verdicts, logs and counts.
@@ -70,9 +56,7 @@ def make_run(
         changes: keys of params.yaml to replace; `data__root` stands for `data.root`.
     """
     profile = Path(page.__file__).parents[1] / "profiles" / "embedded.yaml"
-    raw = YAML(typ="safe", pure=True).load(profile.read_text(encoding="utf-8")) | copy.deepcopy(
-        PARAMS
-    )
+    raw = YAML(typ="safe", pure=True).load(profile.read_text(encoding="utf-8")) | copy.deepcopy(PARAMS)
     for key, value in changes.items():
         *blocks, last = key.split("__")
         place = raw
@@ -87,24 +71,16 @@ def make_run(
     own = _samples(rng, images, OWN_TEST, "test", rows, annotated)
     write_records(root / "data/curated/test.jsonl", own)
     for split in ("train", "dev"):
-        write_records(
-            root / f"data/curated/{split}.jsonl",
-            _samples(rng, images, OWN_TEST, split, rows, annotated),
-        )
+        write_records(root / f"data/curated/{split}.jsonl", _samples(rng, images, OWN_TEST, split, rows, annotated))
     sets = {OWN_TEST: own}
     for name in params.benchmarks:
         sets[name] = _samples(rng, images, name, "test", rows, False)
         if name == "slake":  # the own test lies inside SLAKE
-            sets[name] += [
-                s.model_copy(update={"id": f"slake/{s.id}", "reasoning": None}) for s in own[:20]
-            ]
+            sets[name] += [s.model_copy(update={"id": f"slake/{s.id}", "reasoning": None}) for s in own[:20]]
         if name == "cv_bench":  # a release that is not there leaves an empty file
             sets[name] = []
         write_records(root / f"data/benchmarks/{name}.jsonl", sets[name])
-        write_json(
-            root / f"metrics/benchmark/{name}.json",
-            {"total": len(sets[name]), "kinds": {"open": 4}},
-        )
+        write_json(root / f"metrics/benchmark/{name}.json", {"total": len(sets[name]), "kinds": {"open": 4}})
     for model in params.models:
         for mode in params.modes:
             for name in params.sets_of(mode):
@@ -112,14 +88,7 @@ def make_run(
     write_json(
         root / "metrics/curate.json",
         {
-            split: {
-                "total": rows,
-                "mri": 10,
-                "ct": 8,
-                "xray": rows - 18,
-                "yes_no": 31,
-                "annotated": rows // 2,
-            }
+            split: {"total": rows, "mri": 10, "ct": 8, "xray": rows - 18, "yes_no": 31, "annotated": rows // 2}
             for split in ("train", "dev", "test")
         }
         | {"explanations": {"read": 40, "matched_rows": 30, "without_a_row": 10}},
@@ -140,9 +109,7 @@ def make_run(
             _log(rng, root, method)
 
 
-def _samples(
-    rng: random.Random, folder: Path, dataset: str, split: str, rows: int, annotated: bool
-) -> list[Sample]:
+def _samples(rng: random.Random, folder: Path, dataset: str, split: str, rows: int, annotated: bool) -> list[Sample]:
     samples = []
     for i in range(rows):
         name = f"{dataset}/{split}{i // 2}.png"
@@ -209,9 +176,7 @@ def _answers(rng, root, params, model, mode, name, samples, truth) -> None:
             score = int(good) if judge == params.judges[0] or rng.random() < 0.9 else int(not good)
             reasoning = int(rng.random() < skill) if s.reasoning else None
             if p.error or (params.judge[judge].kind == "truth" and not truth):
-                verdicts.append(
-                    Verdict(id=s.id, unscored=p.error or "no truth is known of this image")
-                )
+                verdicts.append(Verdict(id=s.id, unscored=p.error or "no truth is known of this image"))
             else:
                 verdicts.append(Verdict(id=s.id, prediction_score=score, reasoning_score=reasoning))
         write_records(root / f"data/verdicts/{model}/{judge}/{mode}/{name}.jsonl", verdicts)
@@ -219,12 +184,7 @@ def _answers(rng, root, params, model, mode, name, samples, truth) -> None:
 
 def _log(rng, root, method) -> None:
     rl = method != "sft"
-    names = [
-        "reward_format",
-        "reward_length",
-        "reward_accuracy",
-        *(["reward_reasoning"] if method == "rarl" else []),
-    ]
+    names = ["reward_format", "reward_length", "reward_accuracy", *(["reward_reasoning"] if method == "rarl" else [])]
     columns = [
         "step",
         "loss",
@@ -289,10 +249,7 @@ def test_scores_count_what_was_judged(full):
     scores = load(root / "metrics/scores/sft.json")
     cell = scores["reasoning"][OWN_TEST]["lexical"]
     lines = [
-        json.loads(x)
-        for x in (root / f"data/verdicts/sft/lexical/reasoning/{OWN_TEST}.jsonl").open(
-            encoding="utf-8"
-        )
+        json.loads(x) for x in (root / f"data/verdicts/sft/lexical/reasoning/{OWN_TEST}.jsonl").open(encoding="utf-8")
     ]
     finals = [x["prediction_score"] for x in lines if x["prediction_score"] is not None]
     reasonings = [x["reasoning_score"] for x in lines if x["reasoning_score"] is not None]
@@ -306,9 +263,9 @@ def test_scores_count_what_was_judged(full):
     assert scores["reasoning"]["vqa_rad"]["lexical"]["reasoning"] is None
     empty = scores["reasoning"]["cv_bench"]["lexical"]
     assert empty["n"] == 0 and empty["final"] is None and empty["final_low"] is None
-    assert scores["reasoning"]["slake"]["lexical"]["n"] - scores["reasoning"][WITHOUT_OWN_TEST][
-        "lexical"
-    ]["n"] in range(15, 21)
+    assert scores["reasoning"]["slake"]["lexical"]["n"] - scores["reasoning"][WITHOUT_OWN_TEST]["lexical"][
+        "n"
+    ] in range(15, 21)
 
 
 def test_score_cell_blames_the_right_one():
@@ -323,13 +280,7 @@ def test_score_cell_blames_the_right_one():
         Verdict(id="c", unscored="image unreadable"),
     ]
     cell = score_cell(predictions, verdicts, 0.95)
-    assert (cell["final"], cell["n"], cell["unscored"], cell["empty"], cell["truncated"]) == (
-        50.0,
-        2,
-        1,
-        1,
-        1,
-    )
+    assert (cell["final"], cell["n"], cell["unscored"], cell["empty"], cell["truncated"]) == (50.0, 2, 1, 1, 1)
     assert (cell["reasoning"], cell["reasoning_n"]) == (0.0, 1)
 
 
@@ -344,23 +295,13 @@ def test_own_test_rows_are_recognised_by_image_and_question(full):
 
 @pytest.mark.parametrize("change", ["missing row", "foreign row", "twice", "missing file"])
 def test_a_file_that_does_not_fit_is_refused(tmp_path, monkeypatch, change):
-    make_run(
-        tmp_path,
-        rows=20,
-        models=["base"],
-        judges=["lexical"],
-        benchmarks=[],
-        modes=["reasoning"],
-        logs=False,
-    )
+    make_run(tmp_path, rows=20, models=["base"], judges=["lexical"], benchmarks=[], modes=["reasoning"], logs=False)
     path = tmp_path / f"data/verdicts/base/lexical/reasoning/{OWN_TEST}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if change == "missing row":
         path.write_text("".join(lines[1:]), encoding="utf-8")
     elif change == "foreign row":
-        path.write_text(
-            "".join([lines[0].replace("test/0", "test/999"), *lines[1:]]), encoding="utf-8"
-        )
+        path.write_text("".join([lines[0].replace("test/0", "test/999"), *lines[1:]]), encoding="utf-8")
     elif change == "twice":
         path.write_text("".join([*lines, lines[0]]), encoding="utf-8")
     else:
@@ -368,11 +309,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, monkeypatch, change):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(stages.score.main, ["--model", "base"])
     assert result.exit_code == 1
-    assert (
-        path.name in result.output
-        and "expected" in result.output
-        and "Traceback" not in result.output
-    )
+    assert path.name in result.output and "expected" in result.output and "Traceback" not in result.output
     assert not (tmp_path / "metrics/scores/base.json").exists()
 
 
@@ -385,11 +322,7 @@ def test_paper_figures_are_those_of_the_paper():
         for cell in figures.values()
     ]
     finals = [c["final"] for c in cells]
-    own = [
-        row["sets"][OWN_TEST]
-        for name in ("table3", "table6")
-        for row in tables.paper()[name]["rows"]
-    ]
+    own = [row["sets"][OWN_TEST] for name in ("table3", "table6") for row in tables.paper()[name]["rows"]]
     values = [v for figures in own for cell in figures.values() for v in cell.values()]
     assert len(cells) == 44 and len(values) == 24
     # Checksums of the printed columns: a figure copied wrongly changes them.
@@ -411,18 +344,12 @@ def test_summary_is_short_and_numeric(full):
     assert set(summary["rarl"]["direct"]) == {OWN_TEST}
     assert "cv_bench" not in summary["rarl"]["reasoning"]
     scores = load(root / "metrics/scores/rarl.json")
-    assert (
-        summary["rarl"]["reasoning"]["vqa_rad"]["final"]
-        == scores["reasoning"]["vqa_rad"]["lexical"]["final"]
-    )
+    assert summary["rarl"]["reasoning"]["vqa_rad"]["final"] == scores["reasoning"]["vqa_rad"]["lexical"]["final"]
 
 
 def test_tables_are_written_for_dvc(full):
     root, _, _ = full
-    rows = {
-        p.stem: list(csv.DictReader(p.open(encoding="utf-8")))
-        for p in (root / "metrics/tables").iterdir()
-    }
+    rows = {p.stem: list(csv.DictReader(p.open(encoding="utf-8"))) for p in (root / "metrics/tables").iterdir()}
     assert set(rows) == {
         "table3", "table6", "claims", "own_test", "paired_tests", "detectable", "grounding",
         "breakdown", "yes_no", "agreement", "reward_gap",
@@ -431,22 +358,11 @@ def test_tables_are_written_for_dvc(full):
     labels = [r["label"] for r in own]
     assert len(set(labels)) == len(labels) == 4 * 3 + 2
     assert {"most_frequent_by_kind", "most_frequent_by_question"} < set(labels)
-    ours = [
-        r
-        for r in rows["table3"]
-        if r["source"] == "ours" and r["set"] == OWN_TEST and r["judge"] == "lexical"
-    ]
+    ours = [r for r in rows["table3"] if r["source"] == "ours" and r["set"] == OWN_TEST and r["judge"] == "lexical"]
     scores = load(root / "metrics/scores/grpo.json")
     assert float(ours[1]["final"]) == scores["reasoning"][OWN_TEST]["lexical"]["final"]
-    direct = [
-        r
-        for r in rows["table6"]
-        if r["source"] == "ours" and r["prompt"] == "direct" and r["set"] == "slake"
-    ]
-    assert (
-        float(direct[0]["final"])
-        == load(root / "metrics/scores/rarl.json")["direct"]["slake"]["lexical"]["final"]
-    )
+    direct = [r for r in rows["table6"] if r["source"] == "ours" and r["prompt"] == "direct" and r["set"] == "slake"]
+    assert float(direct[0]["final"]) == load(root / "metrics/scores/rarl.json")["direct"]["slake"]["lexical"]["final"]
     assert len([r for r in rows["table3"] if r["source"] == "paper"]) == 22
     between = [r for r in rows["paired_tests"] if r["family"] == "between models"]
     assert len(between) == 6 and all(float(r["p_holm"]) >= float(r["p"]) for r in between)
@@ -455,15 +371,9 @@ def test_tables_are_written_for_dvc(full):
         ("lexical", "truth"),
         ("semantic", "truth"),
     }
-    gap = next(
-        r
-        for r in rows["reward_gap"]
-        if (r["model"], r["judge"], r["score"]) == ("sft", "lexical", "final")
-    )
+    gap = next(r for r in rows["reward_gap"] if (r["model"], r["judge"], r["score"]) == ("sft", "lexical", "final"))
     cells = load(root / "metrics/scores/sft.json")["reasoning"][OWN_TEST]
-    assert float(gap["gap"]) == pytest.approx(
-        cells["lexical"]["final"] - cells["truth"]["final"], abs=0.006
-    )
+    assert float(gap["gap"]) == pytest.approx(cells["lexical"]["final"] - cells["truth"]["final"], abs=0.006)
 
 
 def test_page_is_self_contained_and_escapes_what_models_say(full):
@@ -471,9 +381,7 @@ def test_page_is_self_contained_and_escapes_what_models_say(full):
     beside = r"cases\.html|report\.md|disagreements\.csv|\.\./\.\./metrics/cost/cost\.js"
     assert not re.search(rf"""(src|href)=["'](?!data:|#|{beside})""", html)
     assert (
-        "@import" not in html
-        and html.count("<script") == 2
-        and "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
+        "@import" not in html and html.count("<script") == 2 and "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
     )
     shown = html.count('<article class="sample')
     assert html.count("data:image/jpeg;base64,") == shown > page.GALLERY
@@ -491,11 +399,7 @@ def test_page_shows_the_audit_of_what_is_trained_on_and_evaluated(full):
     _, html, _ = full
     section = html[html.index("<h3>Audit</h3>") : html.index('id="gallery"')]
     lines = [re.findall(r"<(?:td|th scope=.row.)[^>]*>(.*?)</t[dh]>", row) for row in section.split("<tr>")[2:5]]  # fmt: skip
-    assert [line[:2] for line in lines] == [
-        ["Own rows", "train"],
-        ["Own rows", "test"],
-        ["SLAKE", "test"],
-    ]
+    assert [line[:2] for line in lines] == [["Own rows", "train"], ["Own rows", "test"], ["SLAKE", "test"]]
     assert lines[2][2:] == ["1,061", "60", "3", "0", "12", "–", "7"]
     assert "40 read, 30 matched rows" in html and "data_card.html" in html
 
@@ -525,14 +429,7 @@ def test_shortened_lists(tmp_path, monkeypatch):
 
 
 def test_real_data_without_truth_or_annotation(tmp_path, monkeypatch):
-    make_run(
-        tmp_path,
-        rows=30,
-        annotated=False,
-        truth=False,
-        data__root="data/raw",
-        benchmarks=["slake", "cv_bench"],
-    )
+    make_run(tmp_path, rows=30, annotated=False, truth=False, data__root="data/raw", benchmarks=["slake", "cv_bench"])
     html, output = score_and_report(tmp_path, monkeypatch)
     assert "PHANTOM" not in html + output
     assert "scored nothing on these data" in html and "not annotated" in html
@@ -563,9 +460,7 @@ def test_replies_that_were_cut_off_are_said(tmp_path, monkeypatch):
     path = tmp_path / predictions_file("base", "reasoning", OWN_TEST)
     replies = read_records(path, Prediction)
     for cut, said in ((0, False), (3, True)):
-        write_records(
-            path, [r.model_copy(update={"truncated": i < cut}) for i, r in enumerate(replies)]
-        )
+        write_records(path, [r.model_copy(update={"truncated": i < cut}) for i, r in enumerate(replies)])
         html, _ = score_and_report(tmp_path, monkeypatch)
         assert ("Cut off at 96 tokens" in html and f"Base {cut} of 10" in html) is said
 
@@ -588,9 +483,7 @@ def test_models_left_from_an_earlier_run_are_not_read(tmp_path, monkeypatch):
 
 
 def test_an_image_that_is_gone_does_not_stop_the_page(tmp_path, monkeypatch):
-    make_run(
-        tmp_path, rows=20, models=["base"], judges=["lexical"], benchmarks=[], modes=["reasoning"]
-    )
+    make_run(tmp_path, rows=20, models=["base"], judges=["lexical"], benchmarks=[], modes=["reasoning"])
     for path in (tmp_path / "data/phantom" / OWN_TEST).iterdir():
         path.unlink()
     html, _ = score_and_report(tmp_path, monkeypatch)
@@ -604,8 +497,7 @@ def test_gallery_shows_differences_first(full):
         run = Run(load_params())
         chosen = page.choose(run)
         series = [
-            [v.prediction_score for v in run.verdicts[m, "reasoning", OWN_TEST, "lexical"]]
-            for m in run.params.models
+            [v.prediction_score for v in run.verdicts[m, "reasoning", OWN_TEST, "lexical"]] for m in run.params.models
         ]
     assert len(set(chosen)) == page.GALLERY
     assert sum(len({s[i] for s in series}) > 1 for i in chosen) >= page.GALLERY // 2

@@ -63,12 +63,8 @@ def test_every_question_is_there_with_every_answer_and_verdict(inside):
         assert [case["id"] for case in data["cases"]] == [s.id for s in run.samples[name]]
         assert set(data["pictures"]) == {s.image_sha256 for s in run.samples[name]}
     case = unpacked(html, OWN_TEST)["cases"][3]
-    assert not [image for image in case.values() if image == run.samples[OWN_TEST][3].image], (
-        "no path"
-    )
-    assert set(case["said"]) == {
-        f"{mode} {m}" for mode in run.params.modes for m in run.params.models
-    }
+    assert not [image for image in case.values() if image == run.samples[OWN_TEST][3].image], "no path"
+    assert set(case["said"]) == {f"{mode} {m}" for mode in run.params.modes for m in run.params.models}
     said = run.predictions["sft", "direct", OWN_TEST][3]
     assert case["said"]["direct sft"][:2] == [said.answer, said.think]
     verdicts = [run.verdicts["sft", "direct", OWN_TEST, judge][3] for judge in run.judges]
@@ -86,10 +82,7 @@ def test_the_policy_of_the_page_names_its_script_and_nothing_else(inside):
     scripts = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
     assert len(scripts) == 1
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
-    assert (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-        in html
-    )
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
     assert "innerHTML" not in scripts[0] and "insertAdjacentHTML" not in scripts[0]
     assert "not for clinical use" in html
 
@@ -112,8 +105,7 @@ def test_times_and_memory_are_of_the_stages_that_the_parameters_name(inside):
         if not stage.get("frozen"):
             name, *options = stage["cmd"].removeprefix("python -m stages.").split()
             values = [
-                lists[value[7:-1]] if value.startswith("${item.") else [Path(value).name]
-                for value in options[1::2]
+                lists[value[7:-1]] if value.startswith("${item.") else [Path(value).name] for value in options[1::2]
             ]
             expected |= {slug_of([name, *items]) for items in product(*values)}
     named = [name for names in re.findall(r'data-cost="([^"]+)"', html) for name in names.split()]
@@ -180,13 +172,7 @@ def hostile(tmp_path, monkeypatch):
         rewrite(path, Sample, "question", "reasoning", "category")
     for model in ("base", "rarl"):
         for name in (OWN_TEST, "slake"):
-            rewrite(
-                f"data/predictions/{model}/reasoning/{name}.jsonl",
-                Prediction,
-                "answer",
-                "think",
-                "completion",
-            )
+            rewrite(f"data/predictions/{model}/reasoning/{name}.jsonl", Prediction, "answer", "think", "completion")
             rewrite(f"data/verdicts/{model}/semantic/reasoning/{name}.jsonl", Verdict, "evaluation")
     html, _ = score_and_report(tmp_path, monkeypatch)
     return html
@@ -211,9 +197,7 @@ def test_hostile_text_changes_no_score(hostile):
     scores = json.loads(Path("metrics/scores/base.json").read_text(encoding="utf-8"))
     verdicts = read_records(f"data/verdicts/base/lexical/reasoning/{OWN_TEST}.jsonl", Verdict)
     given = [v.prediction_score for v in verdicts if v.prediction_score is not None]
-    assert scores["reasoning"][OWN_TEST]["lexical"]["final"] == round(
-        100 * sum(given) / len(given), 2
-    )
+    assert scores["reasoning"][OWN_TEST]["lexical"]["final"] == round(100 * sum(given) / len(given), 2)
 
 
 def test_hostile_text_breaks_no_markdown_table(hostile):
@@ -265,9 +249,7 @@ def test_without_annotations_the_examples_go_by_the_answer(tmp_path, monkeypatch
 def test_differences_to_the_paper_are_marked_where_they_exceed_the_interval(inside):
     run, html = inside
     frame = tables.paper_table(run, "table3")
-    ours = frame[
-        (frame["source"] == "ours") & (frame["set"] == "vqa_med") & (frame["row"] == "SFT")
-    ]
+    ours = frame[(frame["source"] == "ours") & (frame["set"] == "vqa_med") & (frame["row"] == "SFT")]
     for row in ours.itertuples():
         assert row.difference == pytest.approx(row.final - 13.8, abs=0.006), "by GPT-4o mini"
         assert row.beyond == (not row.final_low <= 13.8 <= row.final_high)
@@ -285,9 +267,7 @@ def test_the_same_judge_is_compared_where_the_paper_has_it():
 
 
 def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeypatch):
-    make_run(
-        tmp_path, rows=20, models=["base", "rarl"], judges=["lexical"], benchmarks=[], logs=False
-    )
+    make_run(tmp_path, rows=20, models=["base", "rarl"], judges=["lexical"], benchmarks=[], logs=False)
     html, _ = score_and_report(tmp_path, monkeypatch)
     assert "Ours: not run" in html and "Over seeds" not in html and "two changes apart" not in html
 
@@ -299,15 +279,7 @@ def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeyp
         {"method": "Base, untuned", "samples": None, **tasks},
         {"method": "SFT", "samples": 500, "source": "ours (paper)", "Count": 99.94},
     ]
-    seeds = {
-        "model": "rarl",
-        "mode": "reasoning",
-        "set": OWN_TEST,
-        "seeds": 3,
-        "sd": 2.31,
-        "low": 61.0,
-        "high": 66.67,
-    }
+    seeds = {"model": "rarl", "mode": "reasoning", "set": OWN_TEST, "seeds": 3, "sd": 2.31, "low": 61.0, "high": 66.67}
     grid = {"reasoning_reward": "yes", "prompts": "one", "n": 150, "final": 63.12, "final_low": 55.0,
             "final_high": 70.0, "reasoning": None}  # fmt: skip
     studies = {
@@ -346,17 +318,13 @@ def test_grounding_says_what_remains_without_the_right_picture(tmp_path, monkeyp
     assert row["difference"] == pytest.approx(row["final"] - row["shown"], abs=0.011)
     assert row["kept"] == pytest.approx(100 * row["final"] / row["shown"], abs=0.02)
     assert set(frame.index) == {(m, i) for m in ("base", "rarl") for i in ("blank", "shuffled")}
-    assert "How much comes from looking?" in html and "another question's picture" in " ".join(
-        output.split()
-    )
+    assert "How much comes from looking?" in html and "another question's picture" in " ".join(output.split())
 
 
 def test_agreement_is_pooled_over_models_and_disagreements_are_listed(inside):
     run, _ = inside
     frame = tables.judge_agreement(run)
-    pair = frame[
-        (frame["first"] == "lexical") & (frame["second"] == "truth") & (frame["score"] == "final")
-    ]
+    pair = frame[(frame["first"] == "lexical") & (frame["second"] == "truth") & (frame["score"] == "final")]
     models, pooled = pair[pair["model"] != "all"], pair[pair["model"] == "all"].iloc[0]
     assert pooled["n"] == models["n"].sum() and pooled["disagree"] == models["disagree"].sum()
     listed = tables.disagreements(run)
@@ -380,17 +348,13 @@ def test_people_are_held_against_people_and_not_against_their_own_majority(tmp_p
     run = Run(load_params())
     for name, printed in (("human", 60.81), ("human_anna", 60.81), ("lexical", 64.86)):
         frame = tables.paper_table(run, "table3")
-        [row] = frame[
-            (frame["row"] == "SFT") & (frame["source"] == "ours") & (frame["judge"] == name)
-        ].itertuples()
+        [row] = frame[(frame["row"] == "SFT") & (frame["source"] == "ours") & (frame["judge"] == name)].itertuples()
         assert row.difference == pytest.approx(row.final - printed, abs=0.006)
     pairs = {(r.first, r.second) for r in tables.judge_agreement(run).itertuples()}
     assert pairs == {("lexical", name) for name in people} | {("human_anna", "human_ben")}
     assert page.unscored(run)["human_anna"][0][0] in ("not <b>rated</b>", "image unreadable")
     assert "1 × not &lt;b&gt;rated&lt;/b&gt;" in html
-    cells = [
-        run.scores["sft"]["reasoning"][OWN_TEST][name]["n"] for name in ("lexical", "human_anna")
-    ]
+    cells = [run.scores["sft"]["reasoning"][OWN_TEST][name]["n"] for name in ("lexical", "human_anna")]
     assert cells[0] == cells[1] + 1 and f'<span class="range">n {cells[1]}</span>' in html
 
 
@@ -418,9 +382,7 @@ def test_breakdown_leaves_out_what_has_one_value(inside):
     run, html = inside
     frame = tables.breakdown(run)
     assert set(frame["by"]) == {"kind", "modality"}
-    own = frame[
-        (frame["set"] == OWN_TEST) & (frame["by"] == "modality") & (frame["model"] == "sft")
-    ]
+    own = frame[(frame["set"] == OWN_TEST) & (frame["by"] == "modality") & (frame["model"] == "sft")]
     cell = json.loads(Path("metrics/scores/sft.json").read_text())["reasoning"][OWN_TEST]["lexical"]
     assert own["n"].sum() == cell["n"]
     right = (own["final"] * own["n"] / 100).round().sum()

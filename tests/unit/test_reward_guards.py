@@ -166,7 +166,4 @@ def test_a_guard_is_given_its_row():
         completions=["a", conversation], answers=[["1"], ["2"]], kind=["open", "number"],
         choices=None, trainer_state=object(), log_metric=print,
     )  # fmt: skip
-    assert seen == [
-        ("a", {"answers": ["1"], "kind": "open"}),
-        ("b", {"answers": ["2"], "kind": "number"}),
-    ]
+    assert seen == [("a", {"answers": ["1"], "kind": "open"}), ("b", {"answers": ["2"], "kind": "number"})]

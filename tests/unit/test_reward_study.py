@@ -142,9 +142,7 @@ def test_intervals_hold_the_value_and_narrow_with_the_number_of_cases():
 
 
 def test_a_thinned_lexicon_reads_less_and_leaves_nothing_behind():
-    text = (
-        "A hypoattenuating focus in the hepatic parenchyma, an enlarged heart, tiny, basal, renal."
-    )
+    text = "A hypoattenuating focus in the hepatic parenchyma, an enlarged heart, tiny, basal, renal."
     before, whole = terms.facts(text), terms.WORDINGS
     with reasoning.thinned_lexicon(1):
         assert len(terms.WORDINGS) < 0.8 * len(whole)

@@ -99,9 +99,7 @@ def _parts(expected: str) -> list[str]:
     return parts
 
 
-ANNOTATION = (
-    "This is a chest X-ray. There is a small bright round spot in the lower right lung, a nodule."
-)
+ANNOTATION = "This is a chest X-ray. There is a small bright round spot in the lower right lung, a nodule."
 
 
 @pytest.mark.parametrize(
@@ -172,11 +170,7 @@ def test_every_wording_of_the_lexicon_is_read_as_its_term():
 
 def test_lexicon_is_consistent():
     wordings = [
-        w.strip()
-        for terms in TERMS.values()
-        for t, o in terms.items()
-        for w in (t, *o.split(","))
-        if w.strip()
+        w.strip() for terms in TERMS.values() for t, o in terms.items() for w in (t, *o.split(",")) if w.strip()
     ]
     assert len(set(wordings)) == len(wordings), "a wording stands under two terms"
     assert set(GROUP.values()) == set(TERMS)

@@ -237,9 +237,7 @@ def test_accuracy_works_without_a_choices_column():
         (f"<think> </think>{A}", "A spot.", 0.0),
     ],
 )
-def test_reasoning_is_none_without_annotation_and_0_without_a_closed_think(
-    measure, completion, annotation, reward
-):
+def test_reasoning_is_none_without_annotation_and_0_without_a_closed_think(measure, completion, annotation, reward):
     function = make_reasoning_reward(NoEncoder(), measure)
     assert function([completion], reasoning=[annotation]) == [reward]
 
@@ -274,12 +272,7 @@ def test_functions_and_weights_are_those_above_zero():
 
     everything = Rewards(format=1.0, length=0.5, accuracy=2.0, reasoning=3.0)
     functions, weights = reward_functions(everything, factory)
-    assert [function.__name__ for function in functions] == [
-        "format",
-        "length",
-        "accuracy",
-        "reasoning",
-    ]
+    assert [function.__name__ for function in functions] == ["format", "length", "accuracy", "reasoning"]
     assert weights == [1.0, 0.5, 2.0, 3.0]
     assert len(made) == 1
 
@@ -324,10 +317,7 @@ def test_settings_and_guards_reach_their_rewards_and_no_other():
     }
     assert rewarded(empty_answer=True) == plain | {"format": [0.1, 0.1, 1.0]}
     assert rewarded(text_after_answer=True) == plain | {"accuracy": [1.0, 0.0, 0.0]}
-    assert rewarded(repetition=True) == plain | {
-        "length": [0.2, 0.2, 0.0],
-        "reasoning": [None, 1.0, 0.0],
-    }
+    assert rewarded(repetition=True) == plain | {"length": [0.2, 0.2, 0.0], "reasoning": [None, 1.0, 0.0]}
     on = rewarded(empty_answer=True, text_after_answer=True, repetition=True, many_answers=True)
     assert on == {
         "format": [0.1, 0.1, 1.0],
@@ -356,15 +346,12 @@ def test_the_papers_formula_is_the_default():
         length_per_token=0.001,
         length_cap=1.0,
         reasoning="bertscore",
-        guards=Guards(
-            empty_answer=False, text_after_answer=False, repetition=False, many_answers=False
-        ),
+        guards=Guards(empty_answer=False, text_after_answer=False, repetition=False, many_answers=False),
     )
 
 
 @pytest.mark.parametrize(
-    "module",
-    [answers, accuracy, completions, format_family, guards, length, lexical, reasoning, terms],
+    "module", [answers, accuracy, completions, format_family, guards, length, lexical, reasoning, terms]
 )
 def test_the_worked_examples_in_the_docstrings(module):
     examples = doctest.DocTestFinder().find(module)

@@ -15,18 +15,7 @@ from rarl.reporting import tables
 from rarl.reporting.inputs import Run
 from rarl.spreadsheet import restore, safe, write_csv, write_frame
 
-FORMULAS = [
-    "=cmd|' /C calc'!A0",
-    "+1+1",
-    "-2+3",
-    "@SUM(A1)",
-    "\t=1",
-    "\r=1",
-    "\n=1",
-    "＝1+1",
-    "- 3 cm",
-    "'=1",
-]
+FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1+1", "- 3 cm", "'=1"]
 HARMLESS = ["yes", "", "a=b", "-3.2", "+4", "-1e-05", "-inf", "3 - 2", "it's", "'quoted'"]
 
 

@@ -60,11 +60,7 @@ def imports(file: str, inside_functions: bool = True) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import; this project writes them out"
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    found = {
-        name
-        for module in modules
-        if module.startswith(("rarl", "stages")) and (name := file_of(module))
-    }
+    found = {name for module in modules if module.startswith(("rarl", "stages")) and (name := file_of(module))}
     for module in {name.removesuffix("/__init__.py").removesuffix(".py") for name in found}:
         package = f"{Path(module).parent.as_posix()}/__init__.py"
         if package not in (file, "./__init__.py", "rarl/__init__.py", "stages/__init__.py"):
@@ -88,8 +84,7 @@ def test_stage_names_the_code_that_it_imports(name):
     unnamed = {
         file
         for file in reached(entry(stage)) - PLUMBING
-        if not is_empty(file)
-        and not any(dep == Path(file) or dep in Path(file).parents for dep in deps)
+        if not is_empty(file) and not any(dep == Path(file) or dep in Path(file).parents for dep in deps)
     }
     assert not unnamed, f"dvc.yaml: stage {name} runs code that its deps do not name"
 
@@ -104,9 +99,7 @@ def test_stage_names_no_code_that_it_does_not_use(name):
         if dep.suffix == ".py" or any((ROOT / dep).rglob("*.py")):
             used = any(dep == file or dep in file.parents for file in files)
         else:  # data, which the code names
-            used = any(
-                f'"{dep.name}"' in (ROOT / file).read_text(encoding="utf-8") for file in files
-            )
+            used = any(f'"{dep.name}"' in (ROOT / file).read_text(encoding="utf-8") for file in files)
         assert used, f"dvc.yaml: {name} depends on {dep}, which it does not use"
 
 

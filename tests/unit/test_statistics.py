@@ -40,9 +40,7 @@ def test_wilson_stays_inside_at_the_ends_and_widens_with_confidence():
         st.wilson(0, 0)
 
 
-def series(
-    both: int, first_only: int, second_only: int, neither: int
-) -> tuple[list[int], list[int]]:
+def series(both: int, first_only: int, second_only: int, neither: int) -> tuple[list[int], list[int]]:
     first = [1] * both + [1] * first_only + [0] * second_only + [0] * neither
     second = [1] * both + [0] * first_only + [1] * second_only + [0] * neither
     return first, second

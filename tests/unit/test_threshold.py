@@ -9,16 +9,7 @@ from click.testing import CliRunner
 from rarl.answers import matches
 from rarl.judges.semantic import CONTRADICTED
 from rarl.records import Sample
-from rarl.studies.threshold import (
-    GRID,
-    Pair,
-    answer_pairs,
-    as_markdown,
-    calibrate,
-    middle,
-    reasoning_pairs,
-    reworded,
-)
+from rarl.studies.threshold import GRID, Pair, answer_pairs, as_markdown, calibrate, middle, reasoning_pairs, reworded
 
 
 def row(index, answer, question="What is seen?", kind="open", reasoning=None, modality="xray"):
@@ -51,11 +42,7 @@ def test_pairs_are_labelled_by_rule_and_none_is_decided_by_text_alone():
         "denied": False,
     }  # fmt: skip
     assert Pair("x/dev/2", "too many or few", False, "Effusion", "Effusion, Mass") in pairs
-    assert not any(
-        p.kind == "another answer" and "nodule" in p.text.lower()
-        for p in pairs
-        if p.row == "x/dev/1"
-    )
+    assert not any(p.kind == "another answer" and "nodule" in p.text.lower() for p in pairs if p.row == "x/dev/1")
     assert pairs == answer_pairs(ROWS)
 
 
@@ -112,11 +99,7 @@ def test_what_is_refused_at_any_threshold_moves_none():
     refused = [Pair(str(i), "denied", False, "", "") for i in range(50)]
     alone = calibrate(pairs, right + wrong)
     found = calibrate([*pairs, *refused], right + wrong + [CONTRADICTED] * 50)
-    assert (found["chosen"], found["auc"], found["curve"]) == (
-        alone["chosen"],
-        alone["auc"],
-        alone["curve"],
-    )
+    assert (found["chosen"], found["auc"], found["curve"]) == (alone["chosen"], alone["auc"], alone["curve"])
     assert set(found["kinds"]["denied"]["curve"]) == {0}
 
 
@@ -139,9 +122,7 @@ def test_the_study_writes_numbers_into_git_and_texts_beside(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_records("data/curated/dev.jsonl", ROWS)
     monkeypatch.setattr(threshold_study, "load_params", lambda: type("P", (), {"encoder": type("E", (), {"source": "fake"})}))  # fmt: skip
-    monkeypatch.setattr(
-        semantic, "embed", lambda texts, source: {t: np.array([len(t) % 5, 1.0]) / 9 for t in texts}
-    )
+    monkeypatch.setattr(semantic, "embed", lambda texts, source: {t: np.array([len(t) % 5, 1.0]) / 9 for t in texts})
     result = CliRunner().invoke(threshold_study.main, [], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     text = (tmp_path / "metrics/studies/semantic_threshold.json").read_text(encoding="utf-8")
@@ -159,8 +140,4 @@ def test_without_open_answers_the_study_says_so(tmp_path, monkeypatch):
     write_records("data/curated/dev.jsonl", [ROWS[4]])
     monkeypatch.setattr(threshold_study, "load_params", lambda: type("P", (), {"encoder": type("E", (), {"source": "fake"})}))  # fmt: skip
     result = CliRunner().invoke(threshold_study.main, [])
-    assert (
-        result.exit_code == 1
-        and "open questions" in result.output
-        and "Traceback" not in result.output
-    )
+    assert result.exit_code == 1 and "open questions" in result.output and "Traceback" not in result.output

@@ -87,9 +87,7 @@ def test_judges_do_not_judge_what_is_short_of_rows(project):
     assert result.exit_code == 1 and "dvc repro -s -f infer@base" in result.output
 
 
-@pytest.mark.parametrize(
-    "content", [b"\0\0\0\n", '{"id": "é'.encode()[:-1]], ids=["zeros", "half a letter"]
-)
+@pytest.mark.parametrize("content", [b"\0\0\0\n", '{"id": "é'.encode()[:-1]], ids=["zeros", "half a letter"])
 def test_a_line_that_is_no_record_names_the_stage_that_makes_it(project, content):
     path = Path("data/predictions/base/reasoning/slake.jsonl")
     path.write_bytes(content)
@@ -190,14 +188,10 @@ def test_a_file_that_cannot_be_written_in_full_ends_in_one_message(project):
     run()
     before = files()
     predicted = Path("data/predictions/base/reasoning/slake.jsonl")
-    write_records(
-        predicted, [a_prediction("No " * 500, id=p.id) for p in read_records(predicted, Prediction)]
-    )
+    write_records(predicted, [a_prediction("No " * 500, id=p.id) for p in read_records(predicted, Prediction)])
     for cached in files(".cache"):
         Path(cached).unlink()
-    done = limited(
-        JUDGE, 420
-    )  # between the sizes of a file of verdicts and of the same with its seal
+    done = limited(JUDGE, 420)  # between the sizes of a file of verdicts and of the same with its seal
     said = done.stdout + done.stderr
     assert done.returncode == 1 and "Traceback" not in said, said
     assert re.search(r"\.cache/verdicts/\w+\.jsonl\n  found:    file too large", said), said
@@ -236,9 +230,7 @@ def test_a_full_disk_ends_in_one_message_and_the_next_run_goes_on(project, small
     assert run().exit_code == 0 and files() == before
 
 
-@pytest.mark.skipif(
-    not (os.geteuid() or shutil.which("setpriv")), reason="root, and no setpriv to give rights away"
-)
+@pytest.mark.skipif(not (os.geteuid() or shutil.which("setpriv")), reason="root, and no setpriv to give rights away")
 def test_a_folder_that_is_denied_ends_in_one_message(project):
     run()
     before = files()

@@ -26,16 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rarl.data import hub
-from rarl.data.release import (
-    Declared,
-    MissingRelease,
-    Refused,
-    Row,
-    fold,
-    load_lines,
-    load_rows,
-    require_split,
-)
+from rarl.data.release import Declared, MissingRelease, Refused, Row, fold, load_lines, load_rows, require_split
 
 FOLDERS = ("cv_bench", "cv-bench", "CV-Bench", "CVBench")
 FILES = ("test_2d.jsonl", "test_3d.jsonl")
@@ -45,11 +36,7 @@ LETTERS = "ABCDEF"
 #: The form of rows that another benchmark chose: 122 of them, in SpatialScore's hard part.
 EXPORT = "export"
 DECLARED = Declared(
-    counts={
-        "original": {"test": {"rows": 2638}},
-        hub.FORM: {"test": {"rows": 2638}},
-        EXPORT: {"test": {"rows": 122}},
-    },
+    counts={"original": {"test": {"rows": 2638}}, hub.FORM: {"test": {"rows": 2638}}, EXPORT: {"test": {"rows": 122}}},
     known=(
         "It has no training split.",
         "Count 788 and Relation 650 (2D), Depth 600 and Distance 600 (3D): the official score weights 2D by "

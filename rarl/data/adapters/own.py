@@ -75,11 +75,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def rows(
-    folder: Path,
-    split: str,
-    notes: Counter,
-    table: str = "rows.csv",
-    chosen: list[Row | Refused] | None = None,
+    folder: Path, split: str, notes: Counter, table: str = "rows.csv", chosen: list[Row | Refused] | None = None
 ) -> Iterator[Row | Refused]:
     """The rows of the table: all as the `test` split of a benchmark, or those `chosen` for a split of `training`."""
     if chosen is None:
@@ -259,9 +255,7 @@ def _require_columns(path: Path, columns: list[str]) -> None:
     if not missing and not twice:
         return
     # A table without a header has cells in its first line, which are not to be shown.
-    shown = (
-        ", ".join(columns) if set(columns) & set(COLUMNS) else "no column name that is known here"
-    )
+    shown = ", ".join(columns) if set(columns) & set(COLUMNS) else "no column name that is known here"
     raise UserError(
         f"{path}, line 1" if path.suffix.lower() != ".jsonl" else str(path),
         f"no column {', '.join(missing)} (there: {shown})" if missing else f"column {', '.join(twice)} twice",
@@ -283,8 +277,7 @@ def _fault(cells: dict) -> str | None:
 def _row(id: str, line: int, cells: dict) -> Row | Refused:
     question = cells.get("question")
     answers, choices = (
-        [part.strip() if isinstance(part, str) else part for part in _list(cells.get(name))]
-        for name in SEVERAL
+        [part.strip() if isinstance(part, str) else part for part in _list(cells.get(name))] for name in SEVERAL
     )
     choices = [fold(choice) for choice in choices]
     if choices:
@@ -379,11 +372,7 @@ def _placed(entry: _Entry, folder: Path, pictures: Pictures) -> _Entry:
 
 def _drawn(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
     """Row -> split, drawn. Rows that cannot be used count with those that they belong to, or in training."""
-    shares = {
-        "train": 1 - own.dev_share - own.test_share,
-        "test": own.test_share,
-        "dev": own.dev_share,
-    }
+    shares = {"train": 1 - own.dev_share - own.test_share, "test": own.test_share, "dev": own.dev_share}
     shares = {split: share for split, share in shares.items() if share}
     groups = [group for group in _kept_together(entries, own.split_by) if _size(group)]
     if len(groups) < len(shares):
@@ -460,12 +449,9 @@ def _size(group: list[_Entry]) -> int:
 def _why(releases: dict[str, Release]) -> str:
     """What happened to the rows, for a message."""
     missing = sum(len(release.missing_images) for release in releases.values())
-    every = Release(
-        "own", "", refused=[row for release in releases.values() for row in release.refused]
-    )
+    every = Release("own", "", refused=[row for release in releases.values() for row in release.refused])
     said = [f"{missing} rows without their image"] if missing else []
     said += [
-        f"{count} rows refused: {reason} (first {row})"
-        for reason, (count, row) in list(every.refusals.items())[:3]
+        f"{count} rows refused: {reason} (first {row})" for reason, (count, row) in list(every.refusals.items())[:3]
     ]
     return f" ({'; '.join(said)})" if said else ""

@@ -25,16 +25,7 @@ from pathlib import Path
 
 from rarl.answers import normalise
 from rarl.data import hub
-from rarl.data.release import (
-    Declared,
-    MissingRelease,
-    Refused,
-    Row,
-    fold,
-    load_rows,
-    relative,
-    require_split,
-)
+from rarl.data.release import Declared, MissingRelease, Refused, Row, fold, load_rows, relative, require_split
 
 FOLDERS = ("path_vqa", "path-vqa", "PathVQA", "pathvqa", "pvqa")
 FILES = {"train": "pvqa_train.json", "validate": "pvqa_val.json", "test": "pvqa_test.json"}

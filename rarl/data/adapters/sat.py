@@ -23,16 +23,7 @@ from typing import TYPE_CHECKING
 
 from rarl.data import hub
 from rarl.data.adapters.cv_bench import LETTERS, multiple_choice, with_options
-from rarl.data.release import (
-    Declared,
-    MissingRelease,
-    Refused,
-    Release,
-    Row,
-    fold,
-    read,
-    require_split,
-)
+from rarl.data.release import Declared, MissingRelease, Refused, Release, Row, fold, read, require_split
 
 if TYPE_CHECKING:
     from rarl.data.release import Pictures
@@ -71,9 +62,7 @@ def training(root: Path, params: "Params", pictures: "Pictures") -> dict[str, Re
     }
 
 
-def rows(
-    folder: Path, split: str, notes: Counter, limit: int | None = None, seed: int = 0
-) -> Iterator[Row | Refused]:
+def rows(folder: Path, split: str, notes: Counter, limit: int | None = None, seed: int = 0) -> Iterator[Row | Refused]:
     """The rows of one split.
 
     Args:

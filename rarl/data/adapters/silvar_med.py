@@ -47,22 +47,14 @@ SPLITS = {"train": "train", "dev": "validate", "test": "test"}
 DECLARED = Declared(
     counts={
         form: {
-            "train": {
-                "rows": 716,
-                "images": 304,
-                "yes_no": 467,
-                "mri": 162,
-                "ct": 122,
-                "xray": 432,
-            },
+            "train": {"rows": 716, "images": 304, "yes_no": 467, "mri": 162, "ct": 122, "xray": 432},
             "validate": {"rows": 132, "images": 61, "yes_no": 88, "mri": 29, "ct": 17, "xray": 86},
             "test": {"rows": 150, "images": 67, "yes_no": 98, "mri": 32, "ct": 21, "xray": 97},
         }
         for form in ("original", hub.FORM)
     },
     known=(
-        "It is a part of SLAKE: its English Abnormality rows, whose train, development and test images are "
-        "disjoint.",
+        "It is a part of SLAKE: its English Abnormality rows, whose train, development and test images are disjoint.",
         "With 150 test rows a 95 % interval is about 7.6 points to either side.",
         "The paper's own-set scores are multiples of 1/148, not of 1/150.",
     ),
@@ -170,9 +162,7 @@ def _of_tools(path: Path) -> bool:
     return path.name in tools or ".cache" in path.parts
 
 
-def _explanation(
-    folder: Path, path: Path, number: int, row: dict, keys: tuple[str, str, str]
-) -> Explanation:
+def _explanation(folder: Path, path: Path, number: int, row: dict, keys: tuple[str, str, str]) -> Explanation:
     wrong = [key for key in keys if not isinstance(row.get(key), str | None) or key not in row]
     if wrong:
         raise UserError(

@@ -27,26 +27,12 @@ from pathlib import Path
 
 from rarl.answers import kind_of
 from rarl.data import hub
-from rarl.data.release import (
-    Declared,
-    Refused,
-    Row,
-    find_file,
-    fold,
-    inside,
-    load_rows,
-    relative,
-    require_split,
-)
+from rarl.data.release import Declared, Refused, Row, find_file, fold, inside, load_rows, relative, require_split
 from rarl.errors import UserError
 
 FOLDERS = ("slake", "SLAKE", "Slake1.0", "BoKelvin___slake")
 #: `validation.json` is the hub's name of it.
-FILES = {
-    "train": ("train.json",),
-    "validate": ("validate.json", "validation.json"),
-    "test": ("test.json",),
-}
+FILES = {"train": ("train.json",), "validate": ("validate.json", "validation.json"), "test": ("test.json",)}
 MODALITIES = {"MRI": "mri", "CT": "ct", "X-Ray": "xray"}
 DECLARED = Declared(
     counts={
@@ -69,14 +55,10 @@ DECLARED = Declared(
 )
 #: ", heart, liver or lung?": names of up to three words, with commas between and "or" before the last.
 _NAME = r"(?!(?:which|what|where|who|is|are|does|do|in|on)\b)[\w-]+(?: [\w-]+){0,2}?"
-_OPTIONS = re.compile(
-    rf",\s*({_NAME}(?:\s*,\s*{_NAME})*?)\s*,?\s+or\s+({_NAME})\s*\?\s*$", re.IGNORECASE
-)
+_OPTIONS = re.compile(rf",\s*({_NAME}(?:\s*,\s*{_NAME})*?)\s*,?\s+or\s+({_NAME})\s*\?\s*$", re.IGNORECASE)
 
 
-def rows(
-    folder: Path, split: str, notes: Counter, content_type: str | None = None
-) -> Iterator[Row | Refused]:
+def rows(folder: Path, split: str, notes: Counter, content_type: str | None = None) -> Iterator[Row | Refused]:
     """The English rows of one split, or those of one content type among them."""
     for number, row in enumerate(_all_rows(folder, split), 1):
         if row.get("q_lang") != "en":

@@ -22,17 +22,7 @@ from pathlib import Path
 
 from rarl.answers import normalise
 from rarl.data import hub
-from rarl.data.release import (
-    Declared,
-    Refused,
-    Row,
-    find_file,
-    fold,
-    inside,
-    read_text,
-    relative,
-    require_split,
-)
+from rarl.data.release import Declared, Refused, Row, find_file, fold, inside, read_text, relative, require_split
 
 FOLDERS = ("vqa_med", "vqa-med", "vqa-med-2019", "vqa_med_2019", "VQA-Med-2019")
 FILES = {
@@ -47,7 +37,7 @@ DECLARED = Declared(
             "train": {"rows": 12792, "images": 3200},
             "validate": {"rows": 2000, "images": 500},
             "test": {"rows": 500, "images": 500, "yes_no": 64},
-        },
+        }
     },
     known=(
         "12 test answers list alternatives and 20 have a part in brackets that may be left out: every form is "
@@ -110,7 +100,5 @@ def accepted_answers(answer: str) -> list[str]:
     accepted = []
     for alternative in answer.split("#"):
         spelt_out = alternative.replace("(", "").replace(")", "")
-        accepted += [
-            fold(form) for form in (alternative, spelt_out, _BRACKETS.sub(" ", alternative))
-        ]
+        accepted += [fold(form) for form in (alternative, spelt_out, _BRACKETS.sub(" ", alternative))]
     return list(dict.fromkeys(form for form in accepted if normalise(form)))

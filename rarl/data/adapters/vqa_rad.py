@@ -24,17 +24,7 @@ from pathlib import Path
 
 from rarl.answers import kind_of
 from rarl.data import hub
-from rarl.data.release import (
-    Declared,
-    Refused,
-    Row,
-    find_file,
-    fold,
-    inside,
-    load_rows,
-    relative,
-    require_split,
-)
+from rarl.data.release import Declared, Refused, Row, find_file, fold, inside, load_rows, relative, require_split
 
 FOLDERS = ("vqa_rad", "vqa-rad", "VQA_RAD", "VQA-RAD")
 FILE = "VQA_RAD Dataset Public.json"
@@ -43,12 +33,7 @@ DECLARED = Declared(
     counts={
         "original": {
             "train": {"rows": 1797, "images": 313, "duplicate_rows": 3},
-            "test": {
-                "rows": 451,
-                "images": 203,
-                "images_also_in_train": 202,
-                "rows_with_training_image": 446,
-            },
+            "test": {"rows": 451, "images": 203, "images_also_in_train": 202, "rows_with_training_image": 446},
         },
         "hub": {"train": {"rows": 1793}, "test": {"rows": 451}},
     },

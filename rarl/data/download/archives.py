@@ -186,9 +186,7 @@ def _check_sizes(archive: Path, members: list[Member]) -> None:
     pairs = [(member.name, member.size, member.packed) for member in members]
     for name, size, small in [*pairs, ("", total, packed)]:
         if small is not None and size > RATIO_FROM and size > MAX_RATIO * small:
-            raise _refused(
-                archive, name, f"unpacks {small:,} bytes to {size:,}: more than {MAX_RATIO} times"
-            )
+            raise _refused(archive, name, f"unpacks {small:,} bytes to {size:,}: more than {MAX_RATIO} times")
     require_space(archive.parent, total)
 
 
@@ -245,9 +243,7 @@ def _zip_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     if kind == "file" and info.orig_filename.endswith(("/", "\\")):
         kind = "folder"
     # `filename` ends at a zero byte; what stands in the archive is looked at.
-    return Member(
-        info.orig_filename, info.file_size, kind, lambda: opened.open(info), info.compress_size
-    )
+    return Member(info.orig_filename, info.file_size, kind, lambda: opened.open(info), info.compress_size)
 
 
 def _tar_member(opened: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
@@ -284,9 +280,7 @@ def require_space(folder: Path, needed: int) -> None:
     Raises:
         UserError: less than that, and a twentieth more, is free.
     """
-    there = next(
-        parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir()
-    )
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(there).free
     if free < needed * 1.05:
         raise UserError(

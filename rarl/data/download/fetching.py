@@ -57,28 +57,20 @@ def plan(source: Hub | Web, published: Published, commit: str | None, folder: Pa
         UserError: no network, access that needs a click, or a repository that lacks the files.
     """
     if isinstance(source, Web):
-        return Plan(
-            {file.name: Expected(sha256=file.sha256, url=file.url) for file in source.files}
-        )
+        return Plan({file.name: Expected(sha256=file.sha256, url=file.url) for file in source.files})
     from huggingface_hub import HfApi
     from huggingface_hub.utils import filter_repo_objects
 
     with _hub_errors(source, published, folder):
         info = HfApi().dataset_info(source.repository, revision=commit, files_metadata=True)
-    wanted = filter_repo_objects(
-        info.siblings, allow_patterns=list(source.files), key=lambda file: file.rfilename
-    )
-    files = {
-        file.rfilename: Expected(file.size, file.lfs and file.lfs.sha256, file.blob_id)
-        for file in wanted
-    }
+    wanted = filter_repo_objects(info.siblings, allow_patterns=list(source.files), key=lambda file: file.rfilename)
+    files = {file.rfilename: Expected(file.size, file.lfs and file.lfs.sha256, file.blob_id) for file in wanted}
     if not files:
         raise UserError(
             f"{source} at {info.sha[:12]}",
             f"no {' or '.join(source.files)} in it",
             "the files that the adapter reads",
-            published.without
-            or "look at that page; the commit is pinned in rarl/data/download/sources.py",
+            published.without or "look at that page; the commit is pinned in rarl/data/download/sources.py",
         )
     if info.sha == source.commit:
         for name in files.keys() & source.sha256.keys():
@@ -86,9 +78,7 @@ def plan(source: Hub | Web, published: Published, commit: str | None, folder: Pa
     return Plan(files, info.sha)
 
 
-def fetch(
-    source: Hub | Web, published: Published, wanted: Plan, folder: Path, replace: bool = False
-) -> None:
+def fetch(source: Hub | Web, published: Published, wanted: Plan, folder: Path, replace: bool = False) -> None:
     """Bring every file of a plan into the folder; what is there and right is not fetched again.
 
     Args:
@@ -236,14 +226,7 @@ def _go_on(session, url: str, partial: Path) -> None:
         partial.parent.mkdir(parents=True, exist_ok=True)
         with (
             partial.open("ab" if have else "wb") as file,
-            tqdm(
-                desc=partial.stem,
-                total=total,
-                initial=have,
-                unit="B",
-                unit_scale=True,
-                disable=None,
-            ) as bar,
+            tqdm(desc=partial.stem, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar,
         ):
             if not have:  # after the old bytes have gone, before the new ones come
                 version.unlink(missing_ok=True)
@@ -271,9 +254,7 @@ def no_network(url: str, error: Exception, folder: Path) -> UserError:
     back = "unset HF_HUB_OFFLINE" if offline else "look at the network"
     return UserError(
         url,
-        "HF_HUB_OFFLINE is set"
-        if offline and "huggingface" in url
-        else f"not reached: {_why(error)}",
+        "HF_HUB_OFFLINE is set" if offline and "huggingface" in url else f"not reached: {_why(error)}",
         "a connection to that place",
         f"{back} and run the same command again, which goes on where it stopped; or copy {folder} from a machine on which "
         "this command has run. The pipeline itself needs no download: with data.root=data/phantom, its default, it "
@@ -286,9 +267,7 @@ def _why(error: BaseException) -> str:
     while inner := error.__cause__ or error.__context__:
         error = inner
     text = " ".join(str(error).split())
-    return (
-        type(error).__name__ if "://" in text or "?" in text else f"{text or type(error).__name__}"
-    )
+    return type(error).__name__ if "://" in text or "?" in text else f"{text or type(error).__name__}"
 
 
 class _hub_errors:

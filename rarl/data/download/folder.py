@@ -115,10 +115,7 @@ def read_record(folder: Path, name: str, published: Published, form: str | None)
     """
     if form is not None and form not in published.forms:
         raise UserError(
-            f"--form {form}",
-            f"{name} is not published in that form",
-            " or ".join(published.forms),
-            "leave --form out",
+            f"--form {form}", f"{name} is not published in that form", " or ".join(published.forms), "leave --form out"
         )
     path = folder / RECORD
     if not path.is_file():
@@ -212,8 +209,7 @@ def _say(name: str, source, commit: str | None, update: bool) -> None:
     click.echo(f"{name}: {source} at {commit} ({whose})")
     if update and source.commit and commit != source.commit:
         click.secho(
-            f"  WARNING: this project was tested with {source.commit}; counts may differ (data.deviation)",
-            fg="yellow",
+            f"  WARNING: this project was tested with {source.commit}; counts may differ (data.deviation)", fg="yellow"
         )
 
 

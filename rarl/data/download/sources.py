@@ -118,7 +118,7 @@ SOURCES: dict[str, Published] = {
                 },
                 about_mb=35,
             ),
-        },
+        }
     ),
     "vqa_med": Published(
         {
@@ -134,7 +134,7 @@ SOURCES: dict[str, Published] = {
                 ),
                 about_mb=186,
             )
-        },
+        }
     ),
     "path_vqa": Published(
         {
@@ -150,7 +150,7 @@ SOURCES: dict[str, Published] = {
                 "images/test/*.jpg, or as an archive images.zip of these (its link to Google Drive stands on that page; "
                 "where that is broken, in the page's issue 10)",
             ),
-        },
+        }
     ),
     "cv_bench": Published(
         {
@@ -164,10 +164,8 @@ SOURCES: dict[str, Published] = {
                 },
                 about_mb=405,
             ),
-            "original": Hub(
-                "nyu-visionx/CV-Bench", _CV_BENCH, ("test_2d.jsonl", "test_3d.jsonl", "img/*")
-            ),
-        },
+            "original": Hub("nyu-visionx/CV-Bench", _CV_BENCH, ("test_2d.jsonl", "test_3d.jsonl", "img/*")),
+        }
     ),
     "sat": Published(
         {
@@ -177,7 +175,7 @@ SOURCES: dict[str, Published] = {
                 ("SAT_train.parquet", "SAT_val.parquet", "SAT_test.parquet"),
                 about_mb=5200,
             )
-        },
+        }
     ),
     # Pictures and questions of Silvar-Med are SLAKE's; only the explanations are wanted.
     "silvar_med": Published(
