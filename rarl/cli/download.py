@@ -1,12 +1,12 @@
-"""Fetch a release from where it is published into data/raw/<set>, checked and unpacked.
+r"""Download a release into data/raw/<set>, checked and unpacked.
 
 \b
-    rarl download slake      the pinned release; run it again to go on with it, or to check it
-    rarl download --list     which sets there are, how large, from where, under which licence
+    rarl download slake      the pinned release; run it again to resume or check it
+    rarl download --list     the available sets with size, source and licence
 
-What came is written down in data/raw/<set>/download.json: the source, the hub's commit, and size and SHA-256 of
-every file. A later run compares with that, fetches what is missing, and keeps to that commit unless --update is
-given. This is no stage: `dvc repro` never downloads.
+data/raw/<set>/download.json records the source, the hub's commit, and size and SHA-256 of every file. A later run
+compares with it, downloads what is missing, and keeps that commit unless --update is given. This is not a stage:
+`dvc repro` never downloads.
 """
 
 import sys
@@ -21,7 +21,7 @@ from rarl.errors import UserError
 
 
 def show_list() -> None:
-    """Print every set and form with its size, version, place and licence."""
+    """Print every set and form with its size, version, source and licence."""
     for name, published in SOURCES.items():
         licence = import_module(f"rarl.data.adapters.{name}").DECLARED.licence
         click.echo(f"{name} (licence: {licence})")
@@ -33,35 +33,39 @@ def show_list() -> None:
             click.echo(f"  {form:9} {size:>14}  {pinned:28} {source}")
 
 
-@click.command(help=__doc__)
+@click.command(help=__doc__.replace(r"\b", "\b"))
 @click.argument("name", metavar="SET", type=click.Choice(list(SOURCES)), required=False)
 @click.option(
-    "--to", default="data/raw", type=click.Path(file_okay=False, path_type=Path), show_default=True,
+    "--to",
+    default="data/raw",
+    type=click.Path(file_okay=False, path_type=Path),
+    show_default=True,
     help="Folder for the releases: each gets a folder of its own there.",
-)  # fmt: skip
+)
 @click.option("--form", type=click.Choice(["original", "hub"]), help="Which form of the release.")
-@click.option("--update", is_flag=True, help="Take what is published now, not what is pinned.")
-@click.option("--list", "list_", is_flag=True, help="Show every set, and end.")
+@click.option("--update", is_flag=True, help="Take the newest version instead of the pinned one.")
+@click.option("--list", "list_", is_flag=True, help="List the available sets.")
 def main(name: str | None, to: Path, form: str | None, update: bool, list_: bool) -> None:
+    """Download a release, or list the available ones."""
     if list_ or name is None:
         show_list()
         return
     try:
         record = download(name, to, form, update)
     except KeyboardInterrupt:
-        click.echo("Stopped. Run the same command again to go on where it stopped.", err=True)
+        click.echo("Stopped. Run the same command again to resume.", err=True)
         sys.exit(130)
     except OSError as error:
         raise UserError(
             str(error.filename or to / name),
             error.strerror or str(error),
             "a folder that can be written to, with room in it",
-            "look at its rights and at the disk, or give another folder with --to",
+            "check its permissions and the disk, or give another folder with --to",
         ) from None
     kept = [file.size for _, file in record.everything()]
     click.echo(f"{name}: {len(kept):,} files, {sum(kept) / 1e6:,.0f} MB, in {to / name}")
-    click.echo(f"Their source, sizes and SHA-256 stand in {to / name / RECORD}.")
+    click.echo(f"Their source, sizes and SHA-256 are in {to / name / RECORD}.")
     source = " -S train.source=sat" if name == "sat" else ""
     if name != "slake" and not source and not (to / "slake").is_dir():
-        click.echo("SLAKE is needed besides: rarl download slake")
+        click.echo("SLAKE is needed too: rarl download slake")
     click.echo(f"Next: dvc exp run -S data.root={to}{source}")

@@ -5,18 +5,19 @@ import io
 import json
 import os
 import shutil
+import signal
 import stat
 import tarfile
 import threading
 import zipfile
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-import requests
 from click.testing import CliRunner
 from huggingface_hub import errors
 from hypothesis import HealthCheck, given, settings
@@ -63,7 +64,7 @@ def everything(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-def picture(colour=(9, 9, 9)) -> bytes:
+def jpeg(colour=(9, 9, 9)) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (20, 16), colour).save(file, "JPEG")
     return file.getvalue()
@@ -212,17 +213,6 @@ def test_bombs_are_refused_before_they_go_off(yard, monkeypatch):
     assert set(unpack(archive, yard / "set/a").files) == {"a.txt", "b.txt"}
 
 
-def test_a_member_that_is_longer_than_it_says_is_stopped(yard):
-    data = zipped({"a.txt": "gizzard" * 100})
-    # The length stands twice: before the member and in the directory at the end.
-    forged = data.replace((700).to_bytes(4, "little"), (7).to_bytes(4, "little"))
-    assert forged != data
-    (yard / "set/a.zip").write_bytes(forged)
-    with pytest.raises(UserError, match=r"refused|broken"):
-        unpack(yard / "set/a.zip", yard / "set/a")
-    untouched(yard)
-
-
 def test_a_full_disk_is_seen_before_the_start(yard, monkeypatch):
     (yard / "set/a.zip").write_bytes(zipped({"a.txt": "gizzard"}))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3))
@@ -239,7 +229,7 @@ def test_what_is_left_in_the_archive_is_counted(yard):
     (yard / "set/a.zip").write_bytes(zipped(members))
     result = unpack(yard / "set/a.zip", yard / "set/a")
     assert everything(yard / "set/a") == {"one.json"}, "a top folder of the same name is not repeated"
-    assert result.files["one.json"] == {"size": 2, "sha256": sha256(b"[]")}
+    assert result.files == ["one.json"]
     assert result.left_out == Counter(
         {"pickle files, which run code when opened": 2, "files of an operating system": 2}
     )
@@ -328,22 +318,25 @@ def test_no_archive_writes_outside_its_folder(tmp_path, members, as_tar, damaged
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; what it is asked for stands in `asked` as (path, Range header)."""
+    """Serves `files`, and records each request in `asked` as (path, Range header)."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []
-        self.ranges = True
-        self.lengths = True
-        self.tags = True
+        self.ranges = self.lengths = self.tags = True
         self.cut_after: int | None = None
-        """Bytes after which the connection is cut, each time."""
+        """Bytes after which the server disconnects, each time."""
         self.statuses: list[int] = []
-        """Statuses of the next answers, before files are served."""
+        """Statuses of the next responses, before files are served."""
 
     def __call__(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
+
+    def fetched(self) -> list[str]:
+        """The files asked for since the last call, each once."""
+        names, self.asked = dict.fromkeys(name for name, _ in self.asked), []
+        return list(names)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -369,7 +362,8 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         headers |= {"Content-Length": len(body)} if server.lengths else {"Connection": "close"}
         self.head(206 if start else 200, headers)
-        self.wfile.write(body[: server.cut_after])
+        with suppress(ConnectionError):  # the client looked at the headers only
+            self.wfile.write(body[: server.cut_after])
 
     def head(self, status: int, headers: dict):
         self.send_response(status)
@@ -383,8 +377,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(fetching, "WAITS", (0, 0))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 16384)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -405,54 +401,60 @@ def test_a_connection_that_keeps_breaking_off_is_resumed_where_it_stopped(server
     server.files["a.bin"], server.cut_after = DATA, 17_000
     from_web(server("a.bin"), tmp_path / "a.bin", sha256(DATA))
     assert (tmp_path / "a.bin").read_bytes() == DATA
-    starts = [wanted for _, wanted in server.asked]
-    # Whole pieces of 16 kB are kept; as long as some come, it is not given up (WAITS has two entries).
-    assert starts == [None, *(f"bytes={16384 * number}-" for number in range(1, 7))]
+    # The first request looks at the headers.
+    assert [wanted for _, wanted in server.asked] == [None, None, *(f"bytes={16384 * k}-" for k in range(1, 7))]
 
 
-def test_a_stopped_run_is_resumed(server, tmp_path):
-    server.files["a.bin"] = DATA
-    (tmp_path / "a.bin.partial").write_bytes(DATA[:5000])
+def interrupted(server, path):
+    """A download that ends after the first 16 kB."""
+    server.files["a.bin"], server.cut_after = DATA, 20_000
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("time.sleep", lambda seconds: os.kill(os.getpid(), signal.SIGINT))
+        from_web(server("a.bin"), path)
+    server.cut_after = None
+    (partial,) = path.parent.glob("a.bin.*")
+    assert partial.read_bytes() == DATA[:16384]
+    server.asked.clear()
+    return partial
+
+
+def test_an_interrupted_run_is_resumed(server, tmp_path):
+    interrupted(server, tmp_path / "a.bin")
     from_web(server("a.bin"), tmp_path / "a.bin", sha256(DATA))
-    assert server.asked == [("a.bin", "bytes=5000-")]
-    assert (tmp_path / "a.bin").read_bytes() == DATA
-    # Stopped between the last byte and the rename.
-    (tmp_path / "b.bin.partial").write_bytes(DATA)
-    from_web(server("a.bin"), tmp_path / "b.bin")
-    assert (tmp_path / "b.bin").read_bytes() == DATA
+    assert server.asked == [("a.bin", None), ("a.bin", "bytes=16384-")]
+    assert (tmp_path / "a.bin").read_bytes() == DATA and everything(tmp_path) == {"a.bin"}
 
 
-def test_a_server_without_ranges_or_lengths_sends_it_anew(server, tmp_path):
-    server.files["a.bin"], server.ranges, server.lengths = DATA, False, False
-    (tmp_path / "a.bin.partial").write_bytes(b"half of it")
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_a_partial_file_that_is_complete_or_too_long_ends_well(server, tmp_path, more):
+    interrupted(server, tmp_path / "a.bin").write_bytes(DATA + more)
     from_web(server("a.bin"), tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == DATA
 
 
+def test_a_server_without_ranges_or_lengths_sends_it_again(server, tmp_path):
+    server.ranges = server.lengths = False
+    interrupted_by_hand = tmp_path / "a.bin.00000000.partial"
+    interrupted_by_hand.write_bytes(b"half of it")
+    server.files["a.bin"] = DATA
+    from_web(server("a.bin"), tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == DATA and everything(tmp_path) == {"a.bin"}
+
+
 @pytest.mark.parametrize("tags", [True, False])
 def test_a_file_that_changes_between_two_attempts_is_not_pieced_together(server, tmp_path, tags):
-    """Without a version from the server nobody can tell, but for a published hash."""
-    server.files["a.bin"], server.tags, server.cut_after = DATA, tags, 20_000
-    with pytest.raises(requests.RequestException), requests.Session() as session:
-        fetching._go_on(session, server("a.bin"), tmp_path / "a.bin.partial")
-    assert (tmp_path / "a.bin.partial").stat().st_size == 16384
+    """Without a version from the server only a published hash can tell."""
+    server.tags = tags
+    interrupted(server, tmp_path / "a.bin")
     server.files["a.bin"] = other = DATA[::-1]
-    server.cut_after = None
     from_web(server("a.bin"), tmp_path / "a.bin")
     assert ((tmp_path / "a.bin").read_bytes() == other) is tags
     assert everything(tmp_path) == {"a.bin"}
 
 
-def test_a_partial_file_that_is_too_long_is_thrown_away(server, tmp_path):
-    server.files["a.bin"] = DATA
-    (tmp_path / "a.bin.partial").write_bytes(DATA + b"more")
-    from_web(server("a.bin"), tmp_path / "a.bin")
-    assert (tmp_path / "a.bin").read_bytes() == DATA
-
-
 def test_another_file_than_the_published_one_is_not_kept(server, tmp_path):
     server.files["a.bin"] = DATA
-    with pytest.raises(UserError, match=f"SHA-256 {sha256(b'other')}"):
+    with pytest.raises(UserError, match=f"not {sha256(b'other')}"):
         from_web(server("a.bin"), tmp_path / "a.bin", sha256(b"other"))
     assert everything(tmp_path) == set()
 
@@ -460,9 +462,9 @@ def test_another_file_than_the_published_one_is_not_kept(server, tmp_path):
 def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(server, tmp_path):
     server.files["a.bin"], server.statuses = DATA, [503, 429]
     from_web(server("a.bin"), tmp_path / "a.bin")
-    assert len(server.asked) == 3
+    assert len(server.asked) == 4
     server.asked.clear()
-    with pytest.raises(UserError, match=r"answers 404[\s\S]*https://page[\s\S]*b\.bin"):
+    with pytest.raises(UserError, match=r"answers 404[\s\S]*https://page"):
         from_web(server("b.bin"), tmp_path / "b.bin", page="https://page")
     assert len(server.asked) == 1
 
@@ -473,7 +475,7 @@ def test_without_a_network_one_message_says_all(server, tmp_path):
     server.server_close()
     with pytest.raises(UserError) as error:
         from_web(url, tmp_path / "a.bin")
-    for words in (url, "refused", "goes on where it stopped", "data.root=data/phantom"):
+    for words in (url, "refused", "resumes the download", "data.root=data/phantom"):
         assert words in error.value.message
     assert everything(tmp_path) == set()
 
@@ -482,22 +484,22 @@ def test_a_server_that_never_sends_anything_is_given_up(server, tmp_path):
     server.files["a.bin"], server.cut_after = DATA, 0
     with pytest.raises(UserError, match="not reached"):
         from_web(server("a.bin"), tmp_path / "a.bin")
-    assert len(server.asked) == len(fetching.WAITS) + 1
+    assert len(server.asked) < 10
 
 
 def test_an_address_with_a_signature_is_not_repeated():
     error = OSError("no route to https://store/file?Signature=abc")
-    assert "abc" not in fetching._why(error)
+    assert "abc" not in fetching._reason(error)
 
 
 # Sets
 
 
 VQA_MED = {
-    "Training": {"All_QA_Pairs_train.txt": "synpic1|is the gizzard bent?|yes", "Train_images/synpic1.jpg": picture()},
+    "Training": {"All_QA_Pairs_train.txt": "synpic1|is the gizzard bent?|yes", "Train_images/synpic1.jpg": jpeg()},
     "Validation": {
         "All_QA_Pairs_val.txt": "synpic2|what is it?|antenna",
-        "Val_images/synpic2.jpg": picture((9, 0, 0)),
+        "Val_images/synpic2.jpg": jpeg((9, 0, 0)),
     },
 }
 
@@ -511,15 +513,13 @@ def published(server, monkeypatch, tmp_path):
         server.files[f"{top}.zip"] = zipped({f"{top}/{name}": data for name, data in members.items()})
     test = {
         "VQAMed2019Test/VQAMed2019_Test_Questions_w_Ref_Answers.txt": "synpic3|organ|what is it?|gizzard",
-        "VQAMed2019Test/VQAMed2019_Test_Images.zip": zipped({"VQAMed2019_Test_Images/synpic3.jpg": picture()}),
+        "VQAMed2019Test/VQAMed2019_Test_Images.zip": zipped({"VQAMed2019_Test_Images/synpic3.jpg": jpeg()}),
     }  # fmt: skip
     server.files["VQAMed2019Test.zip"] = zipped(test)
-    questions = [
-        {"qid": 1, "image_name": "synpic1.jpg", "question": "Is it bent?", "answer": "No", "phrase_type": "freeform"},
-        {"qid": 2, "image_name": "synpic1.jpg", "question": "Is it an antenna?", "answer": "Yes", "phrase_type": "test_para"},
-    ]  # fmt: skip
-    server.files["questions"] = json.dumps(questions).encode()
-    server.files["pictures"] = zipped({"synpic1.jpg": picture()})
+    row = {"qid": 1, "image_name": "synpic1.jpg", "question": "Is it bent?", "answer": "No"}
+    rows = [{**row, "phrase_type": "freeform"}, {**row, "qid": 2, "phrase_type": "test_para"}]
+    server.files["questions"] = json.dumps(rows).encode()
+    server.files["images"] = zipped({"synpic1.jpg": jpeg()})
     names = ("ImageClef-2019-VQA-Med-Training.zip", "ImageClef-2019-VQA-Med-Validation.zip", "VQAMed2019Test.zip")
     forms = {
         "vqa_med": Web("https://page", tuple(File(name, server(name)) for name in names)),
@@ -527,7 +527,7 @@ def published(server, monkeypatch, tmp_path):
             "https://page",
             (
                 File("VQA_RAD Dataset Public.json", server("questions"), sha256(server.files["questions"])),
-                File("VQA_RAD Image Folder.zip", server("pictures") + "?zip="),
+                File("VQA_RAD Image Folder.zip", server("images") + "?zip="),
             ),
         ),
     }
@@ -560,7 +560,7 @@ def test_vqa_med_comes_as_its_adapter_reads_it(published, tmp_path):
     name = "VQAMed2019Test.zip"
     assert record["files"][name] == {"size": len(published.files[name]), "sha256": sha256(published.files[name])}
     kept = record["archives"]["ImageClef-2019-VQA-Med-Training.zip"]["files"]
-    assert kept["ImageClef-2019-VQA-Med-Training/Train_images/synpic1.jpg"]["sha256"] == sha256(picture())
+    assert kept["ImageClef-2019-VQA-Med-Training/Train_images/synpic1.jpg"]["sha256"] == sha256(jpeg())
 
 
 def test_vqa_rad_comes_as_its_adapter_reads_it(published, tmp_path):
@@ -584,7 +584,7 @@ def test_a_second_run_asks_nobody_and_checks_every_file(published, tmp_path):
     gone.unlink()
     result = run("vqa_med")
     assert "missing: ImageClef-2019-VQA-Med-Training/Train_images/synpic1.jpg" in result.output
-    assert gone.read_bytes() == picture() and published.asked == []
+    assert gone.read_bytes() == jpeg() and published.asked == []
     # One that changed is named, and kept.
     gone.write_bytes(b"painted over")
     result = run("vqa_med")
@@ -595,7 +595,7 @@ def test_a_second_run_asks_nobody_and_checks_every_file(published, tmp_path):
     (folder / "ImageClef-2019-VQA-Med-Training.zip").unlink()
     (folder / "VQAMed2019Test.zip").write_bytes(published.files["VQAMed2019Test.zip"])
     assert run("vqa_med").exit_code == 0
-    assert [name for name, _ in published.asked] == ["ImageClef-2019-VQA-Med-Training.zip"]
+    assert published.fetched() == ["ImageClef-2019-VQA-Med-Training.zip"]
 
 
 def test_a_run_that_was_stopped_between_two_archives_goes_on(published, tmp_path):
@@ -605,13 +605,13 @@ def test_a_run_that_was_stopped_between_two_archives_goes_on(published, tmp_path
     published.files["VQAMed2019Test.zip"] = whole
     published.asked.clear()
     assert run("vqa_med").exit_code == 0
-    assert [name for name, _ in published.asked] == ["VQAMed2019Test.zip"]
+    assert published.fetched() == ["VQAMed2019Test.zip"]
 
 
 def test_the_published_archive_itself_may_point_outside(published, tmp_path):
     """Issue 3's bar: a zip that points outside ends in one clear error, and nothing is outside."""
     name = "ImageClef-2019-VQA-Med-Validation.zip"
-    published.files[name] = zipped({"Val_images/a.jpg": picture(), "pppppppppppppp": "theirs"}).replace(
+    published.files[name] = zipped({"Val_images/a.jpg": jpeg(), "pppppppppppppp": "theirs"}).replace(
         b"pppppppppppppp", b"../../evil.txt"
     )
     before = everything(tmp_path)
@@ -629,12 +629,12 @@ def test_the_published_archive_itself_may_point_outside(published, tmp_path):
 
 def test_update_fetches_what_has_no_checksum_anew(published, tmp_path):
     run("vqa_rad")
-    published.files["pictures"] = zipped({"synpic1.jpg": picture((0, 0, 99))})
+    published.files["images"] = zipped({"synpic1.jpg": jpeg((0, 0, 99))})
     published.asked.clear()
     assert run("vqa_rad", "--update").exit_code == 0
-    assert [name for name, _ in published.asked] == ["pictures"]
+    assert published.fetched() == ["images"]
     folder = tmp_path / "data/raw/vqa_rad"
-    assert (folder / "VQA_RAD Image Folder/synpic1.jpg").read_bytes() == picture((0, 0, 99))
+    assert (folder / "VQA_RAD Image Folder/synpic1.jpg").read_bytes() == jpeg((0, 0, 99))
     assert "unchanged" in run("vqa_rad").output
 
 
@@ -643,7 +643,7 @@ def test_a_record_that_is_no_record_and_a_form_that_is_not_there(published, tmp_
     folder.mkdir(parents=True)
     (folder / RECORD).write_text("{")
     assert "delete it and run the same command again" in run("vqa_rad").output
-    assert "leave --form out" in run("vqa_rad", "--form", "hub", "--to", tmp_path / "other").output
+    assert "leave out --form" in run("vqa_rad", "--form", "hub", "--to", tmp_path / "other").output
 
 
 def test_a_record_that_points_outside_is_refused(published, tmp_path):
@@ -673,7 +673,7 @@ def test_a_set_by_hand_says_what_to_put_where_and_takes_it_from_there(monkeypatc
     folder = tmp_path / "data/raw/path_vqa"
     folder.mkdir(parents=True)
     (folder / "pvqa_test.json").write_text("[]")
-    (folder / "images.zip").write_bytes(zipped({"images/test/test_1.jpg": picture(), "qas/test.pkl": "x"}))
+    (folder / "images.zip").write_bytes(zipped({"images/test/test_1.jpg": jpeg(), "qas/test.pkl": "x"}))
     result = run("path_vqa", "--form", "original")
     assert result.exit_code == 0 and "1 pickle files" in result.output
     assert (folder / "images/test/test_1.jpg").is_file()
@@ -730,10 +730,10 @@ def slake_files(answer="Yes") -> dict[str, bytes]:
         "modality": "CT", "content_type": "Abnormality", "qid": 1,
     }  # fmt: skip
     questions = json.dumps([row]).encode()
-    pictures = zipped({"imgs/xmlab900/source.jpg": picture(), "__MACOSX/imgs/._x": "x"})
+    images = zipped({"imgs/xmlab900/source.jpg": jpeg(), "__MACOSX/imgs/._x": "x"})
     return {
         "README.md": b"not wanted", "train.json": questions, "validation.json": questions, "test.json": questions,
-        "imgs.zip": pictures,
+        "imgs.zip": images,
     }  # fmt: skip
 
 
@@ -797,7 +797,7 @@ def test_files_that_a_newer_commit_lacks_are_removed(hub, monkeypatch, tmp_path)
 def test_where_nothing_is_pinned_the_first_download_pins_it(hub, tmp_path):
     hub.commits = {A: {"train.json": b"[]", "speech.wav": b"x"}}
     result = run("silvar_med")
-    assert f"at {A} (written down for later runs)" in result.output
+    assert f"at {A} (recorded for later runs)" in result.output
     assert {name for _, name in hub.fetched} == {"train.json"}, "neither pictures nor speech"
     hub.commits[B] = {"train.json": b"[1]"}
     (tmp_path / "data/raw/silvar_med/train.json").unlink()
@@ -810,7 +810,7 @@ def test_a_run_that_was_stopped_keeps_to_its_commit(hub, tmp_path):
     hub.commits = {A: {"one.json": b"[]", "two.json": b"[]"}}
     hub.stop_after = 1
     result = run("silvar_med")
-    assert result.exit_code == 130 and "go on where it stopped" in result.output
+    assert result.exit_code == 130 and "again to resume" in result.output
     hub.stop_after, hub.commits[B] = None, {"one.json": b"[1]", "two.json": b"[1]"}
     assert run("silvar_med").exit_code == 0
     assert hub.fetched == [("a", "one.json"), ("a", "two.json")]
@@ -876,8 +876,8 @@ def answer(kind, status=403):
     [
         (errors.GatedRepoError, ("accept them on that page", "hf auth login", "by hand")),
         (errors.RepositoryNotFoundError, ("moved, private or taken down", "by hand")),
-        (errors.RevisionNotFoundError, ("the pinned commit is no longer there", "--update")),
-        (errors.HfHubHTTPError, ("goes on where it stopped",)),
+        (errors.RevisionNotFoundError, ("the pinned commit no longer exists", "--update")),
+        (errors.HfHubHTTPError, ("resumes the download",)),
     ],
 )
 def test_what_the_hub_refuses_is_said_with_the_way_round_it(hub, kind, words):

@@ -1,14 +1,12 @@
-"""Unpack zip and tar archives so that nothing is ever written outside the folder that they go to.
+"""Unpack zip and tar archives so that nothing is ever written outside their folder.
 
-Every member is looked at before the first byte is written: an archive with one member that points
-elsewhere (absolute path, `..`, drive letter, link, device) is refused as a whole. Members are written one by one,
-as plain files, into `<folder>.partial`, which takes the folder's name when the last one is whole.
+`tarfile` (with its `data` filter) and `zipfile` do the unpacking. What they do not promise is checked before the first
+byte is written: an archive is refused as a whole, bombs are refused, links are refused, and names are checked for
+Windows too. The members go into `<folder>.partial`, which is renamed to the folder when the last one is complete.
 """
 
-import hashlib
 import lzma
 import os
-import re
 import shutil
 import stat
 import struct
@@ -16,11 +14,8 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from rarl.errors import UserError
 
@@ -28,38 +23,28 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 #: Larger than any release here when unpacked (SAT, the largest, is 5 GB).
 MAX_BYTES = 50_000_000_000
 MAX_MEMBERS = 500_000
-#: A member or archive that unpacks to this many times its size holds nothing but repetition ...
+#: An archive that unpacks to this many times its size contains nothing but repetition ...
 MAX_RATIO = 200
 #: ... which is harmless below this size in bytes.
 RATIO_FROM = 10_000_000
 PICKLES = (".pkl", ".pickle", ".p")
 _SYSTEM = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")
-_CHUNK = 1 << 20
-
-
-@dataclass
-class Member:
-    """One entry of an archive, as the archive has it."""
-
-    name: str
-    size: int
-    kind: str
-    """`file`, `folder`, or what else it is."""
-    open: Callable[[], BinaryIO]
-    packed: int | None = None
-    """Bytes in the archive; None where the archive is compressed as a whole."""
+#: What the archive modules raise on truncated or forged bytes, and on a password. gzip and bz2 raise an OSError
+#: without a number.
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
+_BROKEN += (RuntimeError, NotImplementedError, OverflowError)
 
 
 @dataclass
 class Unpacked:
-    """What came out of an archive: path below its folder -> size and SHA-256, and what was left in it."""
+    """The content of an archive: the paths below its folder, and the number of members left out by reason."""
 
-    files: dict[str, dict] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
     left_out: Counter = field(default_factory=Counter)
 
 
 def stem(archive: Path) -> str | None:
-    """An archive's name without its suffix; None where it is no archive that can be unpacked.
+    """Return an archive's name without its suffix, or None for a file that is not an archive.
 
     >>> stem(Path("imgs.tar.gz"))
     'imgs'
@@ -71,102 +56,123 @@ def stem(archive: Path) -> str | None:
 def unpack(archive: Path, folder: Path, *, replace: bool = False, nested: bool = True) -> Unpacked:
     """Unpack an archive into a folder, and the archives in it beside themselves.
 
-    A single top folder that bears the folder's own name is not repeated. Pickle files run code when they are
-    opened: they are left in the archive, and counted.
+    A single top folder with the folder's own name is not repeated. Pickle files run code when they are opened: they
+    are left in the archive, and counted.
 
     Args:
-        folder: where to; its parent exists.
-        replace: put it in the place of a folder of that name.
+        archive: A zip or tar file.
+        folder: The target; its parent exists.
+        replace: Replace an existing folder of that name.
+        nested: Also unpack archives inside the archive.
 
     Raises:
-        UserError: a member points outside the folder or is no plain file, the archive is broken, would
-            unpack to more than the limits, or the folder is there.
+        UserError: A member points outside the folder or is not a plain file, the archive is broken, it would
+            unpack to more than the limits, or the folder exists.
     """
     if not replace and os.path.lexists(folder):
         raise UserError(
             str(folder),
-            "is there, and this command did not write it",
-            f"room for what {archive.name} holds",
+            "exists, and this command did not write it",
+            f"room for the content of {archive.name}",
             "move that folder away, or delete it, and run the same command again",
         )
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.is_dir() and not partial.is_symlink():
-        shutil.rmtree(partial)  # of a run that was stopped
+        shutil.rmtree(partial)  # of a run that was interrupted
     try:
-        result = _unpack(archive, partial, folder.name)
-        for inner in sorted(path for path in partial.rglob("*") if nested and stem(path)):
+        partial.mkdir()
+        result = Unpacked(left_out=_extract(archive, partial))
+        top = partial / folder.name
+        content = top if top.is_dir() and len(os.listdir(partial)) == 1 else partial
+        for inner in sorted(path for path in content.rglob("*") if nested and stem(path)):
             inside = inner.with_name(stem(inner))
             if inner.is_file() and not inside.exists():
-                found = unpack(inner, inside, nested=False)
-                place = inside.relative_to(partial)
-                result.files |= {f"{place.as_posix()}/{name}": v for name, v in found.files.items()}
-                result.left_out += found.left_out
-        old = folder.with_name(f"{folder.name}.old")
-        if os.path.lexists(folder):
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        shutil.rmtree(old, ignore_errors=True)
+                result.left_out += unpack(inner, inside, nested=False).left_out
+        result.files = sorted(path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file())
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(content, folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             str(archive),
             f"cannot be unpacked: {error.strerror or error}",
             f"files that can be written to {folder}",
-            "look at the disk and at the rights of the folder; on another system some names are not allowed",
+            "check the disk and the permissions of the folder; some systems do not allow every file name",
         ) from None
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
     return result
 
 
-def _unpack(archive: Path, partial: Path, name: str) -> Unpacked:
-    result = Unpacked()
-    with _members(archive) as members:
-        plan = [(member, place(archive, member)) for member in members]
-        _check_sizes(archive, members)
-        plan = [(member, path) for member, path in plan if member.kind == "file"]
-        for member, path in plan[:]:
-            reason = _left_out(path)
-            if reason:
-                result.left_out[reason] += 1
-                plan.remove((member, path))
-        if plan and all(len(path.parts) > 1 and path.parts[0] == name for _, path in plan):
-            plan = [(member, path.relative_to(name)) for member, path in plan]
-        partial.mkdir()
-        root = partial.resolve()
-        for member, path in plan:
-            target = root / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # No link was ever made below the new folder, so this cannot happen: it is the last line of defence.
-            if not target.parent.resolve().is_relative_to(root):
-                raise _refused(archive, member.name, "leads outside the folder")
-            result.files[path.as_posix()] = _write(archive, member, target)
-    return result
+def _extract(archive: Path, folder: Path) -> Counter:
+    """Write the plain files of an archive below a folder, and count by reason what is left in it."""
+    left_out, wanted = Counter(), []
+    try:
+        is_zip = archive.name.lower().endswith(".zip")
+        with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as opened:
+            members = opened.infolist() if is_zip else opened.getmembers()
+            paths = [_checked_path(archive, *(_zip_entry if is_zip else _tar_entry)(member)) for member in members]
+            _check_sizes(archive, [member.file_size if is_zip else member.size for member in members])
+            for member, path in zip(members, paths):
+                if path and (reason := _left_out(path)):
+                    left_out[reason] += 1
+                elif path:
+                    wanted.append(member)
+            files = [path for path in paths if path]
+            if len(set(files)) < len(files):
+                twice = Counter(files).most_common(1)[0][0]
+                raise _refused(archive, str(twice), "occurs twice in it")
+            opened.extractall(folder, wanted, **({} if is_zip else {"filter": "data"}))
+    except _BROKEN as error:
+        raise _broken(archive, error) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise  # the disk, not the archive
+        raise _broken(archive, error) from None
+    return left_out
 
 
-def place(archive: Path, member: Member) -> PurePosixPath:
-    """Where a member goes, below the folder.
+def _zip_entry(info: zipfile.ZipInfo) -> tuple[str, str]:
+    """Return the name and kind of a zip member."""
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", 0: "file", stat.S_IFLNK: "a link"}
+    # Archives from Windows have no Unix mode there: 0.
+    kind = kinds.get(stat.S_IFMT(info.external_attr >> 16), "a device")
+    # `filename` ends at a zero byte, and `orig_filename` does not.
+    folder = kind == "file" and info.orig_filename.endswith(("/", "\\"))
+    return info.orig_filename, "folder" if folder else kind
+
+
+def _tar_entry(info: tarfile.TarInfo) -> tuple[str, str]:
+    """Return the name and kind of a tar member."""
+    if info.isreg() or info.isdir():
+        return info.name, "file" if info.isreg() else "folder"
+    return info.name, "a link" if info.issym() or info.islnk() else "a device"
+
+
+def _checked_path(archive: Path, name: str, kind: str) -> PurePosixPath | None:
+    """Return the path of a file below the folder, or None for a folder.
 
     Raises:
-        UserError: it is no plain file or folder, or its name leads outside.
+        UserError: The member is not a plain file or folder, or its name leads outside on any system.
     """
-    if member.kind not in ("file", "folder"):
-        raise _refused(archive, member.name, f"is {member.kind}")
-    name = member.name.replace("\\", "/")
-    if "\x00" in name:
-        raise _refused(archive, member.name, "has a name with a zero byte")
-    if name.startswith("/"):
-        raise _refused(archive, member.name, "has an absolute path")
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if any(re.match(r"[A-Za-z]:", part) for part in parts):
-        raise _refused(archive, member.name, "has a path with a drive letter")
-    # Windows drops blanks and dots at the end of a name, so that ".. " leads up there.
-    if any(part.rstrip(" .") == "" for part in parts):
-        raise _refused(archive, member.name, "leads up and out of the folder")
-    if not parts and member.kind == "file":
-        raise _refused(archive, member.name, "has no name")
-    return PurePosixPath(*parts)
+    if kind not in ("file", "folder"):
+        raise _refused(archive, name, f"is {kind}")
+    path = safe_path(name)
+    if path is None or (kind == "file" and not path.parts):
+        raise _refused(archive, name, "leads out of the folder")
+    return path if kind == "file" else None
+
+
+def safe_path(name: str) -> PurePosixPath | None:
+    """Return a relative path by a name from elsewhere, or None if it leads out of its folder on any system.
+
+    >>> safe_path("a/b.txt"), safe_path("a/../../b.txt"), safe_path("C:b.txt")
+    (PurePosixPath('a/b.txt'), None, None)
+    """
+    path = PureWindowsPath(name)  # knows both separators, drives and network shares
+    # Windows drops spaces and dots at the end of a name, so that ".. " leads up there.
+    unsafe = path.anchor or ":" in name or "\x00" in name or any(not part.strip(" .") for part in path.parts)
+    return None if unsafe else PurePosixPath(*path.parts)
 
 
 def _left_out(path: PurePosixPath) -> str | None:
@@ -177,115 +183,51 @@ def _left_out(path: PurePosixPath) -> str | None:
     return None
 
 
-def _check_sizes(archive: Path, members: list[Member]) -> None:
-    total, packed = sum(member.size for member in members), archive.stat().st_size
-    if len(members) > MAX_MEMBERS:
-        raise _refused(archive, "", f"has {len(members):,} members, more than {MAX_MEMBERS:,}")
+def _check_sizes(archive: Path, sizes: list[int]) -> None:
+    total, packed = sum(sizes), archive.stat().st_size
+    if len(sizes) > MAX_MEMBERS:
+        raise _refused(archive, "", f"has {len(sizes):,} members, more than {MAX_MEMBERS:,}")
     if total > MAX_BYTES:
         raise _refused(archive, "", f"unpacks to {total:,} bytes, more than {MAX_BYTES:,}")
-    pairs = [(member.name, member.size, member.packed) for member in members]
-    for name, size, small in [*pairs, ("", total, packed)]:
-        if small is not None and size > RATIO_FROM and size > MAX_RATIO * small:
-            raise _refused(archive, name, f"unpacks {small:,} bytes to {size:,}: more than {MAX_RATIO} times")
+    if total > RATIO_FROM and total > MAX_RATIO * packed:
+        raise _refused(archive, "", f"unpacks {packed:,} bytes to {total:,}: more than {MAX_RATIO} times")
     require_space(archive.parent, total)
-
-
-def _write(archive: Path, member: Member, target: Path) -> dict:
-    """Write one member as a new file: its size and SHA-256."""
-    sha256, size = hashlib.sha256(), 0
-    try:
-        with member.open() as source, target.open("xb") as file:
-            while chunk := source.read(_CHUNK):
-                size += len(chunk)
-                if size > member.size:
-                    raise _refused(archive, member.name, "is longer than it says")
-                sha256.update(chunk)
-                file.write(chunk)
-    except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise _refused(archive, member.name, "stands in it twice") from None
-    except (*_BROKEN, OSError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # the disk, not the archive: bz2 and gzip raise an OSError without a number
-        raise _broken(archive, f"{member.name}: {error or type(error).__name__}") from None
-    if size != member.size:
-        raise _broken(archive, f"{member.name}: {size:,} bytes, not {member.size:,}")
-    return {"size": size, "sha256": sha256.hexdigest()}
-
-
-#: What the archive modules raise on bytes that are cut or forged, and on a password.
-_BROKEN = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError, RuntimeError,
-    NotImplementedError, OverflowError, lzma.LZMAError, struct.error,
-)  # fmt: skip
-
-
-@contextmanager
-def _members(archive: Path) -> Iterator[list[Member]]:
-    try:
-        if archive.name.lower().endswith(".zip"):
-            opened = zipfile.ZipFile(archive)
-            members = [_zip_member(opened, info) for info in opened.infolist()]
-        else:
-            opened = tarfile.TarFile.open(archive)
-            members = [_tar_member(opened, info) for info in opened]
-    except _BROKEN as error:
-        raise _broken(archive, str(error)) from None
-    except OSError as error:  # gzip and lzma say it so
-        raise _broken(archive, error.strerror or str(error)) from None
-    with opened:
-        yield members
-
-
-def _zip_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", 0: "file", stat.S_IFLNK: "a link"}
-    # Archives from Windows have no Unix mode there: 0.
-    kind = kinds.get(stat.S_IFMT(info.external_attr >> 16), "a device")
-    if kind == "file" and info.orig_filename.endswith(("/", "\\")):
-        kind = "folder"
-    # `filename` ends at a zero byte; what stands in the archive is looked at.
-    return Member(info.orig_filename, info.file_size, kind, lambda: opened.open(info), info.compress_size)
-
-
-def _tar_member(opened: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    kind = "file" if info.isreg() else "folder" if info.isdir() else None
-    kind = kind or ("a link" if info.issym() or info.islnk() else "a device")
-    return Member(info.name, info.size, kind, lambda: opened.extractfile(info))
 
 
 def _refused(archive: Path, member: str, why: str) -> UserError:
     return UserError(
         f"{archive}, member {member!r}" if member else str(archive),
-        f"it {why}: refused, nothing was put in place",
+        f"it {why}: refused, nothing was unpacked",
         "plain files, all below the folder that they are unpacked to",
         "do not use this archive; get it again from the release's own page",
     )
 
 
-def _broken(archive: Path, what: str) -> UserError:
+def _broken(archive: Path, error: Exception) -> UserError:
     return UserError(
         str(archive),
-        f"broken: {' '.join(what.split()) or 'it ends too early'}",
-        "a whole archive without a password",
-        "delete it and run the same command again, which fetches it anew",
+        f"broken: {' '.join(str(error).split()) or 'it ends too early'}",
+        "a complete archive without a password",
+        "delete it and run the same command again, which downloads it again",
     )
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Stop before a disk is filled.
+    """Check that there is room on the disk, with 5 % to spare.
 
     Args:
-        folder: or its nearest parent that is there.
-        needed: bytes.
+        folder: A folder, which need not exist yet.
+        needed: Size in bytes.
 
     Raises:
-        UserError: less than that, and a twentieth more, is free.
+        UserError: There is less room.
     """
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
-    free = shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
     if free < needed * 1.05:
         raise UserError(
             str(folder),
             f"{free / 1e9:,.1f} GB free",
             f"{needed * 1.05 / 1e9:,.1f} GB",
-            "make room, or take a folder on another disk with --to",
+            "make room, or give a folder on another disk with --to",
         )

@@ -1,4 +1,4 @@
-"""One set's folder: fetched from where the set is published, gone on with, or checked against `download.json`."""
+"""The folder of one data set: downloaded, resumed, or checked against its `download.json`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from rarl.data.download.archives import stem, unpack
 from rarl.data.download.fetching import fetch, inside, plan, sha256_of
-from rarl.data.download.sources import SOURCES, ByHand, Hub, Published
+from rarl.data.download.sources import SOURCES, ByHand, Hub, Published, Web
 from rarl.errors import UserError
 from rarl.records import write_json
 
@@ -16,22 +16,27 @@ RECORD = "download.json"
 
 
 class Kept(BaseModel):
+    """Size in bytes and SHA-256 of a file."""
+
     size: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path) -> "Kept":
+        """Measure a file."""
+        return cls(size=path.stat().st_size, sha256=sha256_of(path))
+
 
 class Archive(BaseModel):
-    """What an archive was unpacked to."""
+    """What an archive was unpacked to; `files` are named by their path below the data set's folder."""
 
     sha256: str
-    folder: str
     files: dict[str, Kept]
-    """By their path below the set's folder."""
     left_out: dict[str, int] = {}
 
 
 class Record(BaseModel):
-    """`download.json`: what one set's folder holds and where it came from."""
+    """`download.json`: the content of a data set's folder, and where it came from."""
 
     set: str
     form: str
@@ -42,20 +47,21 @@ class Record(BaseModel):
     archives: dict[str, Archive] = {}
 
     def everything(self) -> Iterator[tuple[str, Kept]]:
-        yield from self.files.items()
-        for archive in self.archives.values():
-            yield from archive.files.items()
+        """Iterate over the downloaded files and those that were unpacked."""
+        for files in (self.files, *(archive.files for archive in self.archives.values())):
+            yield from files.items()
 
     def write(self, folder: Path) -> None:
+        """Write it into the data set's folder."""
         write_json(folder / RECORD, self.model_dump())
 
 
 def download(name: str, to: Path, form: str | None = None, update: bool = False) -> Record:
-    """Fetch one set into `to/<name>`, go on with it, or check it.
+    """Download a data set into `to/<name>`, resume the download, or check it.
 
     Raises:
-        UserError: no network, a set that is to be fetched by hand, a file that is not the published one or
-            changed since the download, an archive that is broken or refused.
+        UserError: There is no network, the data set must be fetched by hand, a file is not the published one or
+            changed since the download, or an archive is broken or refused.
     """
     published, folder = SOURCES[name], to / name
     record = read_record(folder, name, published, form)
@@ -65,10 +71,10 @@ def download(name: str, to: Path, form: str | None = None, update: bool = False)
         raise UserError(
             f"{folder}: {_some(changed)}",
             "changed since the download",
-            f"what {folder / RECORD} says of it",
-            "delete what changed and run the same command again to have it as it was published"
-            if not isinstance(source, ByHand)
-            else "put the published file back, or take it as it is with --update",
+            f"the files as {folder / RECORD} describes them",
+            "put the published file back, or accept it with --update"
+            if isinstance(source, ByHand)
+            else "delete what changed and run the same command again to get the published files",
         )
     if record.complete and not missing and not update:
         click.echo(f"{name}: nothing to fetch, every file is there and unchanged.")
@@ -77,28 +83,15 @@ def download(name: str, to: Path, form: str | None = None, update: bool = False)
         click.echo(f"{name}: missing: {_some(missing)}")
 
     if isinstance(source, ByHand):
-        names = laid_down(folder, name, record, source)
-        record.files = {}
+        names, record.files = found_by_hand(folder, name, record, source), {}
     elif record.complete and not update and not set(missing) & set(record.files):
-        names = list(record.files)  # only what was unpacked is missing, and its archive is here
+        names = list(record.files)  # only unpacked files are missing, and their archive is here
     else:
-        commit = None if update else record.commit or getattr(source, "commit", None)
-        wanted = plan(source, published, commit, folder)
-        _say(name, source, wanted.commit, update)
-        stale = record.files.keys() - wanted.files.keys()
-        record.commit, record.complete = wanted.commit, False
-        if wanted.commit or folder.is_dir():
-            record.write(folder)  # a run that is stopped goes on with this very commit
-        fetch(source, published, wanted, folder, replace=update)
-        for path in stale:  # of the commit before: an adapter would read both
-            inside(folder, path).unlink(missing_ok=True)
-            del record.files[path]
-        names = list(wanted.files)
-
+        names = _fetch(name, folder, record, published, source, update)
     for path in names:
         file = inside(folder, path)
         if file.is_file():
-            record.files[path] = Kept(size=file.stat().st_size, sha256=sha256_of(file))
+            record.files[path] = Kept.of(file)
             if stem(file):
                 _unpack(folder, path, record)
     record.complete = True
@@ -106,16 +99,37 @@ def download(name: str, to: Path, form: str | None = None, update: bool = False)
     return record
 
 
+def _fetch(
+    name: str, folder: Path, record: Record, published: Published, source: Hub | Web, update: bool
+) -> list[str]:
+    """Download what is missing and return the names of all files."""
+    pinned = getattr(source, "commit", None)
+    wanted, commit = plan(source, published, None if update else record.commit or pinned, folder)
+    how = "pinned by this project" if commit == pinned else "recorded for later runs"
+    click.echo(f"{name}: {source}" + (f" at {commit} ({how})" if commit else ""))
+    if update and pinned and commit != pinned:
+        warning = f"  WARNING: this project was tested with {pinned}; counts may differ (data.deviation)"
+        click.secho(warning, fg="yellow")
+    record.commit, record.complete = commit, False
+    if commit or folder.is_dir():
+        record.write(folder)  # an interrupted run resumes with this commit
+    fetch(source, published, wanted, commit, folder, replace=update)
+    for path in record.files.keys() - wanted.keys():  # of an earlier commit: an adapter would read both
+        inside(folder, path).unlink(missing_ok=True)
+        del record.files[path]
+    return list(wanted)
+
+
 def read_record(folder: Path, name: str, published: Published, form: str | None) -> Record:
-    """`download.json` of a folder, or a new record where there is none.
+    """Read the `download.json` of a folder, or make a new record.
 
     Raises:
-        UserError: the set is not published in that form, the folder holds another one, or the file is
+        UserError: The data set is not published in that form, the folder contains another form, or the file is
             broken.
     """
     if form is not None and form not in published.forms:
         raise UserError(
-            f"--form {form}", f"{name} is not published in that form", " or ".join(published.forms), "leave --form out"
+            f"--form {form}", f"{name} is not published in that form", " or ".join(published.forms), "leave out --form"
         )
     path = folder / RECORD
     if not path.is_file():
@@ -127,9 +141,9 @@ def read_record(folder: Path, name: str, published: Published, form: str | None)
     except (ValidationError, KeyError):
         raise UserError(
             str(path),
-            "not what this command writes",
+            "not written by this command",
             "the record of a download",
-            "delete it and run the same command again: files that are there are checked and kept",
+            "delete it and run the same command again: existing files are checked and kept",
         ) from None
     if not same:
         raise UserError(
@@ -141,37 +155,36 @@ def read_record(folder: Path, name: str, published: Published, form: str | None)
     return record
 
 
-def compare(folder: Path, record: Record) -> tuple[list[str], list[str]]:
-    """(files that are missing, files that changed) against a record.
+def compare(folder: Path, record: Record, files: dict[str, Kept] | None = None) -> tuple[list[str], list[str]]:
+    """Return the files that are missing and those that changed since the record was written.
 
-    An archive that was deleted is not missing while everything that it held is there.
+    A deleted archive is not missing as long as all its files are there.
+
+    Args:
+        folder: The data set's folder.
+        record: Its record.
+        files: Compare these only.
     """
-    missing, changed = [], []
-    for name, kept in record.everything():
-        path = inside(folder, name)
-        if not path.is_file():
-            missing.append(name)
-        elif path.stat().st_size != kept.size or sha256_of(path) != kept.sha256:
-            changed.append(name)
-    gone = set(missing)
-    spent = {name for name, archive in record.archives.items() if not gone & archive.files.keys()}
+    paths = {name: (inside(folder, name), kept) for name, kept in (files or dict(record.everything())).items()}
+    missing = [name for name, (path, _) in paths.items() if not path.is_file()]
+    changed = [name for name, (path, kept) in paths.items() if path.is_file() and Kept.of(path) != kept]
+    spent = {name for name, archive in record.archives.items() if archive.files.keys().isdisjoint(missing)}
     return [name for name in missing if name not in spent], changed
 
 
-def laid_down(folder: Path, name: str, record: Record, source: ByHand) -> list[str]:
-    """The files that a user put into the folder of a set which no program may fetch.
+def found_by_hand(folder: Path, name: str, record: Record, source: ByHand) -> list[str]:
+    """List the files that a user put into the folder of a data set which no program may download.
 
     Raises:
-        UserError: there are none: where to get them.
+        UserError: There are none.
     """
-    unpacked = {file for archive in record.archives.values() for file in archive.files}
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    names = [path.relative_to(folder).as_posix() for path in found]
-    names = [path for path in names if path != RECORD and path not in unpacked]
+    ours = {RECORD, *(file for archive in record.archives.values() for file in archive.files)}
+    found = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path for path in found if path not in ours]
     if not names:
         raise UserError(
             f"{folder} ({name})",
-            "nothing there, and this form cannot be fetched by a program",
+            "nothing there, and no program can download this form",
             source.what,
             f"get it from {source} and put it into {folder}, then run the same command again: archives are unpacked",
         )
@@ -179,38 +192,19 @@ def laid_down(folder: Path, name: str, record: Record, source: ByHand) -> list[s
 
 
 def _unpack(folder: Path, name: str, record: Record) -> None:
-    """Unpack an archive beside itself, unless all that it holds is there."""
+    """Unpack an archive beside itself, unless all its files are there."""
     before, kept = record.archives.get(name), record.files[name]
-    if before and before.sha256 == kept.sha256:
-        there = Record(set="", form="", source="", files=before.files)
-        if compare(folder, there) == ([], []):
-            return
+    if before and before.sha256 == kept.sha256 and compare(folder, record, before.files) == ([], []):
+        return
     archive = folder / name
     target = archive.with_name(stem(archive))
     result = unpack(archive, target, replace=before is not None)
-    place = target.relative_to(folder)
-    record.archives[name] = Archive(
-        sha256=kept.sha256,
-        folder=place.as_posix(),
-        files={(place / path).as_posix(): Kept(**file) for path, file in result.files.items()},
-        left_out=result.left_out,
-    )
+    files = {(target / path).relative_to(folder).as_posix(): Kept.of(target / path) for path in result.files}
+    record.archives[name] = Archive(sha256=kept.sha256, files=files, left_out=result.left_out)
     record.write(folder)
-    click.echo(f"{archive.name}: {len(result.files):,} files unpacked into {target}")
+    click.echo(f"{archive.name}: {len(files):,} files unpacked into {target}")
     for what, count in result.left_out.items():
         click.echo(f"{archive.name}: {count:,} {what}: not unpacked")
-
-
-def _say(name: str, source, commit: str | None, update: bool) -> None:
-    if not isinstance(source, Hub):
-        click.echo(f"{name}: {source}")
-        return
-    whose = "pinned by this project" if commit == source.commit else "written down for later runs"
-    click.echo(f"{name}: {source} at {commit} ({whose})")
-    if update and source.commit and commit != source.commit:
-        click.secho(
-            f"  WARNING: this project was tested with {source.commit}; counts may differ (data.deviation)", fg="yellow"
-        )
 
 
 def _some(names: list[str]) -> str:

@@ -1,23 +1,31 @@
 """Where each release is published, and which version of it this project pins.
 
-Commits and checksums were taken from public records of people who pinned the same files; those of the question
-files of SLAKE and VQA-RAD were also measured on copies at hand. What is None is pinned by the first download, in
-`download.json`.
+Commits and checksums are from public records of people who pinned the same files; those of the question files of SLAKE
+and VQA-RAD were also measured on real copies. What is None is pinned by the first download, in `download.json`.
 """
 
 from dataclasses import dataclass, field
 
 
+class Source:
+    """Where a release is published; prints as its page."""
+
+    page: str
+
+    def __str__(self) -> str:
+        return self.page
+
+
 @dataclass(frozen=True)
-class Hub:
+class Hub(Source):
     """Files of a data set repository on the Hugging Face hub.
 
     Attributes:
-        repository: owner and name.
-        commit: 40 hexadecimal digits; None is resolved, and written down, by the first download.
-        files: patterns of the files that an adapter reads.
-        sha256: file -> hash, of files whose hash is known besides what the hub says of them.
-        about_mb: size of the download; the hub's own figures are what the disk check takes.
+        repository: Owner and name.
+        commit: 40 hexadecimal digits; None is resolved, and recorded, by the first download.
+        files: Patterns of the files that an adapter reads.
+        sha256: file -> hash, of files whose hash is known independently of the hub.
+        about_mb: Size of the download; the disk check takes the hub's own figures.
     """
 
     repository: str
@@ -26,7 +34,9 @@ class Hub:
     sha256: dict[str, str] = field(default_factory=dict)
     about_mb: int | None = None
 
-    def __str__(self) -> str:
+    @property
+    def page(self) -> str:
+        """The repository's address."""
         return f"https://huggingface.co/datasets/{self.repository}"
 
 
@@ -40,36 +50,30 @@ class File:
 
 
 @dataclass(frozen=True)
-class Web:
+class Web(Source):
     """Plain files over HTTP."""
 
     page: str
     files: tuple[File, ...]
     about_mb: int | None = None
 
-    def __str__(self) -> str:
-        return self.page
-
 
 @dataclass(frozen=True)
-class ByHand:
-    """A release that no program may or can fetch: `what` says which files to put into the folder."""
+class ByHand(Source):
+    """A release that no program may or can download: `what` names the files to put into the folder."""
 
     page: str
     what: str
     about_mb: int | None = None
 
-    def __str__(self) -> str:
-        return self.page
-
 
 @dataclass(frozen=True)
 class Published:
-    """One data set; the first of its forms is taken where none is asked for."""
+    """One data set; the first of its forms is the default."""
 
     forms: dict[str, Hub | Web | ByHand]
     without: str = ""
-    """What to do where the download is refused; empty where there is no other way."""
+    """What to do where the download is refused; empty where there is no alternative."""
 
 
 _SLAKE = Hub(
@@ -84,6 +88,15 @@ _SLAKE = Hub(
     },
     about_mb=217,
 )
+_VQA_RAD_HASHES = {
+    "data/train-00000-of-00001-eb8844602202be60.parquet": (
+        "b07c3441467b99060e5ec412ddd05be06f86f01f23bfa3debfbbcab47874a06e"
+    ),
+    "data/test-00000-of-00001-e5bc3d208bb4deeb.parquet": (
+        "eb520bdab1116dd4f420120da19049d2315389fa126d031f65ec42e153264ea7"
+    ),
+}
+_OSF = "https://files.osf.io/v1/resources/89kps/providers/osfstorage"
 _ZENODO = "https://zenodo.org/records/10499039"
 _CV_BENCH = "bc284db50d036958861cb60cdd7b77612052ce0d"
 
@@ -100,11 +113,8 @@ SOURCES: dict[str, Published] = {
                         "https://osf.io/download/6qdas/",
                         "bfa8950fbffbaa414d1e97b2956d88d2f4fa984d21852bc5f30545f27538f6ca",
                     ),
-                    # OSF packs this archive anew for each download, so that it has no checksum to pin.
-                    File(
-                        "VQA_RAD Image Folder.zip",
-                        "https://files.osf.io/v1/resources/89kps/providers/osfstorage/5b21453986d8510011c277bc/?zip=",
-                    ),
+                    # OSF packs this archive again for each download, so that it has no checksum to pin.
+                    File("VQA_RAD Image Folder.zip", f"{_OSF}/5b21453986d8510011c277bc/?zip="),
                 ),
                 about_mb=17,
             ),
@@ -112,10 +122,7 @@ SOURCES: dict[str, Published] = {
                 "flaviagiammarino/vqa-rad",
                 "bcf91e7654fb9d51c8ab6a5b82cacf3fafd2fae9",
                 ("data/*.parquet",),
-                {
-                    "data/train-00000-of-00001-eb8844602202be60.parquet": "b07c3441467b99060e5ec412ddd05be06f86f01f23bfa3debfbbcab47874a06e",
-                    "data/test-00000-of-00001-e5bc3d208bb4deeb.parquet": "eb520bdab1116dd4f420120da19049d2315389fa126d031f65ec42e153264ea7",
-                },
+                _VQA_RAD_HASHES,
                 about_mb=35,
             ),
         }
@@ -125,11 +132,11 @@ SOURCES: dict[str, Published] = {
             "original": Web(
                 _ZENODO,
                 tuple(
-                    File(name, f"{_ZENODO}/files/{name}?download=1")
+                    File(f"{name}.zip", f"{_ZENODO}/files/{name}.zip?download=1")
                     for name in (
-                        "ImageClef-2019-VQA-Med-Training.zip",
-                        "ImageClef-2019-VQA-Med-Validation.zip",
-                        "VQAMed2019Test.zip",
+                        "ImageClef-2019-VQA-Med-Training",
+                        "ImageClef-2019-VQA-Med-Validation",
+                        "VQAMed2019Test",
                     )
                 ),
                 about_mb=186,
@@ -146,9 +153,9 @@ SOURCES: dict[str, Published] = {
             ),
             "original": ByHand(
                 "https://github.com/UCSD-AI4H/PathVQA",
-                "pvqa_train.json, pvqa_val.json, pvqa_test.json, and the pictures as images/train/*.jpg, images/val/*.jpg, "
-                "images/test/*.jpg, or as an archive images.zip of these (its link to Google Drive stands on that page; "
-                "where that is broken, in the page's issue 10)",
+                "pvqa_train.json, pvqa_val.json, pvqa_test.json, and the images as images/{train,val,test}/*.jpg or "
+                "as an archive images.zip of these (the link to Google Drive is on that page; if it is broken, in the "
+                "page's issue 10)",
             ),
         }
     ),
@@ -177,10 +184,10 @@ SOURCES: dict[str, Published] = {
             )
         }
     ),
-    # Pictures and questions of Silvar-Med are SLAKE's; only the explanations are wanted.
+    # Images and questions of Silvar-Med are SLAKE's; only the explanations are needed.
     "silvar_med": Published(
         {"original": Hub("Hanhpt23/Silvar-Med", None, ("*.json", "*.jsonl", "*.parquet"))},
-        without="put the authors' JSON files (img_name, question, answer), or explanations from elsewhere, there by hand; "
-        "without them everything runs, and the reasoning reward is idle",
+        without="put the authors' JSON files (img_name, question, answer), or explanations from elsewhere, there by "
+        "hand; without them everything runs, and the reasoning reward is idle",
     ),
 }
