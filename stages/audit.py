@@ -1,7 +1,7 @@
 """Audit every release that is used, and write the data card.
 
 Reads all splits of the training source and of the listed benchmarks, counts them against what is declared of
-the release, and looks for pictures and questions that splits share. Writes `metrics/audit.json`,
+the release, and looks for images and questions that splits share. Writes `metrics/audit.json`,
 `data/audit/{shared_images,near_duplicates}.csv` and `data/audit/data_card.{html,md}`; then stops where a
 release is not as declared, unless `data.deviation` is `report`.
 """
@@ -27,22 +27,22 @@ def main() -> None:
     """Audit the releases and write the data card."""
     from rarl.data import data_card
     from rarl.data.audit import compare, read_sets, refuse, warn_of
-    from rarl.data.release import Pictures, require_root
+    from rarl.data.release import Images, require_root
 
     start = time.monotonic()
     params = load_params()
     root, own = require_root(params.data.root), params.own_test
-    pictures = Pictures(root)
+    images = Images(root)
     click.echo(f"audit: reading {', '.join(params.test_sets)} below {root} ...")
-    sets, absent = read_sets(params, root, pictures)
-    found = compare(root, sets, own, pictures)
+    sets, absent = read_sets(params, root, images)
+    found = compare(root, sets, own, images)
 
     shutil.rmtree(OUTPUT, ignore_errors=True)
     ends = [f"{name}_{what}" for name in ("first", "second") for what in ("set", "split", "image")]
     write_csv(OUTPUT / "shared_images.csv", [ends, *((*a, *b) for a, b in found.shared)])
     near = [(*a, *b, *bits) for a, b, *bits in found.near]
     write_csv(OUTPUT / "near_duplicates.csv", [(*ends, "dhash_bits", "phash_bits"), *near])
-    for name, text in data_card.render(params, sets, absent, found, pictures).items():
+    for name, text in data_card.render(params, sets, absent, found, images).items():
         with atomic_file(OUTPUT / name) as file:
             file.write(text)
     write_json(METRICS, {"sets": found.counts, "deviations": found.deviations})

@@ -1,6 +1,6 @@
 """Read one benchmark release into the common record.
 
-Writes `data/benchmarks/<set>.jsonl`, `data/benchmarks/pictures/<set>/` (pictures that lie in a table or in a
+Writes `data/benchmarks/<set>.jsonl`, `data/benchmarks/pictures/<set>/` (images that lie in a table or in a
 DICOM file, and how many they are) and `metrics/benchmark/<set>.json`. A release that is not there gives an empty file
 and `available: false`, or an error where `data.missing` is `stop`.
 """

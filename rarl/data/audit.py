@@ -1,8 +1,8 @@
-"""What is measured of a release, how that is compared with what is declared of it, and what splits share.
+"""Measure a release, compare it with its declared counts, and find what splits share.
 
-Counts are taken from all well-formed rows (`Release.seen`), whether or not their image is there, so that
-they can be compared with the published ones on a part of the images. A picture is known by the hash of its
-bytes, and by its name where the file is missing.
+Counts are of all well-formed rows (`Release.seen`), whether or not their image exists, so that they can be compared with
+the published ones on a part of the images. An image is identified by the hash of its bytes, or by its name if the file
+is missing.
 """
 
 from collections import Counter, defaultdict
@@ -15,23 +15,24 @@ from typing import NamedTuple, get_args
 
 import click
 import numpy as np
+from pydantic import StrictInt, TypeAdapter, ValidationError
 
 from rarl.answers import list_items, normalise
 from rarl.data.adapters import ADAPTERS, SOURCES
-from rarl.data.release import DECLARED_FILE, MissingRelease, Pictures, Release, read
+from rarl.data.release import DECLARED_FILE, Images, MissingRelease, Release, read
 from rarl.errors import UserError
 from rarl.params import Params
-from rarl.records import Kind, Modality, read_json
+from rarl.records import Kind, Modality
 
-#: Bits (of 64) in which both perceptual hashes of two pictures may differ and still be called near duplicates.
+#: Bits (of 64) in which both perceptual hashes of two images may differ and still be called near duplicates.
 NEAR_DISTANCE = 4
-#: Counts that need a second split, and those that need every image.
+#: Counts that need a second split, and counts that need every image.
 ACROSS = ("images_also_in_train", "rows_with_training_image")
 OF_SAMPLES = ("annotated",)
 
 
 class Place(NamedTuple):
-    """Where an image is: in which set, in which split, under which name; for a file that cannot be used, in which row."""
+    """Where an image is: data set, split, and file name (of an unusable file: row)."""
 
     set: str
     split: str
@@ -39,18 +40,18 @@ class Place(NamedTuple):
 
 
 def selection(name: str, params: Params) -> dict[str, str]:
-    """What an adapter's `rows` needs besides the split when a release is read as a benchmark."""
+    """Return the further arguments of an adapter's `rows` when a release is read as a benchmark."""
     return {"table": params.own.table} if name == "own" else {}
 
 
-def read_sets(params: Params, root: Path, pictures) -> tuple[dict, dict[str, list[str]]]:
-    """Every split of the training source and of the listed benchmarks.
+def read_sets(params: Params, root: Path, images) -> tuple[dict, dict[str, list[str]]]:
+    """Read every split of the training source and of the listed benchmarks.
 
     Returns:
-        name -> (adapter, split -> release), and name -> splits that are not there.
+        name -> (adapter, split -> release), and name -> missing splits.
     """
     source = SOURCES[params.train.source]
-    sets, absent = {params.own_test: (source, source.training(root, params, pictures))}, {}
+    sets, absent = {params.own_test: (source, source.training(root, params, images))}, {}
     for name in params.benchmarks:
         adapter = ADAPTERS[name]
         published = {split for form in adapter.DECLARED.counts.values() for split in form}
@@ -58,9 +59,8 @@ def read_sets(params: Params, root: Path, pictures) -> tuple[dict, dict[str, lis
         for split in ("train", "validate", "test"):
             if split in (published or {"test"}):
                 try:
-                    releases[split] = read(adapter, root, split, pictures=pictures, **selection(name, params))
-                except MissingRelease:
-                    # Whether a benchmark may be missing, its own stage decides.
+                    releases[split] = read(adapter, root, split, images=images, **selection(name, params))
+                except MissingRelease:  # the stage `benchmark` decides whether it may be missing
                     absent.setdefault(name, []).append(split)
         if releases:
             sets[name] = adapter, releases
@@ -68,10 +68,11 @@ def read_sets(params: Params, root: Path, pictures) -> tuple[dict, dict[str, lis
 
 
 def measure(release: Release, train: Release | None = None) -> dict:
-    """The counts of one split, by the names that `Declared.counts` uses; `categories` is a mapping.
+    """Count the rows of one split, under the names of `Declared.counts`; `categories` is a mapping.
 
     Args:
-        train: the training split of the same release, to count what the split shares with it by name.
+        release: The split.
+        train: The training split of the same release, to count the images that both name.
     """
     seen = release.seen
     modality, kind = Counter(row.modality for row in seen), Counter(row.kind for row in seen)
@@ -92,7 +93,7 @@ def measure(release: Release, train: Release | None = None) -> dict:
         "conflicting_groups": len(groups),
         "rows_in_conflicting_groups": sum(map(len, groups)),
         "groups_with_yes_and_no": sum(both <= set(rows) for rows in groups),
-    }  # fmt: skip
+    }
     if train is not None:
         theirs = {row.image for row in train.seen}
         shared = [row.image for row in seen if row.image in theirs]
@@ -101,7 +102,7 @@ def measure(release: Release, train: Release | None = None) -> dict:
 
 
 def _groups(release: Release) -> dict[tuple[str, str], list[frozenset]]:
-    """(image, question) -> the answers of its rows; a list's order and the case are no conflict."""
+    """Return (image, question) -> the answers of its rows; order and case are no conflict."""
     groups = defaultdict(list)
     for row in release.seen:
         groups[row.image, normalise(row.question)].append(frozenset(list_items(row.answers[0])))
@@ -109,12 +110,12 @@ def _groups(release: Release) -> dict[tuple[str, str], list[frozenset]]:
 
 
 def declared(root: str | Path, adapter: ModuleType, release: Release) -> dict[str, int]:
-    """What is known of one split: from `declared.json` in `data.root`, else from the adapter.
+    """Return the declared counts of one split, from `declared.json` in `data.root` or from the adapter.
 
-    Nothing of a split of which some rows were chosen (`train.samples` of SAT).
+    Empty for a split of which only some rows were chosen (`train.samples` of SAT).
 
     Raises:
-        UserError: `declared.json` is not what it should be.
+        UserError: `declared.json` is malformed.
     """
     if release.notes["rows_not_chosen"]:
         return {}
@@ -122,36 +123,31 @@ def declared(root: str | Path, adapter: ModuleType, release: Release) -> dict[st
 
 
 def declared_splits(root: str | Path, adapter: ModuleType, form: str) -> dict[str, dict[str, int]]:
-    """split -> name of a count -> value. What `declared.json` says of a release takes the place of all that
-    its adapter says: a subset that was made on purpose."""
+    """Return split -> name of a count -> value.
+
+    If `declared.json` names a release, its counts replace all of the adapter's: it is a subset made on purpose.
+    """
     path, name = Path(root) / DECLARED_FILE, adapter.__name__.rpartition(".")[2]
     if path.is_file():
         try:
-            counts = read_json(path)
-            ok = isinstance(counts, dict) and all(
-                isinstance(value, int)
-                for splits in counts.values()
-                for split in splits.values()
-                for value in split.values()
-            )
-        except (ValueError, AttributeError):
-            ok = False
-        if not ok:
+            form_of = TypeAdapter(dict[str, dict[str, dict[str, StrictInt]]])
+            counts = form_of.validate_json(path.read_bytes())
+        except ValidationError:
             raise UserError(
                 str(path),
                 "no JSON, or of another form",
                 '{"<release>": {"<split>": {"rows": 106, ...}}} with whole numbers',
                 "correct or delete the file",
-            )
+            ) from None
         if name in counts:
             return counts[name]
     return dict(adapter.DECLARED.counts.get(form, {}))
 
 
 def deviations(release: Release, measured: dict, expected: dict[str, int]) -> list[str]:
-    """What is not as declared, one sentence each.
+    """List what is not as declared, one sentence each.
 
-    A count is left out where it cannot be taken: without the training split, or without all images.
+    A count is skipped if it cannot be taken: without the training split, or without all images.
     """
     partial = len(release.samples) < len(release.seen)
     return [
@@ -164,7 +160,7 @@ def deviations(release: Release, measured: dict, expected: dict[str, int]) -> li
 
 
 def compare_with_declared(root: str | Path, adapter: ModuleType, releases: Iterable[Release]) -> list[str]:
-    """What is not as declared in any of these splits, each measured by itself; said as a warning."""
+    """List what is not as declared in any of these splits, each measured by itself, and warn of it."""
     found = [
         line
         for release in releases
@@ -175,15 +171,16 @@ def compare_with_declared(root: str | Path, adapter: ModuleType, releases: Itera
 
 
 def warn_of(deviations: Iterable[str]) -> None:
+    """Print a warning for each deviation."""
     for line in deviations:
         click.secho(f"  WARNING: not as declared: {line}", fg="yellow", err=True)
 
 
 def require_images(where: str, release: Release, missing: str) -> None:
-    """Stop where rows are without their image, unless `data.missing` asks to skip them.
+    """Stop if rows lack their image, unless `data.missing` is `skip`.
 
     Raises:
-        UserError: an image is missing and `missing` is `stop`.
+        UserError: An image is missing and `missing` is `stop`.
     """
     if release.missing_images and missing == "stop":
         row, _ = release.missing_images[0]
@@ -196,10 +193,10 @@ def require_images(where: str, release: Release, missing: str) -> None:
 
 
 def refuse(root: str | Path, found: list[str], mode: str) -> None:
-    """Stop where a release is not as declared, unless `data.deviation` asks to report it only.
+    """Stop if a release is not as declared, unless `data.deviation` is `report`.
 
     Raises:
-        UserError: there is a deviation and `mode` is `stop`.
+        UserError: There is a deviation and `mode` is `stop`.
     """
     if found and mode == "stop":
         raise UserError(
@@ -212,45 +209,47 @@ def refuse(root: str | Path, found: list[str], mode: str) -> None:
 
 
 class Split:
-    """The pictures and questions of one split, ready to be compared with others."""
+    """The images and questions of one split, prepared for comparisons."""
 
-    def __init__(self, set_: str, split: str, release: Release, pictures: Pictures):
+    def __init__(self, set_: str, split: str, release: Release, images: Images):
         self.set, self.split = set_, split
         hashes = {sample.image: sample.image_sha256 for sample in release.samples}
         self.rows = [(hashes.get(row.image, row.image), normalise(row.question)) for row in release.seen]
-        # The name of a file that cannot be used may be anything, such as a path of this machine or a patient's name.
+        # The name of an unusable file may be anything, such as a path of this machine or a patient's name.
         self.images = {
             hashes.get(row.image, row.image): row.image if row.image in hashes else f"{set_}/{split}/{row.row}"
             for row in release.seen
-        }  # fmt: skip
+        }
         self.hashed = [sha256 for sha256 in self.images if sha256 in set(hashes.values())]
         self.bits = [
-            np.array([int(getattr(pictures.kept(sha256), kind), 16) for sha256 in self.hashed], np.uint64)
+            np.array([int(getattr(images.kept(sha256), kind), 16) for sha256 in self.hashed], np.uint64)
             for kind in ("dhash", "phash")
-        ]  # fmt: skip
+        ]
 
     def place(self, key: str) -> Place:
+        """Locate an image by its hash (or name)."""
         return Place(self.set, self.split, self.images[key])
 
     def rows_with(self, keys: Iterable[str]) -> int:
+        """Count the rows that show one of these images."""
         keys = set(keys)
         return sum(image in keys for image, _ in self.rows)
 
     def rows_of(self, other: "Split") -> int:
-        """Rows that ask a question of the other split about the same picture."""
+        """Count the rows that ask a question of the other split about the same image."""
         theirs = set(other.rows)
         return sum(row in theirs for row in self.rows)
 
 
 def shared_images(first: Split, second: Split) -> list[str]:
-    """The pictures that are in both, each by its hash (or name)."""
+    """List the images that are in both, each by its hash (or name)."""
     return sorted(first.images.keys() & second.images.keys())
 
 
 def near_duplicates(first: Split, second: Split) -> list[tuple[str, str, int, int]]:
-    """Pairs of different pictures that look the same: (hash, hash, differing bits of dHash, of pHash).
+    """List the pairs of different images that look alike, as (hash, hash, differing bits of dHash, of pHash).
 
-    Reported, never acted upon: two scans of one patient look alike without being copies.
+    They are only reported: two scans of one patient look alike without being copies.
     """
     pairs = []
     for i, sha256 in enumerate(first.hashed):
@@ -264,10 +263,10 @@ def near_duplicates(first: Split, second: Split) -> list[tuple[str, str, int, in
 
 
 def own_splits_apart(root: str | Path, releases: dict[str, Release]) -> None:
-    """Make sure that no picture is in two of the training, development and test rows.
+    """Check that the training, development and test rows share no image.
 
     Raises:
-        UserError: one is.
+        UserError: They do.
     """
     images = {
         split: {sample.image_sha256: sample.id for sample in release.samples} for split, release in releases.items()
@@ -277,24 +276,22 @@ def own_splits_apart(root: str | Path, releases: dict[str, Release]) -> None:
         if both:
             raise UserError(
                 f"{root}: {first} and {second} rows",
-                f"{len(both)} images are in both, first that of {images[first][both[0]]} and "
-                f"{images[second][both[0]]}",
+                f"{len(both)} shared images, first that of {images[first][both[0]]} and {images[second][both[0]]}",
                 "no shared image between training, development and test",
-                "get the release's original files, or take the copy out: a shared image would make the scores "
-                "too good",
+                "get the release's original files, or remove the copy: a shared image would inflate the scores",
             )
 
 
 @dataclass
 class Findings:
-    """What the audit found.
+    """The result of an audit.
 
     Attributes:
-        counts: set -> split -> name of a count -> value, as measured.
-        declared: the same, as published or as `declared.json` says.
-        deviations: what differs, one sentence each.
-        shared: a picture that is in two places.
-        near: two pictures that look alike, with the differing bits of dHash and pHash.
+        counts: data set -> split -> name of a count -> value, as measured.
+        declared: The same, as published or as in `declared.json`.
+        deviations: The differences, one sentence each.
+        shared: The two places of a shared image.
+        near: Two images that look alike, with the differing bits of dHash and pHash.
     """
 
     counts: dict[str, dict[str, dict]] = field(default_factory=dict)
@@ -307,15 +304,17 @@ class Findings:
 Sets = dict[str, tuple[ModuleType, dict[str, Release]]]
 
 
-def compare(root: str | Path, sets: Sets, own: str, pictures: Pictures) -> Findings:
-    """Measure every split of every set, and compare splits with one another.
+def compare(root: str | Path, sets: Sets, own: str, images: Images) -> Findings:
+    """Measure every split of every data set, and compare splits with one another.
 
-    Compared are the splits of one set, the own splits with every benchmark's test rows, and these with one
-    another; near duplicates are looked for among the own splits, and between training and benchmarks.
+    Shared images are searched among the splits of one data set, between the own splits and every benchmark's test rows,
+    and among these. Near duplicates are searched among the own splits, and between training and benchmarks.
 
     Args:
+        root: `data.root`.
         sets: name -> (adapter, split -> release); `own` is among them, with train, dev and test.
-        own: name of the training source.
+        own: Name of the training source.
+        images: What inspected the images.
     """
     found, splits = Findings(), {}
     for name, (adapter, releases) in sets.items():
@@ -326,12 +325,10 @@ def compare(root: str | Path, sets: Sets, own: str, pictures: Pictures) -> Findi
             expected = declared(root, adapter, release)
             found.counts[name][split], found.declared[name][split] = measured, expected
             found.deviations += deviations(release, measured, expected)
-            splits[name, split] = Split(name, split, release, pictures)
+            splits[name, split] = Split(name, split, release, images)
     tests = [splits[name, "test"] for name in sets if name != own and (name, "test") in splits]
     ours = {split: splits[own, split] for split in sets[own][1]}
-    inside = [
-        pair for name in sets for pair in combinations([s for s in splits.values() if s.set == name], 2)
-    ]  # fmt: skip
+    inside = [pair for name in sets for pair in combinations([s for s in splits.values() if s.set == name], 2)]
     across = [(split, test) for test in tests for split in ours.values()]
     for first, second in [*inside, *across, *combinations(tests, 2)]:
         found.shared += [(first.place(key), second.place(key)) for key in shared_images(first, second)]
@@ -347,7 +344,7 @@ def compare(root: str | Path, sets: Sets, own: str, pictures: Pictures) -> Findi
 
 
 def with_own(test: Split, ours: dict[str, Split]) -> dict[str, int]:
-    """What a benchmark's test rows share with the own rows."""
+    """Count what a benchmark's test rows share with the own rows."""
     counts = {}
     for name, split in ours.items():
         both = shared_images(split, test)

@@ -1,6 +1,6 @@
 """Read one benchmark release into the common record.
 
-Writes `data/benchmarks/<set>.jsonl`, `data/benchmarks/pictures/<set>/` (pictures that lie in a table or in a
+Writes `data/benchmarks/<set>.jsonl`, `data/benchmarks/pictures/<set>/` (images that lie in a table or in a
 DICOM file, and how many they are) and `metrics/benchmark/<set>.json`. A release that is not there gives an empty file
 and `available: false`, or an error where `data.missing` is `stop`.
 """
@@ -20,20 +20,20 @@ def read_benchmark(params: Params, name: str) -> None:
     """Read one benchmark's test rows."""
     from rarl.data.adapters import ADAPTERS
     from rarl.data.audit import compare_with_declared, refuse, require_images, selection
-    from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, MissingRelease, Pictures, Release, read, require_root
+    from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, Images, MissingRelease, Release, read, require_root
 
     start = time.monotonic()
     data = params.data
     output = Path(f"data/benchmarks/{name}.jsonl")
-    pictures = Path(f"data/benchmarks/pictures/{name}")
+    images = Path(f"data/benchmarks/pictures/{name}")
     metrics = Path(f"metrics/benchmark/{name}.json")
     root = require_root(data.root)
     adapter = ADAPTERS[name]
-    shutil.rmtree(pictures, ignore_errors=True)
-    pictures.mkdir(parents=True)
+    shutil.rmtree(images, ignore_errors=True)
+    images.mkdir(parents=True)
     absent, found = None, []
     try:
-        release = read(adapter, root, "test", pictures=Pictures(root, pictures), **selection(name, params))
+        release = read(adapter, root, "test", images=Images(root, images), **selection(name, params))
     except MissingRelease as error:
         if data.missing == "stop":
             raise
@@ -44,8 +44,8 @@ def read_benchmark(params: Params, name: str) -> None:
     require_images(f"{root}: {name}", release, data.missing)
     samples = release.samples
     # The folder is an output of the stage: DVC warns of an empty one.
-    unpacked = sum(1 for _ in pictures.iterdir())
-    (pictures / "unpacked.txt").write_text(
+    unpacked = sum(1 for _ in images.iterdir())
+    (images / "unpacked.txt").write_text(
         f"{unpacked} pictures of {name} that lay in a table or a DICOM file\n", encoding="utf-8"
     )
     summary = {

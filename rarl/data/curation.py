@@ -1,6 +1,6 @@
 """Read the training source's train, development and test rows: Silvar-Med rebuilt from SLAKE, your own, or SAT.
 
-Writes `data/curated/{train,dev,test}.jsonl`, `data/curated/pictures/` (pictures that lie in a table or in a
+Writes `data/curated/{train,dev,test}.jsonl`, `data/curated/pictures/` (images that lie in a table or in a
 DICOM file), `data/curated/unmatched_explanations.csv` (Silvar-Med's that belong to no row) and
 `metrics/curate.json`. How the rows compare with the benchmarks, the stage `audit` says.
 """
@@ -19,7 +19,7 @@ from rarl.records import write_json, write_records
 from rarl.spreadsheet import write_csv
 
 OUTPUT = Path("data/curated")
-PICTURES = OUTPUT / "pictures"
+IMAGES = OUTPUT / "pictures"
 UNMATCHED = OUTPUT / "unmatched_explanations.csv"
 METRICS = Path("metrics/curate.json")
 
@@ -28,13 +28,13 @@ def curate(params: Params) -> None:
     """Curate the train, development and test rows."""
     from rarl.data.adapters import SOURCES
     from rarl.data.audit import compare_with_declared, own_splits_apart, refuse, require_images
-    from rarl.data.release import BURNED_IN, Pictures, require_root
+    from rarl.data.release import BURNED_IN, Images, require_root
 
     start = time.monotonic()
     root, source = require_root(params.data.root), params.train.source
     adapter = SOURCES[source]
     click.echo(f"curate: reading {source} below {root} ...")
-    releases = adapter.training(root, params, Pictures(root, PICTURES))
+    releases = adapter.training(root, params, Images(root, IMAGES))
     for split, release in releases.items():
         _say_what_is_left_out(split, release)
         require_images(f"{root}: {source}, {split} rows", release, params.data.missing)
@@ -98,7 +98,7 @@ def _explanations(releases: dict) -> dict[str, int]:
 
 
 def _write(releases: dict, unmatched: list) -> None:
-    """The folder appears whole or not at all, with the pictures that its rows name and no others."""
+    """The folder appears whole or not at all, with the images that its rows name and no others."""
     partial = OUTPUT.with_name(OUTPUT.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -109,11 +109,11 @@ def _write(releases: dict, unmatched: list) -> None:
         header = ("file", "row", "image", "question")
         rows = [(of.file, of.row, of.image, of.question) for of in unmatched]
         write_csv(partial / UNMATCHED.name, [header, *rows])
-        if PICTURES.is_dir():
-            for path in PICTURES.iterdir():
+        if IMAGES.is_dir():
+            for path in IMAGES.iterdir():
                 if path.as_posix() not in named:
                     path.unlink()
-            os.replace(PICTURES, partial / PICTURES.name)
+            os.replace(IMAGES, partial / IMAGES.name)
         shutil.rmtree(OUTPUT, ignore_errors=True)
         os.replace(partial, OUTPUT)
     finally:

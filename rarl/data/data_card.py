@@ -1,6 +1,6 @@
 """The data card: what each data set is, what was counted, what was found, and what it looks like.
 
-The page has no date and no path, so equal data give equal bytes. Pictures are chosen by a seeded rule, and
+The page has no date and no path, so equal data give equal bytes. Images are chosen by a seeded rule, and
 no file name is shown: people's own names for their files may say more than a page should.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rarl.data.audit import OF_SAMPLES, Findings, Sets
-from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, Pictures, Release
+from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, Images, Release
 from rarl.images import thumbnail
 from rarl.params import Params
 from rarl.records import Sample, image_file, read_records
@@ -72,12 +72,12 @@ PIXELS = ((1, 127), (128, 255), (256, 383), (384, 511), (512, 767), (768, 1023),
 
 
 def render(
-    params: Params, sets: Sets, absent: dict[str, list[str]], found: Findings, pictures: Pictures
+    params: Params, sets: Sets, absent: dict[str, list[str]], found: Findings, images: Images
 ) -> dict[str, str]:
-    """File name -> text of the page (HTML) and of the same without pictures (Markdown)."""
+    """File name -> text of the page (HTML) and of the same without images (Markdown)."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    shown = context(params, sets, absent, found, pictures)
+    shown = context(params, sets, absent, found, images)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name.endswith(".html"),
@@ -90,7 +90,7 @@ def render(
     return {name: environment.get_template(name).render(**shown) for name in ("data_card.html", "data_card.md")}
 
 
-def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Findings, pictures: Pictures) -> dict:
+def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Findings, images: Images) -> dict:
     """Everything that the templates show."""
     files = Files(params)
     cards = []
@@ -109,7 +109,7 @@ def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Fin
                 "counts": counts(found, name, releases),
                 "findings": findings(found, name, releases),
                 "quirks": quirks(releases),
-                "plots": plots(releases, pictures),
+                "plots": plots(releases, images),
                 "gallery": gallery(name, releases, files),
             }
         )
@@ -127,7 +127,7 @@ def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Fin
             {"first": first, "second": second, "same": pairs[first, second], "alike": alike[first, second]}
             for first, second in dict.fromkeys([*pairs, *alike])
         ],
-        "near": near_pictures(found, files),
+        "near": near_images(found, files),
     }  # fmt: skip
 
 
@@ -144,7 +144,7 @@ class Files:
                     self.unpacked[Path(sample.image).name] = sample.image
 
     def find(self, image: str) -> Path | None:
-        """None where the picture was not unpacked, such as those of a training split that is not used."""
+        """None where the image was not unpacked, such as those of a training split that is not used."""
         path = image_file(self.root, self.unpacked.get(image, image))
         return path if path.is_file() else None
 
@@ -232,11 +232,11 @@ def number(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
-def plots(releases: dict[str, Release], pictures: Pictures) -> list[dict]:
+def plots(releases: dict[str, Release], images: Images) -> list[dict]:
     """Distributions over all splits: title, and bars of label, count and share of the longest."""
     seen = [row for release in releases.values() for row in release.seen]
     hashes = {sample.image_sha256 for release in releases.values() for sample in release.samples}
-    sizes = [max(found.width, found.height) for found in map(pictures.kept, hashes)]
+    sizes = [max(found.width, found.height) for found in map(images.kept, hashes)]
     kinds, modalities = Counter(row.kind for row in seen), Counter(row.modality for row in seen)
     drawn = [
         ("Kind of answer", [(label, kinds[name]) for name, label in KINDS.items() if kinds[name]]),
@@ -277,29 +277,29 @@ def binned(values: list[int], bins: tuple) -> list[tuple[str, int]]:
 
 
 def gallery(name: str, releases: dict[str, Release], files: Files) -> list[dict]:
-    """For each modality a few rows with different pictures: chosen by lot, with a fixed seed."""
+    """For each modality a few rows with different images: chosen by lot, with a fixed seed."""
     samples = [sample for release in releases.values() for sample in release.samples]
     random.Random(f"{SEED} {name}").shuffle(samples)
     chosen: dict[str, list[dict]] = {modality: [] for modality in MODALITIES}
-    pictures_shown = set()
+    images_shown = set()
     for sample in samples:
         group = chosen[sample.modality]
-        if len(group) < PER_MODALITY and sample.image_sha256 not in pictures_shown:
+        if len(group) < PER_MODALITY and sample.image_sha256 not in images_shown:
             path = files.find(sample.image)
             image = path and thumbnail(path)
             if image:
-                pictures_shown.add(sample.image_sha256)
+                images_shown.add(sample.image_sha256)
                 group.append({"sample": sample, "image": image})
     return [{"label": label, "items": chosen[modality]} for modality, label in MODALITIES.items() if chosen[modality]]
 
 
-def near_pictures(found: Findings, files: Files) -> list[dict]:
+def near_images(found: Findings, files: Files) -> list[dict]:
     """The pairs that look most alike, side by side: one of each two splits before a second of any."""
     rank: Counter = Counter()
     ordered, met = [], set()
     for first, second, dhash, phash in sorted(found.near, key=lambda pair: (max(pair[2:]), pair)):
         if (first.image, second.image) in met:
-            continue  # a test picture of ours that is in SLAKE's test split too
+            continue  # a test image of ours that is in SLAKE's test split too
         met.add((first.image, second.image))
         key = first.set, first.split, second.set, second.split
         ordered.append((rank[key], len(ordered), first, second, dhash, phash))

@@ -1,4 +1,4 @@
-"""DICOM images, as pictures that a viewer would show: 8-bit grey or RGB, and nothing of the header.
+"""DICOM images, as images that a viewer would show: 8-bit grey or RGB, and nothing of the header.
 
 The steps are those of the standard's grayscale pipeline (DICOM PS3.3, C.11), done by pydicom: modality LUT
 or rescale, the first VOI LUT or window, then the photometric interpretation. Of the header only the
@@ -10,7 +10,7 @@ import io
 import warnings
 from pathlib import Path
 
-#: Larger pictures, DICOM or not, are refused: they would fill the memory of the machine (20,000 x 20,000 is 1.2 GB in
+#: Larger images, DICOM or not, are refused: they would fill the memory of the machine (20,000 x 20,000 is 1.2 GB in
 #: RGB).
 MAX_PIXELS = 100_000_000
 #: All that is read of a file, besides its transfer syntax and BurnedInAnnotation. No element that identifies a person
@@ -29,11 +29,11 @@ PALETTE = "PALETTE COLOR"
 
 
 class _Unusable(ValueError):
-    """A file that is no picture for us, in words of our own."""
+    """A file that is no image for us, in words of our own."""
 
 
 def to_png(path: str | Path) -> bytes:
-    """The picture of a single-frame DICOM file as PNG, the same bytes at every call.
+    """The image of a single-frame DICOM file as PNG, the same bytes at every call.
 
     With several windows or VOI LUTs the first is taken; without any, the range from the lowest to the
     highest value. Padding (PixelPaddingValue) is left out of that range and black.
@@ -48,7 +48,7 @@ def to_png(path: str | Path) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote the values that it finds odd
             data = pydicom.dcmread(path, specific_tags=ELEMENTS)
-            picture = Image.fromarray(_shown(data))
+            image = Image.fromarray(_shown(data))
     except _Unusable:
         raise
     except pydicom.errors.InvalidDicomError:
@@ -59,7 +59,7 @@ def to_png(path: str | Path) -> bytes:
         # pydicom raises nearly everything on a file that is cut, and quotes what it found there.
         raise ValueError("a DICOM file that is cut off or damaged") from None
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -77,7 +77,7 @@ def burned_in(path: str | Path) -> bool:
 
 
 def _shown(data):
-    """The picture as an array of bytes, (rows, columns) or (rows, columns, 3)."""
+    """The image as an array of bytes, (rows, columns) or (rows, columns, 3)."""
     interpretation = _require_image(data)
     pixels = _decoded(data)
     if interpretation in GREY:
@@ -86,7 +86,7 @@ def _shown(data):
 
 
 def _require_image(data) -> str:
-    """The photometric interpretation of what is one readable picture.
+    """The photometric interpretation of what is one readable image.
 
     Raises:
         _Unusable: it is not.

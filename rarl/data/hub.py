@@ -3,7 +3,7 @@
 A user has it from `hf download <repository> --repo-type dataset --local-dir data/raw/<name>`, where the
 parquet files lie in the folder or in its `data/`, named `<split>-00000-of-00001....parquet` or with the
 split somewhere in the name (`SAT_val.parquet`, `test_2d.parquet`), or below a folder named for it; or from
-`load_dataset(...).save_to_disk(...)`, with `<split>/data-00000-of-00001.arrow`. Pictures lie in the table,
+`load_dataset(...).save_to_disk(...)`, with `<split>/data-00000-of-00001.arrow`. Images lie in the table,
 as bytes. Tables are read batch by batch: a training split can be larger than the memory.
 """
 
@@ -149,7 +149,7 @@ def _guarded(path: Path, work):
         raise UserError(str(path), first, f"a whole {path.suffix[1:]} file", "download it again") from None
 
 
-def picture(value: object) -> object:
+def image_of(value: object) -> object:
     """What `Row.image` takes, from a cell of an image column: its bytes where there are any, else the path."""
     if isinstance(value, dict):
         data = value.get("bytes")
@@ -161,7 +161,7 @@ def row_of(cells: dict, number: int, **more) -> Row:
     """A row with the columns `image`, `question` and `answer`, which has no id but its number (from 1)."""
     return Row(
         source_id=f"row{number}",
-        image=picture(cells["image"]),
+        image=image_of(cells["image"]),
         question=cells["question"],
         answers=[cells["answer"]],
         number=number,

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from rarl.data.adapters import ADAPTERS, silvar_med
-from rarl.data.release import Pictures, read
+from rarl.data.release import Images, read
 from rarl.judges import JUDGES
 from rarl.params import Encoder, Judge, Phantom
 from rarl.phantom.releases import write_releases
@@ -26,7 +26,7 @@ def drawn(tmp_path_factory):
     written = write_releases(root, Phantom(benchmark_rows=40, image_size=48))
     truth = root / "truth.jsonl"
     truth.write_text("".join(json.dumps(line) + "\n" for line in written.truth), encoding="utf-8")
-    own = silvar_med.training(root, None, Pictures(root))
+    own = silvar_med.training(root, None, Images(root))
     samples = [s for release in own.values() if release.split == "test" for s in release.samples]
     for name in ADAPTERS:
         if name not in ("own", "sat"):

@@ -17,7 +17,7 @@ from test_dicom import PERSON, RAMP, make
 from rarl.data.adapters import ADAPTERS, SOURCES, silvar_med, slake, vqa_rad
 from rarl.data.audit import Split, declared, deviations, measure, near_duplicates, own_splits_apart, refuse
 from rarl.data.data_card import LABELS, binned, top
-from rarl.data.release import Pictures, Release, read
+from rarl.data.release import Images, Release, read
 from rarl.errors import UserError
 from rarl.params import BENCHMARKS, Phantom, load_params
 from rarl.phantom.releases import write_releases
@@ -31,13 +31,13 @@ REAL = os.environ.get("RARL_DATA_ROOT")
 
 
 def draw(path, number, quality=90):
-    """A picture of bars; no two numbers look alike, and another quality gives other bytes."""
+    """An image of bars; no two numbers look alike, and another quality gives other bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.new("L", (64, 64))
+    image = Image.new("L", (64, 64))
     for k in range(8):
         height = (number * 37 + k * k * (number + 3) * 11) % 64
-        picture.paste(255, (8 * k, 0, 8 * k + 8, height))
-    picture.save(path, quality=quality)
+        image.paste(255, (8 * k, 0, 8 * k + 8, height))
+    image.save(path, quality=quality)
 
 
 def slake_row(qid, image, question="Is the crop healthy?", answer="Yes", content="Abnormality"):
@@ -59,7 +59,7 @@ def put(path, value):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """SLAKE with a near duplicate across its splits, VQA-RAD with its leak and a training picture of ours."""
+    """SLAKE with a near duplicate across its splits, VQA-RAD with its leak and a training image of ours."""
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "releases"
     for number in range(5):
@@ -140,32 +140,31 @@ def test_deviations_name_what_differs_and_leave_out_what_cannot_be_counted():
 
 
 def test_annotated_rows_are_compared_on_all_images_only(project):
-    release = silvar_med.training(Path("releases"), load_params(), Pictures("releases"))["test"]
+    release = silvar_med.training(Path("releases"), load_params(), Images("releases"))["test"]
     assert deviations(release, measure(release), {"annotated": 1})
     Path("releases/slake/imgs/xmlab4/source.jpg").unlink()
-    release = silvar_med.training(Path("releases"), load_params(), Pictures("releases"))["test"]
+    release = silvar_med.training(Path("releases"), load_params(), Images("releases"))["test"]
     assert deviations(release, measure(release), {"annotated": 1}) == []
 
 
-def test_a_shared_own_picture_is_named_by_both_its_rows(project):
-    pictures = Pictures("releases")
-    releases = silvar_med.training(Path("releases"), load_params(), pictures)
+def test_a_shared_own_image_is_named_by_both_its_rows(project):
+    images = Images("releases")
+    releases = silvar_med.training(Path("releases"), load_params(), images)
     own_splits_apart("releases", releases)
     Path("releases/slake/imgs/xmlab4/source.jpg").write_bytes(
         Path("releases/slake/imgs/xmlab2/source.jpg").read_bytes()
     )
-    releases = silvar_med.training(Path("releases"), load_params(), Pictures("releases"))
+    releases = silvar_med.training(Path("releases"), load_params(), Images("releases"))
     with pytest.raises(
         UserError, match=r"dev and test rows\n.*first that of silvar_med/validate/4 and silvar_med/test/6"
     ):
         own_splits_apart("releases", releases)
 
 
-def test_near_duplicates_leave_out_the_picture_itself(project):
-    pictures = Pictures("releases")
+def test_near_duplicates_leave_out_the_image_itself(project):
+    images = Images("releases")
     train, test = (
-        Split("slake", split, read(slake, "releases", split, pictures=pictures), pictures)
-        for split in ("train", "test")
+        Split("slake", split, read(slake, "releases", split, images=images), images) for split in ("train", "test")
     )
     assert [(train.images[a], test.images[b]) for a, b, *_ in near_duplicates(train, test)] == [
         ("slake/imgs/xmlab0/source.jpg", "slake/imgs/xmlab5/source.jpg")
@@ -202,13 +201,13 @@ def test_the_stage_finds_what_was_put_there(project):
     assert all(int(row["dhash_bits"]) <= 4 and int(row["phash_bits"]) <= 4 for row in near)
 
 
-def test_pictures_are_decoded_once(project, monkeypatch):
+def test_images_are_decoded_once(project, monkeypatch):
     import rarl.data.release as release
 
     decoded, real = Counter(), release.decode
     monkeypatch.setattr(release, "decode", lambda data: decoded.update([hash(data)]) or real(data))
     assert run().exit_code == 0
-    # VQA-RAD's one picture is xmlab1, and nothing asks for xmlab3: its row has no answer.
+    # VQA-RAD's one image is xmlab1, and nothing asks for xmlab3: its row has no answer.
     assert len(decoded) == 5 and set(decoded.values()) == {1}
     assert run().exit_code == 0
     assert set(decoded.values()) == {1}
@@ -237,7 +236,7 @@ def test_the_data_card_is_one_page_that_needs_no_network(project):
     assert "Not there: Path-VQA" in page
     assert "&lt;b&gt;hot" in page and "<b>hot" not in page
     assert str(project) not in page
-    # One of VQA-RAD's three pictures is there: it is shown once, though two rows and two splits have it.
+    # One of VQA-RAD's three images is there: it is shown once, though two rows and two splits have it.
     section = page[page.index('id="vqa_rad"') :]
     assert section.count("<article") == 1
     markdown = Path("data/audit/data_card.md").read_text(encoding="utf-8")
@@ -324,7 +323,7 @@ def test_no_name_of_a_refused_missing_or_outside_file_reaches_any_output(project
     assert "2 of the 8 train rows refused: image path leads out of the release (first row14)." in page
     with open("data/audit/shared_images.csv", encoding="utf-8", newline="") as file:
         shared = {(r["first_image"], r["second_image"]) for r in csv.DictReader(file) if r["first_set"] == "own"}
-    assert ("own/train/row4", "own/test/row5") in shared, "still counted as one picture"
+    assert ("own/train/row4", "own/test/row5") in shared, "still counted as one image"
 
     # The same rows as a benchmark; then what stops the run.
     text = Path("params.yaml").read_text(encoding="utf-8").replace("source: own", "source: silvar_med")
@@ -376,11 +375,11 @@ def test_bars_leave_nothing_out():
 def test_the_drawings_are_what_the_phantom_declares_of_them(tmp_path):
     write_releases(tmp_path, Phantom(benchmark_rows=40, image_size=56))
     counts = read_json(tmp_path / "declared.json")
-    pictures = Pictures(tmp_path)
-    releases = list(silvar_med.training(tmp_path, None, pictures).values())
+    images = Images(tmp_path)
+    releases = list(silvar_med.training(tmp_path, None, images).values())
     for name, splits in counts.items():
         if name != "silvar_med":
-            releases += [read((ADAPTERS | SOURCES)[name], tmp_path, split, pictures=pictures) for split in splits]
+            releases += [read((ADAPTERS | SOURCES)[name], tmp_path, split, images=images) for split in splits]
     training = {release.dataset: release for release in releases if release.split == "train"}
     assert {(release.dataset, release.split) for release in releases} == {
         (name, split) for name, splits in counts.items() for split in splits

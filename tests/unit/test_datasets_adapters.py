@@ -10,7 +10,7 @@ from PIL import Image
 from rarl.answers import matches
 from rarl.data import release
 from rarl.data.adapters import cv_bench, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
-from rarl.data.release import MissingRelease, Pictures
+from rarl.data.release import Images, MissingRelease
 from rarl.errors import UserError
 from rarl.params import BENCHMARKS
 
@@ -147,7 +147,7 @@ def abnormal(tmp_path):
 
 
 def train(root):
-    return silvar_med.training(root, None, Pictures(root))
+    return silvar_med.training(root, None, Images(root))
 
 
 def test_silvar_med_without_explanations(abnormal):
@@ -179,7 +179,7 @@ def test_silvar_med_joins_the_authors_explanations_by_image_and_question(abnorma
     assert notes["explanations_read"] == 7 and notes["explanations_empty"] == 1
     assert notes["explanations_without_a_row"] == 1 and notes["explanations_matched"] == 3
     assert notes["rows_with_differing_explanations"] == 1
-    # A row whose picture is not there is matched all the same.
+    # A row whose image is not there is matched all the same.
     assert releases["dev"].notes["explanations_matched"] == 1 and not releases["dev"].samples
     assert releases["test"].notes["explanations_matched"] == 0
     (left,) = silvar_med.unmatched(abnormal, releases.values())
@@ -356,7 +356,7 @@ def test_ids_stay_different_whatever_the_release_calls_its_rows(tmp_path):
     ]  # fmt: skip
 
 
-def test_pictures_that_the_models_cannot_take_are_refused(tmp_path):
+def test_images_that_the_models_cannot_take_are_refused(tmp_path):
     folder = tmp_path / "slake/imgs/xmlab1"
     put_image(folder / "cmyk.jpg", mode="CMYK")
     Image.new("L", (1, 1)).save(folder / "1x1.png")
@@ -365,7 +365,7 @@ def test_pictures_that_the_models_cannot_take_are_refused(tmp_path):
     claimed = b"GIF89a" + (20_000).to_bytes(2, "little") * 2 + b"\x80\0\0" + bytes(6)
     claimed += b",\0\0\0\0" + (20_000).to_bytes(2, "little") * 2 + b"\0\x02\0;"
     (folder / "huge.gif").write_bytes(claimed)
-    (folder / "pickle.jpg").write_bytes(pickle.dumps({"picture": [1, 2]}))
+    (folder / "pickle.jpg").write_bytes(pickle.dumps({"image": [1, 2]}))
     (folder / "empty.jpg").write_bytes(b"")
     names = ("cmyk.jpg", "1x1.png", "16bit.png", "strip.png", "huge.gif", "pickle.jpg", "empty.jpg")
     rows = [slake_row(name, image=f"xmlab1/{name}") for name in names]

@@ -14,7 +14,7 @@ from test_datasets_adapters import read, slake_row
 from rarl.data import release
 from rarl.data.adapters import cv_bench, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
 from rarl.data.audit import compare_with_declared
-from rarl.data.release import MissingRelease, Pictures
+from rarl.data.release import Images, MissingRelease
 from rarl.errors import UserError
 
 
@@ -60,20 +60,20 @@ def test_vqa_rad(tmp_path):
     assert len(test.samples) == 1 and test.samples[0].image_sha256 == train.samples[0].image_sha256
     assert test.missing_images == [("row3", "vqa-rad/a.jpg")]
     assert test.refused == [
-        ("row2", "picture of zero bytes"),
+        ("row2", "image of zero bytes"),
         ("row4", "empty image name"),
         ("row5", "empty question"),
     ]
 
 
-def test_pictures_are_unpacked_once_each_below_data(tmp_path, monkeypatch):
+def test_images_are_unpacked_once_each_below_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put(
         tmp_path / "raw/vqa_rad/test.parquet",
         [asked(1, "Bent?", "yes"), asked(1, "Old?", "no"), asked(2, "Old?", "no")],
     )
-    pictures = Pictures("raw", Path("data/benchmarks/pictures/vqa_rad"))
-    found = release.read(vqa_rad, "raw", "test", pictures=pictures)
+    images = Images("raw", Path("data/benchmarks/pictures/vqa_rad"))
+    found = release.read(vqa_rad, "raw", "test", images=images)
     names = [sample.image for sample in found.samples]
     assert names[0] == names[1] != names[2]
     assert names[0].startswith("data/benchmarks/pictures/vqa_rad/") and names[0].endswith(".png")
@@ -91,7 +91,7 @@ def test_a_column_that_is_not_there_and_a_broken_file_are_named(tmp_path):
         read(vqa_rad, tmp_path)
 
 
-def test_path_vqa_accepts_every_answer_of_one_picture_and_question(tmp_path):
+def test_path_vqa_accepts_every_answer_of_one_image_and_question(tmp_path):
     put(
         tmp_path / "path-vqa/data/test-00000-of-00001.parquet",
         [
@@ -214,7 +214,7 @@ def test_sat_trains_on_a_seeded_choice(tmp_path):
 
     def chosen(samples, seed):
         params = SimpleNamespace(train=SimpleNamespace(samples=samples), seed=seed)
-        return sat.training(tmp_path, params, Pictures(tmp_path))
+        return sat.training(tmp_path, params, Images(tmp_path))
 
     releases = chosen(12, 7)
     train = releases["train"]
@@ -247,7 +247,7 @@ def test_silvar_med_explanations_in_parquet(tmp_path):
         tmp_path / "silvar_med/data/test-00000-of-00001.parquet",
         [{"image": {"bytes": b"x", "path": "xmlab1.jpg"}, "question": "Old?", "answer": "Old."}],
     )
-    releases = silvar_med.training(tmp_path, None, Pictures(tmp_path))
+    releases = silvar_med.training(tmp_path, None, Images(tmp_path))
     notes = releases["train"].notes
     assert notes["explanations_read"] == 3 and notes["explanations_matched"] == 1
     left = silvar_med.unmatched(tmp_path, releases.values())

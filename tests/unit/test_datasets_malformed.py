@@ -19,7 +19,7 @@ from test_datasets_hub import png, sat_row
 from rarl.answers import matches
 from rarl.data import release
 from rarl.data.adapters import cv_bench, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
-from rarl.data.release import Pictures, decode
+from rarl.data.release import Images, decode
 from rarl.errors import UserError
 from rarl.records import Sample
 
@@ -38,7 +38,7 @@ EXPORTED = {
     "source": "cvbench", "index_origin": 3, "question": "Which?\n(A) crop\n(B) cog", "answer": "(B)",
     "img_paths": ["./dataset/CV-Bench/img/a.png"], "category_origin": "Depth",
 }  # fmt: skip
-#: adapter, its file, a row, whether the file has a row a line, and the picture that the row names.
+#: adapter, its file, a row, whether the file has a row a line, and the image that the row names.
 JSON_RELEASES = {
     "slake": (slake, "slake/test.json", slake_row(1), False, "slake/imgs/xmlab1/source.jpg"),
     "vqa_rad": (
@@ -79,7 +79,7 @@ def put(root, name, data):
 def read(adapter, root):
     """Read the test split: a UserError, or every row accounted for and every sample sound."""
     try:
-        found = release.read(adapter, root, "test", pictures=Pictures(root))
+        found = release.read(adapter, root, "test", images=Images(root))
     except UserError as error:
         assert "to do:" in error.message
         return None
@@ -101,13 +101,13 @@ def as_bytes(rows, lines):
 @few
 @given(data=st.data())
 def test_wrong_types_and_missing_keys(name, data):
-    adapter, file, row, lines, picture = JSON_RELEASES[name]
+    adapter, file, row, lines, image = JSON_RELEASES[name]
     changed = data.draw(st.dictionaries(st.sampled_from(sorted(row)), junk, max_size=2))
     without = data.draw(st.sets(st.sampled_from(sorted(row)), max_size=1))
     bad = {key: value for key, value in {**row, **changed}.items() if key not in without}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        put(root, picture, png(1))
+        put(root, image, png(1))
         put(root, file, as_bytes([row, bad], lines))
         found = read(adapter, root)
         if found is not None:
@@ -132,13 +132,13 @@ def test_path_vqas_nested_lists(value):
 @few
 @given(data=st.data())
 def test_truncated_and_overwritten_json(name, data):
-    adapter, file, row, lines, picture = JSON_RELEASES[name]
+    adapter, file, row, lines, image = JSON_RELEASES[name]
     whole = as_bytes([row, row], lines)
     cut = data.draw(st.integers(0, len(whole)))
     noise = data.draw(st.binary(max_size=8))
     rest = whole[cut + len(noise) :] if data.draw(st.booleans()) else b""
     with tempfile.TemporaryDirectory() as folder:
-        put(Path(folder), picture, png(1))
+        put(Path(folder), image, png(1))
         put(Path(folder), file, whole[:cut] + noise + rest)
         read(adapter, Path(folder))
 
@@ -270,7 +270,7 @@ def test_explanations(data):
             put(root, f"slake/{split}.json", as_bytes([slake_row(1)], False))
         put(root, f"silvar_med/a.json{'l' * lines}", as_bytes([bad], lines))
         try:
-            releases = silvar_med.training(root, None, Pictures(root))
+            releases = silvar_med.training(root, None, Images(root))
         except UserError as error:
             assert "to do:" in error.message
             return
@@ -287,7 +287,7 @@ def encoded(mode, form, size=(12, 9)):
     return buffer.getvalue()
 
 
-PICTURES = [
+IMAGES = [
     encoded("RGB", "PNG"),
     encoded("CMYK", "JPEG"),
     encoded("L", "JPEG"),
@@ -304,8 +304,8 @@ PICTURES = [
 
 
 @few
-@given(st.sampled_from(PICTURES), st.data())
-def test_damaged_pictures(whole, data):
+@given(st.sampled_from(IMAGES), st.data())
+def test_damaged_images(whole, data):
     cut = data.draw(st.integers(0, len(whole)))
     noise = data.draw(st.binary(max_size=6))
     rest = whole[cut + len(noise) :] if data.draw(st.booleans()) else b""

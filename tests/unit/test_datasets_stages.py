@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with params.yaml and a SLAKE release of two pictures a split."""
+    """A folder with params.yaml and a SLAKE release of two images a split."""
     monkeypatch.chdir(tmp_path)
     set_params(tmp_path)
     for index, split in enumerate(("train", "validate", "test")):
@@ -59,11 +59,11 @@ def declare(folder, **sets):
 
 def draw(path, number):
     path.parent.mkdir(parents=True)
-    picture = Image.new("L", (64, 64))
-    for k in range(8):  # bars of different height: no two pictures look alike
+    image = Image.new("L", (64, 64))
+    for k in range(8):  # bars of different height: no two images look alike
         height = (number * 37 + k * k * (number + 3) * 11) % 64
-        picture.paste(255, (8 * k, 0, 8 * k + 8, height))
-    picture.save(path)
+        image.paste(255, (8 * k, 0, 8 * k + 8, height))
+    image.save(path)
 
 
 def run(command, *arguments):
@@ -86,7 +86,7 @@ def test_curate_writes_splits_counts_and_audit(project):
     assert Path("data/curated/train.jsonl").read_bytes() == before
 
 
-def test_a_training_picture_in_the_test_split_stops_the_run(project):
+def test_a_training_image_in_the_test_split_stops_the_run(project):
     source = project / "releases/slake/imgs/xmlab0/source.jpg"
     (project / "releases/slake/imgs/xmlab4/source.jpg").write_bytes(source.read_bytes())
     result = run(curate)
@@ -134,14 +134,14 @@ def test_missing_images_are_no_deviation(project):
     assert run(curate).exit_code == 0
 
 
-def put_table(path, pictures):
-    """The hub's form of a release, a row for each picture."""
+def put_table(path, images):
+    """The hub's form of a release, a row for each image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"image": {"bytes": data, "path": None}, "question": "Is it bent?", "answer": "no"} for data in pictures]
+    rows = [{"image": {"bytes": data, "path": None}, "question": "Is it bent?", "answer": "no"} for data in images]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-def test_pictures_in_a_table_become_files_of_the_benchmark_and_old_ones_go(project):
+def test_images_in_a_table_become_files_of_the_benchmark_and_old_ones_go(project):
     folder = project / "releases/vqa_rad/data"
     drawn = [(project / f"releases/slake/imgs/xmlab{k}/source.jpg").read_bytes() for k in range(3)]
     put_table(folder / "test-00000-of-00001.parquet", drawn[:2])
@@ -155,14 +155,14 @@ def test_pictures_in_a_table_become_files_of_the_benchmark_and_old_ones_go(proje
     assert sorted(Path("data/benchmarks/pictures/vqa_rad").glob("*.jpg")) == sorted(files)
 
 
-def test_pictures_of_a_benchmark_without_a_table_stay_where_they_are(project):
+def test_images_of_a_benchmark_without_a_table_stay_where_they_are(project):
     run(benchmark, "--set", "slake")
     (note,) = Path("data/benchmarks/pictures/slake").iterdir()
     assert note.read_text().startswith("0 pictures")
 
 
 def put_own(project, count=12):
-    """Your own data: a picture and a question for each of `count` patients."""
+    """Your own data: an image and a question for each of `count` patients."""
     folder = project / "releases/own"
     lines = ["image,question,answer,patient"]
     for k in range(count):
@@ -186,13 +186,13 @@ def test_own_rows_are_a_training_source_and_a_benchmark(project):
     assert "case 3" not in text and "gizzard" in text
 
 
-def test_unpacked_pictures_outlive_a_second_run_and_others_go(project):
-    """`curate` replaces its folder as a whole, with the pictures that its rows name in it."""
+def test_unpacked_images_outlive_a_second_run_and_others_go(project):
+    """`curate` replaces its folder as a whole, with the images that its rows name in it."""
     drawn = [(project / f"releases/slake/imgs/xmlab{k}/source.jpg").read_bytes() for k in range(6)]
-    for split, pictures in zip(("train", "val", "test"), (drawn[:2], drawn[2:4], drawn[4:])):
+    for split, images in zip(("train", "val", "test"), (drawn[:2], drawn[2:4], drawn[4:])):
         rows = [
             {"image_bytes": [data], "question": "Is it left or right?", "answers": ["left", "right"],
-             "question_type": "obj_rel", "correct_answer": "left"} for data in pictures
+             "question_type": "obj_rel", "correct_answer": "left"} for data in images
         ]  # fmt: skip
         path = project / f"releases/sat/SAT_{split}.parquet"
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""DICOM files to pictures. All files are built here, with made-up pixels and people."""
+"""DICOM files to images. All files are built here, with made-up pixels and people."""
 
 import io
 import struct
@@ -62,9 +62,9 @@ def make(path, pixels=RAMP, interpretation="MONOCHROME2", syntax=ExplicitVRLittl
 def shown(path) -> np.ndarray:
     data = to_png(path)
     assert data == to_png(path)
-    picture = Image.open(io.BytesIO(data))
-    assert picture.format == "PNG" and not picture.info
-    return np.asarray(picture).astype(int)
+    image = Image.open(io.BytesIO(data))
+    assert image.format == "PNG" and not image.info
+    return np.asarray(image).astype(int)
 
 
 def table(name, entries, first, depth, values):
@@ -103,7 +103,7 @@ def test_window_follows_the_standard(tmp_path):
     assert (found[RAMP < 75] == 0).all() and (found[RAMP > 125] == 255).all()
 
 
-def test_window_is_kept_where_the_picture_does_not_fill_it(tmp_path):
+def test_window_is_kept_where_the_image_does_not_fill_it(tmp_path):
     faint = make(tmp_path / "a", RAMP // 8 + 100, WindowCenter=128, WindowWidth=256)
     assert shown(faint).min() >= 99 and shown(faint).max() <= 132
 
@@ -254,7 +254,7 @@ def test_nonsense_in_the_header(tmp_path, elements):
     assert "damaged" in refusal(make(tmp_path / "a", **elements))
 
 
-def test_every_truncation_is_refused_or_the_whole_picture(tmp_path):
+def test_every_truncation_is_refused_or_the_whole_image(tmp_path):
     whole = make(tmp_path / "a").read_bytes()
     said = set()
     for length in range(0, len(whole), 7):

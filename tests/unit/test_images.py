@@ -12,7 +12,7 @@ from PIL import Image
 from test_dicom import make
 
 from rarl.cli import ask
-from rarl.data.release import Pictures, decode
+from rarl.data.release import Images, decode
 from rarl.errors import UserError
 from rarl.images import open_rgb, thumbnail
 from rarl.records import image_file, write_json
@@ -96,8 +96,8 @@ def own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["good.png", "cmyk.jpg", "turned.png", "IM000010", "scan.dcm"])
 def test_ask_shows_the_model_what_the_pipeline_shows_it(own, name):
-    pictures = Pictures("raw", Path("data/pictures"))
-    record, sha256, fault = pictures.admit(name, Path("raw/own"))
+    images = Images("raw", Path("data/pictures"))
+    record, sha256, fault = images.admit(name, Path("raw/own"))
     assert sha256 and fault is None
     shown, asked = (open_rgb(file) for file in (image_file("raw", record), ask.readable(own / name)))  # fmt: skip
     assert shown.size == asked.size and shown.tobytes() == asked.tobytes()
@@ -109,7 +109,7 @@ def test_ask_shows_the_model_what_the_pipeline_shows_it(own, name):
     ("notes.png", "no image format"), ("empty.png", "no image format"),
 ])  # fmt: skip
 def test_ask_refuses_what_the_pipeline_refuses_and_in_its_words(own, name, reason):
-    _, sha256, fault = Pictures("raw").admit(name, Path("raw/own"))
+    _, sha256, fault = Images("raw").admit(name, Path("raw/own"))
     assert sha256 is None and reason in fault
     with pytest.raises(UserError) as error:
         ask.readable(own / name)

@@ -12,7 +12,7 @@ from PIL import Image
 from test_dicom import PERSON, make
 
 from rarl.data.adapters import own
-from rarl.data.release import Pictures, Release, Row, read
+from rarl.data.release import Images, Release, Row, read
 from rarl.errors import UserError
 from rarl.params import Own, Params, load_params
 from rarl.records import image_file, write_records
@@ -29,7 +29,7 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "raw"
 
 
-def picture(path: Path, grey: int) -> None:
+def image(path: Path, grey: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (8, 8), grey % 256).resize((8, 8 + grey // 256)).save(path)
 
@@ -51,7 +51,7 @@ def params(**changes) -> Params:
 
 
 def split(root: Path, **changes) -> dict[str, Release]:
-    return own.training(root, params(**changes), Pictures(root))
+    return own.training(root, params(**changes), Images(root))
 
 
 def refusal(function, *args, **more) -> str:
@@ -65,7 +65,7 @@ def refusal(function, *args, **more) -> str:
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_csv_in_three_dialects_and_a_byte_order_mark(root, mark):
-    picture(root / "own/a.png", 1)
+    image(root / "own/a.png", 1)
     lines = ["Image;Question;Answer;Modality;Reasoning;Category;Shoe size",
              'a.png;"Is it; a gizzard, or\tnot?";Yes | indeed;T2 MRI;Because.;parts;44']  # fmt: skip
     text = "\r\n".join(lines).replace(";", mark).replace("\tnot", " not") + "\r\n"
@@ -79,7 +79,7 @@ def test_csv_in_three_dialects_and_a_byte_order_mark(root, mark):
 
 
 def test_json_lines(root):
-    picture(root / "own/deep/a b.png", 1)
+    image(root / "own/deep/a b.png", 1)
     json_table(root, [
         {"image": "deep/a b.png", "question": "What is it?", "answer": ["gizzard|1", "gear"], "patient": 12},
         {"image": "deep\\a b.png", "question": "How many?", "answer": 3, "reasoning": "", "modality": None},
@@ -90,7 +90,7 @@ def test_json_lines(root):
 
 
 def test_choices_are_answered_by_text_or_letter_and_asked_with_the_question(root):
-    picture(root / "own/a.png", 1)
+    image(root / "own/a.png", 1)
     csv_table(root, "image,question,answer,choices\n"
               "a.png,Of what?,brass,copper|brass|tin\n"
               "a.png,Of what?,(C),copper|brass|tin\n"
@@ -120,7 +120,7 @@ def test_modality_words(words, modality):
 
 
 def test_every_row_is_accounted_for(root):
-    picture(root / "own/a.png", 1)
+    image(root / "own/a.png", 1)
     (root / "own/b.png").write_bytes(b"gizzard")
     csv_table(root, "image,question,answer\n"
               "a.png,What?,gear\n"
@@ -143,7 +143,7 @@ def test_every_row_is_accounted_for(root):
 
 
 def test_lines_that_are_no_row(root):
-    picture(root / "own/a.png", 1)
+    image(root / "own/a.png", 1)
     good = '{"image": "a.png", "question": "What?", "answer": "gear"}'
     lines = [good, good[:-9], "[1]", "", '{"image": ["a.png"], "question": "What?", "answer": "gear"}',
              '{"image": "a.png", "question": "What?", "answer": true}', '{"image": "a.png", "answer": "gear"}',
@@ -167,7 +167,7 @@ JUNK = st.recursive(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(st.lists(st.dictionaries(st.sampled_from(own.COLUMNS), JUNK | st.just("a.png")), max_size=5))
 def test_any_json_is_read_or_refused(root, rows):
-    picture(root / "own/a.png", 1)
+    image(root / "own/a.png", 1)
     needed = {"image": "a.png", "question": "What?", "answer": "gear"}
     json_table(root, [needed, *rows])
     release = benchmark(root, "rows.jsonl")
@@ -179,7 +179,7 @@ def test_any_json_is_read_or_refused(root, rows):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(st.text(alphabet='a.png,;|"\n\t\x00é', max_size=60))
 def test_any_csv_is_read_or_refused(root, text):
-    picture(root / "own/a.png", 1)
+    image(root / "own/a.png", 1)
     csv_table(root, "image,question,answer\na.png,What?,gear\n" + text)
     try:
         release = benchmark(root)
@@ -224,14 +224,14 @@ def test_benchmark_has_a_test_split_only(root):
 
 def write_study(root: Path, rows: list[dict]) -> None:
     for grey in {row["grey"] for row in rows}:
-        picture(root / f"own/{grey}.png", grey)
+        image(root / f"own/{grey}.png", grey)
     json_table(root, [
         {"image": f"{row['grey']}.png", "question": f"What {i}?", "answer": "gear", **row} for i, row in enumerate(rows)
     ])  # fmt: skip
 
 
 def study(patients: int, seed: int = 1) -> list[dict]:
-    """Patients with one to four pictures of one modality each, and one to three questions a picture."""
+    """Patients with one to four images of one modality each, and one to three questions an image."""
     random = np.random.default_rng(seed)
     rows, grey = [], 0
     for patient in range(patients):
@@ -296,7 +296,7 @@ def test_order_of_the_rows_does_not_matter(root):
     ),
     split_by=st.sampled_from(["patient", "image"]), dev_share=st.sampled_from([0, 0.1, 0.3]),
 )  # fmt: skip
-def test_no_patient_and_no_picture_in_two_splits(root, rows, split_by, dev_share):
+def test_no_patient_and_no_image_in_two_splits(root, rows, split_by, dev_share):
     write_study(root, rows)
     try:
         releases = split(root, table="rows.jsonl", split_by=split_by, dev_share=dev_share)
@@ -316,11 +316,11 @@ def test_no_patient_and_no_picture_in_two_splits(root, rows, split_by, dev_share
         assert len(places(releases, rows, "patient")["D"] | places(releases, rows, "patient")["d "]) <= 1  # fmt: skip
 
 
-def test_copies_of_one_picture_tie_their_patients(root):
-    """a and b share a picture by content under two names, b and c another."""
+def test_copies_of_one_image_tie_their_patients(root):
+    """a and b share an image by content under two names, b and c another."""
     names = {"a1": 1, "a2": 2, "b1": 1, "b2": 3, "c1": 3, "d1": 4, "e1": 5, "f1": 6, "g1": 7}
     for name, grey in names.items():
-        picture(root / f"own/{name}.png", grey)
+        image(root / f"own/{name}.png", grey)
     csv_table(
         root, "image,question,answer,patient\n" + "".join(f"{name}.png,What?,gear,{name[0]}\n" for name in names)
     )
@@ -331,7 +331,7 @@ def test_copies_of_one_picture_tie_their_patients(root):
         assert set(where.values()) == set(SPLITS)
 
 
-def test_rows_without_a_patient_go_by_their_picture_and_are_counted(root):
+def test_rows_without_a_patient_go_by_their_image_and_are_counted(root):
     rows = [{"grey": i // 2} for i in range(20)]
     write_study(root, rows)
     releases = split(root, table="rows.jsonl")
@@ -431,7 +431,7 @@ def test_no_patient_reaches_any_output(root, capfd, recwarn, caplog, monkeypatch
     csv_table(root, "image,question,answer,modality,patient,split\n" + "\n".join(lines))
 
     unpack = Path("data/curated/pictures")
-    releases = own.training(root, params(), Pictures(root, unpack))
+    releases = own.training(root, params(), Images(root, unpack))
     for name, release in releases.items():
         write_records(f"data/curated/{name}.jsonl", release.samples)
         Path(f"data/curated/{name}.txt").write_text(repr(release))
@@ -452,7 +452,7 @@ def test_no_patient_reaches_any_output(root, capfd, recwarn, caplog, monkeypatch
         assert secret.lower().encode() not in everything, secret
 
 
-def test_dicom_files_of_one_picture_are_one_whatever_their_headers_say(root):
+def test_dicom_files_of_one_image_are_one_whatever_their_headers_say(root):
     make(root / "own/a.dcm")
     make(root / "own/b.dcm", PatientName="Another^Person", PatientID="2")
     csv_table(root, "image,question,answer\na.dcm,What?,gear\nb.dcm,Why?,gear\n")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rarl.data.adapters import ADAPTERS, silvar_med
-from rarl.data.release import Pictures, read
+from rarl.data.release import Images, read
 from rarl.params import Phantom
 from rarl.phantom import medical
 from rarl.phantom.questions import abnormality_questions, reasoning
@@ -27,7 +27,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def own(drawn):
-    releases = silvar_med.training(drawn[0], None, Pictures(drawn[0]))
+    releases = silvar_med.training(drawn[0], None, Images(drawn[0]))
     return {release.split: release for release in releases.values()}
 
 
@@ -47,7 +47,7 @@ def test_the_own_set_has_the_papers_counts(own):
         modality = Counter(sample.modality for sample in samples)
         assert modality == {name: rows for name, (_, rows) in plan.items()}
         images = {sample.image_sha256 for sample in samples}
-        assert len(images) == sum(pictures for pictures, _ in plan.values())
+        assert len(images) == sum(images for images, _ in plan.values())
         assert not any(images & others for others in seen)
         seen.append(images)
         per_image = Counter(sample.image for sample in samples)
@@ -148,7 +148,7 @@ def test_findings_can_be_seen(modality):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    def pictures(seed, count):
+    def images(seed, count):
         rng = np.random.default_rng(seed)
         pixels, labels = [], []
         for number in range(count):
@@ -160,7 +160,7 @@ def test_findings_can_be_seen(modality):
         return np.array(pixels), labels
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-    assert probe.fit(*pictures(1, 150)).score(*pictures(2, 100)) > 0.8
+    assert probe.fit(*images(1, 150)).score(*images(2, 100)) > 0.8
 
 
 def test_the_stage_writes_both_outputs_and_a_table(tmp_path, monkeypatch):
@@ -183,5 +183,5 @@ def test_the_stage_writes_both_outputs_and_a_table(tmp_path, monkeypatch):
         {"image_sha256", "question", "modality", "findings", "expect"} == set(json.loads(line)) for line in lines
     )
     root = tmp_path / "data/phantom"
-    assert all(sample.reasoning is None for sample in silvar_med.training(root, None, Pictures(root))["train"].samples)
+    assert all(sample.reasoning is None for sample in silvar_med.training(root, None, Images(root))["train"].samples)
     assert not (tmp_path / "data/phantom.partial").exists()

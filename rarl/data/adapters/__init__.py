@@ -2,7 +2,7 @@
 
 `ADAPTERS` maps a benchmark's slug to its adapter module, which `release.read` takes. `SOURCES` maps a
 training source's slug (`train.source`) to a module with
-`training(root, params, pictures) -> {"train", "dev", "test": Release}`.
+`training(root, params, images) -> {"train", "dev", "test": Release}`.
 """
 
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""CV-Bench: counting, relation, depth and distance in everyday pictures, multiple choice.
+"""CV-Bench: counting, relation, depth and distance in everyday images, multiple choice.
 
 `cv_bench/test_2d.jsonl` and `test_3d.jsonl`, images in `cv_bench/img/`. A line in the real format, with
 made-up values:
@@ -8,7 +8,7 @@ made-up values:
      "prompt": "How many gears are in the image? Select from the following choices.\\n(A) 3\\n(B) 2"}
 
 The hub's form (`nyu-visionx/CV-Bench`) is `test_2d.parquet` and `test_3d.parquet` with the same columns and
-the picture under `image`. 2,638 rows, test only: 2D 1,438 (Count 788, Relation 650), 3D 1,200 (Depth 600,
+the image under `image`. 2,638 rows, test only: 2D 1,438 (Count 788, Relation 650), 3D 1,200 (Depth 600,
 Distance 600). Licence Apache-2.0. Tong et al., "Cambrian-1: A fully open, vision-centric exploration of
 multimodal LLMs", 2024, arXiv 2406.16860.
 
@@ -57,7 +57,7 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
     needs = ("image", "question", "choices", "answer")
     if table := hub.table(folder, split, needs, ("idx", "task", "prompt", "source")):
         for number, row in enumerate(table, 1):
-            yield _row(row, f"row{number}", hub.picture(row["image"]), hub.FORM)
+            yield _row(row, f"row{number}", hub.image_of(row["image"]), hub.FORM)
     elif paths:
         notes["annotation_files_missing"] += len(FILES) - len(paths)
         for path in paths:

@@ -37,8 +37,8 @@ from pathlib import Path
 from rarl.answers import matches
 from rarl.data.release import (
     Declared,
+    Images,
     MissingRelease,
-    Pictures,
     Refused,
     Release,
     Row,
@@ -84,12 +84,12 @@ def rows(
     yield from chosen
 
 
-def training(root: Path, params: Params, pictures: Pictures) -> dict[str, Release]:
+def training(root: Path, params: Params, images: Images) -> dict[str, Release]:
     """The rows as training, development and test set.
 
     Where the table has no `split`, the rows are divided by `own.dev_share`, `own.test_share` and `own.seed`,
     within each modality. Rows of one patient stay together (`own.split_by: patient`), and so do rows of one
-    picture, known by its content; both chain, so that patients who share a picture stay together too. The
+    image, known by its content; both chain, so that patients who share a image stay together too. The
     outcome does not depend on the order of the rows.
 
     Raises:
@@ -111,13 +111,13 @@ def training(root: Path, params: Params, pictures: Pictures) -> dict[str, Releas
     if any(entry.split for entry in entries):
         splits = _given(entries, where, own)
     else:
-        splits = _drawn([_placed(entry, folder, pictures) for entry in entries], where, own)
+        splits = _drawn([_placed(entry, folder, images) for entry in entries], where, own)
     releases = {
         split: read(
             sys.modules[__name__],
             root,
             split,
-            pictures=pictures,
+            images=images,
             chosen=[entry.row for entry in entries if splits[entry.id] == split],
         )
         for split in ("train", "dev", "test")
@@ -168,7 +168,7 @@ class _Entry:
     row: Row | Refused
     patient: str = ""
     split: str = ""
-    picture: str = ""
+    image: str = ""
     """Hash of the image's content; its path, or the row's id, where it cannot be used."""
     usable: bool = False
 
@@ -360,13 +360,13 @@ def _given(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
     return splits
 
 
-def _placed(entry: _Entry, folder: Path, pictures: Pictures) -> _Entry:
-    """The entry, with the picture that it shows."""
+def _placed(entry: _Entry, folder: Path, images: Images) -> _Entry:
+    """The entry, with the image that it shows."""
     if isinstance(entry.row, Refused) or not entry.row.image:
-        entry.picture = entry.id
+        entry.image = entry.id
         return entry
-    name, sha256, fault = pictures.admit(entry.row.image, folder)
-    entry.picture, entry.usable = sha256 or name, sha256 is not None and fault is None
+    name, sha256, fault = images.admit(entry.row.image, folder)
+    entry.image, entry.usable = sha256 or name, sha256 is not None and fault is None
     return entry
 
 
@@ -390,7 +390,7 @@ def _drawn(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
 
 
 def _kept_together(entries: list[_Entry], split_by: str) -> list[list[_Entry]]:
-    """The connected components of rows, where a shared picture or patient connects."""
+    """The connected components of rows, where a shared image or patient connects."""
     parent: dict[tuple, tuple] = {}
 
     def top(node: tuple) -> tuple:
@@ -400,12 +400,12 @@ def _kept_together(entries: list[_Entry], split_by: str) -> list[list[_Entry]]:
         return node
 
     for entry in entries:
-        picture = top(("picture", entry.picture))
+        image = top(("image", entry.image))
         if split_by == "patient" and entry.patient:
-            parent[picture] = top(("patient", entry.patient))
+            parent[image] = top(("patient", entry.patient))
     groups = defaultdict(list)
     for entry in entries:
-        groups[top(("picture", entry.picture))].append(entry)
+        groups[top(("image", entry.image))].append(entry)
     return list(groups.values())
 
 
@@ -418,7 +418,7 @@ def _divide(groups: list[list[_Entry]], shares: dict[str, float], seed: int) -> 
 
     def order(group: list[_Entry]) -> str:
         # By content, not by place in the table or by patient.
-        first = min(entry.picture for entry in group)
+        first = min(entry.image for entry in group)
         return hashlib.sha256(f"{seed} {first}".encode()).hexdigest()
 
     strata = defaultdict(list)

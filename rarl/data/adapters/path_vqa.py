@@ -55,7 +55,7 @@ DECLARED = Declared(
         "answer of its group is accepted for a row.",
         "42 test rows stand twice to the letter, as many as the hub's form has fewer; with case and blanks "
         "before the question mark folded, 650 do (608 in the hub's form).",
-        "443 of the hub's 6,719 test rows have a CMYK picture: they are converted to RGB.",
+        "443 of the hub's 6,719 test rows have a CMYK image: they are converted to RGB.",
     ),
     licence="not stated clearly: see https://github.com/UCSD-AI4H/PathVQA",
     page="https://github.com/UCSD-AI4H/PathVQA",
@@ -66,7 +66,7 @@ _BEFORE_MARK = re.compile(r"\s+\?")
 
 def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
     """The rows of one split, each with every answer that its image and question have anywhere in it."""
-    # Two passes, so that no picture of a table is kept: the first collects what is accepted. Answers are
+    # Two passes, so that no image of a table is kept: the first collects what is accepted. Answers are
     # keyed as they are compared, so that a change of case is no conflict.
     groups: dict[tuple, dict[str, str]] = defaultdict(dict)
     for row in _rows(folder, split, Counter()):

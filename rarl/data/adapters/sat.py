@@ -26,7 +26,7 @@ from rarl.data.adapters.cv_bench import LETTERS, multiple_choice, with_options
 from rarl.data.release import Declared, MissingRelease, Refused, Release, Row, fold, read, require_split
 
 if TYPE_CHECKING:
-    from rarl.data.release import Pictures
+    from rarl.data.release import Images
     from rarl.params import Params
 
 FOLDERS = ("sat", "SAT", "array___sat")
@@ -48,7 +48,7 @@ DECLARED = Declared(
 COLUMNS = ("image_bytes", "question", "answers", "correct_answer")
 
 
-def training(root: Path, params: "Params", pictures: "Pictures") -> dict[str, Release]:
+def training(root: Path, params: "Params", images: "Images") -> dict[str, Release]:
     """The train, development and test rows: SAT's own train, validation and test splits.
 
     Of `train`, with its 172,384 rows, only `train.samples` are read, chosen by `seed`.
@@ -56,9 +56,9 @@ def training(root: Path, params: "Params", pictures: "Pictures") -> dict[str, Re
     this = sys.modules[__name__]
     chosen = {"limit": params.train.samples, "seed": params.seed}
     return {
-        "train": read(this, root, "train", pictures=pictures, **chosen),
-        "dev": read(this, root, "validate", pictures=pictures),
-        "test": read(this, root, "test", pictures=pictures),
+        "train": read(this, root, "train", images=images, **chosen),
+        "dev": read(this, root, "validate", images=images),
+        "test": read(this, root, "test", images=images),
     }
 
 
@@ -67,7 +67,7 @@ def rows(folder: Path, split: str, notes: Counter, limit: int | None = None, see
 
     Args:
         limit: at most so many rows, chosen by `seed` among those with one image, in the table's order.
-            Takes a pass over the table beforehand, in which no picture is copied or decoded.
+            Takes a pass over the table beforehand, in which no image is copied or decoded.
     """
     import pyarrow
 
@@ -107,7 +107,7 @@ def _images(table: hub.Table) -> Iterator[int | None]:
         try:
             yield from pyarrow.compute.list_value_length(batch.column("image_bytes")).to_pylist()
         except pyarrow.ArrowException:
-            # One picture a row, in another build of the table.
+            # One image a row, in another build of the table.
             yield from (1 for _ in range(batch.num_rows))
 
 
@@ -124,7 +124,7 @@ def _row(cells: dict, source_id: str) -> Row | Refused:
     question = fold(cells["question"])
     return multiple_choice(
         source_id,
-        hub.picture(images),
+        hub.image_of(images),
         with_options(question, options) if question else "",
         options,
         f"({LETTERS[index]})" if index < len(LETTERS) else gold,

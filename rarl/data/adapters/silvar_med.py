@@ -37,7 +37,7 @@ from rarl.data.release import Declared, Release, find_release, fold, load_lines,
 from rarl.errors import UserError
 
 if TYPE_CHECKING:
-    from rarl.data.release import Pictures
+    from rarl.data.release import Images
     from rarl.params import Params
 
 NAME = "silvar_med"
@@ -82,7 +82,7 @@ class Explanation:
         return _key(self.image, self.question)
 
 
-def training(root: Path, params: "Params", pictures: "Pictures") -> dict[str, Release]:
+def training(root: Path, params: "Params", images: "Images") -> dict[str, Release]:
     """The train, development and test rows, each with its explanation where there is one.
 
     What was joined is counted in each release's notes: `explanations_matched` (its rows that have one) and
@@ -94,7 +94,7 @@ def training(root: Path, params: "Params", pictures: "Pictures") -> dict[str, Re
         UserError: a file of SLAKE or of the explanations is not what it should be.
     """
     releases = {
-        ours: read(slake, root, theirs, dataset=NAME, pictures=pictures, content_type="Abnormality")
+        ours: read(slake, root, theirs, dataset=NAME, images=images, content_type="Abnormality")
         for ours, theirs in SPLITS.items()
     }
     found = explanations(root)

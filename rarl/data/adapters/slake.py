@@ -11,7 +11,7 @@ English rows: 4,919 train / 1,053 validate / 1,061 test. Licence CC BY 4.0. Liu 
 semantically-labeled knowledge-enhanced dataset for medical visual question answering", ISBI 2021,
 arXiv 2102.09542; Hugging Face `BoKelvin/SLAKE`.
 
-The hub's form is the same JSON with `validation.json` and the pictures in `imgs.zip`, which must be unpacked
+The hub's form is the same JSON with `validation.json` and the images in `imgs.zip`, which must be unpacked
 beside it. Parquet copies that keep the columns `image, question, answer, q_lang` are read too.
 
 Quirks: Chinese rows share images across splits, so the language filter comes first; one answer is
@@ -84,12 +84,12 @@ def rows(folder: Path, split: str, notes: Counter, content_type: str | None = No
 
 
 def _all_rows(folder: Path, split: str) -> Iterator[dict]:
-    """The rows in every language, each with its picture under `image`."""
+    """The rows in every language, each with its image under `image`."""
     names = require_split(split, FILES, "SLAKE")
     needs = ("image", "question", "answer", "q_lang")
     if table := hub.table(folder, split, needs, ("content_type", "modality", "qid")):
         for cells in table:
-            yield {**cells, "image": hub.picture(cells["image"]), "form": hub.FORM}
+            yield {**cells, "image": hub.image_of(cells["image"]), "form": hub.FORM}
         return
     path = find_file(folder, names, f"SLAKE's {split} questions")
     images = f"{relative(folder, path.parent)}/{_images(path.parent)}"
