@@ -1,4 +1,4 @@
-"""Opening an image file, for models and for pages: the one way, so that both show the same image."""
+"""Open image files in one way for models and pages, so that both show the same image."""
 
 import base64
 import io
@@ -8,10 +8,10 @@ SIDE = 176
 
 
 def open_rgb(file: Path | io.BytesIO):
-    """The image in RGB (CMYK, grey and palette images are converted), upright.
+    """Open an image upright and in RGB (CMYK, grey and palette images are converted).
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: It cannot be opened.
     """
     from PIL import Image
 
@@ -20,17 +20,17 @@ def open_rgb(file: Path | io.BytesIO):
 
 
 def upright(image):
-    """The image turned as its EXIF orientation says, as `datasets` and `transformers` load it."""
+    """Rotate an image by its EXIF orientation, as `datasets` and `transformers` do."""
     from PIL import ImageOps
 
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing; Pillow raises nearly everything on it
+    except Exception:  # Pillow raises nearly everything on damaged EXIF data
         return image
 
 
 def thumbnail(path: Path, side: int = SIDE) -> str | None:
-    """The image, at most `side` pixels wide and high, as a JPEG in a data URI; None where it cannot be opened."""
+    """Return the image, at most `side` pixels wide and high, as a JPEG data URI, or None if it cannot be opened."""
     from PIL import Image
 
     try:

@@ -1,7 +1,7 @@
-"""CSV files that are safe to open in a spreadsheet, whatever text models, questions and data sets put into them.
+"""CSV files that are safe to open in a spreadsheet, whatever text models, questions and data sets contain.
 
-A spreadsheet runs a cell that begins with `=`, `+`, `-`, `@`, tab or a line break as a formula. Such a cell gets an
-apostrophe before it, as OWASP advises ("CSV Injection"); a number such as -3.2 stays a number.
+A spreadsheet evaluates a cell that begins with `=`, `+`, `-`, `@`, tab or a line break as a formula. Such a cell is
+prefixed with an apostrophe, as OWASP advises ("CSV Injection"); a number such as -3.2 stays a number.
 """
 
 import csv
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from rarl.records import atomic_file
 
-#: Full-width signs count too: some spreadsheets read them as the plain ones. Apostrophes before are doubled, so that
+#: Full-width signs count too, because some spreadsheets accept them. Existing apostrophes are doubled, so that
 #: `restore` is exact.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 def safe(cell: str) -> str:
-    """The cell as text that no spreadsheet runs.
+    """Return the cell as text that no spreadsheet evaluates.
 
     >>> safe("=1+1"), safe("-3.2"), safe("- 3 cm"), safe("yes")
     ("'=1+1", '-3.2', "'- 3 cm", 'yes')
@@ -27,7 +27,11 @@ def safe(cell: str) -> str:
 
 
 def restore(cell: str) -> str:
-    """The cell as it was before `safe`."""
+    """Return the cell as it was before `safe`.
+
+    >>> restore(safe("=1+1"))
+    '=1+1'
+    """
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
@@ -40,10 +44,10 @@ def _is_number(cell: str) -> bool:
 
 
 def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
-    """Write rows, the header first, with every cell made safe; the file appears whole or not at all.
+    r"""Write rows atomically, the header first, with every cell made safe.
 
-    Line breaks inside a cell become `\\n`: before Python 3.13 `csv` writes `\\r` without quotation marks, and a
-    spreadsheet begins a new row there.
+    Line breaks inside a cell become `\n`: before Python 3.13 `csv` does not quote `\r`, at which a spreadsheet begins
+    a new row.
     """
     with atomic_file(path) as file:
         table = csv.writer(file, lineterminator="\n")
@@ -55,6 +59,6 @@ def _written(cell: object) -> object:
 
 
 def write_frame(path: str | Path, frame) -> None:
-    """The same for a pandas frame, without its index."""
+    """Write a pandas frame like `write_csv`, without its index."""
     text = frame.to_csv(index=False, quoting=csv.QUOTE_ALL)
     write_csv(path, csv.reader(io.StringIO(text, newline="")))

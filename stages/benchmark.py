@@ -1,9 +1,4 @@
-"""Read one benchmark release into the common record.
-
-Writes `data/benchmarks/<set>.jsonl`, `data/benchmarks/pictures/<set>/` (images that lie in a table or in a
-DICOM file, and how many they are) and `metrics/benchmark/<set>.json`. A release that is not there gives an empty file
-and `available: false`, or an error where `data.missing` is `stop`.
-"""
+"""Read one benchmark release into the common record: see `rarl/data/benchmarks.py` for the outputs."""
 
 import click
 

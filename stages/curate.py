@@ -1,9 +1,4 @@
-"""Read the training source's train, development and test rows: Silvar-Med rebuilt from SLAKE, your own, or SAT.
-
-Writes `data/curated/{train,dev,test}.jsonl`, `data/curated/pictures/` (images that lie in a table or in a
-DICOM file), `data/curated/unmatched_explanations.csv` (Silvar-Med's that belong to no row) and
-`metrics/curate.json`. How the rows compare with the benchmarks, the stage `audit` says.
-"""
+"""Read the training source's train, development and test rows: see `rarl/data/curation.py` for the outputs."""
 
 import click
 

@@ -1,8 +1,8 @@
 """Measure a release, compare it with its declared counts, and find what splits share.
 
-Counts are of all well-formed rows (`Release.seen`), whether or not their image exists, so that they can be compared with
-the published ones on a part of the images. An image is identified by the hash of its bytes, or by its name if the file
-is missing.
+Counts are of all well-formed rows (`Release.seen`), whether or not their image exists, so that they can be compared
+with the published ones on a part of the images. An image is identified by the hash of its bytes, or by its name if the
+file is missing.
 """
 
 from collections import Counter, defaultdict
@@ -19,7 +19,7 @@ from pydantic import StrictInt, TypeAdapter, ValidationError
 
 from rarl.answers import list_items, normalise
 from rarl.data.adapters import ADAPTERS, SOURCES
-from rarl.data.release import DECLARED_FILE, Images, MissingRelease, Release, read
+from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, DECLARED_FILE, Images, MissingRelease, Release, read
 from rarl.errors import UserError
 from rarl.params import Params
 from rarl.records import Kind, Modality
@@ -176,6 +176,19 @@ def warn_of(deviations: Iterable[str]) -> None:
         click.secho(f"  WARNING: not as declared: {line}", fg="yellow", err=True)
 
 
+def report_losses(what: str, release: Release) -> None:
+    """Warn of rows without their image, of refused rows, and of text that is burned into images."""
+    lines = []
+    if release.missing_images:
+        images = len({image for _, image in release.missing_images})
+        lines += [f"{len(release.missing_images)} of {release.rows} rows left out, {images} images are missing"]
+    lines += [f"{count} rows refused: {reason} (first {row})" for reason, (count, row) in release.refusals.items()]
+    if count := release.notes[BURNED_IN]:
+        lines.append(f"{count} rows: {BURNED_IN_MEANS}")
+    for line in lines:
+        click.secho(f"  WARNING: {what}: {line}", fg="yellow", err=True)
+
+
 def require_images(where: str, release: Release, missing: str) -> None:
     """Stop if rows lack their image, unless `data.missing` is `skip`.
 
@@ -307,8 +320,8 @@ Sets = dict[str, tuple[ModuleType, dict[str, Release]]]
 def compare(root: str | Path, sets: Sets, own: str, images: Images) -> Findings:
     """Measure every split of every data set, and compare splits with one another.
 
-    Shared images are searched among the splits of one data set, between the own splits and every benchmark's test rows,
-    and among these. Near duplicates are searched among the own splits, and between training and benchmarks.
+    Shared images are searched among the splits of one data set, between the own splits and every benchmark's test
+    rows, and among these. Near duplicates are searched among the own splits, and between training and benchmarks.
 
     Args:
         root: `data.root`.

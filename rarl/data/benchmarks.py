@@ -1,8 +1,8 @@
 """Read one benchmark release into the common record.
 
-Writes `data/benchmarks/<set>.jsonl`, `data/benchmarks/pictures/<set>/` (images that lie in a table or in a
-DICOM file, and how many they are) and `metrics/benchmark/<set>.json`. A release that is not there gives an empty file
-and `available: false`, or an error where `data.missing` is `stop`.
+Writes `data/benchmarks/<set>.jsonl`, `data/benchmarks/pictures/<set>/` (images from a table or a DICOM file, and
+their number) and `metrics/benchmark/<set>.json`. A missing release gives an empty file and `available: false`, or an
+error if `data.missing` is `stop`.
 """
 
 import shutil
@@ -19,21 +19,19 @@ from rarl.records import write_json, write_records
 def read_benchmark(params: Params, name: str) -> None:
     """Read one benchmark's test rows."""
     from rarl.data.adapters import ADAPTERS
-    from rarl.data.audit import compare_with_declared, refuse, require_images, selection
-    from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, Images, MissingRelease, Release, read, require_root
+    from rarl.data.audit import compare_with_declared, refuse, report_losses, require_images, selection
+    from rarl.data.release import Images, MissingRelease, Release, read, require_root
 
     start = time.monotonic()
     data = params.data
-    output = Path(f"data/benchmarks/{name}.jsonl")
-    images = Path(f"data/benchmarks/pictures/{name}")
-    metrics = Path(f"metrics/benchmark/{name}.json")
+    unpacked = Path(f"data/benchmarks/pictures/{name}")
     root = require_root(data.root)
     adapter = ADAPTERS[name]
-    shutil.rmtree(images, ignore_errors=True)
-    images.mkdir(parents=True)
+    shutil.rmtree(unpacked, ignore_errors=True)
+    unpacked.mkdir(parents=True)
     absent, found = None, []
     try:
-        release = read(adapter, root, "test", images=Images(root, images), **selection(name, params))
+        release = read(adapter, root, "test", images=Images(root, unpacked), **selection(name, params))
     except MissingRelease as error:
         if data.missing == "stop":
             raise
@@ -42,15 +40,31 @@ def read_benchmark(params: Params, name: str) -> None:
         found = compare_with_declared(root, adapter, [release])
         refuse(root, found, data.deviation)
     require_images(f"{root}: {name}", release, data.missing)
-    samples = release.samples
     # The folder is an output of the stage: DVC warns of an empty one.
-    unpacked = sum(1 for _ in images.iterdir())
-    (images / "unpacked.txt").write_text(
-        f"{unpacked} pictures of {name} that lay in a table or a DICOM file\n", encoding="utf-8"
-    )
-    summary = {
-        "available": absent is None,
-        "as_declared": not found,
+    note = f"{sum(1 for _ in unpacked.iterdir())} pictures of {name} that lay in a table or a DICOM file\n"
+    (unpacked / "unpacked.txt").write_text(note, encoding="utf-8")
+    summary = summarize(release, absent is None, not found)
+    write_records(Path(f"data/benchmarks/{name}.jsonl"), release.samples)
+    write_json(Path(f"metrics/benchmark/{name}.json"), summary)
+
+    if absent is not None:
+        click.secho(f"WARNING: benchmark {name} is NOT AVAILABLE and left out of every table.", fg="yellow", err=True)
+        click.echo(absent.format_message(), err=True)
+        return
+    report_losses(f"benchmark {name}", release)
+    for note, count in summary["notes"].items():
+        click.echo(f"  {note.replace('_', ' ')}: {count}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
+    rows = f"{summary['read']} of {release.rows} rows ({kinds})"
+    click.echo(f"benchmark {name}: {rows}, {time.monotonic() - start:.1f} s")
+
+
+def summarize(release, available: bool, as_declared: bool) -> dict:
+    """Return the counts of a release for `metrics/benchmark/`."""
+    samples = release.samples
+    return {
+        "available": available,
+        "as_declared": as_declared,
         "rows": release.rows,
         "read": len(samples),
         "refused": {reason: count for reason, (count, _) in sorted(release.refusals.items())},
@@ -61,25 +75,3 @@ def read_benchmark(params: Params, name: str) -> None:
         "categories": dict(sorted(Counter(sample.category for sample in samples if sample.category).items())),
         "notes": {key: count for key, count in sorted(release.notes.items()) if count},
     }
-    write_records(output, samples)
-    write_json(metrics, summary)
-
-    if absent is not None:
-        click.secho(f"WARNING: benchmark {name} is NOT AVAILABLE and left out of every table.", fg="yellow", err=True)
-        click.echo(absent.format_message(), err=True)
-        return
-    if release.missing_images:
-        click.secho(
-            f"WARNING: benchmark {name}: {len(release.missing_images)} of {release.rows} rows left out, "
-            f"{summary['missing_images']} images are missing",
-            fg="yellow",
-            err=True,
-        )
-    for reason, (count, row) in release.refusals.items():
-        click.echo(f"  {count} rows refused: {reason} (first {row})")
-    if count := release.notes[BURNED_IN]:
-        click.secho(f"WARNING: benchmark {name}: {count} rows: {BURNED_IN_MEANS}", fg="yellow", err=True)
-    for note, count in summary["notes"].items():
-        click.echo(f"  {note.replace('_', ' ')}: {count}")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
-    click.echo(f"benchmark {name}: {len(samples)} of {release.rows} rows ({kinds}), {time.monotonic() - start:.1f} s")

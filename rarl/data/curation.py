@@ -1,8 +1,8 @@
 """Read the training source's train, development and test rows: Silvar-Med rebuilt from SLAKE, your own, or SAT.
 
-Writes `data/curated/{train,dev,test}.jsonl`, `data/curated/pictures/` (images that lie in a table or in a
-DICOM file), `data/curated/unmatched_explanations.csv` (Silvar-Med's that belong to no row) and
-`metrics/curate.json`. How the rows compare with the benchmarks, the stage `audit` says.
+Writes `data/curated/{train,dev,test}.jsonl`, `data/curated/pictures/` (images from a table or a DICOM file),
+`data/curated/unmatched_explanations.csv` (Silvar-Med's explanations without a row) and `metrics/curate.json`. The
+stage `audit` compares the rows with the benchmarks.
 """
 
 import os
@@ -25,10 +25,14 @@ METRICS = Path("metrics/curate.json")
 
 
 def curate(params: Params) -> None:
-    """Curate the train, development and test rows."""
+    """Curate the train, development and test rows.
+
+    Raises:
+        UserError: There is no usable training row, or the release is not as declared.
+    """
     from rarl.data.adapters import SOURCES
-    from rarl.data.audit import compare_with_declared, own_splits_apart, refuse, require_images
-    from rarl.data.release import BURNED_IN, Images, require_root
+    from rarl.data.audit import compare_with_declared, own_splits_apart, refuse, report_losses, require_images
+    from rarl.data.release import Images, require_root
 
     start = time.monotonic()
     root, source = require_root(params.data.root), params.train.source
@@ -36,42 +40,23 @@ def curate(params: Params) -> None:
     click.echo(f"curate: reading {source} below {root} ...")
     releases = adapter.training(root, params, Images(root, IMAGES))
     for split, release in releases.items():
-        _say_what_is_left_out(split, release)
+        report_losses(split, release)
         require_images(f"{root}: {source}, {split} rows", release, params.data.missing)
-    found = compare_with_declared(root, adapter, releases.values())
-    refuse(root, found, params.data.deviation)
+    refuse(root, compare_with_declared(root, adapter, releases.values()), params.data.deviation)
     if not releases["train"].samples:
         raise UserError(
             f"{root}: {source}, train rows",
             "no usable row",
             "rows to train on",
-            "check what was refused, and that the images are there",
+            "check which rows were refused, and that the images exist",
         )
     own_splits_apart(root, releases)
     unmatched = adapter.unmatched(root, releases.values()) if source == "silvar_med" else []
     _write(releases, unmatched)
     counts = {split: _counts(release) for split, release in releases.items()}
-    joined = _explanations(releases) if source == "silvar_med" else {}
-    more = {"explanations": joined} if joined else {}
-    if source == "own":
-        without = sum(release.notes["rows_without_patient"] for release in releases.values())
-        more["split"] = {**params.own.model_dump(), "rows_without_patient": without}
-    if burned_in := sum(release.notes[BURNED_IN] for release in releases.values()):
-        more[BURNED_IN] = burned_in
+    more = _source_counts(params, releases)
     write_json(METRICS, {**counts, **more})
-    for split, count in counts.items():
-        click.echo(f"  {split:<6}" + ", ".join(f"{value} {name}" for name, value in count.items()))
-        if count["total"] and not count["annotated"]:
-            click.echo(f"  NOTE: 0 of {count['total']} {split} rows are annotated" + _IDLE.get(split, "."))
-            if split == "train" and source in _ANNOTATE:
-                click.echo(f"  {_ANNOTATE[source]}")
-    wanted, there = params.train.samples, counts["train"]["total"]
-    if wanted and wanted > there:
-        click.echo(f"  NOTE: train.samples is {wanted}, and all {there} train rows there are will be used.")
-    if joined.get("read"):
-        click.echo("  explanations: " + ", ".join(f"{value} {name}" for name, value in joined.items()))
-    if unmatched:
-        click.echo(f"  WARNING: {len(unmatched)} explanations have no row, see {UNMATCHED}")
+    _report(params, counts, more.get("explanations", {}), unmatched)
     click.echo(f"curate: done in {time.monotonic() - start:.1f} s")
 
 
@@ -85,20 +70,45 @@ _ANNOTATE = {
 }
 
 
-def _explanations(releases: dict) -> dict[str, int]:
-    """What became of Silvar-Med's explanations: read, joined to a row, and not."""
-    notes = sum((release.notes for release in releases.values()), Counter())
-    return {
-        "read": notes["explanations_read"],
-        "matched_rows": notes["explanations_matched"],
-        "empty": notes["explanations_empty"],
-        "without_a_row": notes["explanations_without_a_row"],
-        "rows_with_differing": notes["rows_with_differing_explanations"],
-    }
+def _report(params: Params, counts: dict, joined: dict, unmatched: list) -> None:
+    """Print the counts, and a note where something is missing."""
+    for split, count in counts.items():
+        click.echo(f"  {split:<6}" + ", ".join(f"{value} {name}" for name, value in count.items()))
+        if count["total"] and not count["annotated"]:
+            click.echo(f"  NOTE: 0 of {count['total']} {split} rows are annotated" + _IDLE.get(split, "."))
+            if split == "train" and params.train.source in _ANNOTATE:
+                click.echo(f"  {_ANNOTATE[params.train.source]}")
+    wanted, total = params.train.samples, counts["train"]["total"]
+    if wanted and wanted > total:
+        click.echo(f"  NOTE: train.samples is {wanted}, but there are only {total} train rows; all are used.")
+    if joined.get("read"):
+        click.echo("  explanations: " + ", ".join(f"{value} {name}" for name, value in joined.items()))
+    if unmatched:
+        click.echo(f"  WARNING: {len(unmatched)} explanations have no row, see {UNMATCHED}")
+
+
+def _source_counts(params: Params, releases: dict) -> dict:
+    """Return the counts that only some training sources have."""
+    from rarl.data.release import BURNED_IN
+
+    notes, more = sum((release.notes for release in releases.values()), Counter()), {}
+    if params.train.source == "silvar_med":
+        more["explanations"] = {
+            "read": notes["explanations_read"],
+            "matched_rows": notes["explanations_matched"],
+            "empty": notes["explanations_empty"],
+            "without_a_row": notes["explanations_without_a_row"],
+            "rows_with_differing": notes["rows_with_differing_explanations"],
+        }
+    if params.train.source == "own":
+        more["split"] = {**params.own.model_dump(), "rows_without_patient": notes["rows_without_patient"]}
+    if notes[BURNED_IN]:
+        more[BURNED_IN] = notes[BURNED_IN]
+    return more
 
 
 def _write(releases: dict, unmatched: list) -> None:
-    """The folder appears whole or not at all, with the images that its rows name and no others."""
+    """Write the folder atomically, with the unpacked images that its rows name and no others."""
     partial = OUTPUT.with_name(OUTPUT.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -106,9 +116,8 @@ def _write(releases: dict, unmatched: list) -> None:
         for split, release in releases.items():
             write_records(partial / f"{split}.jsonl", release.samples)
             named |= {sample.image for sample in release.samples}
-        header = ("file", "row", "image", "question")
         rows = [(of.file, of.row, of.image, of.question) for of in unmatched]
-        write_csv(partial / UNMATCHED.name, [header, *rows])
+        write_csv(partial / UNMATCHED.name, [("file", "row", "image", "question"), *rows])
         if IMAGES.is_dir():
             for path in IMAGES.iterdir():
                 if path.as_posix() not in named:
@@ -120,28 +129,12 @@ def _write(releases: dict, unmatched: list) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _say_what_is_left_out(split: str, release) -> None:
-    from rarl.data.release import BURNED_IN, BURNED_IN_MEANS
-
-    if release.missing_images:
-        images = len({image for _, image in release.missing_images})
-        click.echo(
-            f"  WARNING: {split}: {len(release.missing_images)} of {release.rows} rows left out, {images} images are missing"
-        )
-    for reason, (count, row) in release.refusals.items():
-        click.echo(f"  WARNING: {split}: {count} rows refused: {reason} (first {row})")
-    if count := release.notes[BURNED_IN]:
-        click.echo(f"  WARNING: {split}: {count} rows: {BURNED_IN_MEANS}")
-
-
 def _counts(release) -> dict:
     samples = release.samples
     modality = Counter(sample.modality for sample in samples)
     return {
         "total": len(samples),
-        "mri": modality["mri"],
-        "ct": modality["ct"],
-        "xray": modality["xray"],
+        **{name: modality[name] for name in ("mri", "ct", "xray")},
         "yes_no": sum(sample.kind == "yes_no" for sample in samples),
         "annotated": sum(sample.reasoning is not None for sample in samples),
         "images": len({sample.image_sha256 for sample in samples}),

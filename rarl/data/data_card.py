@@ -1,19 +1,27 @@
-"""The data card: what each data set is, what was counted, what was found, and what it looks like.
+"""The data card: what each data set is, its counts, what it shares with others, and what it looks like.
 
-The page has no date and no path, so equal data give equal bytes. Images are chosen by a seeded rule, and
-no file name is shown: people's own names for their files may say more than a page should.
+The page has no date and no path, so that equal data give equal bytes. Images are sampled with a fixed seed. File names
+are not shown, because they may identify a person.
 """
 
 import random
+import shutil
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from rarl.data.audit import OF_SAMPLES, Findings, Sets
-from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, Images, Release
+import click
+
+from rarl.data.audit import OF_SAMPLES, Findings, Sets, compare, read_sets, refuse, warn_of
+from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, Images, Release, require_root
 from rarl.images import thumbnail
 from rarl.params import Params
-from rarl.records import Sample, image_file, read_records
+from rarl.records import Sample, atomic_file, image_file, read_records, write_json
+from rarl.spreadsheet import write_csv
+
+OUTPUT = Path("data/audit")
+METRICS = Path("metrics/audit.json")
 
 SEED = 7
 PER_MODALITY = 4
@@ -41,40 +49,88 @@ MODALITIES = {
     "unknown": "modality not given",
 }
 KINDS = {"yes_no": "yes or no", "choice": "choice", "number": "number", "open": "open"}
-#: The lines of a data set's table, in order; a line without any value in it is left out.
+#: The lines of a data set's table, in order; a line without any value is left out.
 COUNTS = {
     "rows": "Rows in the file",
-    "read": "Usable here",
+    "read": "Usable",
     "refused": "Refused",
-    "missing_rows": "Without their image here",
-    "images": "Images named",
-    "missing_images": "Images not here",
+    "missing_rows": "Without their image",
+    "images": "Distinct images",
+    "missing_images": "Missing images",
     **{name: f"{label[0].upper()}{label[1:]}" for name, label in MODALITIES.items()},
     **{name: f"Answer: {label}" for name, label in KINDS.items()},
     "annotated": "Reasoning annotated",
-    "duplicate_rows": "Rows that stand twice",
+    "duplicate_rows": "Duplicate rows",
     "conflicting_groups": "Questions with conflicting answers",
-    "rows_in_conflicting_groups": "Their rows",
-    "groups_with_yes_and_no": "Both yes and no",
+    "rows_in_conflicting_groups": "Rows of these questions",
+    "groups_with_yes_and_no": "Answered both yes and no",
     "images_also_in_train": "Images also in its training split",
-    "rows_with_training_image": "Their rows",
-    "images_in_own_train": "Images that we train on",
-    "rows_with_own_train_image": "Their rows",
-    "images_in_own_dev": "Images of our development rows",
-    "rows_of_own_test": "Rows of our own test set",
-    "near_duplicates_of_own_train": "Look like a training image",
-    "near_duplicates_of_own_dev": "Look like a development image",
+    "rows_with_training_image": "Rows of these images",
+    "images_in_own_train": "Images in our training rows",
+    "rows_with_own_train_image": "Rows of these images",
+    "images_in_own_dev": "Images in our development rows",
+    "rows_of_own_test": "Rows of our test set",
+    "near_duplicates_of_own_train": "Near duplicates of a training image",
+    "near_duplicates_of_own_dev": "Near duplicates of a development image",
 }
-#: Shown even where it is 0.
+#: Shown even if 0.
 ALWAYS = ("rows", "read", "refused", "missing_rows", "images")
 WORDS = ((1, 4), (5, 6), (7, 8), (9, 10), (11, 15), (16, 25), (26, None))
 PIXELS = ((1, 127), (128, 255), (256, 383), (384, 511), (512, 767), (768, 1023), (1024, None))
 
 
+#: Counts on the console.
+SHOWN = (
+    "rows",
+    "refused",
+    "missing_rows",
+    "duplicate_rows",
+    "rows_with_training_image",
+    "rows_in_conflicting_groups",
+    "rows_of_own_test",
+    "rows_with_own_train_image",
+    "near_duplicates_of_own_train",
+)
+
+
+def audit(params: Params) -> None:
+    """Audit the releases, and write the data card, the tables of shared images and the metrics.
+
+    Raises:
+        UserError: A release is not as declared and `data.deviation` is `stop`; the outputs are written before.
+    """
+    start = time.monotonic()
+    root = require_root(params.data.root)
+    images = Images(root)
+    click.echo(f"audit: reading {', '.join(params.test_sets)} below {root} ...")
+    sets, absent = read_sets(params, root, images)
+    found = compare(root, sets, params.own_test, images)
+
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    ends = [f"{name}_{what}" for name in ("first", "second") for what in ("set", "split", "image")]
+    write_csv(OUTPUT / "shared_images.csv", [ends, *((*a, *b) for a, b in found.shared)])
+    near = [(*a, *b, *bits) for a, b, *bits in found.near]
+    write_csv(OUTPUT / "near_duplicates.csv", [(*ends, "dhash_bits", "phash_bits"), *near])
+    for name, text in render(params, sets, absent, found, images).items():
+        with atomic_file(OUTPUT / name) as file:
+            file.write(text)
+    write_json(METRICS, {"sets": found.counts, "deviations": found.deviations})
+
+    for name, splits in found.counts.items():
+        for split, count in splits.items():
+            shown = (f"{count[key]} {key.replace('_', ' ')}" for key in SHOWN if count.get(key))
+            click.echo(f"  {name:<10} {split:<8} {', '.join(shown)}")
+    for name, splits in absent.items():
+        click.echo(f"  {name}: {', '.join(splits)} not available")
+    warn_of(found.deviations)
+    click.echo(f"audit: {OUTPUT / 'data_card.html'}, {time.monotonic() - start:.1f} s")
+    refuse(root, found.deviations, params.data.deviation)
+
+
 def render(
     params: Params, sets: Sets, absent: dict[str, list[str]], found: Findings, images: Images
 ) -> dict[str, str]:
-    """File name -> text of the page (HTML) and of the same without images (Markdown)."""
+    """Return file name -> text, of the HTML page and of its Markdown version without images."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     shown = context(params, sets, absent, found, images)
@@ -91,7 +147,7 @@ def render(
 
 
 def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Findings, images: Images) -> dict:
-    """Everything that the templates show."""
+    """Return the variables of the templates."""
     files = Files(params)
     cards = []
     for name, (adapter, releases) in sets.items():
@@ -128,11 +184,11 @@ def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Fin
             for first, second in dict.fromkeys([*pairs, *alike])
         ],
         "near": near_images(found, files),
-    }  # fmt: skip
+    }
 
 
 class Files:
-    """Where the file of an image is, whatever its records call it."""
+    """Finds the file of an image by its name in the release or in the records."""
 
     def __init__(self, params: Params):
         self.root = params.data.root
@@ -144,23 +200,23 @@ class Files:
                     self.unpacked[Path(sample.image).name] = sample.image
 
     def find(self, image: str) -> Path | None:
-        """None where the image was not unpacked, such as those of a training split that is not used."""
+        """Return its path, or None if it was not unpacked (for example of an unused training split)."""
         path = image_file(self.root, self.unpacked.get(image, image))
         return path if path.is_file() else None
 
 
 def overview(params: Params, found: Findings) -> list[dict]:
-    """One line for each split that is trained on or evaluated."""
-    lines = []
-    for name, splits in found.counts.items():
-        for split, count in splits.items():
-            if name == params.own_test or split == "test":
-                lines.append({"set": name, "split": split, **count})
-    return lines
+    """Return one line for each split that is trained on or evaluated."""
+    return [
+        {"set": name, "split": split, **count}
+        for name, splits in found.counts.items()
+        for split, count in splits.items()
+        if name == params.own_test or split == "test"
+    ]
 
 
 def counts(found: Findings, name: str, releases: dict[str, Release]) -> list[dict]:
-    """The lines of one set's table: a label, and for each split the count, what is declared and a mark."""
+    """Return the lines of one data set's table: a label, and per split the count, the declared count and a mark."""
     lines = []
     for key, label in COUNTS.items():
         cells = []
@@ -169,97 +225,102 @@ def counts(found: Findings, name: str, releases: dict[str, Release]) -> list[dic
             expected = found.declared[name][split].get(key)
             partial = key in OF_SAMPLES and len(release.samples) < len(release.seen)
             unknown = value is None or expected is None or partial
-            cells.append(
-                {"value": value, "declared": expected, "same": None if unknown else value == expected}
-            )  # fmt: skip
+            cells.append({"value": value, "declared": expected, "same": None if unknown else value == expected})
         if key in ALWAYS or any(cell["value"] or cell["declared"] is not None for cell in cells):
             lines.append({"label": label, "cells": cells})
     return lines
 
 
 def findings(found: Findings, name: str, releases: dict[str, Release]) -> list[str]:
-    """What the counts say, in sentences."""
-    said = []
+    """Describe the counts in sentences."""
+    lines = []
     for split, release in releases.items():
         count = found.counts[name][split]
         rows = f"of the {count['rows']:,} {split} rows"
         for key, images, text in _SHARED:
             if count.get(key):
                 many = f" ({number(count[images], 'image')})" if images else ""
-                said.append(f"{count[key]:,} {rows} {text}{many}.")
+                lines.append(f"{count[key]:,} {rows} {text}{many}.")
         if count["conflicting_groups"]:
-            said.append(
+            lines.append(
                 f"{count['conflicting_groups']:,} questions about one image have conflicting answers in {split} "
                 f"({count['rows_in_conflicting_groups']:,} rows; {count['groups_with_yes_and_no']:,} both yes and no)."
             )
         if count["duplicate_rows"]:
-            said.append(f"{number(count['duplicate_rows'], 'row')} of {split} repeat another one word for word.")
+            lines.append(f"{number(count['duplicate_rows'], 'row')} of {split} are exact duplicates.")
         for ours in ("train", "dev"):
             if alike := count.get(f"near_duplicates_of_own_{ours}"):
-                said.append(f"{number(alike, 'image')} of {split} look nearly like one of our {ours} images.")
+                lines.append(f"{number(alike, 'image')} of {split} are near duplicates of one of our {ours} images.")
         if count["missing_rows"]:
-            said.append(
-                f"{count['missing_rows']:,} {rows} have no image here ({number(count['missing_images'], 'image')})."
+            lines.append(
+                f"{count['missing_rows']:,} {rows} lack their image ({number(count['missing_images'], 'image')})."
             )
-        said += [
+        lines += [
             f"{refused:,} {rows} refused: {reason} (first {row})."
             for reason, (refused, row) in release.refusals.items()
         ]
         if burned_in := release.notes[BURNED_IN]:
-            said.append(f"{burned_in:,} {rows}: {BURNED_IN_MEANS}.")
-    return said
+            lines.append(f"{burned_in:,} {rows}: {BURNED_IN_MEANS}.")
+    return lines
 
 
 _SHARED = (
     ("rows_with_training_image", "images_also_in_train", "show an image that is also in the set's own training split"),
-    ("rows_of_own_test", None, "are rows of our own test set"),
+    ("rows_of_own_test", None, "are in our test set"),
     ("rows_with_own_train_image", "images_in_own_train", "show an image that we train on"),
     ("rows_with_own_dev_image", "images_in_own_dev", "show an image of our development rows"),
-)  # fmt: skip
+)
 
 
 def quirks(releases: dict[str, Release]) -> list[str]:
-    """What was met while reading, by split."""
+    """List the notes of the releases, by split."""
     names = dict.fromkeys(name for release in releases.values() for name in release.notes)
     met = {
         name: [f"{release.notes[name]:,} in {split}" for split, release in releases.items() if release.notes[name]]
         for name in sorted(names)
-    }  # fmt: skip
+    }
     return [f"{name.replace('_', ' ')}: {', '.join(counts)}" for name, counts in met.items() if counts]
 
 
 def number(count: int, thing: str) -> str:
+    """Format a count with its noun.
+
+    >>> number(1, "image"), number(2000, "image")
+    ('1 image', '2,000 images')
+    """
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def plots(releases: dict[str, Release], images: Images) -> list[dict]:
-    """Distributions over all splits: title, and bars of label, count and share of the longest."""
+    """Return distributions over all splits: a title, and bars of label, count and percent of the longest bar."""
     seen = [row for release in releases.values() for row in release.seen]
     hashes = {sample.image_sha256 for release in releases.values() for sample in release.samples}
     sizes = [max(found.width, found.height) for found in map(images.kept, hashes)]
     kinds, modalities = Counter(row.kind for row in seen), Counter(row.modality for row in seen)
-    drawn = [
+    charts = [
         ("Kind of answer", [(label, kinds[name]) for name, label in KINDS.items() if kinds[name]]),
         ("Modality", [(label, modalities[name]) for name, label in MODALITIES.items() if modalities[name]]),
         ("Category of the question", top(Counter(row.category for row in seen if row.category), CATEGORIES_SHOWN)),
-        ("Commonest answers", top(Counter(row.answers[0].lower() for row in seen), ANSWERS_SHOWN)),
+        ("Most frequent answers", top(Counter(row.answers[0].lower() for row in seen), ANSWERS_SHOWN)),
         ("Words in the question", binned([len(row.question.split()) for row in seen], WORDS)),
         ("Longer side of the image, pixels", binned(sizes, PIXELS)),
-    ]  # fmt: skip
+    ]
     return [
         {
             "title": title,
-            "bars": [
-                (label, count, round(100 * count / max(c for _, c in bars), 1)) for label, count in bars
-            ],
+            "bars": [(label, count, round(100 * count / max(c for _, c in bars), 1)) for label, count in bars],
         }
-        for title, bars in drawn
+        for title, bars in charts
         if len(bars) > 1
-    ]  # fmt: skip
+    ]
 
 
 def top(counted: Counter, most: int) -> list[tuple[str, int]]:
-    """The commonest, and what the rest comes to."""
+    """Return the most frequent items, and the sum of the others.
+
+    >>> top(Counter("aabc"), 1)
+    [('a', 2), ('2 others', 2)]
+    """
     ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
     rest = ordered[most:]
     others = [(f"{len(rest):,} others", sum(count for _, count in rest))] if rest else []
@@ -267,17 +328,21 @@ def top(counted: Counter, most: int) -> list[tuple[str, int]]:
 
 
 def binned(values: list[int], bins: tuple) -> list[tuple[str, int]]:
-    """Counts in bins of (lowest, highest); empty ones at either end are left out."""
+    """Count values in bins of (lowest, highest); empty bins at either end are left out.
+
+    >>> binned([2, 2, 9], ((1, 4), (5, 8), (9, None)))
+    [('1 to 4', 2), ('5 to 8', 0), ('9+', 1)]
+    """
     bars = [
         (f"{low}+" if high is None else f"{low} to {high}", sum(low <= v <= (high or v) for v in values))
         for low, high in bins
-    ]  # fmt: skip
+    ]
     filled = [i for i, (_, count) in enumerate(bars) if count]
     return bars[filled[0] : filled[-1] + 1] if filled else []
 
 
 def gallery(name: str, releases: dict[str, Release], files: Files) -> list[dict]:
-    """For each modality a few rows with different images: chosen by lot, with a fixed seed."""
+    """Sample a few rows of each modality, each with another image."""
     samples = [sample for release in releases.values() for sample in release.samples]
     random.Random(f"{SEED} {name}").shuffle(samples)
     chosen: dict[str, list[dict]] = {modality: [] for modality in MODALITIES}
@@ -294,12 +359,12 @@ def gallery(name: str, releases: dict[str, Release], files: Files) -> list[dict]
 
 
 def near_images(found: Findings, files: Files) -> list[dict]:
-    """The pairs that look most alike, side by side: one of each two splits before a second of any."""
+    """Return the most similar pairs: one of each two splits before a second of any."""
     rank: Counter = Counter()
     ordered, met = [], set()
     for first, second, dhash, phash in sorted(found.near, key=lambda pair: (max(pair[2:]), pair)):
         if (first.image, second.image) in met:
-            continue  # a test image of ours that is in SLAKE's test split too
+            continue  # a test image of ours is in SLAKE's test split too
         met.add((first.image, second.image))
         key = first.set, first.split, second.set, second.split
         ordered.append((rank[key], len(ordered), first, second, dhash, phash))

@@ -1,25 +1,23 @@
-"""DICOM images, as images that a viewer would show: 8-bit grey or RGB, and nothing of the header.
+"""Convert DICOM files to the image that a viewer would show: 8-bit grey or RGB, without the header.
 
-The steps are those of the standard's grayscale pipeline (DICOM PS3.3, C.11), done by pydicom: modality LUT
-or rescale, the first VOI LUT or window, then the photometric interpretation. Of the header only the
-elements named below are read at all, so that no name, date or number of a patient can reach an output.
-Text that is burned into the pixels stays there; files whose header says so are counted and reported.
+pydicom applies the standard's grayscale pipeline (DICOM PS3.3, C.11): modality LUT or rescale, the first VOI LUT or
+window, then the photometric interpretation. Only the header elements listed below are read, so that no name, date or
+number of a patient can reach an output. Text that is burned into the pixels stays there; files whose header declares
+it are counted and reported.
 """
 
 import io
 import warnings
 from pathlib import Path
 
-#: Larger images, DICOM or not, are refused: they would fill the memory of the machine (20,000 x 20,000 is 1.2 GB in
-#: RGB).
+#: Larger images, DICOM or not, are refused: they would fill the memory (20,000 x 20,000 is 1.2 GB in RGB).
 MAX_PIXELS = 100_000_000
-#: All that is read of a file, besides its transfer syntax and BurnedInAnnotation. No element that identifies a person
-#: is among them.
+#: All that is read of a file, in addition to its transfer syntax and BurnedInAnnotation. None identifies a person.
 ELEMENTS = [
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
-    "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelData",
+    "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
+    "VOILUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelData",
     *(f"{kind}{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue")
       for kind, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))),
 ]  # fmt: skip
@@ -29,24 +27,24 @@ PALETTE = "PALETTE COLOR"
 
 
 class _Unusable(ValueError):
-    """A file that is no image for us, in words of our own."""
+    """A file that cannot be used; the message does not quote it."""
 
 
 def to_png(path: str | Path) -> bytes:
-    """The image of a single-frame DICOM file as PNG, the same bytes at every call.
+    """Convert a single-frame DICOM file to PNG, deterministically.
 
-    With several windows or VOI LUTs the first is taken; without any, the range from the lowest to the
-    highest value. Padding (PixelPaddingValue) is left out of that range and black.
+    The first of several windows or VOI LUTs is applied; without any, the values are scaled from the lowest to the
+    highest. Padding (PixelPaddingValue) is excluded from that range and black.
 
     Raises:
-        ValueError: the file cannot be used; the message is one line and holds nothing of the header.
+        ValueError: The file cannot be used; the message is one line and quotes nothing of the header.
     """
     import pydicom
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote the values that it finds odd
+            warnings.simplefilter("ignore")  # pydicom's warnings quote odd values
             data = pydicom.dcmread(path, specific_tags=ELEMENTS)
             image = Image.fromarray(_shown(data))
     except _Unusable:
@@ -56,7 +54,7 @@ def to_png(path: str | Path) -> bytes:
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror or 'damaged'})") from None
     except Exception:
-        # pydicom raises nearly everything on a file that is cut, and quotes what it found there.
+        # pydicom raises nearly everything on a truncated file, and quotes its content.
         raise ValueError("a DICOM file that is cut off or damaged") from None
     out = io.BytesIO()
     image.save(out, "PNG")
@@ -64,7 +62,7 @@ def to_png(path: str | Path) -> bytes:
 
 
 def burned_in(path: str | Path) -> bool:
-    """Whether the header of a file that `to_png` reads says that text is burned into the pixels (PS3.3, C.7.6.1.1)."""
+    """Return whether the header of a file that `to_png` reads declares text in the pixels (PS3.3, C.7.6.1.1)."""
     import pydicom
 
     with warnings.catch_warnings():
@@ -72,12 +70,12 @@ def burned_in(path: str | Path) -> bool:
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["BurnedInAnnotation"])
         try:
             return str(data.get("BurnedInAnnotation")).strip().upper() == "YES"
-        except Exception:  # damaged: it does not say so
+        except Exception:  # damaged: not declared
             return False
 
 
 def _shown(data):
-    """The image as an array of bytes, (rows, columns) or (rows, columns, 3)."""
+    """Return the image as a uint8 array, (rows, columns) or (rows, columns, 3)."""
     interpretation = _require_image(data)
     pixels = _decoded(data)
     if interpretation in GREY:
@@ -86,10 +84,10 @@ def _shown(data):
 
 
 def _require_image(data) -> str:
-    """The photometric interpretation of what is one readable image.
+    """Return the photometric interpretation.
 
     Raises:
-        _Unusable: it is not.
+        _Unusable: The file is not one readable image.
     """
     if "PixelData" not in data:
         raise _Unusable("no pixel data (a report or a plan, or cut off before them)")
@@ -105,7 +103,7 @@ def _require_image(data) -> str:
 
 
 def _decoded(data):
-    """The stored values; YBR as RGB."""
+    """Return the stored values; YBR as RGB."""
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = data.file_meta.TransferSyntaxUID
@@ -113,7 +111,7 @@ def _decoded(data):
         if get_decoder(syntax).is_available:
             return pixel_array(data)
     except (NotImplementedError, RuntimeError):
-        pass  # a syntax that pydicom does not know, or a kind of it that its decoder does not
+        pass  # a syntax, or a variant of it, that pydicom does not decode
     name = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "unknown"
     raise _Unusable(
         f"the transfer syntax ({name}) does not decode here: `pip install 'pylibjpeg[all]'`, or export it uncompressed"
@@ -126,7 +124,7 @@ def _grey(data, pixels):
 
     _take_functional_groups(data)
     for names in (("RescaleSlope", "RescaleIntercept"), ("WindowCenter", "WindowWidth")):
-        if any(data.get(name) in (None, "") for name in names):  # one without the other says nothing
+        if any(data.get(name) in (None, "") for name in names):  # one without the other has no meaning
             for name in set(names) & set(data.dir()):
                 del data[name]
     padding = _padding(data, pixels)
@@ -151,7 +149,7 @@ def _grey(data, pixels):
 
 
 def _take_functional_groups(data) -> None:
-    """Bring an enhanced file's rescale and window to where classic files have them."""
+    """Copy an enhanced file's rescale and window to where classic files have them."""
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for group in data.get(groups) or []:
             for sequence in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
@@ -160,7 +158,7 @@ def _take_functional_groups(data) -> None:
 
 
 def _padding(data, pixels):
-    """Where the stored values stand for "no image here" (PS3.3, C.7.5.1.1.2)."""
+    """Return a mask of the padding values (PS3.3, C.7.5.1.1.2)."""
     import numpy as np
 
     ends = [data.get("PixelPaddingValue"), data.get("PixelPaddingRangeLimit")]
@@ -171,13 +169,13 @@ def _padding(data, pixels):
 
 
 def _voi_lut(data, values):
-    """(values through the first VOI LUT, lowest, highest value that it can give)."""
+    """Return (values through the first VOI LUT, its lowest, its highest possible value)."""
     import numpy as np
     from pydicom.pixels import apply_voi
 
     item = data.VOILUTSequence[0]
     entries, first, depth = item.LUTDescriptor
-    # Told 16 bits, pydicom indexes with 16 bits: with 8 it would wrap around in a table of more than 256 entries.
+    # With 8 bits pydicom would wrap around in a table of more than 256 entries.
     item.LUTDescriptor = [entries, first, 16]
     inside = np.clip(np.rint(values), first, first + (entries or 1 << 16) - 1).astype(np.int64)
     return apply_voi(inside, data).astype(np.float64), 0, 2**depth - 1

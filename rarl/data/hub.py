@@ -1,10 +1,10 @@
 """The Hugging Face hub's form of a release: parquet files, or a folder that `save_to_disk` wrote.
 
-A user has it from `hf download <repository> --repo-type dataset --local-dir data/raw/<name>`, where the
-parquet files lie in the folder or in its `data/`, named `<split>-00000-of-00001....parquet` or with the
-split somewhere in the name (`SAT_val.parquet`, `test_2d.parquet`), or below a folder named for it; or from
-`load_dataset(...).save_to_disk(...)`, with `<split>/data-00000-of-00001.arrow`. Images lie in the table,
-as bytes. Tables are read batch by batch: a training split can be larger than the memory.
+`hf download <repository> --repo-type dataset --local-dir data/raw/<name>` puts parquet files into the folder or its
+`data/`, named `<split>-00000-of-00001....parquet`, with the split somewhere in the name (`SAT_val.parquet`,
+`test_2d.parquet`), or below a folder named after it. `load_dataset(...).save_to_disk(...)` writes
+`<split>/data-00000-of-00001.arrow`. Images are bytes in the table. Tables are read in batches, because a training
+split can be larger than the memory.
 """
 
 import json
@@ -17,7 +17,7 @@ from rarl.data.release import Refused, Row
 from rarl.errors import UserError
 
 FORM = "hub"
-#: Names that a split goes by in file names.
+#: Names of a split in file names.
 SPELLINGS = {
     "train": ("train", "training"),
     "validate": ("validation", "validate", "valid", "val", "dev"),
@@ -31,24 +31,24 @@ class Table:
     """The files of one split, in order.
 
     Attributes:
-        files: parquet or arrow files.
-        wanted: the columns that are read; those of them that a file does not have are None in its rows.
+        files: Parquet or arrow files.
+        wanted: The columns to read; those that a file lacks are None in its rows.
     """
 
     files: list[Path]
     wanted: tuple[str, ...]
 
     def batches(self) -> Iterator:
-        """(file, `pyarrow.RecordBatch` of at most a few hundred rows), in order."""
+        """Yield (file, `pyarrow.RecordBatch` of at most a few hundred rows), in order."""
         for path in self.files:
             for batch in _open(path, self.wanted)[1]:
                 yield path, batch
 
     def rows_of(self, path: Path, batch) -> list[dict]:
-        """A batch of a file as dictionaries; a column that is not there is None.
+        """Return a batch of a file as dictionaries; a missing column is None.
 
         Raises:
-            UserError: a cell cannot be read.
+            UserError: A cell cannot be read.
         """
         none = dict.fromkeys(self.wanted)
         return [{**none, **row} for row in _guarded(path, batch.to_pylist)]
@@ -64,15 +64,16 @@ def table(
     needs: tuple[str, ...] = ("image", "question", "answer"),
     optional: tuple[str, ...] = (),
 ) -> Table | None:
-    """The table of a split in a release's folder, or None where it is not there in the hub's form.
+    """Return the table of a split, or None if the release's folder does not have it in the hub's form.
 
     Args:
+        folder: The release's folder.
         split: train, validate, test or a name of the release's own; None: every table, whatever its name.
-        needs: columns that every file must have.
-        optional: columns that are read where they are there.
+        needs: Columns that every file must have.
+        optional: Columns that are read if they exist.
 
     Raises:
-        UserError: a file is no parquet or arrow file, or lacks a column.
+        UserError: A file is not a parquet or arrow file, or lacks a column.
     """
     names = SPELLINGS.get(split, (split,))
     files = [
@@ -81,30 +82,29 @@ def table(
         for path in sorted(folder.rglob(pattern))
         if split is None or set(split_of(path)) & set(names)
     ]
-    # With both there, one is a copy of the other: the rows must not be read twice.
+    # If both exist, one is a copy of the other: the rows must not be read twice.
     files = [path for path in files if path.suffix == ".parquet"] or files
     for path in files:
-        there = _open(path, ())[0]
-        missing = [column for column in needs if column not in there]
-        if missing:
+        columns = _open(path, ())[0]
+        if missing := [column for column in needs if column not in columns]:
             raise UserError(
                 str(path),
-                f"no column {', '.join(missing)} (there: {', '.join(there)})",
+                f"no column {', '.join(missing)} (there: {', '.join(columns)})",
                 f"the columns {', '.join(needs)}",
-                "take the data set's own files, or move others out of the folder",
+                "use the data set's own files, or move others out of the folder",
             )
     return Table(files, (*needs, *optional)) if files else None
 
 
 def _split_of_parquet(path: Path) -> list[str]:
-    """The words of the file's name; the folder's where the name says no split (`test/0000.parquet`)."""
+    """Return the words of the file's name, and the folder's if the name has no split (`test/0000.parquet`)."""
     words = re.split(r"[^a-z]+", path.stem.lower())
     known = {name for names in SPELLINGS.values() for name in names}
     return words if known & set(words) else [*words, path.parent.name.lower()]
 
 
 def _split_of_arrow(path: Path) -> list[str]:
-    """The folder's name, or the split that `save_to_disk` noted for a data set saved without the others."""
+    """Return the folder's name, and the split that `save_to_disk` noted if a single split was saved."""
     try:
         state = json.loads((path.parent / "state.json").read_text(encoding="utf-8"))
         noted = str(state.get("_split") or "")
@@ -114,7 +114,7 @@ def _split_of_arrow(path: Path) -> list[str]:
 
 
 def _open(path: Path, wanted: tuple[str, ...]):
-    """(names of the columns, record batches with the wanted ones) of a parquet or arrow file."""
+    """Return (names of the columns, record batches with the wanted ones) of a parquet or arrow file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -141,16 +141,16 @@ def _each(path: Path, batches: Iterator) -> Iterator:
 
 
 def _guarded(path: Path, work):
-    """What `work` returns; whatever pyarrow raises on damaged bytes becomes one error."""
+    """Return what `work` returns; anything that pyarrow raises on damaged bytes becomes one error."""
     try:
         return work()
     except Exception as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(str(path), first, f"a whole {path.suffix[1:]} file", "download it again") from None
+        raise UserError(str(path), first, f"a complete {path.suffix[1:]} file", "download it again") from None
 
 
 def image_of(value: object) -> object:
-    """What `Row.image` takes, from a cell of an image column: its bytes where there are any, else the path."""
+    """Return a cell of an image column as `Row.image` takes it: its bytes if there are any, else the path."""
     if isinstance(value, dict):
         data = value.get("bytes")
         return data if data is not None else value.get("path")
@@ -158,7 +158,7 @@ def image_of(value: object) -> object:
 
 
 def row_of(cells: dict, number: int, **more) -> Row:
-    """A row with the columns `image`, `question` and `answer`, which has no id but its number (from 1)."""
+    """Return a row with the columns `image`, `question` and `answer`, identified by its number (from 1)."""
     return Row(
         source_id=f"row{number}",
         image=image_of(cells["image"]),
@@ -171,6 +171,6 @@ def row_of(cells: dict, number: int, **more) -> Row:
 
 
 def questions(rows: Table) -> Iterator[Row | Refused]:
-    """The rows of a table with the columns `image`, `question` and `answer`, numbered from 1."""
+    """Yield the rows of a table with the columns `image`, `question` and `answer`, numbered from 1."""
     for number, cells in enumerate(rows, 1):
         yield row_of(cells, number)

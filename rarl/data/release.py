@@ -4,8 +4,8 @@ An adapter is a module with
 
 * `FOLDERS`: the spellings of its folder below `data.root`,
 * `DECLARED`: what is known of the published release, by form and split (see `Declared`),
-* `rows(folder, split, notes)`: a generator of one `Row` or `Refused` for each row of the split, which counts in `notes`
-  the quirks that it meets.
+* `rows(folder, split, notes)`: a generator of one `Row` or `Refused` for each row of the split, which counts in
+  `notes` the quirks that it meets.
 
 `read` does the rest: white space, empty fields, ids, duplicates, the answer's kind, and the image.
 """

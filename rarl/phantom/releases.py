@@ -7,9 +7,13 @@ spelt as the adapters hand them on (white space folded).
 import hashlib
 import io
 import json
+import os
+import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import click
 import numpy as np
 from PIL import Image
 
@@ -27,7 +31,7 @@ from rarl.phantom.questions import (
     yes_no,
 )
 from rarl.phantom.words import DISEASES, MODALITIES
-from rarl.records import write_json
+from rarl.records import atomic_file, write_json
 
 #: SLAKE's Abnormality rows in English: pictures and rows by modality, as in the real splits.
 SPLITS = {
@@ -73,11 +77,30 @@ class Written:
         )
 
 
+def make_phantom(params: Phantom, output: Path, truth: Path) -> None:
+    """Draw the releases into `output` and write the ground truth, each atomically, and print the counts."""
+    start = time.monotonic()
+    click.echo(f"phantom: drawing {params.image_size} px images (seeds {params.seed} and {params.test_seed}) ...")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        written = write_releases(partial, params)
+        with atomic_file(truth) as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in written.truth)
+        shutil.rmtree(output, ignore_errors=True)
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for release, what, count in written.drawn:
+        click.echo(f"  {release:<11} {what:<28} {count:>5}")
+    click.echo(f"phantom: {len(written.truth)} questions with known truth, {time.monotonic() - start:.1f} s")
+
+
 def write_releases(root: Path, params: Phantom) -> Written:
-    """Draw everything and write it below `root`.
+    """Draw all releases and write them below `root`.
 
     Raises:
-        UserError: more benchmark rows are asked for than the SLAKE test pictures have questions.
+        UserError: `benchmark_rows` exceeds the number of questions about the SLAKE test images.
     """
     written = Written()
     _write_slake(root, params, written)

@@ -10,7 +10,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from rarl.phantom import general, words
 from rarl.pretraining.tiny import build_config, build_processor, train_tokenizer
 from rarl.prompts import render
+from rarl.records import write_json
 
 THINK_PROMPTS = ("reasoning", "explanation", "short", "open")
 #: How often a thinking prompt is answered in full form, with the think part only, or bare: the base must
@@ -452,7 +455,6 @@ def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 
 
     Chance is the mean of 1 / number of choices. Returns {prompt: {task: percent}}, with `all` the mean over rows.
     """
-    from pathlib import Path
     from tempfile import TemporaryDirectory
 
     from rarl.answers import matches
@@ -460,7 +462,6 @@ def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 
     from rarl.models.inference import to_prediction
     from rarl.models.loading import load
     from rarl.params import Model
-    from rarl.records import write_json
 
     rows = general.cv_bench_rows(seed, count)
     result = {}
@@ -497,6 +498,17 @@ def save_base(model, processor, folder) -> None:
     del half["lm_head.weight"]  # tied to the embeddings
     model.save_pretrained(folder, state_dict=half)
     processor.save_pretrained(folder)
+
+
+def make_base(folder: Path, seed: int, metrics: Path) -> None:
+    """Pretrain the embedded base, and write its files, its model card and its accuracy."""
+    model, processor = pretrain(seed, threads=2, say=click.echo)
+    save_base(model, processor, folder)
+    accuracy = general_accuracy(folder)
+    write_json(metrics, accuracy)
+    text = card(accuracy, sum(p.numel() for p in model.parameters()), seed)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    click.echo(f"pretrain: {accuracy['reasoning']['all']} % of general-domain questions right")
 
 
 def card(accuracy: dict, parameters: int, seed: int) -> str:

@@ -233,7 +233,7 @@ def test_the_data_card_is_one_page_that_needs_no_network(project):
     assert "CC BY 4.0" in page and "prefers-color-scheme: dark" in page and 'name="viewport"' in page
     assert "202 of 203 test images" in page  # what is known of the published set
     assert "4 of the 5 test rows show an image that is also in the set&#39;s own training split" in page  # fmt: skip
-    assert "Not there: Path-VQA" in page
+    assert "Not available: Path-VQA" in page
     assert "&lt;b&gt;hot" in page and "<b>hot" not in page
     assert str(project) not in page
     # One of VQA-RAD's three images is there: it is shown once, though two rows and two splits have it.

@@ -216,7 +216,7 @@ def test_unpacked_images_outlive_a_second_run_and_others_go(project):
         result = run(curate)
         assert result.exit_code == 0, result.output
         assert read_json("metrics/curate.json")["train"]["total"] == total
-        assert ("samples is 5, and all 2 train rows" in result.output) == (wanted == 5)
+        assert ("but there are only 2 train rows" in result.output) == (wanted == 5)
 
 
 def test_missing_images_are_counted_or_stop_the_run(project):

@@ -206,7 +206,7 @@ def test_wrong_tables_are_named_with_the_remedy(root):
     csv_table(root, "")
     assert "no column image, question, answer" in refusal(benchmark, root)
     (root / "own/rows.xlsx").touch()
-    assert "another kind of file" in refusal(benchmark, root, "rows.xlsx")
+    assert "an unknown format" in refusal(benchmark, root, "rows.xlsx")
 
 
 def test_first_line_of_a_table_without_header_is_not_shown(root):
@@ -384,7 +384,7 @@ def test_splits_that_cannot_be_drawn(root):
         params(dev_share=0.5, test_share=0.5)
     for path in (root / "own").glob("*.png"):
         path.unlink()
-    assert "0 of 9 rows with an image that can be used" in refusal(split, root, table="rows.jsonl")
+    assert "0 of 9 rows with a usable image" in refusal(split, root, table="rows.jsonl")
 
 
 def test_unusable_rows_count_with_their_patient_or_in_training(root):

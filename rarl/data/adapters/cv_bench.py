@@ -1,23 +1,23 @@
-"""CV-Bench: counting, relation, depth and distance in everyday images, multiple choice.
+r"""CV-Bench: counting, relation, depth and distance in everyday images, multiple choice.
 
 `cv_bench/test_2d.jsonl` and `test_3d.jsonl`, images in `cv_bench/img/`. A line in the real format, with
 made-up values:
 
     {"idx": 9999, "type": "2D", "task": "Count", "question": "How many gears are in the image?",
      "choices": ["3", "2"], "answer": "(B)", "filename": "img/2D/count/x_1.png", "source": "X",
-     "prompt": "How many gears are in the image? Select from the following choices.\\n(A) 3\\n(B) 2"}
+     "prompt": "How many gears are in the image? Select from the following choices.\n(A) 3\n(B) 2"}
 
 The hub's form (`nyu-visionx/CV-Bench`) is `test_2d.parquet` and `test_3d.parquet` with the same columns and
 the image under `image`. 2,638 rows, test only: 2D 1,438 (Count 788, Relation 650), 3D 1,200 (Depth 600,
 Distance 600). Licence Apache-2.0. Tong et al., "Cambrian-1: A fully open, vision-centric exploration of
 multimodal LLMs", 2024, arXiv 2406.16860.
 
-Where neither is there, a JSON file of another benchmark's export of some rows is read (SpatialScore's
-format: `question` with its options, `answer`, `img_paths`, `index_origin`, `category_origin`).
+If neither exists, a JSON file with another benchmark's export of some rows is read (SpatialScore's format: `question`
+with its options, `answer`, `img_paths`, `index_origin`, `category_origin`).
 
-Quirks: 2 to 6 choices; the gold answer is a letter in brackets; the options stand in `prompt`, so that is
-the question asked; `filename` is named from the release's folder or from `img/`; the task comes from its
-own column, never from ranges of `idx`; SpatialScore adds a line of box coordinates, which is cut off.
+Quirks: 2 to 6 choices; the gold answer is a letter in brackets; the options are in `prompt`, so that is the question;
+`filename` is relative to the release's folder or to `img/`; the task comes from its own column, never from ranges of
+`idx`; SpatialScore adds a line of box coordinates, which is cut off.
 """
 
 import re
@@ -30,17 +30,17 @@ from rarl.data.release import Declared, MissingRelease, Refused, Row, fold, load
 
 FOLDERS = ("cv_bench", "cv-bench", "CV-Bench", "CVBench")
 FILES = ("test_2d.jsonl", "test_3d.jsonl")
-#: What `rarl download` notes beside a release.
+#: The record of `rarl download` beside a release.
 DOWNLOADED = "download.json"
 LETTERS = "ABCDEF"
-#: The form of rows that another benchmark chose: 122 of them, in SpatialScore's hard part.
+#: The form of rows in another benchmark: 122 of them, in SpatialScore's hard part.
 EXPORT = "export"
 DECLARED = Declared(
     counts={"original": {"test": {"rows": 2638}}, hub.FORM: {"test": {"rows": 2638}}, EXPORT: {"test": {"rows": 122}}},
     known=(
         "It has no training split.",
         "Count 788 and Relation 650 (2D), Depth 600 and Distance 600 (3D): the official score weights 2D by "
-        "source, so that a mean over rows is another number.",
+        "source, so a mean over rows is a different number.",
     ),
     licence="Apache-2.0",
     page="https://huggingface.co/datasets/nyu-visionx/CV-Bench",
@@ -51,7 +51,7 @@ _OPTION = re.compile(r"^\(([A-F])\)[ \t]*(.*)$", re.MULTILINE)
 
 
 def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
-    """The test rows, 2D first."""
+    """Yield the test rows, 2D first."""
     require_split(split, {"test": FILES}, "CV-Bench")
     paths = [folder / name for name in FILES if (folder / name).is_file()]
     needs = ("image", "question", "choices", "answer")
@@ -83,11 +83,15 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
 def multiple_choice(
     source_id: str, image: object, question: str, choices: object, gold: object, **more
 ) -> Row | Refused:
-    """A row whose answer is one of 2 to 6 options: accepted as its text or as its letter.
+    """Return a row whose answer is one of 2 to 6 options, accepted as its text or as its letter.
 
     Args:
-        question: with the options in it.
+        source_id: The row's id.
+        image: As in `Row.image`.
+        question: Includes the options.
+        choices: The texts of the options.
         gold: "(A)" to "(F)"; anything else is refused.
+        **more: Further fields of `Row`.
     """
     form = more.get("form", "original")
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
@@ -106,10 +110,10 @@ def multiple_choice(
 
 
 def with_options(question: str, choices: list) -> str:
-    """A question as CV-Bench asks it.
+    r"""Return a question as CV-Bench asks it.
 
     >>> with_options("How many?", ["3", "2"])
-    'How many? Select from the following choices.\\n(A) 3\\n(B) 2'
+    'How many? Select from the following choices.\n(A) 3\n(B) 2'
     """
     options = "\n".join(f"({letter}) {fold(choice)}" for letter, choice in zip(LETTERS, choices))
     return f"{question.strip()} Select from the following choices.\n{options}"
@@ -151,10 +155,10 @@ def _exported(row: dict, where: str, notes: Counter) -> Row | Refused:
 
 
 def _image(folder: Path, name: object) -> object:
-    """`filename`, which is named from the release's folder or from `img/` in it."""
+    """Return `filename` relative to the release's folder; it may be relative to `img/` in it."""
     if not isinstance(name, str) or not name or name.startswith("img/"):
         return name
     try:
         return name if (folder / name).is_file() else f"img/{name}"
-    except (OSError, ValueError):  # a name that can be no file's
+    except (OSError, ValueError):  # not a possible file name
         return name

@@ -11,15 +11,15 @@ or JSON lines with the same names, where several answers or choices are a list:
 
     {"image": "scans/0003.png", "question": "How many gears?", "answer": "3", "choices": ["2", "3", "4"]}
 
-`image`, `question` and `answer` are needed. `modality` takes usual words ("MRI", "T2", "chest radiograph").
-With `choices` the answer is one of them, by text or by letter, and the options are written below the
-question unless it names them itself. `split` (train, dev, test) in every row is obeyed; without it the rows
-are split by patient or image, see `training`. Other columns are not read.
+`image`, `question` and `answer` are required. `modality` takes common names ("MRI", "T2", "chest radiograph").
+With `choices` the answer is one of them, by text or by letter, and the options are written below the question unless
+it names them itself. A `split` (train, dev, test) in every row is used as it is; without it the rows are split by
+patient or image, see `training`. Other columns are not read.
 
-Patients' names or numbers decide about the split only: no record, count, message or file holds one. Samples
-are named by the row's number below the header. Paths of usable images do stay in the records, except those of
-DICOM files, which are unpacked under their hash (`rarl/data/dicom.py`): name images by nothing that
-identifies a person.
+Patients' names or numbers are used for the split only: no record, count, message or file contains one. Samples are
+named by the row's number below the header. The records contain the paths of usable images, except those of DICOM
+files, which are unpacked under their hash (`rarl/data/dicom.py`): do not name images by anything that identifies a
+person.
 """
 
 import csv
@@ -45,6 +45,7 @@ from rarl.data.release import (
     find_release,
     fold,
     read,
+    read_text,
     require_root,
     require_split,
 )
@@ -62,7 +63,7 @@ SPLITS = {
     **dict.fromkeys(("dev", "development", "val", "valid", "validate", "validation"), "dev"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-#: Words of a modality's name. Two of different kinds ("PET/CT") make `other`, as do unknown words.
+#: Words of a modality's name. Two of different kinds ("PET/CT") give `other`, as do unknown words.
 WORDS: dict[Modality, str] = {
     "mri": "mri mr mrt mrs mra fmri t1 t2 t1w t2w flair dwi magnetic",
     "ct": "ct cta cect hrct tomography",
@@ -77,7 +78,7 @@ _WORD = re.compile(r"[^\W_]+")
 def rows(
     folder: Path, split: str, notes: Counter, table: str = "rows.csv", chosen: list[Row | Refused] | None = None
 ) -> Iterator[Row | Refused]:
-    """The rows of the table: all as the `test` split of a benchmark, or those `chosen` for a split of `training`."""
+    """Yield the rows: all as the `test` split of a benchmark, or those `chosen` for a split of `training`."""
     if chosen is None:
         require_split(split, {"test": None}, "your own data as a benchmark")
         chosen = (entry.row for entry in _entries(folder, table, notes))
@@ -85,16 +86,16 @@ def rows(
 
 
 def training(root: Path, params: Params, images: Images) -> dict[str, Release]:
-    """The rows as training, development and test set.
+    """Return the rows as training, development and test set.
 
-    Where the table has no `split`, the rows are divided by `own.dev_share`, `own.test_share` and `own.seed`,
-    within each modality. Rows of one patient stay together (`own.split_by: patient`), and so do rows of one
-    image, known by its content; both chain, so that patients who share a image stay together too. The
-    outcome does not depend on the order of the rows.
+    If the table has no `split`, the rows are divided by `own.dev_share`, `own.test_share` and `own.seed`, within each
+    modality. Rows of one patient stay together (`own.split_by: patient`), and so do rows of one image, identified by
+    its content; both chain, so that patients who share an image stay together too. The result does not depend on the
+    order of the rows.
 
     Raises:
-        MissingRelease: the folder or the table is not there.
-        UserError: the table cannot be read or split.
+        MissingRelease: The folder or the table does not exist.
+        UserError: The table cannot be read or split.
     """
     own = params.own
     folder = find_release(require_root(root), FOLDERS)
@@ -111,7 +112,7 @@ def training(root: Path, params: Params, images: Images) -> dict[str, Release]:
     if any(entry.split for entry in entries):
         splits = _given(entries, where, own)
     else:
-        splits = _drawn([_placed(entry, folder, images) for entry in entries], where, own)
+        splits = _split_by_group([_placed(entry, folder, images) for entry in entries], where, own)
     releases = {
         split: read(
             sys.modules[__name__],
@@ -132,58 +133,50 @@ def training(root: Path, params: Params, images: Images) -> dict[str, Release]:
                 where,
                 f"no usable row for `{split}`{_why(releases)}",
                 "a usable row in each split",
-                "mend or add rows, or change the split",
+                "correct or add rows, or change the split",
             )
     return releases
 
 
 def table_file(folder: Path, table: str) -> Path:
-    """The table that `own.table` names.
+    """Return the path of the table `own.table`.
 
     Raises:
-        MissingRelease: it is not there, or is of a kind that is not read.
+        MissingRelease: It does not exist, or has an unknown format.
     """
     path, there = folder / table, tables(folder)
     if not path.is_file() or path.suffix.lower() not in _READERS:
-        found = "no such file" if not path.is_file() else "another kind of file"
+        found = "no such file" if not path.is_file() else "an unknown format"
         raise MissingRelease(
             str(path),
             f"{found} (tables there: {', '.join(there) or 'none'})",
             "your questions as .csv, .tsv or .jsonl",
             f"set own.table to {there[0]}" if there else "put the table there, or correct own.table",
-        )  # fmt: skip
+        )
     return path
 
 
 def tables(folder: Path) -> list[str]:
-    """The names of the files that could be the table; those of images are nobody's business."""
+    """List the files that could be the table; image names are not listed, because they may identify a person."""
     return [path.name for path in sorted(folder.glob("*")) if path.suffix.lower() in _READERS]
 
 
 @dataclass
 class _Entry:
-    """One row of the table, and what decides about its split."""
+    """One row of the table, and what decides its split."""
 
     id: str
     row: Row | Refused
     patient: str = ""
     split: str = ""
     image: str = ""
-    """Hash of the image's content; its path, or the row's id, where it cannot be used."""
+    """Hash of the image's content; if it is unusable, its path or the row's id."""
     usable: bool = False
 
 
 def _entries(folder: Path, table: str, notes: Counter) -> Iterator[_Entry]:
     path = table_file(folder, table)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            str(path),
-            f"not UTF-8 at byte {error.start}",
-            "UTF-8 text",
-            "save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')",
-        ) from None
+    text = read_text(path, "save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')")
     columns, lines = _READERS[path.suffix.lower()](path, text)
     _require_columns(path, columns)
     notes["columns_not_read"] += len(set(columns) - set(COLUMNS))
@@ -199,11 +192,11 @@ def _entries(folder: Path, table: str, notes: Counter) -> Iterator[_Entry]:
 
 
 def _csv(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict | str]]]:
-    """Column names, and (line, cells or what is wrong with them) of each row."""
+    """Return the column names, and (line, cells or their fault) of each row."""
     first = text.partition("\n")[0]
 
-    def known(mark: str) -> int:
-        return sum(fold(cell).lower() in COLUMNS for cell in first.replace('"', "").split(mark))
+    def known(delimiter: str) -> int:
+        return sum(fold(cell).lower() in COLUMNS for cell in first.replace('"', "").split(delimiter))
 
     reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=known), strict=True)
     columns, lines, start = None, [], 1
@@ -254,18 +247,18 @@ def _require_columns(path: Path, columns: list[str]) -> None:
     twice = [name for name in COLUMNS if columns.count(name) > 1]
     if not missing and not twice:
         return
-    # A table without a header has cells in its first line, which are not to be shown.
+    # A table without a header has cells in its first line, which must not be shown.
     shown = ", ".join(columns) if set(columns) & set(COLUMNS) else "no column name that is known here"
     raise UserError(
         f"{path}, line 1" if path.suffix.lower() != ".jsonl" else str(path),
         f"no column {', '.join(missing)} (there: {shown})" if missing else f"column {', '.join(twice)} twice",
-        f"{', '.join(NEEDED)}, and optionally {', '.join(COLUMNS[len(NEEDED):])}",
+        f"{', '.join(NEEDED)}, and optionally {', '.join(COLUMNS[len(NEEDED) :])}",
         "correct the names of the columns",
-    )  # fmt: skip
+    )
 
 
 def _fault(cells: dict) -> str | None:
-    """Which value of a row is of a kind that cannot be a text (JSON lines only)."""
+    """Return which value of a row is not text (JSON lines only)."""
     for name in COLUMNS:
         value = cells.get(name)
         for part in value if name in SEVERAL and isinstance(value, list) else [value]:
@@ -310,7 +303,7 @@ def _index(answer: str, choices: list[str]) -> int | None:
 
 
 def _with_options(question: str, choices: list[str]) -> str:
-    """The question with its lettered options below, as CV-Bench has them, unless their texts stand in it."""
+    """Return the question with its lettered options below, as in CV-Bench, unless it contains their texts."""
 
     def words(text: str) -> str:
         return f" {' '.join(_WORD.findall(text.casefold()))} "
@@ -322,7 +315,7 @@ def _with_options(question: str, choices: list[str]) -> str:
 
 
 def modality_of(text: str) -> Modality:
-    """The modality that free words name; `unknown` where there are none.
+    """Return the modality that a free text names; `unknown` if it is empty.
 
     >>> modality_of("T2 MRI"), modality_of("Chest X-Ray"), modality_of("PET/CT"), modality_of("")
     ('mri', 'xray', 'other', 'unknown')
@@ -335,7 +328,7 @@ def modality_of(text: str) -> Modality:
 
 
 def _given(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
-    """Row -> split, as the table says; what cannot be read counts with the training rows."""
+    """Return row -> split as in the table; unreadable rows count with the training rows."""
     splits, first = {}, {}
     for entry in entries:
         if isinstance(entry.row, Refused):
@@ -346,7 +339,7 @@ def _given(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
                 f"{where}, {entry.id}",
                 "another `split`" if entry.split else "no `split`, where other rows have one",
                 "train, dev or test in every row, or in none",
-                "fill the column, or empty it to have the rows split by own.split_by",
+                "fill in the column, or empty it to have the rows split by own.split_by",
             )
         split = splits[entry.id] = SPLITS[entry.split]
         before = first.setdefault(entry.patient, entry) if entry.patient else entry
@@ -361,7 +354,7 @@ def _given(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
 
 
 def _placed(entry: _Entry, folder: Path, images: Images) -> _Entry:
-    """The entry, with the image that it shows."""
+    """Return the entry with its image inspected."""
     if isinstance(entry.row, Refused) or not entry.row.image:
         entry.image = entry.id
         return entry
@@ -370,18 +363,18 @@ def _placed(entry: _Entry, folder: Path, images: Images) -> _Entry:
     return entry
 
 
-def _drawn(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
-    """Row -> split, drawn. Rows that cannot be used count with those that they belong to, or in training."""
+def _split_by_group(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
+    """Return row -> split. Unusable rows count with the group that they belong to, or in training."""
     shares = {"train": 1 - own.dev_share - own.test_share, "test": own.test_share, "dev": own.dev_share}
     shares = {split: share for split, share in shares.items() if share}
     groups = [group for group in _kept_together(entries, own.split_by) if _size(group)]
     if len(groups) < len(shares):
-        found = f"{sum(entry.usable for entry in entries)} of {len(entries)} rows with an image that can be used"
+        found = f"{sum(entry.usable for entry in entries)} of {len(entries)} rows with a usable image"
         raise UserError(
             where,
             f"{found}, in {len(groups)} groups of the same {own.split_by}",
             f"at least {len(shares)} groups, one for each of {', '.join(shares)}",
-            "check that the images are there, add data, set own.split_by to image, or fill a column `split`",
+            "check that the images exist, add data, set own.split_by to image, or fill in a column `split`",
         )
     splits = {entry.id: "train" for entry in entries}
     for split, chosen in _divide(groups, shares, own.seed).items():
@@ -390,34 +383,34 @@ def _drawn(entries: list[_Entry], where: str, own: Own) -> dict[str, str]:
 
 
 def _kept_together(entries: list[_Entry], split_by: str) -> list[list[_Entry]]:
-    """The connected components of rows, where a shared image or patient connects."""
-    parent: dict[tuple, tuple] = {}
+    """Return the connected components of the graph of rows in which a shared image or patient is an edge."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def top(node: tuple) -> tuple:
-        while parent.setdefault(node, node) != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
+    nodes: dict[tuple[str, str], int] = {}
+    edges = []
     for entry in entries:
-        image = top(("image", entry.image))
-        if split_by == "patient" and entry.patient:
-            parent[image] = top(("patient", entry.patient))
+        image, patient = ("image", entry.image), ("patient", entry.patient)
+        ends = image, patient if split_by == "patient" and entry.patient else image
+        edges.append([nodes.setdefault(end, len(nodes)) for end in ends])
+    graph = coo_array(([1] * len(edges), tuple(zip(*edges))), shape=(len(nodes), len(nodes)))
+    labels = connected_components(graph, directed=False)[1]
     groups = defaultdict(list)
-    for entry in entries:
-        groups[top(("image", entry.image))].append(entry)
+    for entry, (image, _) in zip(entries, edges):
+        groups[labels[image]].append(entry)
     return list(groups.values())
 
 
 def _divide(groups: list[list[_Entry]], shares: dict[str, float], seed: int) -> dict[str, list]:
-    """Split -> groups, so that each modality and the whole come near the shares of rows.
+    """Return split -> groups, so that each modality and the whole approximate the shares of rows.
 
-    Modality by modality, the smallest first, a group in a seeded order goes to where most rows are wanting
-    of what is due so far: what one modality could not be divided into, the next makes up for.
+    Modality by modality, the smallest first, each group in a seeded order goes to the split that lacks most rows so
+    far; what one modality could not balance, the next one does. (`StratifiedGroupKFold` makes folds of equal size,
+    and its result depends on the order of the rows.)
     """
 
     def order(group: list[_Entry]) -> str:
-        # By content, not by place in the table or by patient.
+        # By content, not by position in the table or by patient.
         first = min(entry.image for entry in group)
         return hashlib.sha256(f"{seed} {first}".encode()).hexdigest()
 
@@ -434,10 +427,10 @@ def _divide(groups: list[list[_Entry]], shares: dict[str, float], seed: int) -> 
             divided[split].append(group)
             placed[split] += _size(group)
     for split in shares:
-        if not divided[split]:  # few groups: the richest gives its smallest
-            richest = max(divided.values(), key=len)
-            smallest = min(richest, key=lambda group: (_size(group), order(group)))
-            richest.remove(smallest)
+        if not divided[split]:  # few groups: the largest split gives its smallest group
+            largest = max(divided.values(), key=len)
+            smallest = min(largest, key=lambda group: (_size(group), order(group)))
+            largest.remove(smallest)
             divided[split].append(smallest)
     return divided
 
@@ -447,11 +440,11 @@ def _size(group: list[_Entry]) -> int:
 
 
 def _why(releases: dict[str, Release]) -> str:
-    """What happened to the rows, for a message."""
+    """Summarize the losses for a message."""
     missing = sum(len(release.missing_images) for release in releases.values())
     every = Release("own", "", refused=[row for release in releases.values() for row in release.refused])
-    said = [f"{missing} rows without their image"] if missing else []
-    said += [
+    lines = [f"{missing} rows without their image"] if missing else []
+    lines += [
         f"{count} rows refused: {reason} (first {row})" for reason, (count, row) in list(every.refusals.items())[:3]
     ]
-    return f" ({'; '.join(said)})" if said else ""
+    return f" ({'; '.join(lines)})" if lines else ""

@@ -1,6 +1,6 @@
 """Path-VQA: questions made from the captions of pathology textbooks.
 
-`path_vqa/pvqa_{train,val,test}.json` holds an item per image; images lie in `path_vqa/images/<split>/`. An
+`path_vqa/pvqa_{train,val,test}.json` holds an item per image; images are in `path_vqa/images/<split>/`. An
 item in the real format, with made-up values:
 
     {"img_id": "test_9999", "labelf": {"pvqa": [{"gears": 1}, {"yes": 1}]},
@@ -53,8 +53,8 @@ DECLARED = Declared(
     known=(
         "236 groups of one test image and question have conflicting answers, 3 of them both yes and no: any "
         "answer of its group is accepted for a row.",
-        "42 test rows stand twice to the letter, as many as the hub's form has fewer; with case and blanks "
-        "before the question mark folded, 650 do (608 in the hub's form).",
+        "42 test rows are exact duplicates, which the hub's form lacks; with case and blanks before the question "
+        "mark folded, 650 are duplicates (608 in the hub's form).",
         "443 of the hub's 6,719 test rows have a CMYK image: they are converted to RGB.",
     ),
     licence="not stated clearly: see https://github.com/UCSD-AI4H/PathVQA",
@@ -65,9 +65,9 @@ _BEFORE_MARK = re.compile(r"\s+\?")
 
 
 def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
-    """The rows of one split, each with every answer that its image and question have anywhere in it."""
-    # Two passes, so that no image of a table is kept: the first collects what is accepted. Answers are
-    # keyed as they are compared, so that a change of case is no conflict.
+    """Yield the rows of one split, each with every answer that its image and question have anywhere in it."""
+    # Two passes, so that no image of a table is kept in memory: the first collects the accepted answers, keyed as
+    # they are compared, so that a change of case is no conflict.
     groups: dict[tuple, dict[str, str]] = defaultdict(dict)
     for row in _rows(folder, split, Counter()):
         if isinstance(row, Row) and isinstance(row.image, str | bytes):
@@ -86,7 +86,7 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
 
 
 def _group(row: Row) -> tuple:
-    """One image and one question."""
+    """Return the key of one image and one question."""
     image = hashlib.sha256(row.image).digest() if isinstance(row.image, bytes) else row.image
     return image, normalise(fold(row.question))
 
@@ -123,10 +123,10 @@ def _rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
 
 
 def _questions(folder: Path, file: str, split: str, notes: Counter) -> Path:
-    """The file with the questions.
+    """Return the file with the questions.
 
     Raises:
-        MissingRelease: it is not there, or only its pickle is.
+        MissingRelease: It does not exist, or only as a pickle.
     """
     path = next((path for path in sorted(folder.rglob(file)) if path.is_file()), None)
     pickles = [found for pattern in ("*.pkl", "*.pickle") for found in folder.rglob(pattern)]
@@ -143,18 +143,18 @@ def _questions(folder: Path, file: str, split: str, notes: Counter) -> Path:
 
 
 def _listed(value: object) -> list | None:
-    """What `sentf` or `labelf` lists; None where it is nothing of the kind."""
+    """Return the list in `sentf` or `labelf`, or None if it is malformed."""
     listed = (value or {}).get("pvqa") if isinstance(value or {}, dict) else value
     return listed or [] if isinstance(listed, list | None) else None
 
 
 def _folded(question: object) -> object:
-    """A question without the blank before its question mark."""
+    """Return a question without the blank before its question mark."""
     return _BEFORE_MARK.sub("?", question) if isinstance(question, str) else question
 
 
 def _image(folder: Path, beside: Path, split: str, name: str) -> str:
-    """Where the image is, below the release's folder; its usual place where it is nowhere."""
+    """Return the image's path below the release's folder, or its usual path if it does not exist."""
     usual = folder / "images" / split / f"{name}.jpg"
     places = (
         usual,
@@ -165,5 +165,5 @@ def _image(folder: Path, beside: Path, split: str, name: str) -> str:
     )
     try:
         return relative(folder, next((place for place in places if place.is_file()), usual))
-    except (OSError, ValueError):  # a name that can be no file's
+    except (OSError, ValueError):  # not a possible file name
         return f"images/{split}/{name}.jpg"

@@ -1,4 +1,4 @@
-"""SAT, the general-domain training source of the paper's Table 2: spatial questions about drawn rooms.
+"""SAT, the general-domain training source of the paper's Table 2: spatial questions about rendered rooms.
 
 `sat/SAT_train.parquet`, `SAT_val.parquet`, `SAT_test.parquet` and `SAT_static.parquet`, the part of training
 in which nothing moves. A row in the real format, with made-up values:
@@ -10,8 +10,8 @@ in which nothing moves. A row in the real format, with made-up values:
 `array/SAT` says 175K for train). Licence MIT. Ray et al., "SAT: Dynamic spatial aptitude training for
 multimodal language models", arXiv 2412.07755; Hugging Face `array/SAT`.
 
-Quirks: rows about a movement show two images, and are refused: a sample has one. Options keep their order
-and are put behind the question as CV-Bench does, which is what this source trains for.
+Quirks: rows about a movement have two images, and are refused: a sample has one. Options keep their order and follow
+the question as in CV-Bench, which this source trains for.
 """
 
 import random
@@ -49,9 +49,9 @@ COLUMNS = ("image_bytes", "question", "answers", "correct_answer")
 
 
 def training(root: Path, params: "Params", images: "Images") -> dict[str, Release]:
-    """The train, development and test rows: SAT's own train, validation and test splits.
+    """Return the train, development and test rows: SAT's own train, validation and test splits.
 
-    Of `train`, with its 172,384 rows, only `train.samples` are read, chosen by `seed`.
+    Of the 172,384 rows of `train`, only `train.samples` are read, chosen by `seed`.
     """
     this = sys.modules[__name__]
     chosen = {"limit": params.train.samples, "seed": params.seed}
@@ -63,11 +63,15 @@ def training(root: Path, params: "Params", images: "Images") -> dict[str, Releas
 
 
 def rows(folder: Path, split: str, notes: Counter, limit: int | None = None, seed: int = 0) -> Iterator[Row | Refused]:
-    """The rows of one split.
+    """Yield the rows of one split.
 
     Args:
-        limit: at most so many rows, chosen by `seed` among those with one image, in the table's order.
-            Takes a pass over the table beforehand, in which no image is copied or decoded.
+        folder: The release's folder.
+        split: One of `FILES`.
+        notes: Counts of quirks.
+        limit: At most n rows, chosen by `seed` among those with one image, in the table's order. Needs another pass
+            over the table, in which no image is copied or decoded.
+        seed: Seed of the choice.
     """
     import pyarrow
 
@@ -100,14 +104,14 @@ def rows(folder: Path, split: str, notes: Counter, limit: int | None = None, see
 
 
 def _images(table: hub.Table) -> Iterator[int | None]:
-    """How many images each row has."""
+    """Yield the number of images of each row."""
     import pyarrow.compute
 
     for _, batch in table.batches():
         try:
             yield from pyarrow.compute.list_value_length(batch.column("image_bytes")).to_pylist()
         except pyarrow.ArrowException:
-            # One image a row, in another build of the table.
+            # Another build of the table has one image a row.
             yield from (1 for _ in range(batch.num_rows))
 
 

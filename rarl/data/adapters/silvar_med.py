@@ -1,22 +1,21 @@
-"""Silvar-Med, the training set: SLAKE's English Abnormality rows, with physicians' explanations if there.
+"""Silvar-Med, the training set: SLAKE's English Abnormality rows, with physicians' explanations if available.
 
-The paper's 716 training and 150 test rows are the English rows of SLAKE's `train.json` and `test.json`
-whose `content_type` is `Abnormality`; the 132 of `validate.json` serve for development. What Silvar-Med
-adds is the explanations. Where a user has them, they lie anywhere below `silvar_med/`, in any of
-three forms (made-up values):
+The paper's 716 training and 150 test rows are the English rows of SLAKE's `train.json` and `test.json` whose
+`content_type` is `Abnormality`; the 132 of `validate.json` are the development rows. Silvar-Med adds the explanations.
+They may be anywhere below `silvar_med/`, in any of three forms (made-up values):
 
     *.json     {"img_name": "xmlab900_2.jpg", "question": "Is the gizzard healthy?",
                 "answer": "The gizzard is evenly bright. No lesion is seen, so it is healthy."}
                the authors' own: a list of such rows
-    *.parquet  or a `datasets` folder, with the same columns; or `image` in the place of `img_name`,
-               where its path still says the name
+    *.parquet  or a `datasets` folder, with the same columns; or `image` instead of `img_name`, if its
+               path contains the name
     *.jsonl    {"image": "xmlab900/source.jpg", "question": "Is the gizzard healthy?",
                 "reasoning": "The gizzard is evenly bright ..."}
                from elsewhere, one a line; the image as SLAKE's `img_name` or as `xmlab900`
 
-`xmlabN.jpg` is the authors' copy of an image for its first question, `xmlabN_k.jpg` for its k-th further
-one; the copies are not needed: explanations are joined to rows by the image's number and the question's
-text. What was joined and what was not stands in the releases' notes, and `unmatched` lists the rest.
+`xmlabN.jpg` is the authors' copy of an image for its first question, `xmlabN_k.jpg` for its k-th further one. The
+copies are not needed: explanations are joined to rows by the image's number and the question's text. The releases'
+notes count the joined explanations, and `unmatched` lists the others.
 
 Pham et al., "Silvar-Med: A speech-driven visual language model for explainable abnormality detection in
 medical imaging", CVPR Workshops 2025; Hugging Face `Hanhpt23/Silvar-Med`. Licence: see there; SLAKE's
@@ -55,7 +54,7 @@ DECLARED = Declared(
     },
     known=(
         "It is a part of SLAKE: its English Abnormality rows, whose train, development and test images are disjoint.",
-        "With 150 test rows a 95 % interval is about 7.6 points to either side.",
+        "With 150 test rows a 95 % interval is about ±7.6 points.",
         "The paper's own-set scores are multiples of 1/148, not of 1/150.",
     ),
     licence="CC BY 4.0 (SLAKE); explanations: see their page",
@@ -67,7 +66,7 @@ _COPY = re.compile(r"(.+?)(?:_\d+)?$")
 
 @dataclass(frozen=True)
 class Explanation:
-    """One explanation, and where it was read."""
+    """One explanation, and its source."""
 
     file: str
     """Path below the release's folder."""
@@ -79,19 +78,20 @@ class Explanation:
 
     @property
     def key(self) -> tuple[str, str]:
+        """The image and question that it is joined by."""
         return _key(self.image, self.question)
 
 
 def training(root: Path, params: "Params", images: "Images") -> dict[str, Release]:
-    """The train, development and test rows, each with its explanation where there is one.
+    """Return the train, development and test rows, each with its explanation if it has one.
 
-    What was joined is counted in each release's notes: `explanations_matched` (its rows that have one) and
-    `rows_with_differing_explanations` (the first is taken); and in those of `train`, for all three:
-    `explanations_read`, `explanations_empty`, `explanations_without_a_row`.
+    Each release's notes count `explanations_matched` (its rows that have one) and `rows_with_differing_explanations`
+    (the first is used); those of `train` count, for all three, `explanations_read`, `explanations_empty` and
+    `explanations_without_a_row`.
 
     Raises:
-        MissingRelease: SLAKE is not there.
-        UserError: a file of SLAKE or of the explanations is not what it should be.
+        MissingRelease: SLAKE is missing.
+        UserError: A file of SLAKE or of the explanations is malformed.
     """
     releases = {
         ours: read(slake, root, theirs, dataset=NAME, images=images, content_type="Abnormality")
@@ -119,7 +119,7 @@ def training(root: Path, params: "Params", images: "Images") -> dict[str, Releas
 
 
 def unmatched(root: Path, releases: Iterable[Release]) -> list[Explanation]:
-    """The explanations that have no row in any of the releases (`training(...).values()`), in file order."""
+    """List the explanations without a row in any of the releases (`training(...).values()`), in file order."""
     return _unmatched(explanations(root), releases)
 
 
@@ -129,10 +129,10 @@ def _unmatched(found: list[Explanation], releases: Iterable[Release]) -> list[Ex
 
 
 def explanations(root: Path) -> list[Explanation]:
-    """Every explanation below the release's folder, empty ones too; none where there is no such folder.
+    """List every explanation below the release's folder, including empty ones; none if there is no such folder.
 
     Raises:
-        UserError: a file is not in one of the documented forms.
+        UserError: A file is not in one of the documented forms.
     """
     folder = find_release(root, FOLDERS)
     return list(_explanations(folder)) if folder else []
@@ -157,7 +157,7 @@ def _explanations(folder: Path) -> Iterator[Explanation]:
 
 
 def _of_tools(path: Path) -> bool:
-    """Whether a JSON file was put beside the data by `save_to_disk`, our download or the hub's client."""
+    """Return whether `save_to_disk`, `rarl download` or the hub's client wrote a JSON file."""
     tools = ("dataset_dict.json", "dataset_info.json", "state.json", "download.json")
     return path.name in tools or ".cache" in path.parts
 
@@ -169,15 +169,14 @@ def _explanation(folder: Path, path: Path, number: int, row: dict, keys: tuple[s
             f"{path}, row {number}",
             f"no text under {', '.join(wrong)}",
             f"rows with {', '.join(keys)}",
-            "bring the file into the form that rarl/data/adapters/silvar_med.py describes, or move it out of "
-            "this folder",
+            "convert the file to the form described in rarl/data/adapters/silvar_med.py, or move it out of the folder",
         )
     image, question, text = (fold(row[key]) for key in keys)
     return Explanation(path.relative_to(folder).as_posix(), number, image, question, text)
 
 
 def _key(image: str, question: str) -> tuple[str, str]:
-    """The image's name without its copy's number, and the question as it is compared."""
+    """Return the image's name without its copy's number, and the normalized question."""
     path = Path(image.replace("\\", "/"))
     copy = _COPY.match(path.stem)
     name = path.parent.name if path.stem == "source" else copy.group(1) if copy else ""

@@ -1,6 +1,6 @@
 """SLAKE: medical VQA with English and Chinese questions; here the English ones.
 
-`slake/{train,validate,test}.json` is a list of rows; images lie in `slake/imgs/xmlabN/source.jpg`. A row
+`slake/{train,validate,test}.json` is a list of rows; images are in `slake/imgs/xmlabN/source.jpg`. A row
 in the real format, with made-up values:
 
     {"img_id": 900, "img_name": "xmlab900/source.jpg", "question": "Is the gizzard healthy?",
@@ -11,13 +11,13 @@ English rows: 4,919 train / 1,053 validate / 1,061 test. Licence CC BY 4.0. Liu 
 semantically-labeled knowledge-enhanced dataset for medical visual question answering", ISBI 2021,
 arXiv 2102.09542; Hugging Face `BoKelvin/SLAKE`.
 
-The hub's form is the same JSON with `validation.json` and the images in `imgs.zip`, which must be unpacked
-beside it. Parquet copies that keep the columns `image, question, answer, q_lang` are read too.
+The hub's form is the same JSON with `validation.json` and the images in `imgs.zip`, which must be unpacked beside it.
+Parquet copies with the columns `image, question, answer, q_lang` are read too.
 
-Quirks: Chinese rows share images across splits, so the language filter comes first; one answer is
-empty (refused); some rows stand twice; `answer_type` CLOSED also holds choices, whose options stand in
-the question; 18 Abnormality answers are the literal text `None`; `location` of a CT may say "Chest_lung", so
-the modality is taken from its own field only.
+Quirks: Chinese rows share images across splits, so the language filter comes first; one answer is empty (refused);
+some rows are duplicates; `answer_type` CLOSED includes choices, whose options are in the question; 18 Abnormality
+answers are the literal text `None`; `location` of a CT may be "Chest_lung", so the modality is read from its own field
+only.
 """
 
 import re
@@ -47,7 +47,7 @@ DECLARED = Declared(
         "SLAKE is not unseen for a model trained on Silvar-Med: the 150 own test rows are among SLAKE's 1,061 "
         "English test rows, and training uses SLAKE training images.",
         "The Chinese rows use some of the English test images in training: they are left out.",
-        "7 rows of image xmlab19 stand twice.",
+        "7 rows of image xmlab19 are duplicates.",
     ),
     licence="CC BY 4.0",
     page="https://huggingface.co/datasets/BoKelvin/SLAKE",
@@ -59,7 +59,7 @@ _OPTIONS = re.compile(rf",\s*({_NAME}(?:\s*,\s*{_NAME})*?)\s*,?\s+or\s+({_NAME})
 
 
 def rows(folder: Path, split: str, notes: Counter, content_type: str | None = None) -> Iterator[Row | Refused]:
-    """The English rows of one split, or those of one content type among them."""
+    """Yield the English rows of one split, or those of one content type among them."""
     for number, row in enumerate(_all_rows(folder, split), 1):
         if row.get("q_lang") != "en":
             notes["other_language_rows"] += 1
@@ -84,7 +84,7 @@ def rows(folder: Path, split: str, notes: Counter, content_type: str | None = No
 
 
 def _all_rows(folder: Path, split: str) -> Iterator[dict]:
-    """The rows in every language, each with its image under `image`."""
+    """Yield the rows in every language, each with its image under `image`."""
     names = require_split(split, FILES, "SLAKE")
     needs = ("image", "question", "answer", "q_lang")
     if table := hub.table(folder, split, needs, ("content_type", "modality", "qid")):
@@ -98,10 +98,10 @@ def _all_rows(folder: Path, split: str) -> Iterator[dict]:
 
 
 def _images(folder: Path) -> str:
-    """Below which folder the images lie: `imgs/`, or nested once more by an unpacked archive.
+    """Return the folder of the images: `imgs/`, or nested once more by an unpacked archive.
 
     Raises:
-        UserError: they still lie in the archive.
+        UserError: They are still in the archive.
     """
     for place in ("imgs", "imgs/imgs"):
         if any((folder / place).glob("xmlab*")):
@@ -109,7 +109,7 @@ def _images(folder: Path) -> str:
     if (folder / "imgs.zip").is_file():
         raise UserError(
             str(folder / "imgs.zip"),
-            "an archive that is not unpacked, and no folder imgs/ beside it",
+            "an archive that was not unpacked, and no folder imgs/ beside it",
             "imgs/xmlabN/source.jpg",
             "run `rarl download slake`, which unpacks it, or unpack it there",
         )
@@ -117,7 +117,7 @@ def _images(folder: Path) -> str:
 
 
 def options_in(question: str) -> list[str]:
-    """The alternatives that a question ends in; empty where it names none.
+    """Return the alternatives at the end of a question; empty if it names none.
 
     >>> options_in("In the image, which is bigger, gizzard, crop or gear box?")
     ['gizzard', 'crop', 'gear box']

@@ -7,12 +7,11 @@ Text files with `|` between fields, image ids without `.jpg`. Lines in the real 
 
 12,792 / 2,000 / 500 rows over 3,200 / 500 / 500 images. Licence CC BY 4.0. Ben Abacha et al., "VQA-Med:
 Overview of the medical visual question answering task at ImageCLEF 2019", CLEF 2019; Zenodo 10499039,
-GitHub `abachaa/VQA-Med-2019`. It has no official place on the hub: parquet copies with the columns image,
-question, answer and perhaps category are read, and no count is expected of them.
+GitHub `abachaa/VQA-Med-2019`. It is not officially on the hub: parquet copies with the columns image,
+question, answer and optionally category are read, and no counts are declared for them.
 
-Quirks: in the test file `#` stands between accepted answers (12 rows) and `(...)` is a part that may be
-left out (20 rows): both forms are accepted. Training and validation hold typographic apostrophes and
-no-break spaces, and no final newline.
+Quirks: in the test file `#` separates accepted answers (12 rows) and `(...)` is optional (20 rows): both forms are
+accepted. Training and validation contain typographic apostrophes and no-break spaces, and no final newline.
 """
 
 import re
@@ -40,8 +39,7 @@ DECLARED = Declared(
         }
     },
     known=(
-        "12 test answers list alternatives and 20 have a part in brackets that may be left out: every form is "
-        "accepted.",
+        "12 test answers list alternatives and 20 have an optional part in brackets: every form is accepted.",
         "4 test images are also in VQA-RAD, byte for byte.",
         "The four categories (modality, plane, organ, abnormality) have 125 test rows each.",
     ),
@@ -53,7 +51,7 @@ _BRACKETS = re.compile(r"\s*\([^()]*\)\s*")
 
 
 def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
-    """The rows of one split (`train`, `validate` or `test`)."""
+    """Yield the rows of one split (`train`, `validate` or `test`)."""
     file = require_split(split, FILES, "VQA-Med")
     if table := hub.table(folder, split, optional=("category",)):
         for number, cells in enumerate(table, 1):
@@ -82,7 +80,7 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
 
 
 def _accepting(row: Row, split: str, notes: Counter) -> Row:
-    """The row with every accepted form of its answer."""
+    """Return the row with every accepted form of its answer."""
     answer = row.answers[0]
     if split == "test" and isinstance(answer, str):
         notes["several_answers"] += "#" in answer
@@ -92,7 +90,7 @@ def _accepting(row: Row, split: str, notes: Counter) -> Row:
 
 
 def accepted_answers(answer: str) -> list[str]:
-    """Every form of a test answer that counts as correct, as its README says.
+    """Return every form of a test answer that counts as correct according to its README.
 
     >>> accepted_answers("(fine) crack#bend")
     ['(fine) crack', 'fine crack', 'crack', 'bend']

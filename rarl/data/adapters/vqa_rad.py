@@ -1,6 +1,6 @@
 """VQA-RAD: clinicians' questions about radiology images.
 
-`vqa_rad/VQA_RAD Dataset Public.json` is a list of rows; images lie in `vqa_rad/VQA_RAD Image Folder/`.
+`vqa_rad/VQA_RAD Dataset Public.json` is a list of rows; images are in `vqa_rad/VQA_RAD Image Folder/`.
 A row in the real format, with made-up values:
 
     {"qid": 9999, "phrase_type": "test_freeform", "qid_linked_id": "0000", "image_case_url": "NULL",
@@ -39,7 +39,7 @@ DECLARED = Declared(
     },
     known=(
         "The published split leaks: 202 of 203 test images, with 446 of 451 test rows, are also in training.",
-        "3 rows stand twice in training, and 1 row in both splits: the hub's form has 4 training rows fewer.",
+        "3 training rows are duplicates, and 1 row is in both splits: the hub's form has 4 training rows fewer.",
     ),
     licence="CC0 1.0",
     page="https://osf.io/89kps",
@@ -48,7 +48,7 @@ DECLARED = Declared(
 
 
 def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
-    """The rows of one split (`train` or `test`)."""
+    """Yield the rows of one split (`train` or `test`)."""
     require_split(split, DECLARED.counts["original"], "VQA-RAD")
     if table := hub.table(folder, split):
         yield from hub.questions(table)
