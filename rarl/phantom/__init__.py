@@ -1,6 +1,5 @@
-"""Drawn stand-ins for the releases: pictures with known findings, written in the real on-disk formats.
+"""Synthetic releases: phantoms with known findings, in the on-disk formats of the real releases.
 
-`medical` draws X-ray, MRI and CT phantoms, `microscopy` draws cells, `general` draws everyday
-objects; `questions` asks about what was drawn; `releases` writes the files. `words` is the
-vocabulary that the embedded base knows: nothing here says a word that is not in it.
+`medical` draws X-ray, MRI and CT phantoms, `microscopy` cells, `general` everyday objects; `questions` asks about
+them; `releases` writes the files. `words` is the vocabulary of the embedded base: the phantoms use no other words.
 """

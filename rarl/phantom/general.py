@@ -1,11 +1,11 @@
-"""General-domain drawings: coloured shapes and grey scenes, with everything in them known.
+"""General-domain synthetic images: coloured shapes and grey scenes with known objects.
 
-They teach the embedded base to see (`stages/pretrain.py`), and they make the phantom of CV-Bench.
-Nothing medical is drawn here: the grey scenes hold bright and dark spots on blurred backgrounds,
-so that the base has words for what it sees on a scan, but not for what it means.
+They pretrain the embedded base (`stages/pretrain.py`), and they are the phantom of CV-Bench. None is medical: the
+grey scenes have bright and dark spots on blurred backgrounds, so that the base has words for what it sees on a scan,
+but not for what it means.
 
-Coordinates are pixels of a `size` x `size` picture, origin in the upper left corner. Depth follows a
-ground plane: an object that stands lower and is drawn larger is nearer to the camera.
+Coordinates are fractions of a `size` x `size` image, origin in the upper left corner. Depth follows a ground plane: a
+lower and larger object is nearer to the camera.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ SIZES = ("small", "large")
 SPOTS = ("spot", "area", "bar")
 TONES = ("bright", "dark")
 NUMBERS = ("0", "1", "2", "3", "4", "5", "6")
-GRID = 4  # a picture of 112 pixels is 4 x 4 image tokens
+GRID = 4  # an image of 112 pixels is 4 x 4 image tokens
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene: what it is, where its middle is (x, y) and how far it reaches (pixels)."""
+    """One object of a scene, with its centre (x, y) and radius as fractions of the image size."""
 
     shape: str
     colour: str
@@ -38,25 +38,29 @@ class Thing:
 
     @property
     def row(self) -> str:
+        """Upper or lower half."""
         return "upper" if self.y < 0.5 else "lower"
 
     @property
     def column(self) -> str:
+        """Left or right half."""
         return "left" if self.x < 0.5 else "right"
 
     @property
     def name(self) -> str:
-        """How a question names it: colour and shape for shapes, tone and kind for spots."""
+        """Its name in questions: colour and shape of shapes, tone and kind of spots."""
         if self.shape in SPOTS:
             return f"{self.colour} {SPOT_NAMES[self.shape]}"
         return f"{self.colour} {self.shape}"
 
     @property
     def full_name(self) -> str:
+        """Its size and name."""
         return f"{self.size} {self.name}"
 
     @property
     def place(self) -> str:
+        """Its quarter of the image."""
         return f"{self.row} {self.column}"
 
 
@@ -65,7 +69,7 @@ SPOT_NAMES = {"spot": "round spot", "area": "hazy area", "bar": "bar"}
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture and all that is in it, in reading order (upper left to lower right)."""
+    """An image and its objects in reading order (upper left to lower right)."""
 
     image: Image.Image
     things: tuple[Thing, ...]
@@ -73,7 +77,7 @@ class Scene:
 
 
 def draw_shapes(rng: np.random.Generator, size: int = 112) -> Scene:
-    """A scene of 1 to 6 coloured shapes on a pale ground. No two share colour and shape."""
+    """Draw a scene of 1 to 6 coloured shapes on a pale ground. No two share colour and shape."""
     cells = rng.permutation(GRID * GRID)
     count = int(rng.integers(1, 7))
     names = [(c, s) for c in COLOURS for s in SHAPES]
@@ -99,10 +103,10 @@ def draw_shapes(rng: np.random.Generator, size: int = 112) -> Scene:
 
 
 def draw_grey(rng: np.random.Generator, size: int = 112, busy: bool = False) -> Scene:
-    """A grey scene: blurred large shapes as background, and 0 to 3 bright or dark spots.
+    """Draw a grey scene: blurred large shapes as background, and 0 to 3 bright or dark spots.
 
-    `busy` scenes have many parts, arcs and mottles in a bright body on a dark ground, and spots of any
-    contrast, mostly inside the body: what is a spot must be told from what belongs to the figure.
+    `busy` scenes have many parts, arcs and mottles in a bright body on a dark ground, and spots of any contrast,
+    mostly inside the body: the model must distinguish spots from parts of the figure.
     """
     scale = size * 2
     base = int(rng.integers(0, 40) if busy else rng.integers(0, 110))
@@ -136,7 +140,7 @@ def draw_grey(rng: np.random.Generator, size: int = 112, busy: bool = False) -> 
 
 
 def _loose_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int) -> None:
-    """Ellipses, rings and lines anywhere."""
+    """Draw ellipses, rings and lines anywhere."""
     for _ in range(int(rng.integers(0, 5))):
         w, h = rng.uniform(0.25, 0.9, 2) * scale
         x, y = rng.uniform(0.1, 0.9, 2) * scale
@@ -152,7 +156,7 @@ def _loose_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int
 
 
 def _nested_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int) -> None:
-    """One large closed shape with smaller ones inside, some of them in mirrored pairs, and stripes."""
+    """Draw one large closed shape with smaller ones inside, some in mirrored pairs, and stripes."""
 
     def ellipse(x, y, w, h, **style):
         pen.ellipse(((x - w / 2) * scale, (y - h / 2) * scale, (x + w / 2) * scale, (y + h / 2) * scale), **style)
@@ -187,10 +191,10 @@ def _nested_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: in
 
 
 def _busy_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int) -> None:
-    """A body with a rim, up to a dozen parts (half of them mirrored), arcs and a column."""
+    """Draw a body with a rim, up to a dozen parts (half of them mirrored), arcs and a column."""
 
     def blob(x, y, w, h, value):
-        """An ellipse, or an ellipse with its outline bent."""
+        """Draw an ellipse, or one with a bent outline."""
         angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
         bend = 1 + bends[0] * np.cos(2 * angles + bends[1]) + bends[2] * np.sin(3 * angles)
         points = np.stack([x + w / 2 * bend * np.cos(angles), y + h / 2 * bend * np.sin(angles)], 1)
@@ -227,7 +231,7 @@ def _busy_figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw, scale: int)
 
 
 def _middle(rng: np.random.Generator, cell: int, margin: float = 0.28) -> tuple[float, float]:
-    """A place in a grid cell, at least `margin` cells from its border."""
+    """Sample a point of a grid cell, at least `margin` cells from its border."""
     row, column = divmod(cell, GRID)
     jitter = rng.uniform(margin, 1 - margin, 2)
     return float((column + jitter[0]) / GRID), float((row + jitter[1]) / GRID)
@@ -303,7 +307,7 @@ def _noise(rng: np.random.Generator, image: Image.Image, sigma: float, grey: boo
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene. `reason` is what one would say before answering."""
+    """A question about a scene; `reason` is the reasoning before the answer."""
 
     task: str
     text: str
@@ -313,7 +317,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The question with its lettered options, as CV-Bench prints them."""
+        """The question with its lettered options, as in CV-Bench."""
         if not self.choices:
             return self.text
         options = "\n".join(f"({letter}) {choice}" for letter, choice in zip("ABCDEF", self.choices))
@@ -321,6 +325,7 @@ class Question:
 
 
 def count_question(rng: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask for the number of objects of one shape or colour."""
     things = scene.things
     if scene.grey or not things:
         return None
@@ -343,6 +348,7 @@ def count_question(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def relation_question(rng: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask for the position of one object relative to another."""
     pair = _pair(rng, scene)
     if pair is None:
         return None
@@ -361,6 +367,7 @@ def relation_question(rng: np.random.Generator, scene: Scene) -> Question | None
 
 
 def depth_question(rng: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask which of two objects is closer to the camera."""
     pair = _pair(rng, scene)
     if pair is None or abs(pair[0].y - pair[1].y) < 0.2:
         return None
@@ -373,6 +380,7 @@ def depth_question(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def distance_question(rng: np.random.Generator, scene: Scene) -> Question | None:
+    """Ask which of two objects is closer to a third."""
     if scene.grey or len(scene.things) < 3:
         return None
     a, b, c = (scene.things[i] for i in rng.permutation(len(scene.things))[:3])
@@ -401,7 +409,7 @@ TASKS = {
 
 
 def cv_bench_rows(seed: int, count: int, size: int = 112) -> list[tuple[Image.Image, dict]]:
-    """`count` rows, a quarter for each task, as (picture, columns of CV-Bench without `filename`)."""
+    """Return `count` rows, a quarter per task, as (image, columns of CV-Bench without `filename`)."""
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(count):
@@ -410,10 +418,15 @@ def cv_bench_rows(seed: int, count: int, size: int = 112) -> list[tuple[Image.Im
         while question is None:
             scene = draw_shapes(rng, size)
             question = TASKS[task](rng, scene)
-        letter = "ABCDEF"[question.choices.index(question.answer)]
-        rows.append((scene.image, {
-            "idx": index, "type": "2D" if task in ("Count", "Relation") else "3D", "task": task,
-            "question": question.text, "choices": list(question.choices), "answer": f"({letter})",
-            "prompt": question.prompt, "source": "Omni3D" if task in ("Depth", "Distance") else ("ADE20K", "COCO")[index // 4 % 2],
-        }))  # fmt: skip
+        row = {
+            "idx": index,
+            "type": "2D" if task in ("Count", "Relation") else "3D",
+            "task": task,
+            "question": question.text,
+            "choices": list(question.choices),
+            "answer": f"({'ABCDEF'[question.choices.index(question.answer)]})",
+            "prompt": question.prompt,
+            "source": "Omni3D" if task in ("Depth", "Distance") else ("ADE20K", "COCO")[index // 4 % 2],
+        }
+        rows.append((scene.image, row))
     return rows

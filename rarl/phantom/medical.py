@@ -1,17 +1,19 @@
 """Draw chest X-ray, brain MRI and abdominal CT phantoms with known findings.
 
-A picture is a float array of grey values in [0, 1], built from soft-edged ellipses on a grid whose
-x and y run from 0 to 1. Everything about it (anatomy, jitter, findings) comes from one
-`numpy.random.Generator`, so that a seed gives the same bytes again.
+An image is a float array of grey values in [0, 1], built from soft-edged ellipses on a grid whose x and y run from 0
+to 1. All of it (anatomy, jitter, findings) comes from one `numpy.random.Generator`, so that a seed reproduces the
+bytes.
 
-**Left and right mean the left and right of the picture**, in every question and text about a
-phantom; radiologists name the patient's side. So the liver is drawn on the left, where a CT shows it.
+**Left and right mean the left and right of the image**, in every question and text about a phantom; radiologists name
+the patient's side. So the liver is on the left, as in a CT image.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+
+from rarl.phantom.words import DISEASES, ORGANS
 
 PhantomModality = Literal["xray", "mri", "ct"]
 Side = Literal["left", "right", ""]
@@ -20,13 +22,13 @@ Level = Literal["upper", "lower", ""]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was drawn and is not normal.
+    """One abnormality.
 
     Attributes:
-        name: disease, in the wording of the answers (`Brain Tumor`).
-        organ: organ that it is in, lower case.
-        side: side of the picture; empty where the finding has none.
-        level: upper or lower part of the organ; empty where it has none.
+        name: Disease, in the wording of the answers (`Brain Tumor`).
+        organ: Affected organ, lower case.
+        side: Side of the image; empty if the finding has none.
+        level: Upper or lower part of the organ; empty if it has none.
     """
 
     name: str
@@ -37,14 +39,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Style:
-    """How a picture is taken: the same anatomy on another machine.
+    """The acquisition of an image: the same anatomy on another machine.
 
     Attributes:
-        width, height: pixels.
-        gamma: exponent on the grey values; below 1 is brighter.
-        noise: standard deviation of the pixel noise, of a full scale of 1.
-        zoom: above 1 shows the anatomy smaller, with more border.
-        floor, ceiling: grey values that black and white become.
+        width, height: Pixels.
+        gamma: Exponent on the grey values; below 1 is brighter.
+        noise: Standard deviation of the pixel noise, of a full scale of 1.
+        zoom: Above 1 shows the anatomy smaller, with more border.
+        floor, ceiling: Grey values of black and white.
     """
 
     width: int = 112
@@ -58,12 +60,12 @@ class Style:
 
 @dataclass
 class Scene:
-    """One drawn picture and what is in it.
+    """One phantom and its findings.
 
     Attributes:
-        pixels: uint8 array, height by width.
-        modality: kind of picture.
-        findings: everything abnormal that was drawn, largest first; empty for a normal picture.
+        pixels: uint8 array, (height, width).
+        modality: Its modality.
+        findings: All abnormalities, largest first; empty for a normal image.
     """
 
     pixels: np.ndarray
@@ -72,26 +74,12 @@ class Scene:
 
     @property
     def organs(self) -> tuple[str, ...]:
-        """The organs that the picture shows."""
+        """The visible organs."""
         return ORGANS[self.modality]
 
 
-ORGANS: dict[str, tuple[str, ...]] = {
-    "xray": ("lung", "heart"),
-    "mri": ("brain",),
-    "ct": ("liver", "kidney", "spleen"),
-}
-#: What can be drawn into a picture. Where a lung disease is placed is drawn by lot, except that an
-#: effusion always lies at the bottom.
-DISEASES: dict[str, tuple[str, ...]] = {
-    "xray": ("Pneumonia", "Nodule", "Mass", "Effusion", "Cardiomegaly"),
-    "mri": ("Brain Tumor", "Brain Edema"),
-    "ct": ("Liver Cancer", "Kidney Cancer"),
-}
-
-
 def choose_findings(rng: np.random.Generator, modality: PhantomModality) -> list[Finding]:
-    """Draw by lot what is wrong in an abnormal picture: one finding, sometimes two."""
+    """Sample the findings of an abnormal image: one, sometimes two. An effusion is always at the bottom."""
     side, level = str(rng.choice(["left", "right"])), str(rng.choice(["upper", "lower"]))
     if modality == "mri":
         tumor = Finding("Brain Tumor", "brain", side, level)
@@ -105,7 +93,7 @@ def choose_findings(rng: np.random.Generator, modality: PhantomModality) -> list
     first = _chest_finding(name, side, level)
     if rng.random() > 0.2:
         return [first]
-    # A second finding goes to the other lung, so that both stay visible.
+    # A second finding is in the other lung, so that both stay visible.
     other = str(rng.choice([disease for disease in DISEASES["xray"] if disease != name]))
     opposite = "left" if side == "right" else "right"
     second = _chest_finding(other, opposite, str(rng.choice(["upper", "lower"])))
@@ -119,21 +107,21 @@ def _chest_finding(name: str, side: Side, level: Level) -> Finding:
 
 
 def draw(rng: np.random.Generator, modality: PhantomModality, findings: list[Finding], style: Style) -> Scene:
-    """Draw one picture with exactly these findings."""
+    """Draw one image with exactly these findings."""
     canvas = Canvas(rng, style)
     {"xray": _chest, "mri": _brain, "ct": _abdomen}[modality](canvas, findings)
     return Scene(canvas.finish(), modality, list(findings))
 
 
 class Canvas:
-    """Grey values on a grid, with the few brushes that the anatomy needs."""
+    """Grey values on a grid, with the brushes for the anatomy."""
 
     def __init__(self, rng: np.random.Generator, style: Style):
         self.rng, self.style = rng, style
         side = min(style.width, style.height)
         zoom = style.zoom * rng.uniform(0.97, 1.03)
         shift_x, shift_y = rng.uniform(-0.02, 0.02, 2)
-        # Unit coordinates span the shorter side, so that a wide picture does not stretch circles.
+        # Unit coordinates span the shorter side, so that a wide image does not stretch circles.
         self.y, self.x = np.mgrid[0 : style.height, 0 : style.width].astype(float)
         self.x = ((self.x + 0.5 - style.width / 2) / side) * zoom + 0.5 + shift_x
         self.y = ((self.y + 0.5 - style.height / 2) / side) * zoom + 0.5 + shift_y
@@ -141,7 +129,7 @@ class Canvas:
         self.grey = np.zeros((style.height, style.width))
 
     def ellipse(self, x, y, rx, ry, angle=0.0, soft=1.0) -> np.ndarray:
-        """Mask in [0, 1] of an ellipse whose edge is `soft` pixels wide."""
+        """Return a mask in [0, 1] of an ellipse whose edge is `soft` pixels wide."""
         cos, sin = np.cos(angle), np.sin(angle)
         u = ((self.x - x) * cos + (self.y - y) * sin) / rx
         v = (-(self.x - x) * sin + (self.y - y) * cos) / ry
@@ -149,12 +137,12 @@ class Canvas:
         return 1 / (1 + np.exp(np.clip(distance / (0.5 * soft * self.pixel), -40, 40)))
 
     def haze(self, x, y, rx, ry) -> np.ndarray:
-        """Mask of a cloud without an edge: a Gaussian with a flat middle, mottled."""
+        """Return a mask of a mottled cloud without an edge: a Gaussian with a flat middle."""
         distance = np.hypot((self.x - x) / rx, (self.y - y) / ry)
         return np.exp(-(distance**3)) * (1 + 0.25 * self.texture(0.04))
 
     def texture(self, scale: float) -> np.ndarray:
-        """Smooth random field with a standard deviation of about 1; `scale` is its grain."""
+        """Return a smooth random field with a standard deviation of about 1; `scale` is its grain."""
         columns = max(2, round(1 / scale))
         coarse = self.rng.standard_normal((columns + 2, columns + 2))
         fx = np.clip((self.x + 0.2) / 1.4, 0, 0.999) * columns
@@ -167,15 +155,15 @@ class Canvas:
         return top * (1 - ty) + bottom * ty
 
     def paint(self, mask: np.ndarray, value: float) -> None:
-        """Cover what is under the mask."""
+        """Set the grey value under the mask."""
         self.grey = self.grey * (1 - mask) + value * mask
 
     def add(self, mask: np.ndarray, amount: float) -> None:
-        """Brighten (or darken) what is under the mask."""
+        """Brighten (or darken) under the mask."""
         self.grey = self.grey + amount * mask
 
     def finish(self) -> np.ndarray:
-        """The picture as 8-bit grey values, with the style's contrast and noise."""
+        """Return the image as 8-bit grey values, with the style's contrast and noise."""
         grey = np.clip(self.grey * self.rng.uniform(0.94, 1.06), 0, 1) ** self.style.gamma
         grey = self.style.floor + grey * (self.style.ceiling - self.style.floor)
         grey = grey + self.rng.normal(0, self.style.noise, grey.shape)
@@ -183,7 +171,7 @@ class Canvas:
 
 
 def _spot(canvas: Canvas, x: float, y: float, radius: float, value: float) -> None:
-    """A round spot, never smaller than 4.75 pixels in radius: a token of the tower is 28 pixels wide."""
+    """A round spot, never smaller than 4.75 pixels in radius: an image token is 28 pixels wide."""
     radius = max(radius, 4.75 * canvas.pixel)
     stretch = canvas.rng.uniform(0.92, 1.08)
     canvas.paint(canvas.ellipse(x, y, radius * stretch, radius / stretch), value)
@@ -224,23 +212,30 @@ def _chest(canvas: Canvas, findings: list[Finding]) -> None:
         canvas.paint(canvas.ellipse(centre[side], 0.97, 0.24, 0.22, soft=3), 0.66)
 
     for finding in findings:
-        if finding.organ != "lung":
-            continue
-        outward = -1 if finding.side == "left" else 1
-        x = centre[finding.side] + outward * rng.uniform(0.0, 0.03)
-        y = middle + (rng.uniform(-0.15, -0.09) if finding.level == "upper" else rng.uniform(0.08, 0.14))
-        if finding.name == "Pneumonia":
-            cloud = canvas.haze(x, y, 0.14 * rng.uniform(0.95, 1.1), 0.135 * rng.uniform(0.95, 1.1))
-            canvas.add(cloud * lung[finding.side] * (1 - heart), 0.46)
-        elif finding.name == "Nodule":
-            _spot(canvas, x, y, rng.uniform(0.045, 0.055), 0.97)
-        elif finding.name == "Mass":
-            _spot(canvas, x, y, rng.uniform(0.095, 0.11), 0.95)
-        elif finding.name == "Effusion":
-            line = 0.585 + rng.uniform(-0.03, 0.02)
-            flat = 1 / (1 + np.exp(np.clip((line - canvas.y) / (0.5 * canvas.pixel), -40, 40)))
-            wide = canvas.ellipse(centre[finding.side], middle, width * 1.08, height * 1.06, -0.16 * outward, 2)
-            canvas.paint(flat * wide * (1 - heart), 0.92)
+        if finding.organ == "lung":
+            _lung_finding(canvas, finding, lung[finding.side], heart, (centre[finding.side], middle, width, height))
+
+
+def _lung_finding(
+    canvas: Canvas, finding: Finding, lung: np.ndarray, heart: np.ndarray, box: tuple[float, float, float, float]
+) -> None:
+    """Draw one finding into a lung; `box` is the lung's centre and radii."""
+    rng, (centre, middle, width, height) = canvas.rng, box
+    outward = -1 if finding.side == "left" else 1
+    x = centre + outward * rng.uniform(0.0, 0.03)
+    y = middle + (rng.uniform(-0.15, -0.09) if finding.level == "upper" else rng.uniform(0.08, 0.14))
+    if finding.name == "Pneumonia":
+        cloud = canvas.haze(x, y, 0.14 * rng.uniform(0.95, 1.1), 0.135 * rng.uniform(0.95, 1.1))
+        canvas.add(cloud * lung * (1 - heart), 0.46)
+    elif finding.name == "Nodule":
+        _spot(canvas, x, y, rng.uniform(0.045, 0.055), 0.97)
+    elif finding.name == "Mass":
+        _spot(canvas, x, y, rng.uniform(0.095, 0.11), 0.95)
+    elif finding.name == "Effusion":
+        line = 0.585 + rng.uniform(-0.03, 0.02)
+        flat = 1 / (1 + np.exp(np.clip((line - canvas.y) / (0.5 * canvas.pixel), -40, 40)))
+        wide = canvas.ellipse(centre, middle, width * 1.08, height * 1.06, -0.16 * outward, 2)
+        canvas.paint(flat * wide * (1 - heart), 0.92)
 
 
 def _brain(canvas: Canvas, findings: list[Finding]) -> None:
@@ -266,7 +261,7 @@ def _brain(canvas: Canvas, findings: list[Finding]) -> None:
     canvas.add(canvas.texture(0.03) * brain, 0.02)
 
     place = None
-    # The cloud is drawn first: a tumor lies in the middle of its edema.
+    # The cloud is drawn first: a tumor is in the middle of its edema.
     for finding in sorted(findings, key=lambda finding: finding.name != "Brain Edema"):
         outward = -1 if finding.side == "left" else 1
         if place is None:
@@ -320,8 +315,3 @@ def _abdomen(canvas: Canvas, findings: list[Finding]) -> None:
             x, y = kidney[finding.side]
             outward = -1 if finding.side == "left" else 1
             _spot(canvas, x + outward * 0.015, y + rng.uniform(-0.03, 0.03), rng.uniform(0.06, 0.07), 0.08)
-
-
-def styled(style: Style, **changes) -> Style:
-    """A style with some settings changed."""
-    return replace(style, **changes)

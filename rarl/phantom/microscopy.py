@@ -1,6 +1,6 @@
-"""Draw microscope pictures of stained tissue: cells with dark nuclei on a pink ground.
+"""Draw microscope images of stained tissue: cells with dark nuclei on a pink ground.
 
-Far from anything that the training set holds, as Path-VQA is far from SLAKE.
+They differ from everything in the training set, as Path-VQA differs from SLAKE.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from rarl.phantom.questions import Asked, yes_no
 
 @dataclass
 class Tissue:
-    """One drawn piece of tissue.
+    """One piece of tissue.
 
     Attributes:
-        image: RGB picture.
-        cells: number of cells with a nucleus.
-        round: the cells are round; otherwise they are long, like bars.
-        large: the cells are large.
-        purple: the ground is purple; otherwise it is pink.
+        image: RGB image.
+        cells: Number of cells with a nucleus.
+        round: The cells are round; otherwise they are long, like bars.
+        large: The cells are large.
+        purple: The ground is purple; otherwise it is pink.
     """
 
     image: Image.Image
@@ -65,9 +65,9 @@ def _rotated_ellipse(pen, x: float, y: float, wide: float, high: float, angle: f
 
 
 def tissue_questions(rng: np.random.Generator, tissue: Tissue, count: int) -> list[Asked]:
-    """Draw `count` rows about one picture by lot, in Path-VQA's lower-case manner.
+    """Sample `count` rows about one image, in lower case as in Path-VQA.
 
-    "what is present?" may come twice with two different answers, as it does there.
+    "what is present?" may occur twice with two different answers, as there.
     """
     pool = [
         yes_no("are round cells present?", tissue.round, "image"),

@@ -1,22 +1,22 @@
-"""Ask about a drawn picture, and say what a correct answer must contain.
+"""Write questions about a phantom, and what a correct answer must contain.
 
-Answers and truth come from the findings that were drawn. The truth (`expect`) is not the answer's
-text: it is one of
+Answers and ground truth come from the drawn findings. The truth (`expect`) is not the answer's text: it is one of
 
 * `{"yes": bool}`: the answer must mean yes, or no;
 * `{"any_of": [...]}`: the answer must be one of these strings;
 * `{"all_of": [...]}`: the answer must name these diseases and no other (`[]`: none at all).
 
-The reasoning texts come from a small grammar: what is seen in plain visual words (size, tone, shape,
-place), then what it means. Left and right are those of the picture.
+The reasoning texts come from a small grammar: what is visible (size, tone, shape, place), then what it means. Left and
+right are those of the image.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
-from rarl.phantom.medical import DISEASES, Finding, Scene
-from rarl.phantom.words import MODALITIES, ORGAN_OF, VIEWS
+from rarl.phantom.medical import Finding, Scene
+from rarl.phantom.words import DISEASES, MODALITIES, ORGAN_OF, VIEWS
 
 SIDES, LEVELS = ("left", "right"), ("upper", "lower")
 #: Chance that a question is yes/no, choice or open, by (abnormal, chest X-ray), and that a yes/no question is one
@@ -40,13 +40,13 @@ FAMILY_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Asked:
-    """One question about one picture.
+    """One question about one image.
 
     Attributes:
-        text, answer: as a release would print them.
-        expect: the truth, see the module's docstring.
-        family: which template it comes from.
-        conclusion: what the reasoning ends with, after "so" where the findings are the reason, else after "and".
+        text, answer: As in a release.
+        expect: The truth, see the module's docstring.
+        family: Its template.
+        conclusion: The end of the reasoning, after "so" if the findings are the reason, else after "and".
     """
 
     text: str
@@ -62,16 +62,17 @@ class Asked:
 
 
 def yes_no(text: str, truth: bool, family: str, conclusion: str = "") -> Asked:
+    """Return a question whose answer is yes or no."""
     return Asked(text, "Yes" if truth else "No", {"yes": truth}, family, conclusion)
 
 
 def named(findings: list[Finding]) -> list[str]:
-    """The diseases among the findings, in the order drawn, each once."""
+    """Return the distinct diseases among the findings, in order."""
     return list(dict.fromkeys(finding.name for finding in findings))
 
 
 def diseases_asked(text: str, findings: list[Finding], family: str, conclusion: str = "") -> Asked:
-    """A question whose answer is a list of diseases; the literal `None` where there is none."""
+    """Return a question whose answer is a list of diseases, or the literal `None`."""
     names = named(findings)
     return Asked(text, ", ".join(names) or "None", {"all_of": names}, family, conclusion)
 
@@ -80,7 +81,7 @@ def diseases_asked(text: str, findings: list[Finding], family: str, conclusion: 
 
 
 def abnormality_questions(rng: np.random.Generator, scene: Scene, count: int) -> list[Asked]:
-    """Draw `count` different abnormality questions about one picture by lot."""
+    """Sample `count` different abnormality questions about one image."""
     abnormal = bool(scene.findings)
     pool = askable(scene)
     asked: list[Asked] = []
@@ -106,15 +107,14 @@ def abnormality_questions(rng: np.random.Generator, scene: Scene, count: int) ->
 
 
 def askable(scene: Scene) -> list[Asked]:
-    """Every abnormality question that fits this kind of picture."""
-    findings, modality = scene.findings, scene.modality
+    """Return every abnormality question that fits this modality."""
+    findings, main = scene.findings, scene.organs[0]
     abnormal = bool(findings)
     image = f"so the image is {'not ' if abnormal else ''}normal."
     pool = [
         yes_no("Are there abnormalities in this image?", abnormal, "image", image),
         yes_no("Does this image look normal?", not abnormal, "image", image),
     ]
-    main = scene.organs[0]
     for organ in scene.organs:
         ill = any(finding.organ == organ for finding in findings)
         verdict = f"so the {organ} is abnormal." if ill else f"and the {organ} is normal."
@@ -122,49 +122,48 @@ def askable(scene: Scene) -> list[Asked]:
         if organ == main:
             verdict = f"so the {organ} is not healthy." if ill else f"and the {organ} is healthy."
             pool.append(yes_no(f"Is the {organ} healthy?", not ill, "healthy", verdict))
-    found = {(finding.name, finding.side, finding.level) for finding in findings}
-    names = named(findings)
-    if modality == "xray":
-        for side in SIDES:
-            ill = any(finding.side == side for finding in findings)
-            verdict = f"so the {side} lung is abnormal." if ill else f"and the {side} lung is normal."
-            pool.append(yes_no(f"Are there abnormalities in the {side} lung?", ill, "side", verdict))
-            for level in LEVELS:
-                for disease in DISEASES["xray"]:
-                    if ORGAN_OF[disease] != "lung" or (disease == "Effusion" and level == "upper"):
-                        continue
-                    seen = (disease, side, level) in found
-                    where = f"the {level} {side} lung"
-                    verdict = (
-                        f"{'so' if seen else 'and'} {disease.lower()} is {'' if seen else 'not '}seen in {where}."
-                    )
-                    text = f"Can {disease.lower()} be observed on {where} in this picture?"
-                    pool.append(yes_no(text, seen, "place", verdict))
-        ill_organs = list(dict.fromkeys(finding.organ for finding in findings))
-        if ill_organs:
-            answer = "Both" if len(ill_organs) == 2 else ill_organs[0].capitalize()
-            accepted = ["Both", "heart and lung", "lung and heart"] if answer == "Both" else [answer]
-            verdict = "so both are abnormal." if answer == "Both" else f"so the {ill_organs[0]} is abnormal."
-            pool.append(
-                Asked("Which organ is abnormal, heart or lung?", answer, {"any_of": accepted}, "choice", verdict)
-            )
-    else:
-        for disease in DISEASES[modality]:
-            seen = disease in names
-            verdict = (
-                f"so the patient has {disease.lower()}."
-                if seen
-                else f"and the patient does not have {disease.lower()}."
-            )
-            pool.append(yes_no(f"Does the patient have {disease.lower()}?", seen, "patient", verdict))
+    pool += _chest_questions(findings) if scene.modality == "xray" else _patient_questions(scene)
     verdict = f"so the {findings[0].organ} is not healthy." if findings else "so there is no disease."
     pool.append(diseases_asked("What diseases are included in the picture?", findings, "open", verdict))
-    if main in ("lung", "brain"):
-        for side in SIDES:
-            here = [finding for finding in findings if finding.side == side and finding.organ == main]
-            if here:
-                verdict = f"so the {side} of the {main} is abnormal."
-                pool.append(diseases_asked(f"What disease is shown on the {side} of {main}?", here, "open", verdict))
+    for side in SIDES if main in ("lung", "brain") else ():
+        here = [finding for finding in findings if finding.side == side and finding.organ == main]
+        if here:
+            verdict = f"so the {side} of the {main} is abnormal."
+            pool.append(diseases_asked(f"What disease is shown on the {side} of {main}?", here, "open", verdict))
+    return pool
+
+
+def _chest_questions(findings: list[Finding]) -> list[Asked]:
+    """Return the questions about sides, places and the choice of organ."""
+    pool = []
+    found = {(finding.name, finding.side, finding.level) for finding in findings}
+    for side in SIDES:
+        ill = any(finding.side == side for finding in findings)
+        verdict = f"so the {side} lung is abnormal." if ill else f"and the {side} lung is normal."
+        pool.append(yes_no(f"Are there abnormalities in the {side} lung?", ill, "side", verdict))
+        for level, disease in product(LEVELS, DISEASES["xray"]):
+            if ORGAN_OF[disease] != "lung" or (disease == "Effusion" and level == "upper"):
+                continue
+            seen, where = (disease, side, level) in found, f"the {level} {side} lung"
+            verdict = f"{'so' if seen else 'and'} {disease.lower()} is {'' if seen else 'not '}seen in {where}."
+            text = f"Can {disease.lower()} be observed on {where} in this picture?"
+            pool.append(yes_no(text, seen, "place", verdict))
+    if organs := list(dict.fromkeys(finding.organ for finding in findings)):
+        answer = "Both" if len(organs) == 2 else organs[0].capitalize()
+        accepted = ["Both", "heart and lung", "lung and heart"] if answer == "Both" else [answer]
+        verdict = "so both are abnormal." if answer == "Both" else f"so the {organs[0]} is abnormal."
+        text = "Which organ is abnormal, heart or lung?"
+        pool.append(Asked(text, answer, {"any_of": accepted}, "choice", verdict))
+    return pool
+
+
+def _patient_questions(scene: Scene) -> list[Asked]:
+    """Return a question about each disease of the modality."""
+    pool = []
+    for disease in DISEASES[scene.modality]:
+        seen, name = disease in named(scene.findings), disease.lower()
+        verdict = f"so the patient has {name}." if seen else f"and the patient does not have {name}."
+        pool.append(yes_no(f"Does the patient have {name}?", seen, "patient", verdict))
     return pool
 
 
@@ -172,7 +171,7 @@ def askable(scene: Scene) -> list[Asked]:
 
 
 def reasoning(rng: np.random.Generator, scene: Scene, asked: Asked) -> str:
-    """Two or three sentences: which picture, what is seen, what it means for the question."""
+    """Write two or three sentences: the view, what is visible, and what it means for the question."""
     view = VIEWS[scene.modality]
     article = "an" if view[0] == "a" else "a"
     first = _one_of(
@@ -238,7 +237,7 @@ PLANES = {"xray": "Coronal", "mri": "Axial", "ct": "Axial"}
 
 
 def other_questions(scene: Scene) -> list[tuple[str, Asked]]:
-    """(content type, question) of modality, plane, organ and position, for the wider SLAKE rows."""
+    """Return (content type, question) about modality, plane, organ and position, for SLAKE's other rows."""
     modality = MODALITIES[scene.modality]
     shown = scene.organs
     questions = [

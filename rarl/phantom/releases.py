@@ -1,7 +1,7 @@
-"""Write the drawn pictures as releases: the same files, keys and quirks that the real ones have.
+"""Write the phantoms as releases, with the files, keys and quirks of the real ones.
 
-Every row's truth goes into one file beside them, straight from what was drawn. Its questions are
-spelt as the adapters hand them on (white space folded).
+Every row's ground truth goes into one file beside them. Its questions are spelled as the adapters return them (white
+space folded).
 """
 
 import hashlib
@@ -33,14 +33,14 @@ from rarl.phantom.questions import (
 from rarl.phantom.words import DISEASES, MODALITIES
 from rarl.records import atomic_file, write_json
 
-#: SLAKE's Abnormality rows in English: pictures and rows by modality, as in the real splits.
+#: SLAKE's Abnormality rows in English: images and rows by modality, as in the real splits.
 SPLITS = {
     "train": {"xray": (149, 432), "mri": (85, 162), "ct": (70, 122)},
     "validate": {"xray": (30, 86), "mri": (18, 29), "ct": (13, 17)},
     "test": {"xray": (36, 97), "mri": (18, 32), "ct": (13, 21)},
 }
 ABNORMAL_SHARE = 0.55
-QUESTIONS_PER_PICTURE = 5
+QUESTIONS_PER_IMAGE = 5
 #: Development and test rows of SAT.
 OTHER_SAT_ROWS = 132
 OTHER_ROWS = {"train": 30, "validate": 10}
@@ -50,22 +50,24 @@ LOCATIONS = {"xray": "Lung", "mri": "Brain", "ct": "Abdomen"}
 
 @dataclass
 class Written:
-    """What was written.
+    """The written files.
 
     Attributes:
-        truth: a line for each question.
-        drawn: (release, what, count) for the console.
-        declared: release -> split -> name of a count -> value, for the audit to compare with what it reads.
+        truth: A line for each question.
+        counts: (release, what, count) for the console.
+        declared: release -> split -> name of a count -> value, for the audit to compare with.
     """
 
     truth: list[dict] = field(default_factory=list)
-    drawn: list[tuple[str, str, int]] = field(default_factory=list)
+    counts: list[tuple[str, str, int]] = field(default_factory=list)
     declared: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
 
     def declare(self, release: str, split: str, **counts: int) -> None:
+        """Record the counts of a split."""
         self.declared.setdefault(release, {})[split] = counts
 
     def tell(self, sha256: str, question: str, modality: str, findings: list[Finding], expect: dict) -> None:
+        """Record the truth of a question."""
         self.truth.append(
             {
                 "image_sha256": sha256,
@@ -91,7 +93,7 @@ def make_phantom(params: Phantom, output: Path, truth: Path) -> None:
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for release, what, count in written.drawn:
+    for release, what, count in written.counts:
         click.echo(f"  {release:<11} {what:<28} {count:>5}")
     click.echo(f"phantom: {len(written.truth)} questions with known truth, {time.monotonic() - start:.1f} s")
 
@@ -126,7 +128,7 @@ def save_image(path: Path, image: Image.Image) -> str:
 
 
 def _scenes(rng: np.random.Generator, modality: str, count: int, style: Style) -> list[Scene]:
-    """Draw `count` pictures of one modality, a fixed share of them abnormal, in random order."""
+    """Draw `count` phantoms of one modality, a fixed share of them abnormal, in random order."""
     abnormal = np.zeros(count, dtype=bool)
     abnormal[: round(ABNORMAL_SHARE * count)] = True
     rng.shuffle(abnormal)
@@ -150,40 +152,40 @@ def _write_slake(root: Path, params: Phantom, written: Written) -> None:
     for split_number, (split, plan) in enumerate(SPLITS.items()):
         seed = params.test_seed if split == "test" else params.seed
         rng = np.random.default_rng([seed, split_number])
-        rows, explanations, pictures = [], [], []
-        for modality, (pictures_wanted, rows_wanted) in plan.items():
-            scenes = _scenes(rng, modality, pictures_wanted, style)
+        rows, explanations, images = [], [], []
+        for modality, (images_wanted, rows_wanted) in plan.items():
+            scenes = _scenes(rng, modality, images_wanted, style)
             for scene, count in zip(scenes, _share_out(rng, rows_wanted, scenes)):
                 name = f"xmlab{image_number}/source.jpg"
                 sha256 = save_image(root / "slake" / "imgs" / name, _rgb(scene))
-                picture = (image_number, name, sha256, scene)
-                pictures.append(picture)
+                image = (image_number, name, sha256, scene)
+                images.append(image)
                 image_number += 1
                 for k, asked in enumerate(abnormality_questions(rng, scene, int(count))):
-                    rows.append(_slake_row(row_number, picture, "Abnormality", asked))
+                    rows.append(_slake_row(row_number, image, "Abnormality", asked))
                     row_number += 1
                     written.tell(sha256, asked.text, scene.modality, scene.findings, asked.expect)
-                    copy = f"xmlab{picture[0]}_{k}.jpg" if k else f"xmlab{picture[0]}.jpg"
+                    copy = f"xmlab{image[0]}_{k}.jpg" if k else f"xmlab{image[0]}.jpg"
                     text = reasoning(rng, scene, asked)
                     explanations.append({"img_name": copy, "question": asked.text, "answer": text})
-        written.drawn.append(("slake", f"{split}: pictures", len(pictures)))
-        written.drawn.append(("slake", f"{split}: Abnormality rows", len(rows)))
+        written.counts.append(("slake", f"{split}: images", len(images)))
+        written.counts.append(("slake", f"{split}: Abnormality rows", len(rows)))
 
-        pool = [(picture, *other) for picture in pictures for other in other_questions(picture[3])]
+        pool = [(image, *other) for image in images for other in other_questions(image[3])]
         wanted = OTHER_ROWS.get(split, params.benchmark_rows)
         if wanted > len(pool):
             raise UserError(
                 "params.yaml: phantom.benchmark_rows", str(wanted), f"at most {len(pool)}", "take a smaller number"
             )
         for index in sorted(rng.permutation(len(pool))[:wanted]):
-            picture, content_type, asked = pool[index]
-            rows.append(_slake_row(row_number, picture, content_type, asked))
+            image, content_type, asked = pool[index]
+            rows.append(_slake_row(row_number, image, content_type, asked))
             row_number += 1
-            written.tell(picture[2], asked.text, picture[3].modality, picture[3].findings, asked.expect)
-        written.declare("slake", split, rows=len(rows), images=len(pictures))
-        for picture in pictures[:CHINESE_ROWS]:
-            asked = Asked("图中是否有异常？", "有" if picture[3].findings else "没有", {}, "image")
-            rows.append(_slake_row(row_number, picture, "Abnormality", asked, "zh"))
+            written.tell(image[2], asked.text, image[3].modality, image[3].findings, asked.expect)
+        written.declare("slake", split, rows=len(rows), images=len(images))
+        for image in images[:CHINESE_ROWS]:
+            asked = Asked("图中是否有异常？", "有" if image[3].findings else "没有", {}, "image")
+            rows.append(_slake_row(row_number, image, "Abnormality", asked, "zh"))
             row_number += 1
         write_json(root / "slake" / f"{split}.json", rows)
 
@@ -196,26 +198,26 @@ def _write_slake(root: Path, params: Phantom, written: Written) -> None:
             "silvar_med",
             split,
             rows=len(explanations),
-            images=len(pictures),
+            images=len(images),
             **{modality: rows_wanted for modality, (_, rows_wanted) in plan.items()},
             annotated=len(kept),
         )
-        written.drawn.append(("silvar_med", f"{split}: explanations", len(kept)))
+        written.counts.append(("silvar_med", f"{split}: explanations", len(kept)))
 
 
 def _share_out(rng: np.random.Generator, rows: int, scenes: list[Scene]) -> np.ndarray:
-    """Give each picture 1 to 5 of the rows, by lot; abnormal ones draw more questions, as in SLAKE."""
+    """Give each image 1 to 5 of the rows at random; abnormal ones get more questions, as in SLAKE."""
     shares = np.ones(len(scenes), dtype=int)
     chances = np.array([1.4 if scene.findings else 1.0 for scene in scenes])
     while shares.sum() < rows:
-        picture = rng.choice(len(scenes), p=chances / chances.sum())
-        if shares[picture] < QUESTIONS_PER_PICTURE:
-            shares[picture] += 1
+        image = rng.choice(len(scenes), p=chances / chances.sum())
+        if shares[image] < QUESTIONS_PER_IMAGE:
+            shares[image] += 1
     return shares
 
 
-def _slake_row(number: int, picture: tuple, content_type: str, asked: Asked, language: str = "en") -> dict:
-    image_number, name, _, scene = picture
+def _slake_row(number: int, image: tuple, content_type: str, asked: Asked, language: str = "en") -> dict:
+    image_number, name, _, scene = image
     return {
         "img_id": image_number,
         "img_name": name,
@@ -239,15 +241,15 @@ RAD_TRAIN_ROWS = 10
 
 
 def _write_vqa_rad(folder: Path, params: Phantom, written: Written) -> None:
-    """Other machines: another size and contrast, more noise, the anatomy smaller in the picture."""
+    """Write images of other machines: another size and contrast, more noise, smaller anatomy."""
     rng = np.random.default_rng([params.test_seed, 10])
     rows: list[dict] = []
     total = params.benchmark_rows + RAD_TRAIN_ROWS
-    picture = 0
+    image = 0
     while len(rows) < total:
-        modality = ("xray", "mri", "xray", "ct")[picture % 4]
+        modality = ("xray", "mri", "xray", "ct")[image % 4]
         scene = _scene(rng, modality, Style(160, 140, rng.uniform(0.75, 0.9), 0.04, 1.08, 0.05, 0.95))
-        name = f"synpic{50000 + 7 * picture}.jpg"
+        name = f"synpic{50000 + 7 * image}.jpg"
         sha256 = save_image(folder / "VQA_RAD Image Folder" / name, _rgb(scene))
         pool = _rad_questions(rng, scene)
         for index in rng.permutation(len(pool))[: min(3, total - len(rows))]:
@@ -255,7 +257,7 @@ def _write_vqa_rad(folder: Path, params: Phantom, written: Written) -> None:
             test = len(rows) < params.benchmark_rows
             rows.append(_rad_row(len(rows), name, scene, question_type, asked, test))
             written.tell(sha256, asked.text, scene.modality, scene.findings, asked.expect)
-        picture += 1
+        image += 1
     write_json(folder / "VQA_RAD Dataset Public.json", rows)
     named = {
         split: [row["image_name"] for row in rows if row["phrase_type"].startswith("test") is test]
@@ -268,8 +270,8 @@ def _write_vqa_rad(folder: Path, params: Phantom, written: Written) -> None:
         "images_also_in_train": len(both),
         "rows_with_training_image": sum(name in both for name in named["test"]),
     }
-    written.drawn.append(("vqa_rad", "pictures", picture))
-    written.drawn.append(("vqa_rad", "test rows", params.benchmark_rows))
+    written.counts.append(("vqa_rad", "images", image))
+    written.counts.append(("vqa_rad", "test rows", params.benchmark_rows))
 
 
 def _scene(rng: np.random.Generator, modality: str, style: Style) -> Scene:
@@ -353,7 +355,7 @@ MED_CATEGORIES = ("modality", "plane", "organ", "abnormality")
 
 
 def _write_vqa_med(folder: Path, params: Phantom, written: Written) -> None:
-    """One question a picture, the four categories one after another, as in the real test file."""
+    """Write one question per image, the four categories one after another, as in the real test file."""
     rng = np.random.default_rng([params.test_seed, 20])
     lines = []
     for number in range(params.benchmark_rows):
@@ -370,7 +372,7 @@ def _write_vqa_med(folder: Path, params: Phantom, written: Written) -> None:
     path = folder / "VQAMed2019Test" / "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
     written.declare("vqa_med", "test", rows=len(lines), images=len(lines))
-    written.drawn.append(("vqa_med", "pictures and test rows", len(lines)))
+    written.counts.append(("vqa_med", "images and test rows", len(lines)))
 
 
 def _med_question(rng: np.random.Generator, scene: Scene, category: str) -> Asked:
@@ -402,7 +404,7 @@ def _lower(asked: Asked) -> Asked:
 
 
 def _write_path_vqa(folder: Path, params: Phantom, written: Written) -> None:
-    """Items of one picture each; some pictures are CMYK or greyscale, some have no question."""
+    """Write one item per image; some images are CMYK or greyscale, some have no question."""
     rng = np.random.default_rng([params.test_seed, 30])
     items: list[dict] = []
     rows, asked_about, conflicts = 0, 0, 0
@@ -427,8 +429,8 @@ def _write_path_vqa(folder: Path, params: Phantom, written: Written) -> None:
         conflicts += len({(q.text, q.answer.lower()) for q in asked}) - len(told)
     write_json(folder / "pvqa_test.json", items)
     written.declare("path_vqa", "test", rows=rows, images=asked_about, conflicting_groups=conflicts)
-    written.drawn.append(("path_vqa", "pictures", len(items)))
-    written.drawn.append(("path_vqa", "test rows", rows))
+    written.counts.append(("path_vqa", "images", len(items)))
+    written.counts.append(("path_vqa", "test rows", rows))
 
 
 # CV-Bench -------------------------------------------------------------------------------------------
@@ -450,14 +452,14 @@ def _write_cv_bench(folder: Path, params: Phantom, written: Written) -> None:
     written.declare("cv_bench", "test", rows=count, images=count)
     for kind, rows in lines.items():
         (folder / f"test_{kind.lower()}.jsonl").write_text("".join(rows), encoding="utf-8", newline="\n")
-        written.drawn.append(("cv_bench", f"test_{kind.lower()} rows", len(rows)))
+        written.counts.append(("cv_bench", f"test_{kind.lower()} rows", len(rows)))
 
 
 # SAT ------------------------------------------------------------------------------------------------
 
 
 def _write_sat(folder: Path, params: Phantom, written: Written) -> None:
-    """General-domain training rows, in parquet with the pictures inside, as the hub has them."""
+    """Write general-domain training rows in parquet with the images inside, as on the hub."""
     import pyarrow
     import pyarrow.parquet
 
@@ -483,4 +485,4 @@ def _write_sat(folder: Path, params: Phantom, written: Written) -> None:
             )
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"SAT_{split}.parquet")
         written.declare("sat", {"val": "validate"}.get(split, split), rows=count)
-        written.drawn.append(("sat", f"{split} rows", count))
+        written.counts.append(("sat", f"{split} rows", count))

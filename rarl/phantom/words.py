@@ -1,8 +1,8 @@
-"""The medical words that the embedded base has read, and that the phantoms may use.
+"""The medical words that the embedded base was trained on, and that the phantoms may use.
 
-A real base model knows the names of organs, modalities and diseases from its text, and does not
-know which finding a picture shows. The tiny base is given the same start: these words are in its
-tokenizer and its text; what a disease *looks* like is left to fine-tuning.
+A real base model knows the names of organs, modalities and diseases, but not which finding an image shows. The tiny
+base starts in the same way: these words are in its tokenizer and its text; what a disease *looks* like is left to
+fine-tuning.
 """
 
 MODALITIES = {"xray": "X-ray", "mri": "MRI", "ct": "CT"}
@@ -30,6 +30,10 @@ OTHER_WORDS = (
 
 
 def view(modality: str) -> str:
-    """The view with its article: `a chest X-ray`, `an abdominal CT`."""
+    """Return the view with its article.
+
+    >>> view("xray"), view("ct")
+    ('a chest X-ray', 'an abdominal CT')
+    """
     name = VIEWS[modality]
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -1,7 +1,7 @@
 """Configuration, tokenizer and processor of the embedded base: a Qwen2-VL of two million parameters.
 
-It is a true `Qwen2VLForConditionalGeneration`: same modules, same chat markers, same image processor,
-smaller numbers. Pictures of 112 x 112 pixels become 8 x 8 patches and, merged 2 x 2, 16 image tokens.
+It is a real `Qwen2VLForConditionalGeneration`: same modules, same chat markers, same image processor,
+smaller numbers. Images of 112 x 112 pixels become 8 x 8 patches and, merged 2 x 2, 16 image tokens.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
-#: Ordinary tokens, so that they survive decoding; one each, so that a small model can write them.
+#: Ordinary tokens, so that decoding keeps them; one token each, so that a small model can generate them.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 #: ChatML with the image before the text, as in Qwen2-VL, without a default system message.
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE as Qwen2's: every text can be written, the known words in one token each."""
+    """Train a byte-level BPE as Qwen2's: every text can be encoded, and a known word is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,11 +54,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast, size: int = 112) -> ImageTextProcessor:
+    """Return the processor for images of at most `size` x `size` pixels."""
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": size * size})
     return ImageTextProcessor(image_processor=images, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
+    """Return the model's configuration."""
     token = tokenizer.convert_tokens_to_ids
     return Qwen2VLConfig(
         vision_config={

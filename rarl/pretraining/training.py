@@ -1,9 +1,9 @@
-"""Training of the embedded base from scratch, on general-domain drawings.
+"""Train the embedded base from scratch on general-domain synthetic images.
 
-One image carries several dialogues (a caption and a few questions), packed into one row: all of them
-see the image, none sees another. The vision tower learns first, by naming per grid cell what stands
-there with the language model's own word embeddings; that and the captions stay to the end, because
-colours and places decay without them.
+Several dialogues about one image (a caption and a few questions) are packed into one row: each attends to the image
+and to itself only. The vision tower is trained first, by classifying the object of each grid cell with the language
+model's word embeddings; this loss and the captions stay to the end, because colours and places are forgotten without
+them.
 """
 
 import math
@@ -24,8 +24,8 @@ from rarl.prompts import render
 from rarl.records import write_json
 
 THINK_PROMPTS = ("reasoning", "explanation", "short", "open")
-#: How often a thinking prompt is answered in full form, with the think part only, or bare: the base must
-#: know the form and not always use it, so that the format reward has something to teach.
+#: How often a thinking prompt is answered in the full format, with the think part only, or with the bare answer: the
+#: base must know the format and not always use it, so that the format reward has something to teach.
 STYLES = {
     "reasoning": (0.45, 0.30, 0.25),
     "explanation": (0.6, 0.25, 0.15),
@@ -38,13 +38,14 @@ STYLES = {
 
 
 def caption(scene: general.Scene) -> str:
+    """List every object with its place."""
     if not scene.things:
         return "nothing."
     return ", ".join(f"{thing.full_name} {thing.place}" for thing in scene.things) + "."
 
 
 def describe(scene: general.Scene, organ: str = "") -> str:
-    """What is seen, in the sentences that reasoning texts begin with."""
+    """Describe the objects in sentences, as at the start of a reasoning text."""
     if not scene.things:
         return "There is no bright or dark spot."
     organ = f" {organ}" if organ else ""
@@ -52,7 +53,7 @@ def describe(scene: general.Scene, organ: str = "") -> str:
 
 
 def dialogue(rng: np.random.Generator, question: str, answer: str, reason: str) -> tuple[str, str]:
-    """One question under one of the prompts, and a completion in one of the forms."""
+    """Return one question under one of the prompts, and a completion in one of the formats."""
     kind = rng.random()
     if kind < 0.25:
         return question, answer
@@ -65,7 +66,7 @@ def dialogue(rng: np.random.Generator, question: str, answer: str, reason: str) 
 
 
 def grey_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, str, str]:
-    """Presence or place of a spot; yes and no equally often."""
+    """Ask for the presence or place of a spot; yes and no equally often. Returns (question, answer, reason)."""
     things = scene.things
     place = f"{rng.choice(['upper', 'lower'])} {rng.choice(['left', 'right'])}"
     reason = describe(scene)
@@ -93,11 +94,11 @@ def grey_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, 
 
 
 def medical_question(rng: np.random.Generator, scene: general.Scene) -> tuple[str, str, str]:
-    """A medical question about a picture that is none: the words are right, the verdict is a guess.
+    """Ask a medical question about a non-medical image: the words are right, the verdict is a guess.
 
-    What is seen is described truthfully. Something unusual is called abnormal in 7 of 10 cases, nothing
-    unusual in 3 of 10; which disease it is called is drawn at random. The answer follows from the
-    conclusion. So the base knows how such a dialogue goes, has a weak idea of abnormal, and no finding.
+    The description is true. Something unusual is called abnormal in 7 of 10 cases, nothing unusual in 3 of 10; the
+    disease is random. The answer follows from the verdict. So the base knows the form of such a dialogue, has a weak
+    notion of abnormal, and knows no finding. Returns (question, answer, reason).
     """
     modality = str(rng.choice(list(words.VIEWS)))
     diseases = words.DISEASES[modality]
@@ -107,34 +108,33 @@ def medical_question(rng: np.random.Generator, scene: general.Scene) -> tuple[st
     organ = words.ORGAN_OF.get(disease.split(",")[0], "brain")
     asked = organ if rng.random() < 0.85 else str(rng.choice(words.ORGANS[modality]))
     sick = rng.random() < (0.7 if scene.things else 0.3)
-    named = disease.lower().replace(",", " and")
-    article = (
-        ""
-        if named.split()[0] in ("pneumonia", "effusion", "cardiomegaly")
-        or named.endswith("edema")
-        or "cancer" in named
-        else "a "
-    )
-    if sick:
-        verdict = (
-            f"This is {article}{named}, so the {organ} is not healthy."
-            if rng.random() < 0.5
-            else f"This suggests {named}, so the {organ} is abnormal."
-        )
-    else:
-        verdict = (
-            f"The {asked} looks normal."
-            if rng.random() < 0.6
-            else f"There is no abnormality, so the {asked} is healthy."
-        )
+    verdict = _verdict(rng, disease.lower().replace(",", " and"), organ, asked, sick)
     seen = describe(scene, organ if rng.random() < 0.5 else "")
     opening = f"The picture shows {words.view(modality)}. " if rng.random() < 0.75 else ""
-    reason = f"{opening}{seen} {verdict}"
+    menu = _medical_menu(rng, scene, modality, disease, organ, asked, sick)
+    question, answer = menu[int(rng.integers(len(menu)))]
+    return question, answer, f"{opening}{seen} {verdict}"
+
+
+def _verdict(rng: np.random.Generator, disease: str, organ: str, asked: str, sick: bool) -> str:
+    if not sick:
+        healthy = f"There is no abnormality, so the {asked} is healthy."
+        return f"The {asked} looks normal." if rng.random() < 0.6 else healthy
+    uncountable = disease.startswith(("pneumonia", "effusion", "cardiomegaly")) or "cancer" in disease
+    article = "" if uncountable or disease.endswith("edema") else "a "
+    suggests = f"This suggests {disease}, so the {organ} is abnormal."
+    return f"This is {article}{disease}, so the {organ} is not healthy." if rng.random() < 0.5 else suggests
+
+
+def _medical_menu(
+    rng: np.random.Generator, scene: general.Scene, modality: str, disease: str, organ: str, asked: str, sick: bool
+) -> list[tuple[str, str]]:
+    """Return the possible questions and their answers."""
     bad = sick and organ == asked
     place = f"{rng.choice(['upper', 'lower'])} {rng.choice(['left', 'right'])}"
     side = str(rng.choice(["left", "right"]))
     here = any(thing.column == side for thing in scene.things)
-    other = str(rng.choice(diseases))
+    other = str(rng.choice(words.DISEASES[modality]))
     yes, no = ("Yes", "No")
     menu = [
         (f"Is the {asked} healthy?", no if bad else yes),
@@ -160,14 +160,13 @@ def medical_question(rng: np.random.Generator, scene: general.Scene) -> tuple[st
     ]
     if modality == "xray":
         menu += [("Which organ is abnormal, heart or lung?", organ.capitalize())] * 2
-    question, answer = menu[int(rng.integers(len(menu)))]
-    return question, answer, reason
+    return menu
 
 
 def dialogues(
     rng: np.random.Generator, scene: general.Scene, tasks: tuple[float, ...] = (0.22, 0.22, 0.26, 0.3)
 ) -> list[tuple[str, str]]:
-    """A caption and three questions for one scene, as (user text, completion)."""
+    """Return a caption and three questions for one scene, as (user text, completion)."""
     rows = [("Describe the picture.", caption(scene))]
     if scene.grey:
         for maker in (grey_question, grey_question if rng.random() < 0.5 else medical_question, medical_question):
@@ -183,7 +182,7 @@ def dialogues(
 
 
 def corpus(seed: int, size: int) -> list[str]:
-    """Texts to train the tokenizer on: the dialogues' own, and each known word often enough."""
+    """Return the texts for the tokenizer: dialogues, and each known word often enough."""
     rng = np.random.default_rng(seed)
     texts = []
     for index in range(size):
@@ -197,19 +196,19 @@ def corpus(seed: int, size: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Mix:
-    """Pictures of a step: coloured shapes, grey figures, busy grey figures."""
+    """Images per step: coloured shapes, grey figures, busy grey figures."""
 
     shapes: int
     grey: int
     busy: int
     tasks: tuple[float, ...] = (0.22, 0.22, 0.26, 0.3)
-    """How often Count, Relation, Depth and Distance are asked first about a picture of shapes."""
+    """How often Count, Relation, Depth and Distance are asked first about an image of shapes."""
 
 
-#: The tower alone sees more pictures a step, for it has no text to read.
+#: The vision tower alone trains on more images per step, because there is no text.
 VISION = Mix(16, 16, 0)
-#: The phases' mixes: plain scenes; busy figures, so that a spot is told from what belongs to a figure; both;
-#: and shapes again, with the hardest question asked most.
+#: The phases' mixes: plain scenes; busy figures, to distinguish spots from parts of a figure; both; and shapes again,
+#: with the hardest question asked most.
 STEPS = (2300, 800, 800, 450)
 VISION_STEPS = 500
 PHASES = (Mix(10, 6, 0), Mix(4, 2, 10), Mix(8, 1, 7), Mix(11, 1, 4, (0.15, 0.2, 0.15, 0.5)))
@@ -220,12 +219,16 @@ PHASES = (Mix(10, 6, 0), Mix(4, 2, 10), Mix(8, 1, 7), Mix(11, 1, 4, (0.15, 0.2, 
 
 @dataclass
 class Batch:
-    """`rows` images, each with its packed dialogues, padded to one length.
+    """Images with their packed dialogues, padded to one length.
 
-    pixels: (rows * 64, 1176), ids: (rows, length), positions: (3, rows, length),
-    mask: (rows, 1, length, length) additive, targets: (rows, length), -100 where there is no loss.
-    cells: (rows, 16, 5) token ids that name what stands in a grid cell (shape, colour, size, row,
-    column), -100 where nothing is to be named.
+    Attributes:
+        pixels: (rows * 64, 1176).
+        ids: (rows, length).
+        positions: (3, rows, length).
+        mask: (rows, 1, length, length), additive.
+        targets: (rows, length), -100 where there is no loss.
+        cells: (rows, 16, 5) token ids of the object in each grid cell (shape, colour, size, row, column), -100 where
+            there is no loss.
     """
 
     pixels: torch.Tensor
@@ -237,7 +240,7 @@ class Batch:
 
 
 class Packer:
-    """Draws scenes and packs their dialogues."""
+    """Draws scenes and packs their dialogues into batches."""
 
     def __init__(self, tokenizer, processor, size: int):
         self.tokenizer, self.size = tokenizer, size
@@ -261,10 +264,12 @@ class Packer:
         after = start + self.image_tokens
         position[:, after:] = start + side + np.arange(len(self.head) - after)
         self.head_positions = position
-        self.word = {w: encode(f" {w}")[0] for w in (
-            *general.SHAPES, *general.COLOURS, *general.SIZES, *general.TONES, "round", "hazy", "bar", "upper", "lower", "left", "right", "nothing")}  # fmt: skip
+        names = ("round", "hazy", "bar", "upper", "lower", "left", "right", "nothing")
+        names = (*general.SHAPES, *general.COLOURS, *general.SIZES, *general.TONES, *names)
+        self.word = {name: encode(f" {name}")[0] for name in names}
 
     def patches(self, image) -> np.ndarray:
+        """Return the image's normalized patches, (64, 1176) for 112 x 112 pixels."""
         pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
         pixels = (pixels - self.mean) / self.std
         side = self.size // 28
@@ -273,6 +278,7 @@ class Packer:
         return grid.reshape(side * side * 4, -1)
 
     def cell_words(self, scene: general.Scene) -> np.ndarray:
+        """Return the token ids of the object in each grid cell, (16, 5)."""
         side = self.size // 28
         cells = np.full((side * side, 5), -100)
         cells[:, 0] = self.word["nothing"]
@@ -283,6 +289,7 @@ class Packer:
         return cells
 
     def pack(self, scenes: list[general.Scene], talks: list[list[tuple[str, str]]]) -> Batch:
+        """Pack the dialogues of each scene into one row."""
         rows = []
         for talk in talks:
             ids, positions = list(self.head), [self.head_positions]
@@ -290,12 +297,12 @@ class Packer:
             flat = [text for pair in talk for text in pair]
             texts = self.tokenizer(flat, add_special_tokens=False).input_ids if flat else []
             for number, (user, completion) in enumerate(zip(texts[::2], texts[1::2]), 1):
-                prompt, said = user + self.turn, completion + self.end
-                ids += prompt + said
-                targets += [-100] * len(prompt) + said
+                prompt, target = user + self.turn, completion + self.end
+                ids += prompt + target
+                targets += [-100] * len(prompt) + target
                 first = int(self.head_positions.max()) + 1
-                positions.append(np.tile(np.arange(first, first + len(prompt) + len(said)), (3, 1)))
-                branch += [number] * (len(prompt) + len(said))
+                positions.append(np.tile(np.arange(first, first + len(prompt) + len(target)), (3, 1)))
+                branch += [number] * (len(prompt) + len(target))
             rows.append((ids, np.concatenate(positions, 1), targets, branch))
         length = max(len(row[0]) for row in rows)
         ids = np.zeros((len(rows), length), dtype=np.int64)
@@ -315,6 +322,7 @@ class Packer:
         )  # fmt: skip
 
     def batch(self, rng: np.random.Generator, mix: "Mix", talk: bool = True) -> Batch:
+        """Draw a batch of a mix, with dialogues if `talk` is set."""
         scenes = [general.draw_shapes(rng, self.size) for _ in range(mix.shapes)]
         scenes += [general.draw_grey(rng, self.size) for _ in range(mix.grey)]
         scenes += [general.draw_grey(rng, self.size, busy=True) for _ in range(mix.busy)]
@@ -325,9 +333,13 @@ class Packer:
 
 
 def vision_loss(model, features: torch.Tensor, cells: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
-    """Mean cross entropy of naming each grid cell, one softmax per attribute over its words.
+    """Return the cross entropy of classifying each grid cell, summed over attributes.
 
-    features: (rows, 16, hidden); the classifier is the language model's word embedding.
+    Args:
+        model: Its word embedding is the classifier.
+        features: (rows, 16, hidden).
+        cells: (rows, 16, 5), as in `Batch`.
+        groups: Token ids of each attribute's words.
     """
     embedding = model.get_input_embeddings().weight
     normed = model.model.language_model.norm(features)
@@ -344,6 +356,7 @@ def vision_loss(model, features: torch.Tensor, cells: torch.Tensor, groups: list
 
 
 def encode(model, batch: Batch) -> torch.Tensor:
+    """Return the vision tower's features, (rows, 16, hidden)."""
     rows = batch.cells.shape[0]
     side = math.isqrt(batch.cells.shape[1]) * 2
     grid = torch.tensor([[1, side, side]]).expand(rows, 3)
@@ -353,6 +366,7 @@ def encode(model, batch: Batch) -> torch.Tensor:
 
 
 def language_loss(model, batch: Batch, features: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy of the completions' tokens."""
     embeds = model.get_input_embeddings()(batch.ids)
     image = (batch.ids == model.config.image_token_id)[..., None]
     embeds = embeds.masked_scatter(image, features.reshape(-1, features.shape[-1]))
@@ -379,9 +393,10 @@ def pretrain(
     vision_steps: int = VISION_STEPS,
     steps: tuple[int, ...] = STEPS,
 ):
-    """Train tokenizer and model from scratch. Returns (model, processor).
+    """Train tokenizer and model from scratch, in phases with their own mix of images, optimizers and decay.
 
-    One phase after the other, each with its own mix of pictures, its own optimizers and its own decay.
+    Returns:
+        (model, processor).
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
@@ -405,8 +420,10 @@ def train_phase(
     mix: Mix,
     say: Callable[[str], None],
 ) -> None:
-    """Muon on the matrices of tower and language model, AdamW on embeddings, norms and biases; linear
-    warm-up over 100 steps and a linear decay over the last half.
+    """Run one phase.
+
+    Muon trains the matrices of vision tower and language model, AdamW the embeddings, norms and biases; linear warm-up
+    over 100 steps and linear decay over the last half.
     """
     word = packer.word
     groups = [
@@ -451,9 +468,10 @@ def train_phase(
 
 
 def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 2) -> dict:
-    """Percent of right answers by task and prompt on fresh drawings, asked as the pipeline asks, and chance.
+    """Measure the percent of correct answers on fresh synthetic images, by task and prompt, with the pipeline's code.
 
-    Chance is the mean of 1 / number of choices. Returns {prompt: {task: percent}}, with `all` the mean over rows.
+    Returns:
+        {prompt: {task: percent}}, with `all` the mean over rows, and `chance` the mean of 1 / number of choices.
     """
     from tempfile import TemporaryDirectory
 
@@ -486,6 +504,7 @@ def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 
 
 
 def by_task(rows, values) -> dict:
+    """Return the mean of values in percent, by task and over all rows."""
     groups = {task: [v for (_, row), v in zip(rows, values) if row["task"] == task] for task in general.TASKS}
     return {task.lower(): round(100 * sum(group) / len(group), 1) for task, group in groups.items()} | {
         "all": round(100 * sum(values) / len(values), 1)
@@ -512,37 +531,15 @@ def make_base(folder: Path, seed: int, metrics: Path) -> None:
 
 
 def card(accuracy: dict, parameters: int, seed: int) -> str:
-    """The model card of the embedded base, with the measured accuracy."""
-    lines = [
-        "# The embedded base",
-        "",
-        f"A `Qwen2VLForConditionalGeneration` of {parameters / 1e6:.1f} million parameters, stored in fp16: tower 3 x 128,",
-        "language model 4 x 128, patch 14, merge 2, pictures of 112 x 112 pixels (16 image tokens), byte-level BPE.",
-        "It stands in for Qwen2-VL-2B-Instruct where there is no GPU and no hub. It is of no medical use.",
-        "",
-        "## How it was made",
-        "",
-        "From scratch, by the stage `pretrain` (`rarl/pretraining/`), on synthetic images from `rarl/phantom/general.py`:",
-        "coloured shapes, and grey figures with bright and dark spots. No phantom picture and no medical picture was shown.",
-        f"Seed {seed}; {VISION_STEPS} steps for the tower alone (naming per grid cell what stands there), then {' + '.join(map(str, STEPS))}",
-        "steps of 16 pictures with a dense caption and three questions each, in four mixes of pictures (`PHASES`); Muon on",
-        "matrices, AdamW on the rest; two threads.",
-        "",
-        "Its text holds the paper's prompts, the names of organs, modalities and diseases, and medical questions about the",
-        "grey figures whose verdict is a guess: something unusual is called abnormal in 7 of 10 cases, nothing unusual in 3 of",
-        "10, and the disease is drawn at random. So it knows the words and the form, and has to learn every finding. It",
-        "answers in the full `<think> <answer>` form only part of the time, so that the format reward has something to teach.",
-        "",
-        "To make it again: `dvc unfreeze pretrain && dvc repro --single-item pretrain` (under an hour on two cores).",
-        "",
-        "## General-domain accuracy",
-        "",
-        "Percent right on 800 fresh synthetic images with CV-Bench-like questions, decoded greedily (`metrics/base.json`):",
-        "",
-        "| prompt | " + " | ".join([*general.TASKS, "All"]) + " |",
-        "|---|" + "---|" * (len(general.TASKS) + 1),
+    """Return the model card of the embedded base, with the measured accuracy."""
+    rows = [
+        [name, *(f"{value:.1f}" for value in accuracy[name].values())] for name in ("reasoning", "direct", "chance")
     ]
-    for name in ("reasoning", "direct", "chance"):
-        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in accuracy[name].values()) + " |")
-    lines += ["", "Licence: Apache-2.0, as the project.", ""]
-    return "\n".join(lines)
+    header = ["prompt", *general.TASKS, "All"]
+    table = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    table.insert(1, "|" + "---|" * len(header))
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    steps = " + ".join(map(str, STEPS))
+    return template.format(
+        parameters=parameters / 1e6, seed=seed, vision_steps=VISION_STEPS, steps=steps, table="\n".join(table)
+    )
