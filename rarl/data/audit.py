@@ -112,26 +112,19 @@ def _groups(release: Release) -> dict[tuple[str, str], list[frozenset]]:
 def declared(root: str | Path, adapter: ModuleType, release: Release) -> dict[str, int]:
     """Return the declared counts of one split, from `declared.json` in `data.root` or from the adapter.
 
-    Empty for a split of which only some rows were chosen (`train.samples` of SAT).
+    If `declared.json` names a release, its counts replace all of the adapter's: it is a subset made on purpose. Nothing
+    is declared of a split of which only some rows were chosen (`train.samples` of SAT).
 
     Raises:
         UserError: `declared.json` is malformed.
     """
+    path, name = Path(root) / DECLARED_FILE, adapter.__name__.rpartition(".")[2]
     if release.notes["rows_not_chosen"]:
         return {}
-    return declared_splits(root, adapter, release.form).get(release.split, {})
-
-
-def declared_splits(root: str | Path, adapter: ModuleType, form: str) -> dict[str, dict[str, int]]:
-    """Return split -> name of a count -> value.
-
-    If `declared.json` names a release, its counts replace all of the adapter's: it is a subset made on purpose.
-    """
-    path, name = Path(root) / DECLARED_FILE, adapter.__name__.rpartition(".")[2]
+    splits = adapter.DECLARED.counts.get(release.form, {})
     if path.is_file():
         try:
-            form_of = TypeAdapter(dict[str, dict[str, dict[str, StrictInt]]])
-            counts = form_of.validate_json(path.read_bytes())
+            counts = TypeAdapter(dict[str, dict[str, dict[str, StrictInt]]]).validate_json(path.read_bytes())
         except ValidationError:
             raise UserError(
                 str(path),
@@ -139,9 +132,8 @@ def declared_splits(root: str | Path, adapter: ModuleType, form: str) -> dict[st
                 '{"<release>": {"<split>": {"rows": 106, ...}}} with whole numbers',
                 "correct or delete the file",
             ) from None
-        if name in counts:
-            return counts[name]
-    return dict(adapter.DECLARED.counts.get(form, {}))
+        splits = counts.get(name, splits)
+    return splits.get(release.split, {})
 
 
 def deviations(release: Release, measured: dict, expected: dict[str, int]) -> list[str]:
@@ -242,16 +234,6 @@ class Split:
     def place(self, key: str) -> Place:
         """Locate an image by its hash (or name)."""
         return Place(self.set, self.split, self.images[key])
-
-    def rows_with(self, keys: Iterable[str]) -> int:
-        """Count the rows that show one of these images."""
-        keys = set(keys)
-        return sum(image in keys for image, _ in self.rows)
-
-    def rows_of(self, other: "Split") -> int:
-        """Count the rows that ask a question of the other split about the same image."""
-        theirs = set(other.rows)
-        return sum(row in theirs for row in self.rows)
 
 
 def shared_images(first: Split, second: Split) -> list[str]:
@@ -358,8 +340,9 @@ def compare(root: str | Path, sets: Sets, own: str, images: Images) -> Findings:
 
 def with_own(test: Split, ours: dict[str, Split]) -> dict[str, int]:
     """Count what a benchmark's test rows share with the own rows."""
-    counts = {}
+    counts, questions = {}, set(ours["test"].rows)
     for name, split in ours.items():
-        both = shared_images(split, test)
-        counts |= {f"images_in_own_{name}": len(both), f"rows_with_own_{name}_image": test.rows_with(both)}
-    return {**counts, "rows_of_own_test": test.rows_of(ours["test"])}
+        both = set(shared_images(split, test))
+        rows = sum(image in both for image, _ in test.rows)
+        counts |= {f"images_in_own_{name}": len(both), f"rows_with_own_{name}_image": rows}
+    return {**counts, "rows_of_own_test": sum(row in questions for row in test.rows)}

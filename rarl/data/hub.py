@@ -10,6 +10,7 @@ split can be larger than the memory.
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,8 @@ class Table:
     def batches(self) -> Iterator:
         """Yield (file, `pyarrow.RecordBatch` of at most a few hundred rows), in order."""
         for path in self.files:
-            for batch in _open(path, self.wanted)[1]:
-                yield path, batch
+            with _readable(path):
+                yield from ((path, batch) for batch in _open(path, self.wanted)[1])
 
     def rows_of(self, path: Path, batch) -> list[dict]:
         """Return a batch of a file as dictionaries; a missing column is None.
@@ -51,7 +52,8 @@ class Table:
             UserError: A cell cannot be read.
         """
         none = dict.fromkeys(self.wanted)
-        return [{**none, **row} for row in _guarded(path, batch.to_pylist)]
+        with _readable(path):
+            return [{**none, **row} for row in batch.to_pylist()]
 
     def __iter__(self) -> Iterator[dict]:
         for path, batch in self.batches():
@@ -118,32 +120,21 @@ def _open(path: Path, wanted: tuple[str, ...]):
     import pyarrow
     import pyarrow.parquet
 
-    def parquet():
-        file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        columns = [name for name in names if name in wanted]
-        return names, file.iter_batches(batch_size=BATCH, columns=columns)
-
-    def arrow():
+    with _readable(path):
+        if path.suffix == ".parquet":
+            file = pyarrow.parquet.ParquetFile(path)
+            names = file.schema_arrow.names
+            return names, file.iter_batches(batch_size=BATCH, columns=[name for name in names if name in wanted])
         stream = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-        names = stream.schema.names
-        columns = [name for name in names if name in wanted]
-        return names, (batch.select(columns) for batch in stream)
-
-    names, batches = _guarded(path, parquet if path.suffix == ".parquet" else arrow)
-    return names, _each(path, batches)
+        columns = [name for name in stream.schema.names if name in wanted]
+        return stream.schema.names, (batch.select(columns) for batch in stream)
 
 
-def _each(path: Path, batches: Iterator) -> Iterator:
-    end = object()
-    while (batch := _guarded(path, lambda: next(batches, end))) is not end:
-        yield batch
-
-
-def _guarded(path: Path, work):
-    """Return what `work` returns; anything that pyarrow raises on damaged bytes becomes one error."""
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn anything that pyarrow raises on damaged bytes into one error."""
     try:
-        return work()
+        yield
     except Exception as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(str(path), first, f"a complete {path.suffix[1:]} file", "download it again") from None

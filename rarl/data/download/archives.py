@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from rarl.errors import UserError
@@ -106,22 +107,22 @@ def unpack(archive: Path, folder: Path, *, replace: bool = False, nested: bool =
 
 def _extract(archive: Path, folder: Path) -> Counter:
     """Write the plain files of an archive below a folder, and count by reason what is left in it."""
-    left_out, wanted = Counter(), []
+    left_out, wanted, seen = Counter(), [], set()
+    is_zip = archive.name.lower().endswith(".zip")
     try:
-        is_zip = archive.name.lower().endswith(".zip")
         with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as opened:
             members = opened.infolist() if is_zip else opened.getmembers()
-            paths = [_checked_path(archive, *(_zip_entry if is_zip else _tar_entry)(member)) for member in members]
+            # The `filename` of a zip member ends at a zero byte, and `orig_filename` does not.
+            names = [member.orig_filename if is_zip else member.name for member in members]
+            files = [_is_file(archive, member, name) for member, name in zip(members, names)]
             _check_sizes(archive, [member.file_size if is_zip else member.size for member in members])
-            for member, path in zip(members, paths):
-                if path and (reason := _left_out(path)):
-                    left_out[reason] += 1
-                elif path:
-                    wanted.append(member)
-            files = [path for path in paths if path]
-            if len(set(files)) < len(files):
-                twice = Counter(files).most_common(1)[0][0]
-                raise _refused(archive, str(twice), "occurs twice in it")
+            for member, path in compress(zip(members, map(safe_path, names)), files):
+                if path in seen:
+                    raise _refused(archive, str(path), "occurs twice in it")
+                seen.add(path)
+                reason = _left_out(path)
+                left_out.update([reason] if reason else [])
+                wanted += [] if reason else [member]
             opened.extractall(folder, wanted, **({} if is_zip else {"filter": "data"}))
     except _BROKEN as error:
         raise _broken(archive, error) from None
@@ -132,35 +133,24 @@ def _extract(archive: Path, folder: Path) -> Counter:
     return left_out
 
 
-def _zip_entry(info: zipfile.ZipInfo) -> tuple[str, str]:
-    """Return the name and kind of a zip member."""
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", 0: "file", stat.S_IFLNK: "a link"}
-    # Archives from Windows have no Unix mode there: 0.
-    kind = kinds.get(stat.S_IFMT(info.external_attr >> 16), "a device")
-    # `filename` ends at a zero byte, and `orig_filename` does not.
-    folder = kind == "file" and info.orig_filename.endswith(("/", "\\"))
-    return info.orig_filename, "folder" if folder else kind
-
-
-def _tar_entry(info: tarfile.TarInfo) -> tuple[str, str]:
-    """Return the name and kind of a tar member."""
-    if info.isreg() or info.isdir():
-        return info.name, "file" if info.isreg() else "folder"
-    return info.name, "a link" if info.issym() or info.islnk() else "a device"
-
-
-def _checked_path(archive: Path, name: str, kind: str) -> PurePosixPath | None:
-    """Return the path of a file below the folder, or None for a folder.
+def _is_file(archive: Path, member: zipfile.ZipInfo | tarfile.TarInfo, name: str) -> bool:
+    """Return whether a member is a file or a folder.
 
     Raises:
-        UserError: The member is not a plain file or folder, or its name leads outside on any system.
+        UserError: It is neither, or its name leads outside on any system.
     """
-    if kind not in ("file", "folder"):
-        raise _refused(archive, name, f"is {kind}")
+    if isinstance(member, tarfile.TarInfo):
+        link, folder, other = member.issym() or member.islnk(), member.isdir(), not member.isreg()
+    else:
+        kind = stat.S_IFMT(member.external_attr >> 16)  # 0 in archives from Windows
+        link, folder = kind == stat.S_IFLNK, kind == stat.S_IFDIR or name.endswith(("/", "\\"))
+        other = kind not in (0, stat.S_IFREG)
+    if link or (other and not folder):
+        raise _refused(archive, name, "is a link" if link else "is a device")
     path = safe_path(name)
-    if path is None or (kind == "file" and not path.parts):
+    if path is None or not (folder or path.parts):
         raise _refused(archive, name, "leads out of the folder")
-    return path if kind == "file" else None
+    return not folder
 
 
 def safe_path(name: str) -> PurePosixPath | None:
