@@ -112,8 +112,8 @@ def _groups(release: Release) -> dict[tuple[str, str], list[frozenset]]:
 def declared(root: str | Path, adapter: ModuleType, release: Release) -> dict[str, int]:
     """Return the declared counts of one split, from `declared.json` in `data.root` or from the adapter.
 
-    If `declared.json` names a release, its counts replace all of the adapter's: it is a subset made on purpose. Nothing
-    is declared of a split of which only some rows were chosen (`train.samples` of SAT).
+    If `declared.json` names a release, its counts replace all of the adapter's: it is a subset made on purpose.
+    Nothing is declared of a split of which only some rows were chosen (`train.samples` of SAT).
 
     Raises:
         UserError: `declared.json` is malformed.

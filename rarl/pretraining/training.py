@@ -315,11 +315,9 @@ class Packer:
         same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
         allowed = same & np.tril(np.ones((length, length), dtype=bool))
         mask = np.where(allowed, np.float32(0), np.float32(-1e9))[:, None]
-        return Batch(
-            torch.from_numpy(np.concatenate([self.patches(s.image) for s in scenes])),
-            torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(mask), torch.from_numpy(targets),
-            torch.from_numpy(np.stack([self.cell_words(s) for s in scenes])),
-        )  # fmt: skip
+        pixels = np.concatenate([self.patches(scene.image) for scene in scenes])
+        cells = np.stack([self.cell_words(scene) for scene in scenes])
+        return Batch(*map(torch.from_numpy, (pixels, ids, positions, mask, targets, cells)))
 
     def batch(self, rng: np.random.Generator, mix: "Mix", talk: bool = True) -> Batch:
         """Draw a batch of a mix, with dialogues if `talk` is set."""
@@ -426,13 +424,14 @@ def train_phase(
     over 100 steps and linear decay over the last half.
     """
     word = packer.word
-    groups = [
-        torch.tensor([word[w] for w in names])
-        for names in (
-            (*general.SHAPES, "round", "hazy", "bar", "nothing"), (*general.COLOURS, *general.TONES), general.SIZES,
-            ("upper", "lower"), ("left", "right"),
-        )
-    ]  # fmt: skip
+    attributes = (
+        (*general.SHAPES, "round", "hazy", "bar", "nothing"),
+        (*general.COLOURS, *general.TONES),
+        general.SIZES,
+        ("upper", "lower"),
+        ("left", "right"),
+    )
+    groups = [torch.tensor([word[name] for name in names]) for names in attributes]
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [

@@ -1,19 +1,14 @@
 r"""CV-Bench: counting, relation, depth and distance in everyday images, multiple choice.
 
-`cv_bench/test_2d.jsonl` and `test_3d.jsonl`, images in `cv_bench/img/`. A line in the real format, with
-made-up values:
+`cv_bench/test_2d.jsonl` and `test_3d.jsonl`, images in `cv_bench/img/`. A line in the real format (made-up values):
 
     {"idx": 9999, "type": "2D", "task": "Count", "question": "How many gears are in the image?",
      "choices": ["3", "2"], "answer": "(B)", "filename": "img/2D/count/x_1.png", "source": "X",
      "prompt": "How many gears are in the image? Select from the following choices.\n(A) 3\n(B) 2"}
 
-The hub's form (`nyu-visionx/CV-Bench`) is `test_2d.parquet` and `test_3d.parquet` with the same columns and
-the image under `image`. 2,638 rows, test only: 2D 1,438 (Count 788, Relation 650), 3D 1,200 (Depth 600,
-Distance 600). Licence Apache-2.0. Tong et al., "Cambrian-1: A fully open, vision-centric exploration of
-multimodal LLMs", 2024, arXiv 2406.16860.
-
-If neither exists, a JSON file with another benchmark's export of some rows is read (SpatialScore's format: `question`
-with its options, `answer`, `img_paths`, `index_origin`, `category_origin`).
+The hub's form is `test_2d.parquet` and `test_3d.parquet` with the same columns and the image under `image`. If neither
+exists, a JSON file with another benchmark's export of some rows is read (SpatialScore's format: `question` with its
+options, `answer`, `img_paths`, `index_origin`, `category_origin`).
 
 Quirks: 2 to 6 choices; the gold answer is a letter in brackets; the options are in `prompt`, so that is the question;
 `filename` is relative to the release's folder or to `img/`; the task comes from its own column, never from ranges of

@@ -1,19 +1,14 @@
 """Path-VQA: questions made from the captions of pathology textbooks.
 
-`path_vqa/pvqa_{train,val,test}.json` holds an item per image; images are in `path_vqa/images/<split>/`. An
-item in the real format, with made-up values:
+`path_vqa/pvqa_{train,val,test}.json` lists an item per image; images are in `path_vqa/images/<split>/`. The hub's form
+is parquet with image, question, answer. An item in the real format, with made-up values:
 
     {"img_id": "test_9999", "labelf": {"pvqa": [{"gears": 1}, {"yes": 1}]},
      "sentf": {"pvqa": ["what is present?", "are the gears round ?"]}}
 
-19,755 / 6,279 / 6,761 rows. The hub's form (`flaviagiammarino/path-vqa`, parquet with image, question, answer)
-leaves some out: 19,654 / 6,259 / 6,719. Licence: see GitHub `UCSD-AI4H/PathVQA`. He et al., "PathVQA: 30000+
-questions for medical visual question answering", arXiv 2003.10286.
-
-Quirks: CMYK and greyscale JPEGs; blanks around answers and before the question mark; items without a
-question; 952 test rows (951 in the hub's form; 236 groups of one image and question) have conflicting
-answers, 3 groups both yes and no: any answer of its group is accepted for a row, its own first. The older
-release also comes as pickle files, which are never opened: a pickle runs code.
+Quirks: CMYK and greyscale JPEGs; blanks around answers and before the question mark; items without a question;
+conflicting answers to one question: any of them is accepted for a row, its own first. The older release also comes as
+pickle files, which are never opened: a pickle runs code.
 """
 
 import hashlib

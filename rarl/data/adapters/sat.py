@@ -6,9 +6,7 @@ in which nothing moves. A row in the real format, with made-up values:
     {"image_bytes": [<PNG>], "question": "Is the gizzard left of the antenna?",
      "answers": ["left", "right"], "question_type": "obj_rel", "correct_answer": "left"}
 
-172,384 train / 127,405 static / 4,001 validate / 150 test rows (the card of `array/SAT-v2`; that of
-`array/SAT` says 175K for train). Licence MIT. Ray et al., "SAT: Dynamic spatial aptitude training for
-multimodal language models", arXiv 2412.07755; Hugging Face `array/SAT`.
+The declared counts are those of the card of `array/SAT-v2`; that of `array/SAT` says 175K for train.
 
 Quirks: rows about a movement have two images, and are refused: a sample has one. Options keep their order and follow
 the question as in CV-Bench, which this source trains for.

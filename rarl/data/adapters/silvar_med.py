@@ -16,10 +16,6 @@ They may be anywhere below `silvar_med/`, in any of three forms (made-up values)
 `xmlabN.jpg` is the authors' copy of an image for its first question, `xmlabN_k.jpg` for its k-th further one. The
 copies are not needed: explanations are joined to rows by the image's number and the question's text. The releases'
 notes count the joined explanations, and `unmatched` lists the others.
-
-Pham et al., "Silvar-Med: A speech-driven visual language model for explainable abnormality detection in
-medical imaging", CVPR Workshops 2025; Hugging Face `Hanhpt23/Silvar-Med`. Licence: see there; SLAKE's
-is CC BY 4.0.
 """
 
 import re

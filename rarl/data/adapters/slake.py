@@ -7,10 +7,6 @@ in the real format, with made-up values:
      "answer": "Yes", "q_lang": "en", "location": "Abdomen", "modality": "CT", "answer_type": "CLOSED",
      "base_type": "vqa", "content_type": "Abnormality", "triple": ["vhead", "_", "_"], "qid": 99999}
 
-English rows: 4,919 train / 1,053 validate / 1,061 test. Licence CC BY 4.0. Liu et al., "SLAKE: A
-semantically-labeled knowledge-enhanced dataset for medical visual question answering", ISBI 2021,
-arXiv 2102.09542; Hugging Face `BoKelvin/SLAKE`.
-
 The hub's form is the same JSON with `validation.json` and the images in `imgs.zip`, which must be unpacked beside it.
 Parquet copies with the columns `image, question, answer, q_lang` are read too.
 

@@ -5,10 +5,8 @@ Text files with `|` between fields, image ids without `.jpg`. Lines in the real 
     synpic1|what is the antenna made of?|copper                       training and validation
     synpic1|abnormality|what is abnormal in the antenna?|(fine) crack#bend     test
 
-12,792 / 2,000 / 500 rows over 3,200 / 500 / 500 images. Licence CC BY 4.0. Ben Abacha et al., "VQA-Med:
-Overview of the medical visual question answering task at ImageCLEF 2019", CLEF 2019; Zenodo 10499039,
-GitHub `abachaa/VQA-Med-2019`. It is not officially on the hub: parquet copies with the columns image,
-question, answer and optionally category are read, and no counts are declared for them.
+It is not officially on the hub: parquet copies with the columns image, question, answer and optionally category are
+read, and no counts are declared for them.
 
 Quirks: in the test file `#` separates accepted answers (12 rows) and `(...)` is optional (20 rows): both forms are
 accepted. Training and validation contain typographic apostrophes and no-break spaces, and no final newline.

@@ -8,10 +8,7 @@ A row in the real format, with made-up values:
      "question": "Is the antenna bent?", "question_rephrase": "NULL", "question_relation": "NULL",
      "question_frame": "NULL", "question_type": "PRES", "answer": "No", "answer_type": "CLOSED"}
 
-2,248 rows, 315 images. Test is where `phrase_type` starts with `test_`: 451 rows; the other 1,797 are
-training. The hub's form (`flaviagiammarino/vqa-rad`, parquet with image, question, answer) has 1,793 / 451.
-Licence CC0 1.0. Lau et al., "A dataset of clinically generated visual questions and answers about radiology
-images", Scientific Data 2018; OSF `89kps`.
+Test rows are those whose `phrase_type` starts with `test_`. The hub's form is parquet with image, question, answer.
 
 Quirks: yes/no in five casings; `answer_type` is no guide to the answer's kind (106 CLOSED rows are not
 yes/no, 2 have a trailing blank); 5 answers are JSON integers; one `qid` is a string; tabs in questions and
