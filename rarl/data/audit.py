@@ -236,11 +236,6 @@ class Split:
         return Place(self.set, self.split, self.images[key])
 
 
-def shared_images(first: Split, second: Split) -> list[str]:
-    """List the images that are in both, each by its hash (or name)."""
-    return sorted(first.images.keys() & second.images.keys())
-
-
 def near_duplicates(first: Split, second: Split) -> list[tuple[str, str, int, int]]:
     """List the pairs of different images that look alike, as (hash, hash, differing bits of dHash, of pHash).
 
@@ -326,7 +321,8 @@ def compare(root: str | Path, sets: Sets, own: str, images: Images) -> Findings:
     inside = [pair for name in sets for pair in combinations([s for s in splits.values() if s.set == name], 2)]
     across = [(split, test) for test in tests for split in ours.values()]
     for first, second in [*inside, *across, *combinations(tests, 2)]:
-        found.shared += [(first.place(key), second.place(key)) for key in shared_images(first, second)]
+        both = sorted(first.images.keys() & second.images.keys())
+        found.shared += [(first.place(key), second.place(key)) for key in both]
     for test in tests:
         found.counts[test.set]["test"] |= with_own(test, ours)
     to_training = [(ours["train"], test) for test in tests]
@@ -342,7 +338,7 @@ def with_own(test: Split, ours: dict[str, Split]) -> dict[str, int]:
     """Count what a benchmark's test rows share with the own rows."""
     counts, questions = {}, set(ours["test"].rows)
     for name, split in ours.items():
-        both = set(shared_images(split, test))
+        both = split.images.keys() & test.images.keys()
         rows = sum(image in both for image, _ in test.rows)
         counts |= {f"images_in_own_{name}": len(both), f"rows_with_own_{name}_image": rows}
     return {**counts, "rows_of_own_test": sum(row in questions for row in test.rows)}

@@ -442,7 +442,7 @@ def require_release(root: str | Path, folders: tuple[str, ...], name: str) -> Pa
             str(folder),
             "an unfinished download",
             "the complete release",
-            f"run `rarl download {name}` again: it resumes the download",
+            f"run `rarl download {name}` again to resume it",
         )
     return folder
 
@@ -470,10 +470,7 @@ def find_file(folder: Path, names: tuple[str, ...], what: str) -> Path:
         if found := sorted(path for path in folder.rglob(name) if path.is_file()):
             return min(found, key=lambda path: len(path.parts))
     raise MissingRelease(
-        str(folder),
-        f"no {' or '.join(names)} in it",
-        what,
-        "unpack the release as it comes, without renaming its files",
+        str(folder), f"no {' or '.join(names)} in it", what, "unpack the release without renaming its files"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from sample_images import draw_bars
 from test_dicom import PERSON, RAMP, make
 
 from rarl.data.adapters import ADAPTERS, SOURCES, silvar_med, slake, vqa_rad
@@ -28,16 +29,6 @@ from stages.curate import main as curate
 
 REPOSITORY = Path(__file__).parents[2]
 REAL = os.environ.get("RARL_DATA_ROOT")
-
-
-def draw(path, number, quality=90):
-    """An image of bars; no two numbers look alike, and another quality gives other bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new("L", (64, 64))
-    for k in range(8):
-        height = (number * 37 + k * k * (number + 3) * 11) % 64
-        image.paste(255, (8 * k, 0, 8 * k + 8, height))
-    image.save(path, quality=quality)
 
 
 def slake_row(qid, image, question="Is the crop healthy?", answer="Yes", content="Abnormality"):
@@ -63,8 +54,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "releases"
     for number in range(5):
-        draw(root / f"slake/imgs/xmlab{number}/source.jpg", number)
-    draw(root / "slake/imgs/xmlab5/source.jpg", 0, quality=60)  # looks like xmlab0
+        draw_bars(root / f"slake/imgs/xmlab{number}/source.jpg", number)
+    draw_bars(root / "slake/imgs/xmlab5/source.jpg", 0, quality=60)  # looks like xmlab0
     put(root / "slake/train.json", [slake_row(1, 0), slake_row(2, 1), slake_row(3, 1, answer="No")])
     put(root / "slake/validate.json", [slake_row(4, 2), slake_row(5, 3, answer="")])
     put(
@@ -73,10 +64,12 @@ def project(tmp_path, monkeypatch):
          slake_row(9, 9, "Which plane?", "Axial", "Plane")],
     )  # fmt: skip
     images = root / "vqa_rad/VQA_RAD Image Folder"
-    draw(images / "a.jpg", 1)  # xmlab1, byte for byte
-    rows = [rad_row(1, "a.jpg", "freeform"), rad_row(2, "a.jpg", "test_para"), rad_row(3, "a.jpg", "test_para", answer="Yes"),
-            rad_row(4, "gone.jpg", "test_para"), rad_row(5, "gone.jpg", "test_para"), rad_row(6, "gone.jpg", "freeform"),
-            rad_row(7, "other.jpg", "test_para", "Ho\tt?", "<b>hot</b>")]  # fmt: skip
+    draw_bars(images / "a.jpg", 1)  # xmlab1, byte for byte
+    named = [("a.jpg", "freeform"), ("a.jpg", "test_para"), ("a.jpg", "test_para"), ("gone.jpg", "test_para")]
+    named += [("gone.jpg", "test_para"), ("gone.jpg", "freeform")]
+    rows = [rad_row(qid, image, phrase) for qid, (image, phrase) in enumerate(named, 1)]
+    rows[2]["answer"] = "Yes"
+    rows.append(rad_row(7, "other.jpg", "test_para", "Ho\tt?", "<b>hot</b>"))
     put(root / "vqa_rad/VQA_RAD Dataset Public.json", rows)
     counts = {
         "slake": {"train": {"rows": 3, "conflicting_groups": 1, "groups_with_yes_and_no": 1}},
@@ -109,7 +102,7 @@ def test_counts_of_a_split_are_those_of_its_rows_with_or_without_image(project):
 
 
 def test_a_lists_order_and_the_case_are_no_conflict(tmp_path):
-    draw(tmp_path / "slake/imgs/xmlab1/source.jpg", 1)
+    draw_bars(tmp_path / "slake/imgs/xmlab1/source.jpg", 1)
     answers = ("Edema, Tumor", "tumor and edema", "Bend")
     put(tmp_path / "slake/test.json", [slake_row(k, 1, answer=a) for k, a in enumerate(answers[:2])])
     assert measure(read(slake, tmp_path, "test"))["conflicting_groups"] == 0
@@ -214,7 +207,7 @@ def test_images_are_decoded_once(project, monkeypatch):
 
 
 def test_a_deviation_ends_the_stage_after_its_files_are_written(project):
-    put(project / "releases/declared.json", {"silvar_med": {}, "slake": {}, "vqa_rad": {"train": {"rows": 9}}})  # fmt: skip
+    put(project / "releases/declared.json", {"silvar_med": {}, "slake": {}, "vqa_rad": {"train": {"rows": 9}}})
     result = run()
     assert result.exit_code != 0 and "vqa_rad train: 2 rows, declared 9" in result.output
     assert "Traceback" not in result.output
@@ -301,7 +294,7 @@ def test_no_name_of_a_refused_missing_or_outside_file_reaches_any_output(project
     folder = project / "releases/own"
     folder.mkdir()
     for k in range(3):
-        draw(folder / f"good{k}.jpg", k)
+        draw_bars(folder / f"good{k}.jpg", k)
     secrets = ["Sprocket", "Flange", "Grommet", "Ratchet", "Gasket", "Bushing", "Camshaft"]
     (folder / "Sprocket.png").write_bytes(b"gear")
     Image.fromarray(np.full((30, 30), 40_000, np.uint16)).save(folder / "Flange.png")

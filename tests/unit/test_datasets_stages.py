@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from sample_images import draw_bars
 
 from rarl.records import Sample, image_file, read_json, read_records
 from stages.benchmark import main as benchmark
@@ -25,7 +25,7 @@ def project(tmp_path, monkeypatch):
         rows = []
         for k in range(2):
             name = f"xmlab{2 * index + k}/source.jpg"
-            draw(tmp_path / "releases/slake/imgs" / name, 2 * index + k)
+            draw_bars(tmp_path / "releases/slake/imgs" / name, 2 * index + k)
             for qid, content in ((10 * index + 2 * k, "Abnormality"), (10 * index + 2 * k + 1, "Plane")):
                 rows.append(
                     {"img_name": name, "question": "Is the crop healthy?", "answer": "Yes", "q_lang": "en",
@@ -55,15 +55,6 @@ def set_params(folder, missing="skip", root="releases", **changes):
 def declare(folder, **sets):
     """What is said of the made-up releases; without it, the published counts are expected."""
     (folder / "releases/declared.json").write_text(json.dumps(sets), encoding="utf-8")
-
-
-def draw(path, number):
-    path.parent.mkdir(parents=True)
-    image = Image.new("L", (64, 64))
-    for k in range(8):  # bars of different height: no two images look alike
-        height = (number * 37 + k * k * (number + 3) * 11) % 64
-        image.paste(255, (8 * k, 0, 8 * k + 8, height))
-    image.save(path)
 
 
 def run(command, *arguments):
@@ -166,7 +157,7 @@ def put_own(project, count=12):
     folder = project / "releases/own"
     lines = ["image,question,answer,patient"]
     for k in range(count):
-        draw(folder / f"scans/{k}/a.png", 40 + k)
+        draw_bars(folder / f"scans/{k}/a.png", 40 + k)
         lines.append(f"scans/{k}/a.png,Is the gizzard bent?,{('yes', 'no')[k % 2]},case {k}")
     (folder / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
 

@@ -46,7 +46,8 @@ def make(path, pixels=RAMP, interpretation="MONOCHROME2", syntax=ExplicitVRLittl
     values = {
         "SOPClassUID": CTImageStorage, "SOPInstanceUID": data.file_meta.MediaStorageSOPInstanceUID,
         "Rows": pixels.shape[0], "Columns": pixels.shape[1], "PhotometricInterpretation": interpretation,
-        "SamplesPerPixel": 3 if pixels.ndim == 3 else 1, "BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1,
+        "SamplesPerPixel": 3 if pixels.ndim == 3 else 1,
+        "BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1,
         "PixelRepresentation": int(pixels.dtype.kind == "i"), "PixelData": pixels.tobytes(),
         **({"PlanarConfiguration": 0} if pixels.ndim == 3 else {}), **PERSON, **elements,
     }  # fmt: skip
@@ -131,11 +132,13 @@ def test_signed_ct_with_rescale_and_window(tmp_path):
 def test_negative_slope_turns_the_values_round(tmp_path):
     found = shown(make(tmp_path / "a", RescaleSlope=-1, RescaleIntercept=255))
     assert (found == 255 - RAMP.astype(int)).all()
-    windowed = make(tmp_path / "b", RescaleSlope=-1, RescaleIntercept=255, WindowCenter=128, WindowWidth=256)  # fmt: skip
+    windowed = make(tmp_path / "b", RescaleSlope=-1, RescaleIntercept=255, WindowCenter=128, WindowWidth=256)
     assert np.abs(shown(windowed) - (255 - RAMP.astype(int))).max() <= 1
 
 
-@pytest.mark.parametrize("elements", [{"WindowCenter": 100}, {"WindowCenter": "", "WindowWidth": ""}, {"RescaleSlope": 0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "elements", [{"WindowCenter": 100}, {"WindowCenter": "", "WindowWidth": ""}, {"RescaleSlope": 0}]
+)
 def test_half_a_window_is_none(tmp_path, elements):
     assert (shown(make(tmp_path / "a", **elements)) == RAMP).all()
 
@@ -198,7 +201,7 @@ def test_ybr_becomes_rgb(tmp_path):
 @pytest.mark.parametrize("depth", [8, 16])
 def test_palette(tmp_path, depth):
     scale = 1 if depth == 8 else 257
-    lut = [np.array(values, f"<u{depth // 8}") * scale for values in ([255, 0, 9, 0], [0, 255, 9, 0], [0, 0, 9, 255])]  # fmt: skip
+    lut = [np.array(values, f"<u{depth // 8}") * scale for values in ([255, 0, 9, 0], [0, 255, 9, 0], [0, 0, 9, 255])]
     elements = {}
     for name, values in zip(("Red", "Green", "Blue"), lut):
         elements[f"{name}PaletteColorLookupTableDescriptor"] = [4, 0, depth]
@@ -285,7 +288,7 @@ def test_nothing_of_the_header_is_said_even_by_warnings(tmp_path, recwarn, caplo
 def test_no_identifying_element_is_read(tmp_path, monkeypatch):
     read = []
     original = pydicom.dcmread
-    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **more: read.append(original(*args, **more)) or read[0])  # fmt: skip
+    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **more: read.append(original(*args, **more)) or read[0])
     to_png(make(tmp_path / "a"))
     assert not {element.keyword for element in read[0]} & set(PERSON)
     assert {element.keyword for element in read[0]} - {"SpecificCharacterSet"} <= set(dicom.ELEMENTS)  # fmt: skip

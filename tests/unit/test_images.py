@@ -122,7 +122,7 @@ def test_ask_tells_a_folder_from_a_missing_file(own):
             ask.readable(path)
 
 
-@pytest.mark.parametrize("question, found", [("", "no text"), (" \n", "no text"), ("a\udcff?", "not UTF-8")])  # fmt: skip
+@pytest.mark.parametrize("question, found", [("", "no text"), (" \n", "no text"), ("a\udcff?", "not UTF-8")])
 def test_ask_refuses_a_question_without_text(repository, monkeypatch, question, found):
     monkeypatch.chdir(repository)
     args = ["--model", "base", "--image", "x.png", "--question", question]

@@ -110,8 +110,8 @@ def test_choices_are_answered_by_text_or_letter_and_asked_with_the_question(root
 @pytest.mark.parametrize("words, modality", [
     ("MRI", "mri"), ("mr", "mri"), ("T1-weighted", "mri"), ("Magnetic Resonance Imaging", "mri"), ("FLAIR", "mri"),
     ("CT", "ct"), ("ct angiography", "ct"), ("computed tomography", "ct"), ("HRCT chest", "ct"),
-    ("X-Ray", "xray"), ("x ray", "xray"), ("chest_xray", "xray"), ("CXR", "xray"), ("Radiograph", "xray"), ("DX", "xray"),
-    ("histopathology", "pathology"), ("H&E slide", "pathology"), ("WSI", "pathology"),
+    ("X-Ray", "xray"), ("x ray", "xray"), ("chest_xray", "xray"), ("CXR", "xray"), ("Radiograph", "xray"),
+    ("DX", "xray"), ("histopathology", "pathology"), ("H&E slide", "pathology"), ("WSI", "pathology"),
     ("ultrasound", "other"), ("PET/CT", "other"), ("optical coherence tomography", "other"), ("fundus photo", "other"),
     ("contact", "other"), ("direct", "other"), ("?", "other"), ("", "unknown"),
 ])  # fmt: skip
@@ -137,7 +137,7 @@ def test_every_row_is_accounted_for(root):
     assert release.rows == 9 == len(release.samples + release.refused + release.missing_images)
     assert release.missing_images == [("row5", "own/gone.png")]
     reasons = dict(release.refused)
-    assert reasons["row7, line 10"] == reasons["row9, line 12"] == "more or fewer cells than the header has"  # fmt: skip
+    assert reasons["row7, line 10"] == reasons["row9, line 12"] == "more or fewer cells than the header has"
     assert reasons["row2"] == "empty question" and reasons["row3"] == "empty answer"
     assert "does not decode" in reasons["row6"] and "leads out" in reasons["row8"]
 
@@ -147,7 +147,8 @@ def test_lines_that_are_no_row(root):
     good = '{"image": "a.png", "question": "What?", "answer": "gear"}'
     lines = [good, good[:-9], "[1]", "", '{"image": ["a.png"], "question": "What?", "answer": "gear"}',
              '{"image": "a.png", "question": "What?", "answer": true}', '{"image": "a.png", "answer": "gear"}',
-             '{"image": "a.png", "question": "What?", "answer": "gear", "reasoning": "\\ud800"}', "[" * 99999]  # fmt: skip
+             '{"image": "a.png", "question": "What?", "answer": "gear", "reasoning": "\\ud800"}',
+             "[" * 99999]  # fmt: skip
     (root / "own/rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     release = benchmark(root, "rows.jsonl")
     assert len(release.samples) == 1 and release.rows == 8
@@ -225,9 +226,8 @@ def test_benchmark_has_a_test_split_only(root):
 def write_study(root: Path, rows: list[dict]) -> None:
     for grey in {row["grey"] for row in rows}:
         image(root / f"own/{grey}.png", grey)
-    json_table(root, [
-        {"image": f"{row['grey']}.png", "question": f"What {i}?", "answer": "gear", **row} for i, row in enumerate(rows)
-    ])  # fmt: skip
+    named = [{"image": f"{row['grey']}.png", "question": f"What {i}?"} for i, row in enumerate(rows)]
+    json_table(root, [{**name, "answer": "gear", **row} for name, row in zip(named, rows)])
 
 
 def study(patients: int, seed: int = 1) -> list[dict]:
@@ -237,7 +237,7 @@ def study(patients: int, seed: int = 1) -> list[dict]:
     for patient in range(patients):
         modality = ["CT", "MRI", "MRI", "X-ray", "X-ray", "X-ray"][random.integers(6)]
         for _ in range(random.integers(1, 5)):
-            rows += [{"grey": grey, "patient": f"p{patient}", "modality": modality}] * random.integers(1, 4)  # fmt: skip
+            rows += [{"grey": grey, "patient": f"p{patient}", "modality": modality}] * random.integers(1, 4)
             grey += 1
     return rows
 
@@ -440,7 +440,8 @@ def test_no_patient_reaches_any_output(root, capfd, recwarn, caplog, monkeypatch
             assert sample.image.startswith("data/curated/pictures/") and sample.modality == "ct"
     assert sum(len(release.samples) for release in releases.values()) == 9
     assert sum(len(release.refused) for release in releases.values()) == 4
-    json_table(root, [{"image": "0.dcm", "question": "?", "answer": "a", "patient": patients[0], "split": s} for s in SPLITS])  # fmt: skip
+    row = {"image": "0.dcm", "question": "?", "answer": "a", "patient": patients[0]}
+    json_table(root, [{**row, "split": name} for name in SPLITS])
     Path("data/message.txt").write_text(refusal(split, root, table="rows.jsonl"))
 
     produced = [path for folder in ("data", ".cache") for path in Path(folder).rglob("*") if path.is_file()]

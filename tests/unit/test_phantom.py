@@ -172,7 +172,8 @@ def test_the_stage_writes_both_outputs_and_a_table(tmp_path, monkeypatch):
     blocks = "phantom:\n  image_size: 56\n  benchmark_rows: 12\n  annotated_share: 0.0\n"
     needed = (
         "grpo:\n  prompts:\n  - open\n  rewards: {}\nrarl:\n  prompts:\n  - open\n  rewards: {}\nmodels:\n- base\n"
-        "modes:\n- direct\nmode:\n  direct:\n    prompt: direct\njudges:\n- lexical\njudge:\n  lexical:\n    kind: lexical\n"
+        "modes:\n- direct\nmode:\n  direct:\n    prompt: direct\njudges:\n- lexical\n"
+        "judge:\n  lexical:\n    kind: lexical\n"
     )
     (tmp_path / "params.yaml").write_text(blocks + needed, encoding="utf-8")
     result = CliRunner().invoke(main)

@@ -1,4 +1,4 @@
-"""Files that are empty, cut or short are noticed by whoever reads them; a full disk and a denied folder lose nothing."""
+"""Readers notice files that are empty, truncated or short; a full disk and a denied folder lose nothing."""
 
 import os
 import re

@@ -77,10 +77,7 @@ def rows(folder: Path, split: str, notes: Counter, limit: int | None = None, see
     table = hub.table(folder, split, COLUMNS, ("question_type",))
     if table is None:
         raise MissingRelease(
-            str(folder),
-            f"no {file}.parquet in it",
-            f"SAT's {split} split as on the hub",
-            "get it with `rarl download sat`",
+            str(folder), f"no {file}.parquet in it", f"SAT's {split} split", "get it with `rarl download sat`"
         )
     chosen = None
     if limit is not None:

@@ -92,10 +92,7 @@ def fetch(
         differs = file.differs(path) if path.is_file() else None
         if differs and not replace:
             raise UserError(
-                str(path),
-                f"exists: {differs}",
-                f"the file that {source} publishes",
-                "move it away and run the same command again",
+                str(path), f"exists: {differs}", f"the file of {source}", "move it away and run the same command again"
             )
         if differs or not path.is_file() or (replace and file.url and not file.sha256):
             missing[name] = file
