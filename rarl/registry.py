@@ -34,7 +34,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is evaluated; `trained_by` completes "a model trained by", None for the untuned base."""
+    """A model that is evaluated; `trained_by` completes "trained by" and is None for the untuned base."""
 
     label: str
     colour: str
@@ -48,7 +48,7 @@ class JudgeKind:
     Attributes:
         how: completes "This judge ..." in the report.
         needs: settings that a judge of this kind cannot do without.
-        asks: whether it asks a language model, keeps each completion, and so is best asked about all test sets at once.
+        asks: whether it asks a language model, so that each completion is kept and all test sets are asked at once.
     """
 
     how: str

@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 def reward_functions(
     rewards: Rewards, scorer_factory: Callable[[], BertScorer], settings: Reward | None = None
 ) -> tuple[list[Callable], list[float]]:
-    """The reward functions whose weight is above 0, and their weights, in a fixed order.
+    """Return the reward functions with a weight above 0, and their weights, in the order of the registry.
 
     Args:
-        rewards: the weights of one method.
-        scorer_factory: makes the BERTScorer; called once, and only if a reward needs it.
+        rewards: weights of one method.
+        scorer_factory: makes the BERTScorer; called at most once, and only if a reward needs it.
         settings: how each reward is computed; None for the paper's formulas.
+
+    >>> from rarl.params import Rewards
+    >>> functions, weights = reward_functions(Rewards(accuracy=0), lambda: None)
+    >>> [function.__name__ for function in functions], weights
+    (['format', 'length'], [1.0, 1.0])
     """
     settings = settings or Reward()
     weights = {name: weight for name, weight in rewards.model_dump().items() if weight > 0}
@@ -51,7 +56,7 @@ def reward_functions(
 
 
 def _guards(on: Guards) -> list[tuple[str, Callable[..., bool], float]]:
-    """(reward, guard, what the reward is held down to) of every guard that is switched on."""
+    """Return (reward, guard, cap of the reward) of each guard that is on."""
     table = [
         (on.empty_answer, "format", guards.empty_answer, PARTIAL),
         (on.text_after_answer, "accuracy", guards.text_after_answer, 0.0),

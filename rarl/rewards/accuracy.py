@@ -9,9 +9,9 @@ from rarl.rewards.completions import texts
 def make_reward(settings, get_scorer) -> Callable[..., list[float]]:
     """Make the accuracy reward: 1 or 0 for exact kinds, BERTScore F1 for open answers (section 2.2.2).
 
-    `answers.read_completion` reads the answer. Yes/no, multiple choice and numbers are compared exactly: to an encoder
-    2 and 3 are much alike. An open answer gets the best F1 over the accepted references, and 1 if it equals one of them
-    as a list in another order. An empty answer gets 0.
+    `answers.read_completion` reads the answer. Yes/no, multiple choice and numbers are compared exactly: for an
+    encoder 2 and 3 are similar. An open answer gets the best F1 over the accepted references, and 1 if it equals one
+    of them as a list in another order. An empty answer gets 0.
 
     Args:
         settings: not read.

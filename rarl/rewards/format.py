@@ -15,16 +15,10 @@ PARTIAL = 0.1
 def reward(completions, **kwargs) -> list[float]:
     """Return 1.0 for exactly `<think>...</think> <answer>...</answer>`, 0.1 for any tag, 0.0 for none.
 
-    The whole completion must match: each of the four tags once, in this order and in lower case, with nothing but white
-    space around the two parts. Anything else with a tag in it is partial. Section 2.2.2: "a full reward (1.0) is given
-    if the output matches the exact format", "a small bonus reward (0.1)" for partial tagging. Empty parts count as
+    The whole completion must match: each of the four tags once, in this order and in lower case, and only white space
+    around the two parts. Anything else with a tag is partial. Section 2.2.2: "a full reward (1.0) is given if the
+    output matches the exact format", "a small bonus reward (0.1)" for partial tagging. Empty parts count as
     well-formed unless the guard `empty_answer` is on.
-
-    Args:
-        completions: strings or conversations, one a row.
-
-    Returns:
-        One reward a row.
 
     >>> reward(["<think>An opacity.</think> <answer>Yes</answer>", "<answer>Yes", "Yes"])
     [1.0, 0.1, 0.0]

@@ -17,8 +17,8 @@ def make_reward(settings: Reward, get_scorer=None) -> Callable[..., list[float]]
         get_scorer: not called.
 
     Returns:
-        The reward, with values in [0, `length_cap`]. It counts the sampled tokens, which TRL passes as `completion_ids`
-        (one list a row, without padding, with the end token).
+        The reward, with values in [0, `length_cap`]. It counts the sampled tokens that TRL passes as `completion_ids`:
+        one list a row, without padding, with the end token.
 
     >>> from rarl.params import Reward
     >>> reward = make_reward(Reward())

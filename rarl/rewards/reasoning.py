@@ -57,8 +57,11 @@ def score_reasoning(pairs: Sequence[tuple[str, str]], scorer, measure: str, term
     """Return the similarity of each (text, annotation) pair, in [0, 1].
 
     Args:
+        pairs: (text, annotation).
+        scorer: has `f1(pairs) -> list[float]`; not used by `terms`.
         measure: `bertscore`: BERTScore F1, which the paper uses for open answers; `terms`: clinical
-            terms recalled (`rarl.rewards.terms`); `mix`: both, the terms with weight `terms_share`.
+            terms recalled (`rarl.rewards.terms`); `mix`: both.
+        terms_share: weight of the terms in the mix.
     """
     if not pairs:
         return []
