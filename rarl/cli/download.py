@@ -10,11 +10,11 @@ compares with it, downloads what is missing, and keeps that commit unless --upda
 """
 
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import click
 
+from rarl.data.adapters import load_adapter
 from rarl.data.download.folder import RECORD, download
 from rarl.data.download.sources import SOURCES, ByHand, Hub
 from rarl.errors import UserError
@@ -23,7 +23,7 @@ from rarl.errors import UserError
 def show_list() -> None:
     """Print every set and form with its size, version, source and licence."""
     for name, published in SOURCES.items():
-        licence = import_module(f"rarl.data.adapters.{name}").DECLARED.licence
+        licence = load_adapter(name).DECLARED.licence
         click.echo(f"{name} (licence: {licence})")
         for form, source in published.forms.items():
             size = f"{source.about_mb:,} MB" if source.about_mb else "size not known"

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import StrictInt, TypeAdapter, ValidationError
 
 from rarl.answers import list_items, normalise
-from rarl.data.adapters import ADAPTERS, SOURCES
+from rarl.data.adapters import load_adapter
 from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, DECLARED_FILE, Images, MissingRelease, Release, read
 from rarl.errors import UserError
 from rarl.params import Params
@@ -50,10 +50,10 @@ def read_sets(params: Params, root: Path, images) -> tuple[dict, dict[str, list[
     Returns:
         name -> (adapter, split -> release), and name -> missing splits.
     """
-    source = SOURCES[params.train.source]
+    source = load_adapter(params.train.source)
     sets, absent = {params.own_test: (source, source.training(root, params, images))}, {}
     for name in params.benchmarks:
-        adapter = ADAPTERS[name]
+        adapter = load_adapter(name)
         published = {split for form in adapter.DECLARED.counts.values() for split in form}
         releases = {}
         for split in ("train", "validate", "test"):

@@ -18,7 +18,7 @@ from rarl.records import write_json, write_records
 
 def read_benchmark(params: Params, name: str) -> None:
     """Read one benchmark's test rows."""
-    from rarl.data.adapters import ADAPTERS
+    from rarl.data.adapters import load_adapter
     from rarl.data.audit import compare_with_declared, refuse, report_losses, require_images, selection
     from rarl.data.release import Images, MissingRelease, Release, read, require_root
 
@@ -26,7 +26,7 @@ def read_benchmark(params: Params, name: str) -> None:
     data = params.data
     unpacked = Path(f"data/benchmarks/pictures/{name}")
     root = require_root(data.root)
-    adapter = ADAPTERS[name]
+    adapter = load_adapter(name)
     shutil.rmtree(unpacked, ignore_errors=True)
     unpacked.mkdir(parents=True)
     absent, found = None, []

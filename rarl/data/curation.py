@@ -30,13 +30,13 @@ def curate(params: Params) -> None:
     Raises:
         UserError: There is no usable training row, or the release is not as declared.
     """
-    from rarl.data.adapters import SOURCES
+    from rarl.data.adapters import load_adapter
     from rarl.data.audit import compare_with_declared, own_splits_apart, refuse, report_losses, require_images
     from rarl.data.release import Images, require_root
 
     start = time.monotonic()
     root, source = require_root(params.data.root), params.train.source
-    adapter = SOURCES[source]
+    adapter = load_adapter(source)
     click.echo(f"curate: reading {source} below {root} ...")
     releases = adapter.training(root, params, Images(root, IMAGES))
     for split, release in releases.items():

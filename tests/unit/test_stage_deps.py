@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from rarl.registry import DATA_SETS, JUDGE_KINDS, REWARDS
+
 ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 #: Code that cannot change a stage's output for given parameters: a change of it re-runs nothing.
@@ -19,11 +21,14 @@ PLUMBING = {
     "rarl/params.py",
     "rarl/pinning.py",  # named by the stages whose bits depend on it: those that run a model
     "rarl/cache.py",
+    "rarl/registry.py",  # names; `audit`, `score` and `report` depend on its labels
     "rarl/launch.py",
     # A text beside the weights, and a text before the training: no weight depends on them.
     "rarl/model_card.py",
     "rarl/memory_plan.py",
 }
+#: Folders whose modules are imported by their names in the registry.
+BY_NAME = {"rarl/data/adapters": DATA_SETS, "rarl/judges": JUDGE_KINDS, "rarl/rewards": REWARDS}
 
 
 def entry(stage: dict) -> str:
@@ -60,6 +65,9 @@ def imports(file: str, inside_functions: bool = True) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import; this project writes them out"
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    package = str(Path(file).parent)
+    if Path(file).name == "__init__.py" and package in BY_NAME:
+        modules |= {f"{package.replace('/', '.')}.{name}" for name in BY_NAME[package]}
     found = {name for module in modules if module.startswith(("rarl", "stages")) and (name := file_of(module))}
     for module in {name.removesuffix("/__init__.py").removesuffix(".py") for name in found}:
         package = f"{Path(module).parent.as_posix()}/__init__.py"
