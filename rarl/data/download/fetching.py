@@ -155,7 +155,9 @@ def from_web(url: str, path: Path, sha256: str | None = None, page: str = "") ->
     with _network_errors(url, path.parent, page=page or url):
         with http_stream_backoff("GET", url, headers=headers, timeout=TIMEOUT, max_retries=4) as response:
             hf_raise_for_status(response)
-            size, tag = int(response.headers.get("Content-Length", 0)), response.headers.get("ETag", "")
+            compressed = "Content-Encoding" in response.headers
+            size = 0 if compressed else int(response.headers.get("Content-Length", 0))
+            tag = response.headers.get("ETag", "")
         if tag.startswith('"'):  # a weak one (W/) does not promise equal bytes
             headers["If-Range"] = tag
         version = hashlib.sha256(tag.encode()).hexdigest()[:8]
