@@ -17,7 +17,7 @@ TIMEOUT = 60
 
 @dataclass
 class Expected:
-    """What is known of a file before it is downloaded; None where it is unknown."""
+    """What is known of a file before it is downloaded; None if it is unknown."""
 
     size: int | None = None
     sha256: str | None = None
@@ -26,7 +26,7 @@ class Expected:
     url: str | None = None
 
     def differs(self, path: Path) -> str | None:
-        """Return how an existing file differs, or None where it does not."""
+        """Return how an existing file differs, or None if it does not."""
         from huggingface_hub.utils.sha import git_hash
 
         size = path.stat().st_size
@@ -46,7 +46,7 @@ def plan(
     """List the files of a source: the hub's at `commit` or at its newest one, a web page's from the table.
 
     Returns:
-        The wanted files by name, and their commit (None where the source has no versions).
+        The wanted files by name, and their commit (None if the source has no versions).
 
     Raises:
         UserError: There is no network, the access needs a click, or the repository lacks the files.

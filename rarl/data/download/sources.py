@@ -42,7 +42,7 @@ class Hub(Source):
 
 @dataclass(frozen=True)
 class File:
-    """One file on a web server; `sha256` is None where no record of it is known."""
+    """One file on a web server; `sha256` is None if no record of it is known."""
 
     name: str
     url: str
