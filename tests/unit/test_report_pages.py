@@ -318,7 +318,7 @@ def test_grounding_says_what_remains_without_the_right_picture(tmp_path, monkeyp
     assert row["difference"] == pytest.approx(row["final"] - row["shown"], abs=0.011)
     assert row["kept"] == pytest.approx(100 * row["final"] / row["shown"], abs=0.02)
     assert set(frame.index) == {(m, i) for m in ("base", "rarl") for i in ("blank", "shuffled")}
-    assert "How much comes from looking?" in html and "another question's picture" in " ".join(output.split())
+    assert "How much comes from looking?" in html and "another question's image" in " ".join(output.split())
 
 
 def test_agreement_is_pooled_over_models_and_disagreements_are_listed(inside):
@@ -402,13 +402,10 @@ def yes_no_run(answers: list[tuple[str, str | None]], confidence: float = 0.95) 
                    truncated=(answer or "").endswith(" …"), error="no image" if answer is None else None)
         for i, (_, answer) in enumerate(answers)
     ]  # fmt: skip
-    params = SimpleNamespace(
-        modes=["reasoning"],
-        sets_of=lambda mode: ["own"],
-        models=["base"],
-        report=SimpleNamespace(confidence=confidence),
-    )
-    return SimpleNamespace(params=params, samples={"own": samples}, predictions={("base", "reasoning", "own"): said})  # fmt: skip
+    report = SimpleNamespace(confidence=confidence)
+    run = Run(SimpleNamespace(modes=["reasoning"], sets_of=lambda mode: ["own"], models=["base"], report=report))
+    run.samples, run.predictions = {"own": samples}, {("base", "reasoning", "own"): said}
+    return run
 
 
 def test_sensitivity_and_specificity_count_every_answer():
