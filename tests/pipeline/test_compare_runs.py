@@ -26,8 +26,10 @@ def table(project) -> pd.DataFrame:
 
 
 def outcomes(project, experiment: str) -> dict[str, set[str]]:
-    """model -> what the column `test` has in the rows of an experiment."""
+    """model -> the values of the column `test` for an experiment; never empty, and some of SLAKE's rows have their own."""
     rows = table(project).query("experiment == @experiment")
+    assert rows["test"].notna().all()
+    rows = rows[rows["test"] != "part of slake"]
     return {model: set(part["test"]) for model, part in rows.groupby("model")}
 
 
