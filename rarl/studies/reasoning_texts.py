@@ -1,10 +1,9 @@
-"""Texts about a phantom whose findings are known: the annotation told right, told wrong, not told.
+"""Right and wrong reasoning texts about phantoms whose findings are known.
 
-An annotation is the reasoning that `rarl/phantom/questions.py` writes. Beside it each
-case has texts of the kinds in `KINDS`. The wrong ones are written by the annotation's own grammar
-about other findings, so that they are as close to it in wording as a wrong text can be; of the
-right ones two in three use other words than the annotation. Those words were written after the
-lexicon of `rarl/rewards/lexicon.py` and not added to it: most plain ones are not in it.
+An annotation is the reasoning that `rarl/phantom/questions.py` writes. Each case also has texts of the kinds in
+`KINDS`. The wrong ones are written by the annotation's own grammar about other findings, so that they are as close to
+it in wording as a wrong text can be; two in three of the right ones use other words than the annotation. Those words
+were written after the lexicon of `rarl/rewards/lexicon.py` and not added to it: most plain ones are not in it.
 """
 
 import re
@@ -30,7 +29,7 @@ WRONG = {
     "copied_prompt": "the training prompt with the question",
     "listed": "every disease, side and place that the modality has",
 }
-#: Right by its words, and wrong for a policy to write.
+#: Right in content, but not what a policy should write.
 REPEATED = "repeated"
 KINDS = {
     "reordered": "the annotation's sentences in another order",
@@ -45,14 +44,14 @@ SAME_STYLE = {
     for kind in ("denied", "other_place", "other_finding")
     for style in RIGHT
 }
-#: Pictures by modality and share of abnormal ones, as in the curated training set.
+#: Share of each modality and of abnormal images, as in the curated training set.
 MODALITY_SHARES = {"xray": 0.6, "mri": 0.23, "ct": 0.17}
 ABNORMAL_SHARE = 0.55
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question about one picture: its annotation, and texts by kind (a kind may be missing)."""
+    """One question about one image: its annotation, and texts by kind (a kind may be missing)."""
 
     modality: str
     findings: tuple[Finding, ...]
@@ -64,7 +63,7 @@ class Case:
 
 
 def make_cases(seed: int, count: int) -> list[Case]:
-    """Draw findings, questions and texts. Pixels are not needed and not drawn."""
+    """Sample findings, questions and texts. Pixels are not needed and not drawn."""
     rng = np.random.default_rng(seed)
     told = []
     for _ in range(count):
@@ -145,19 +144,19 @@ VAGUE = (
 
 
 def _reasoning(rng, scene: Scene, asked: Asked) -> str:
-    """What would be right to say, under the same question, of a picture with these findings."""
+    """Return the right reasoning, under the same question, about an image with these findings."""
     return reasoning(rng, scene, replace(asked, conclusion=_conclusion(scene, asked)))
 
 
 def _conclusion(scene: Scene, asked: Asked) -> str:
-    """How the reasoning ends under the same question; about the image where it does not fit."""
+    """Return how the reasoning ends under the same question; a sentence about the image if the question does not fit."""
     fallback = "so the image is not normal." if scene.findings else "so the image is normal."
     same = (other.conclusion for other in askable(scene) if other.text == asked.text)
     return next(same, fallback)
 
 
 def _denied(scene: Scene, asked: Asked, annotation: str) -> str:
-    """The annotation of an abnormal picture with every claim denied."""
+    """Return the annotation of an abnormal image with every claim denied."""
     seen, _, _ = annotation.rpartition(", ")
     seen = re.sub(r"\b(There is|It has|It shows|(?:X-ray|MRI|CT) (?:has|shows)) an? ", r"\1 no ", seen, count=1)
     seen = seen.replace(" and a ", " and no ")
@@ -173,7 +172,7 @@ def _denied(scene: Scene, asked: Asked, annotation: str) -> str:
 
 
 def _moved(finding: Finding) -> Finding:
-    """The other side; in the liver, which has none in the texts, upper for lower."""
+    """Return the finding on the other side; in the liver, whose texts name no side, upper for lower."""
     if finding.organ == "liver":
         return replace(finding, level="lower" if finding.level == "upper" else "upper")
     sides = {"left": "right", "right": "left", "": ""}
@@ -181,7 +180,7 @@ def _moved(finding: Finding) -> Finding:
 
 
 def _exchanged(rng, scene: Scene) -> list[Finding]:
-    """One finding that the picture does not have, where the first one is; none if it has them all."""
+    """Return one finding that the image does not have, where the first one is; none if it has them all."""
     first, seen = scene.findings[0], named(scene.findings)
     names = [name for name in DISEASES[scene.modality] if name not in seen]
     if not names:
