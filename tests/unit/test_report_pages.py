@@ -140,7 +140,7 @@ def test_pictures_that_do_not_fit_are_left_out_and_said(inside, monkeypatch):
     assert list(some) == list(everything) and list(some.values()).count(None) == len(some) - 1
     monkeypatch.setattr(cases, "MOST_PICTURES", 0)
     monkeypatch.setattr(cases.thumbnails, "__defaults__", (0,))
-    assert f"{len(some)} of {len(some)} pictures are left out" in page.render_cases(run)
+    assert f"{len(some)} of {len(some)} images are left out" in page.render_cases(run)
 
 
 def test_links_from_the_report_open_a_case_that_is_there(inside):
@@ -269,7 +269,7 @@ def test_the_same_judge_is_compared_where_the_paper_has_it():
 def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeypatch):
     make_run(tmp_path, rows=20, models=["base", "rarl"], judges=["lexical"], benchmarks=[], logs=False)
     html, _ = score_and_report(tmp_path, monkeypatch)
-    assert "Ours: not run" in html and "Over seeds" not in html and "two changes apart" not in html
+    assert "Ours: not run" in html and "Over seeds" not in html and "two changes separately" not in html
 
     ours = {"source": "ours (embedded)", "n": 2638, "Total_low": 47.1, "Total_high": 50.9}
     tasks = dict.fromkeys(("Count", "Relation", "Depth", "Distance", "Total"), 49.0)
@@ -318,7 +318,7 @@ def test_grounding_says_what_remains_without_the_right_picture(tmp_path, monkeyp
     assert row["difference"] == pytest.approx(row["final"] - row["shown"], abs=0.011)
     assert row["kept"] == pytest.approx(100 * row["final"] / row["shown"], abs=0.02)
     assert set(frame.index) == {(m, i) for m in ("base", "rarl") for i in ("blank", "shuffled")}
-    assert "How much comes from looking?" in html and "another question's image" in " ".join(output.split())
+    assert "How much comes from the image?" in html and "another question's image" in " ".join(output.split())
 
 
 def test_agreement_is_pooled_over_models_and_disagreements_are_listed(inside):
