@@ -8,8 +8,10 @@ were written after the lexicon of `rarl/rewards/lexicon.py` and not added to it:
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from ruamel.yaml import YAML
 
 from rarl.answers import kind_of
 from rarl.phantom.medical import DISEASES, Finding, Scene, choose_findings
@@ -18,6 +20,8 @@ from rarl.phantom.words import ORGAN_OF
 from rarl.prompts import render
 from rarl.records import Kind
 
+#: The sentences of the texts.
+WORDS = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 RIGHT = ("reordered", "plain", "report")
 WRONG = {
     "vague": "says little: there is something in the image",
@@ -96,7 +100,7 @@ def _texts(rng, scene: Scene, asked: Asked, annotation: str, told: list[tuple]) 
         "reordered": " ".join(reversed(re.findall(r"\S[^.]+\.", annotation))),
         "plain": _plain(rng, scene, asked),
         "report": _report(rng, scene, asked),
-        "vague": VAGUE[rng.integers(len(VAGUE))],
+        "vague": WORDS["vague"][rng.integers(len(WORDS["vague"]))],
         "denied": _denied(scene, asked, annotation),
         "copied_question": asked.text,
         "copied_prompt": render("explanation", asked.text),
@@ -132,24 +136,13 @@ def _seen(findings: list[Finding]) -> set[tuple]:
     return {(finding.name, finding.side, finding.level) for finding in findings}
 
 
-# Told wrong ---------------------------------------------------------------------------------------
-
-VAGUE = (
-    "There is something in the image.",
-    "Let me look at the image carefully. I can see some details, and I think about what they mean.",
-    "The image shows certain features that need to be judged by an expert.",
-    "This is a medical image of a patient. The answer follows from what can be seen in it.",
-    "I look at every part step by step and compare it with what I know. Then I give my answer.",
-)
-
-
 def _reasoning(rng, scene: Scene, asked: Asked) -> str:
     """Return the right reasoning, under the same question, about an image with these findings."""
     return reasoning(rng, scene, replace(asked, conclusion=_conclusion(scene, asked)))
 
 
 def _conclusion(scene: Scene, asked: Asked) -> str:
-    """Return how the reasoning ends under the same question; a sentence about the image if the question does not fit."""
+    """Return how the reasoning ends under the same question, or about the image if the question does not fit."""
     fallback = "so the image is not normal." if scene.findings else "so the image is normal."
     same = (other.conclusion for other in askable(scene) if other.text == asked.text)
     return next(same, fallback)
@@ -205,121 +198,34 @@ def _listed(modality: str) -> str:
     )
 
 
-# Told right, in other words -----------------------------------------------------------------------
-
-PLAIN_VIEW = {
-    "xray": "I am looking at somebody's chest from the front.",
-    "mri": "I am looking at a slice of somebody's head.",
-    "ct": "I am looking at a slice through somebody's belly.",
-}
-PLAIN_PLACE = {"upper": "near the top", "lower": "towards the bottom", "": "inside"}
-PLAIN_SEEN = {
-    "Pneumonia": "a pale smear {level} of the {side} lung",
-    "Nodule": "a little pale dot {level} of the {side} lung",
-    "Mass": "a pale lump as wide as a plum {level} of the {side} lung",
-    "Effusion": "a flat pale layer {level} of the {side} lung",
-    "Cardiomegaly": "a heart that takes up more room than it should",
-    "Brain Tumor": "a pale ball {level} of the {side} half of the brain",
-    "Brain Edema": "a wide pale smear {level} of the {side} half of the brain",
-    "Liver Cancer": "a shadowy ball {level} of the liver",
-    "Kidney Cancer": "a shadowy ball {level} of the {side} kidney",
-}
-PLAIN_NAME = {
-    "Pneumonia": "a chest infection",
-    "Nodule": "a small knot",
-    "Mass": "a big lump",
-    "Effusion": "water on the lung",
-    "Cardiomegaly": "a heart that has grown",
-    "Brain Tumor": "a growth in the head",
-    "Brain Edema": "swelling of the brain",
-    "Liver Cancer": "cancer of the liver",
-    "Kidney Cancer": "cancer of the kidney",
-}
-PLAIN_NORMAL = {
-    "xray": "Both lungs look the way they should, without any patch, and the heart has its usual size.",
-    "mri": "Nothing stands out in either half of the brain.",
-    "ct": "The liver is even all through, and both kidneys look the way they should.",
-}
-REPORT_VIEW = {
-    "xray": "Frontal chest radiograph.",
-    "mri": "Axial magnetic resonance image of the head.",
-    "ct": "Axial computed tomography of the abdomen.",
-}
-REPORT_PLACE = {"upper": ("superior", "upper"), "lower": ("inferior", "basal"), "": ("", "")}
-REPORT_SEEN = {
-    "Pneumonia": "ill-defined airspace shadowing in the {side} {level} zone",
-    "Nodule": "a subcentimetre rounded density projected over the {side} {level} zone",
-    "Mass": "a well-circumscribed density of several centimetres in the {side} {level} zone",
-    "Effusion": "dense opacification with a meniscus at the {side} {level} pleural space",
-    "Cardiomegaly": "an increased cardiothoracic ratio",
-    "Brain Tumor": "a hyperintense space-occupying focus in the {level} {side} hemisphere",
-    "Brain Edema": "a broad zone of high signal in the {level} {side} hemisphere",
-    "Liver Cancer": "a hypoattenuating focus in the {level} hepatic parenchyma",
-    "Kidney Cancer": "a hypodense focus in the {side} renal cortex",
-}
-REPORT_NAME = {
-    "Pneumonia": "an infective consolidation",
-    "Nodule": "a solitary pulmonary nodule",
-    "Mass": "a pulmonary mass lesion",
-    "Effusion": "pleural fluid",
-    "Cardiomegaly": "cardiac enlargement",
-    "Brain Tumor": "an intracranial neoplasm",
-    "Brain Edema": "cerebral oedema",
-    "Liver Cancer": "hepatic malignancy",
-    "Kidney Cancer": "renal cell carcinoma",
-}
-REPORT_NORMAL = {
-    "xray": "The lungs are clear. The cardiomediastinal contours are within normal limits.",
-    "mri": "No focal signal alteration is identified in either hemisphere.",
-    "ct": "Homogeneous hepatic parenchyma. Both kidneys are unremarkable.",
-}
-#: How an annotation ends (pattern), and the same in plain and in a report's words.
-ENDINGS = (
-    (r"the image is not normal", "Something is wrong here.", "Pathological study."),
-    (r"the image is normal", "Nothing is wrong here.", "No pathology."),
-    (
-        r"the (.+) is (?:abnormal|not healthy)",
-        r"So the \1 is not as it should be.",
-        r"Findings in keeping with disease of the \1.",
-    ),
-    (r"the (.+) is (?:normal|healthy)", r"The \1 is as it should be.", r"The \1 is unremarkable."),
-    (r"(.+) is seen in (.+)", r"One can make out \1 in \2.", r"\1 is confirmed in \2."),
-    (r"(.+) is not seen in (.+)", r"One cannot make out \1 in \2.", r"There is no evidence of \1 in \2."),
-    (r"the patient has (.+)", r"So this person suffers from \1.", r"Compatible with \1."),
-    (r"the patient does not have (.+)", r"This person does not suffer from \1.", r"No evidence of \1."),
-    (r"both are abnormal", "So neither is as it should be.", "Both organs are affected."),
-    (r"there is no disease", "So no illness is to be found.", "No pathology."),
-)
-
-
 def _plain(rng, scene: Scene, asked: Asked) -> str:
-    ending = _ending(asked, 1)
+    style, ending = WORDS["plain"], _ending(asked, 1)
     if not scene.findings:
-        return f"{PLAIN_VIEW[scene.modality]} {PLAIN_NORMAL[scene.modality]} {ending}"
+        return f"{style['view'][scene.modality]} {style['normal'][scene.modality]} {ending}"
     seen = " and ".join(
-        PLAIN_SEEN[one.name].format(side=one.side, level=PLAIN_PLACE[one.level]) for one in scene.findings
+        style["seen"][one.name].format(side=one.side, level=style["place"][one.level]) for one in scene.findings
     )
     # The name is what the question asks for: half of the texts give it, half describe it.
-    names = PLAIN_NAME if rng.random() < 0.5 else {name: name.lower() for name in PLAIN_NAME}
+    names = style["name"] if rng.random() < 0.5 else {name: name.lower() for name in style["name"]}
     meant = " and ".join(names[name] for name in named(scene.findings))
-    return f"{PLAIN_VIEW[scene.modality]} What strikes me is {seen}. I take it for {meant}. {ending}"
+    return f"{style['view'][scene.modality]} What strikes me is {seen}. I take it for {meant}. {ending}"
 
 
 def _report(rng, scene: Scene, asked: Asked) -> str:
-    ending = _ending(asked, 2)
+    style, ending = WORDS["report"], _ending(asked, 2)
     if not scene.findings:
-        return f"{REPORT_VIEW[scene.modality]} {REPORT_NORMAL[scene.modality]} {ending}"
+        return f"{style['view'][scene.modality]} {style['normal'][scene.modality]} {ending}"
     seen = " and ".join(
-        REPORT_SEEN[one.name].format(side=one.side, level=REPORT_PLACE[one.level][rng.integers(2)])
+        style["seen"][one.name].format(side=one.side, level=style["place"][one.level][rng.integers(2)])
         for one in scene.findings
     )
-    meant = " and ".join(REPORT_NAME[name] for name in named(scene.findings))
-    return f"{REPORT_VIEW[scene.modality]} {seen.capitalize()}. Consistent with {meant}. {ending}"
+    meant = " and ".join(style["name"][name] for name in named(scene.findings))
+    return f"{style['view'][scene.modality]} {seen.capitalize()}. Consistent with {meant}. {ending}"
 
 
 def _ending(asked: Asked, style: int) -> str:
     said = asked.conclusion.split(" ", 1)[1].rstrip(".")
-    for pattern in ENDINGS:
+    for pattern in WORDS["endings"]:
         if found := re.fullmatch(pattern[0], said):
             text = found.expand(pattern[style])
             return text[0].upper() + text[1:]
