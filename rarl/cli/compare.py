@@ -1,7 +1,7 @@
 """Tables over several experiments.
 
-Each study is one `dvc exp run --queue` command with choices, then `dvc queue start`, then this command, which reads the
-experiments of the present commit from git:
+Each study is one `dvc exp run --queue` command with choices, then `dvc queue start`, then this command, which reads
+the experiments of the present commit from git:
 
     table2  amount of data, with and without LoRA (paper, section 3.1), on CV-Bench
     grid    reasoning reward and prompting diversity separately, which the paper changes together

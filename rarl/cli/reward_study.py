@@ -1,10 +1,10 @@
 """Measure how well each measure of the reasoning reward separates right from wrong reasoning (no pipeline stage).
 
-The paper names a reasoning reward without a formula. Here texts about phantoms, whose findings are known, are scored by
-each measure that `reward.reasoning` can name. The rule was set before the first run: the study favours the measure
+The paper names a reasoning reward without a formula. Here texts about phantoms, whose findings are known, are scored
+by each measure that `reward.reasoning` can name. The rule was set before the first run: the study favours the measure
 whose right texts most often score above every wrong text of their question. It is clearly better than BERTScore, which
-the paper profile uses, if the 95 % interval of the gain over the same questions is above 0, and if it separates no kind
-of wrong text less well (AUC, with an interval of the gain below 0).
+the paper profile uses, if the 95 % interval of the gain over the same questions is above 0, and if it separates no
+kind of wrong text less well (AUC, with an interval of the gain below 0).
 
 Writes `metrics/studies/reasoning_reward.json` and `.md`, in a minute or two on two cores.
 """

@@ -1,7 +1,7 @@
 """The page of single cases: every question of every test set with image, reference, answers and verdicts.
 
-One file that needs no network. The cases of a test set are gzipped JSON in base64, unpacked when the set is chosen: the
-text of models, data sets and judges is never part of the page's markup, and the script inserts it as text only. A
+One file that needs no network. The cases of a test set are gzipped JSON in base64, unpacked when the set is chosen:
+the text of models, data sets and judges is never part of the page's markup, and the script inserts it as text only. A
 content policy lets the browser run that script and no other.
 """
 

@@ -1,7 +1,7 @@
 """Examples in the style of the paper's Tables 4 and 5, right and wrong, chosen by rule.
 
-The rule: of all answers of a kind (such as "answer right, reasoning wrong"), the one whose question id has the smallest
-SHA-256, which is a random choice that is the same in every run.
+The rule: of all answers of a kind (such as "answer right, reasoning wrong"), the one whose question id has the
+smallest SHA-256, which is a random choice that is the same in every run.
 """
 
 import hashlib

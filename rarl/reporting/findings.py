@@ -55,4 +55,5 @@ def _between_models(tests: pd.DataFrame) -> str:
         low, high = (test.first, test.second) if test.difference > 0 else (test.second, test.first)
         shown.append(f"{MODELS[high]} over {MODELS[low]} by {percent(abs(test.difference))} points")
     listed = f": {'; '.join(shown)}" if shown else ""
-    return f"{len(shown)} of {len(tests)} comparisons between models {'is' if len(shown) == 1 else 'are'} significant{listed}."
+    verb = "is" if len(shown) == 1 else "are"
+    return f"{len(shown)} of {len(tests)} comparisons between models {verb} significant{listed}."

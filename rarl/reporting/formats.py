@@ -1,5 +1,7 @@
 """How the report writes numbers, and rows of a table as the templates read them."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 MINUS = "\N{MINUS SIGN}"
@@ -54,6 +56,16 @@ def as_text(item: object) -> str:
     if isinstance(item, int):
         return f"{item:,}"
     return ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+
+
+def markdown_table(head: list, rows: Iterable[Iterable]) -> list[str]:
+    """Return the lines of a GitHub table.
+
+    >>> markdown_table(["a", "b"], [[1, None]])
+    ['| a | b |', '| --- | --- |', '| 1 |  |']
+    """
+    lines = [f"| {' | '.join('' if cell is None else str(cell) for cell in line)} |" for line in (head, *rows)]
+    return [lines[0], "| " + " | ".join(["---"] * len(head)) + " |", *lines[1:]]
 
 
 def records(frame: pd.DataFrame) -> list[dict]:

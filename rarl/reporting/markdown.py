@@ -4,7 +4,7 @@ import pandas as pd
 
 from rarl.reporting import page, tables
 from rarl.reporting.findings import findings
-from rarl.reporting.formats import p_value, percent, points, records, signed
+from rarl.reporting.formats import markdown_table, p_value, percent, points, records, signed
 from rarl.reporting.inputs import Run
 
 #: Tables and studies that are shown as they are, with their titles.
@@ -55,8 +55,7 @@ def plain(text: object) -> str:
 
 def to_table(head: list[str], rows: list[list]) -> list[str]:
     """Return the lines of a GitHub table; the cells are made plain, the head is not."""
-    lines = [head, ["---"] * len(head), *([plain(cell) for cell in row] for row in rows)]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return markdown_table(head, ([plain(cell) for cell in row] for row in rows))
 
 
 def as_is(lines: list[dict]) -> list[str]:

@@ -95,7 +95,7 @@ def read_judged(params: Params, model: str) -> list[Judged]:
 
 
 def breakdown(judged: list[Judged], params: Params) -> pd.DataFrame:
-    """Return the scores of each part of a test set: mode, set, judge, by, value, n, unscored, final and its interval."""
+    """Return the main numbers of each part of a test set, by each of `GROUPINGS` and judge."""
     lines = []
     for part in judged:
         groups = [

@@ -108,7 +108,7 @@ def paper_table(run: Run, name: str) -> pd.DataFrame:
 
 
 def beside(cell: dict, printed: dict, score: str) -> dict:
-    """Return our score minus the printed one, and whether the printed one is outside our interval; {} if one is missing.
+    """Return our score minus the printed one, and whether that is outside our interval; {} if one is missing.
 
     >>> cell = {"final": 60.0, "final_low": 50.0, "final_high": 70.0}
     >>> beside(cell, {"final": 48.04}, "final")
@@ -185,7 +185,7 @@ def detectable(run: Run) -> pd.DataFrame:
     """Return the smallest true difference between two models that each test set can detect.
 
     `smallest` is in points, at 80 % power, for the main judge and mode and the share of discordant pairs
-    (`discordant`, percent) that this run has on average; empty if even the largest possible difference would be missed.
+    (`discordant`, percent) that this run has on average; empty if even the largest possible one would be missed.
     """
     lines = []
     for name in run.params.sets_of(run.main_mode):

@@ -191,7 +191,7 @@ def experiments(everywhere: bool = False) -> list[Experiment]:
 
 
 def unfinished() -> dict[str, int]:
-    """Return the number of experiments in DVC's queue by state (queued, running, failed); empty if it is unreadable."""
+    """Return the number of experiments in DVC's queue by state (queued, running, failed); empty if unreadable."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 

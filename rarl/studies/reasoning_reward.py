@@ -9,6 +9,7 @@ import numpy as np
 
 from rarl.params import Guards, Reward, Rewards
 from rarl.phantom.words import ORGAN_OF
+from rarl.reporting.formats import markdown_table
 from rarl.rewards import guards, reward_functions, terms
 from rarl.rewards.reasoning import score_reasoning
 from rarl.studies.ranking import RESAMPLES, interval, rate, score_cases
@@ -73,7 +74,7 @@ def study(cases: Sequence[Case], scorer, terms_share: float, seed: int) -> dict:
 
 
 def decision(first: dict[str, np.ndarray], gains: dict[str, dict[str, np.ndarray]]) -> dict:
-    """Return the favoured measure, and whether it is clearly better than BERTScore, by the rule of `rarl study reward`.
+    """Return the favoured measure, and whether it is clearly better than BERTScore (`rarl study reward`).
 
     >>> low, high = np.array([0.1, 0.1, 0.1]), np.array([0.2, 0.2, 0.2])
     >>> gain = {"first": high} | {f"auc/{kind}": low for kind in WRONG}
@@ -233,5 +234,4 @@ def _number(value: list[float]) -> str:
 
 
 def _table(head: list[str], rows: list[list]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+    return "\n".join(markdown_table(head, rows))

@@ -1,8 +1,8 @@
 """Several experiments side by side: the parameters that differ, the scores, and paired tests against the first.
 
 An experiment is `rarl.studies.experiments.Experiment`: what git and DVC keep of one run. The tests pair the same
-questions by their ids, and need both runs' verdicts in DVC's cache or remote; without them only the intervals are shown
-side by side. One family of tests (Holm) holds all rows of all experiments that the change could affect: a row whose
+questions by their ids, and need both runs' verdicts in DVC's cache or remote; without them the page shows only the
+intervals. One family of tests (Holm) holds all rows of all experiments that the change could affect: a row whose
 predictions and verdicts are the same bytes in both runs is `unchanged` and not tested.
 """
 
@@ -140,7 +140,7 @@ def paired_by_id(first: dict[str, int], second: dict[str, int], confidence: floa
 def differing(runs: Sequence) -> list[tuple[str, list]]:
     """Return the parameters whose value is not the same in all experiments: dotted key, a value for each."""
     flat = [dict(leaves(run.params)) for run in runs]
-    for values in flat:  # a path says more about a machine than a reader needs
+    for values in flat:  # A path says more about a machine than a reader needs
         if "data.root" in values:
             values["data.root"] = Path(values["data.root"]).name
     rows = [
@@ -150,7 +150,7 @@ def differing(runs: Sequence) -> list[tuple[str, list]]:
 
 
 def summary(frame: pd.DataFrame) -> list[str]:
-    """Return what the table shows of each experiment, in sentences: what changed, what could not, what is not tested."""
+    """Return for each experiment, in sentences, what changed, what could not, and what is not tested and why."""
     sentences = []
     for name, rows in frame[frame["test"].notna()].groupby("experiment", sort=False):
         counts = rows["test"].value_counts()

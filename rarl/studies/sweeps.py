@@ -7,6 +7,7 @@ import pandas as pd
 
 from rarl.errors import UserError
 from rarl.records import atomic_file
+from rarl.reporting.formats import markdown_table, records
 from rarl.reporting.stats import wilson
 from rarl.reporting.tables import paper
 from rarl.spreadsheet import write_frame
@@ -44,7 +45,7 @@ def compare(study: str, everywhere: bool) -> None:
         raise nothing(study, found, everywhere)
     folder = runs.OUTPUT if study == "runs" else OUTPUT
     write_frame(folder / f"{study}.csv", frame)
-    text = markdown(frame)
+    text = "\n".join(markdown_table(list(frame.columns), (row.values() for row in records(frame))))
     command = f"`{COMMANDS[study]}`, `dvc queue start` and `rarl compare {study}`"
     with atomic_file(folder / f"{study}.md") as file:
         file.write(f"# {study}\n\nMade by a command such as {command}.\n\n{text}\n")
@@ -73,7 +74,7 @@ def readable(found: list[Experiment]) -> list[Experiment]:
 
 
 def nothing(study: str, found: list[Experiment], everywhere: bool) -> UserError:
-    """Return the error that names what a study lacks: experiments, scores of this commit, or those of other commits."""
+    """Return the error that says what a study lacks: experiments, scores of this commit, or those of other commits."""
     if len(found) > 1 and study == "runs":
         return UserError(
             "metrics/scores",
@@ -88,13 +89,6 @@ def nothing(study: str, found: list[Experiment], everywhere: bool) -> UserError:
         here += f", {others} on other commits"
         fix += f"; or `rarl compare {study} --all` for those of every commit"
     return UserError(f"study {study}", ", ".join([here, *waiting]), "the experiments of the study", fix)
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """Return a GitHub table, with empty cells for missing values."""
-    rows = [list(frame.columns), ["---"] * len(frame.columns)]
-    rows += [["" if pd.isna(v) else str(v) for v in row] for row in frame.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def differing_only_in(found: list[Experiment], *keys: str) -> list[Experiment]:
@@ -124,7 +118,7 @@ def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
 
 
 def official(run: Experiment, model: str, mode: str) -> dict[str, float]:
-    """Return CV-Bench's own score: the mean of 2D and 3D, where 2D is the mean of ADE20K and COCO, and 3D is Omni3D."""
+    """Return CV-Bench's own score: the mean of 2D (the mean of ADE20K and COCO) and 3D (Omni3D)."""
     origin = {row["value"].upper(): float(row["final"]) for row in run.breakdown(model, mode, "cv_bench", "origin")}
     if not {"ADE20K", "COCO", "OMNI3D"} <= origin.keys():
         return {}

@@ -3,15 +3,16 @@
 Labels are made by rule, so that no test row and no annotator is needed, and the same rows give the same labels. A pair
 is a text and its reference; `right` is whether the text means the same.
 
-Answers are those of open questions. As in the semantic judge, a pair that `answers.matches` decides is left out. A text
-that contradicts its reference (`semantic.contradicts`) is rejected at every threshold and has no weight.
+Answers are those of open questions. As in the semantic judge, a pair that `answers.matches` decides is left out. A
+text that contradicts its reference (`semantic.contradicts`) is rejected at every threshold and has no weight. Other
+words, answers and terms are tried both alone and in a sentence.
 
 | kind | label | text |
 |---|---|---|
 | `sentence` | right | the reference in a sentence |
-| `other words` | right | the reference with a clinical term in another wording of `rewards/lexicon.py`; alone, in a sentence |
-| `another answer` | wrong | a different answer to the same question; alone, in a sentence |
-| `another term` | wrong | the reference with a clinical term replaced by another of its group; alone, in a sentence |
+| `other words` | right | the reference with a clinical term in another wording of `rewards/lexicon.py` |
+| `another answer` | wrong | a different answer to the same question |
+| `another term` | wrong | the reference with a clinical term replaced by another of its group |
 | `too many or few` | wrong | the reference and a different answer to the same question; a list without its last item |
 | `denied` | wrong | the reference denied |
 
@@ -28,6 +29,7 @@ Reasoning texts are the annotated ones.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -240,23 +242,5 @@ def as_markdown(study: dict, command: str) -> str:
         for kind, row in found["kinds"].items():
             label, share = "right" if row["right"] else "wrong", row["curve"][round(100 * found["chosen"])]
             kinds.append(f"| {part} | {kind} | {label} | {row['n']} | {100 * share:.0f} |")
-    return "\n".join(
-        [
-            "# The semantic judge's thresholds",
-            "",
-            f"Made by `{command}` with the encoder `{study['encoder']}` on {study['rows']} development rows; labels by rule "
-            "(`rarl/studies/threshold.py`). Cosine with the highest balanced accuracy, with a 95 % bootstrap interval "
-            "over rows. A text that contradicts its reference is refused at every threshold, and weighs nothing.",
-            "",
-            "| part | pairs right / wrong | AUC | threshold | interval | balanced accuracy |",
-            "|---|---|---|---|---|---|",
-            *lines,
-            "",
-            "Every kind of pair weighs the same within its label.",
-            "",
-            "| part | kind | label | n | accepted at the threshold, % |",
-            "|---|---|---|---|---|",
-            *kinds,
-            "",
-        ]
-    )
+    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    return text.format(**study, command=command, lines="\n".join(lines), kinds="\n".join(kinds))

@@ -26,7 +26,7 @@ def table(project) -> pd.DataFrame:
 
 
 def outcomes(project, experiment: str) -> dict[str, set[str]]:
-    """model -> the values of the column `test` for an experiment; never empty, and some of SLAKE's rows have their own."""
+    """model -> values of the column `test` of an experiment (never empty), without those of a part of SLAKE."""
     rows = table(project).query("experiment == @experiment")
     assert rows["test"].notna().all()
     rows = rows[rows["test"] != "part of slake"]

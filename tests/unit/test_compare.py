@@ -19,7 +19,7 @@ SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
 
 def git(*arguments):
-    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True)  # fmt: skip
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True)
 
 
 def write(changes, finals):
@@ -39,7 +39,7 @@ def write(changes, finals):
     for folder in ("scores", "breakdown"):
         Path("metrics", folder).mkdir(parents=True, exist_ok=True)
     for model, final in finals.items():
-        cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}  # fmt: skip
+        cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}
         Path(f"metrics/scores/{model}.json").write_text(json.dumps({"reasoning": {own: {"lexical": cell}}}))
         rows = ["mode,set,judge,by,value,n,unscored,final,final_low,final_high"]
         for task, n in (("Count", 30), ("Relation", 10), ("Depth", 10), ("Distance", 10)):
@@ -129,7 +129,7 @@ def test_costs_of_this_commit_are_those_on_disk_and_other_commits_have_their_own
 
 
 def test_the_papers_totals_are_counted_in_two_ways():
-    """788 Count, 650 Relation, 600 Depth and 600 Distance rows: over all of them for SFT, a plain mean for RL with LoRA."""
+    """788 Count, 650 Relation, 600 Depth, 600 Distance: over all rows for SFT, a plain mean for RL with LoRA."""
     weights = dict(zip(sweeps.TASKS, (788, 650, 600, 600)))
     for row in paper()["table2"]["rows"]:
         over_rows = sum(row[task] * n for task, n in weights.items()) / 2638

@@ -398,7 +398,7 @@ def test_page_is_self_contained_and_escapes_what_models_say(full):
 def test_page_shows_the_audit_of_what_is_trained_on_and_evaluated(full):
     _, html, _ = full
     section = html[html.index("<h3>Audit</h3>") : html.index('id="gallery"')]
-    lines = [re.findall(r"<(?:td|th scope=.row.)[^>]*>(.*?)</t[dh]>", row) for row in section.split("<tr>")[2:5]]  # fmt: skip
+    lines = [re.findall(r"<(?:td|th scope=.row.)[^>]*>(.*?)</t[dh]>", row) for row in section.split("<tr>")[2:5]]
     assert [line[:2] for line in lines] == [["Own rows", "train"], ["Own rows", "test"], ["SLAKE", "test"]]
     assert lines[2][2:] == ["1,061", "60", "3", "0", "12", "–", "7"]
     assert "40 read, 30 matched rows" in html and "data_card.html" in html

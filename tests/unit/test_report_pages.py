@@ -236,7 +236,7 @@ def test_examples_are_drawn_by_the_ids_hash(inside):
 
 
 def test_without_annotations_the_examples_go_by_the_answer(tmp_path, monkeypatch):
-    make_run(tmp_path, rows=20, annotated=False, models=["base"], judges=["lexical"], benchmarks=[], logs=False)  # fmt: skip
+    make_run(tmp_path, rows=20, annotated=False, models=["base"], judges=["lexical"], benchmarks=[], logs=False)
     monkeypatch.chdir(tmp_path)
     run = Run(load_params())
     assert examples.shown_model(run) == "base"
@@ -415,7 +415,8 @@ def test_sensitivity_and_specificity_count_every_answer():
     [row] = tables.yes_no(run).to_dict("records")
     counted = {key: row[key] for key in row if "said" in key or "unreadable" in key}
     assert counted == {
-        "yes_said_yes": 3, "yes_said_no": 1, "yes_unreadable": 4, "no_said_yes": 1, "no_said_no": 2, "no_unreadable": 1,
+        "yes_said_yes": 3, "yes_said_no": 1, "yes_unreadable": 4,
+        "no_said_yes": 1, "no_said_no": 2, "no_unreadable": 1,
     }  # fmt: skip
     assert (row["n"], row["unscored"]) == (12, 1) and sum(counted.values()) == row["n"]
     assert (row["sensitivity"], row["specificity"]) == (37.5, 50.0)
@@ -441,7 +442,7 @@ def test_yes_or_no_agrees_with_the_lexical_judge_and_is_on_the_page(inside):
             for sample, said in zip(run.samples[row.set], run.predictions[row.model, row.mode, row.set])
             if sample.kind == "yes_no"
         ]  # fmt: skip
-        verdicts = lexical.judge(*map(list, zip(*pairs)), SimpleNamespace(threshold=None, reasoning_threshold=None))  # fmt: skip
+        verdicts = lexical.judge(*map(list, zip(*pairs)), SimpleNamespace(threshold=None, reasoning_threshold=None))
         assert row.yes_said_yes + row.no_said_no == sum(v.prediction_score or 0 for v in verdicts)
         assert row.n == sum(v.prediction_score is not None for v in verdicts)
     section = html[html.index('id="yes-no"') : html.index('id="training"')]

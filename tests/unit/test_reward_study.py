@@ -147,7 +147,7 @@ def test_a_thinned_lexicon_reads_less_and_leaves_nothing_behind():
     with reasoning_reward.thinned_lexicon(1):
         assert len(terms.WORDINGS) < 0.8 * len(whole)
         assert terms.facts(text) < before
-        assert terms.facts("a nodule in the left lung") == {("nodule", True), ("left", True), ("lung", True)}  # fmt: skip
+        assert terms.facts("a nodule in the left lung") == {("nodule", True), ("left", True), ("lung", True)}
     assert terms.WORDINGS is whole
     assert terms.facts(text) == before
 
