@@ -20,7 +20,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """Wilson's score interval of a share; both ends in 0..1.
 
     >>> [round(end, 4) for end in wilson(31, 150)]
-    [0.1498, 0.2784]
+    [0.1496, 0.2784]
 
     Raises:
         ValueError: `n` is 0.

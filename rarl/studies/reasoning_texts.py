@@ -229,4 +229,4 @@ def _ending(asked: Asked, style: int) -> str:
         if found := re.fullmatch(pattern[0], said):
             text = found.expand(pattern[style])
             return text[0].upper() + text[1:]
-    raise ValueError(f"no other words for '{said}'")
+    raise ValueError(f"no other wording of '{said}'")

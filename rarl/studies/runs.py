@@ -58,7 +58,7 @@ def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
     for run in runs:
         judge = run.params["report"]["main_judge"]
         for model in run.params["models"]:
-            same = standing(first, run, model)
+            same = status(first, run, model)
             for mode, sets in run.json(f"metrics/scores/{model}.json").items():
                 for name, judges in sets.items():
                     cell = {} if same == "not run" else judges.get(judge, {})
@@ -74,7 +74,7 @@ def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(CELL[:2], "Int64") | dict.fromkeys(digits, float)).round(digits)
 
 
-def standing(first, run, model: str) -> str | None:
+def status(first, run, model: str) -> str | None:
     """Return why a model's rows cannot be compared with the first run's, or `unchanged`; None if rows may differ."""
     if run.out_of_date(model):
         return "not run"
