@@ -3,13 +3,13 @@
 Each study is one `dvc exp run --queue` command with choices, then `dvc queue start`, then this command, which reads
 the experiments of the present commit from git:
 
-    table2  amount of data, with and without LoRA (paper, section 3.1), on CV-Bench
-    grid    reasoning reward and prompting diversity separately, which the paper changes together
+    table2  amount of data, with and without LoRA (paper, section 3.1)
+    grid    RARL's reasoning reward and prompting diversity separately
     seeds   mean and spread over seeds
-    runs    any experiments side by side: parameters that differ, scores with intervals, paired tests; also a page
+    runs    any experiments: what differs, scores, paired tests, a page
 
-It writes `metrics/studies/<study>.csv` and `.md`; for `runs` `data/studies/runs.csv`, `.md` and `.html`. The commands
-are:
+It writes `metrics/studies/<study>.csv` and `.md`; for `runs` `data/studies/runs.csv`, `.md` and `.html`. The commands are:
+
 """
 
 import click
@@ -17,7 +17,11 @@ import click
 from rarl.studies.sweeps import COMMANDS, compare
 
 
-@click.command(help=__doc__ + "\n\n" + "\n\n".join(f"{k}: {v}" for k, v in COMMANDS.items()))
+#: `\b` keeps click from re-wrapping the list of studies.
+HELP = __doc__.replace("    table2", "\b\n    table2") + "\n\n".join(f"{k}: {v}" for k, v in COMMANDS.items())
+
+
+@click.command(help=HELP)
 @click.argument("study", type=click.Choice(list(COMMANDS)))
 @click.option("--all", "everywhere", is_flag=True, help="Experiments of every commit.")
 def main(study: str, everywhere: bool) -> None:
