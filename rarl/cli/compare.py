@@ -8,14 +8,14 @@ the experiments of the present commit from git:
     seeds   mean and spread over seeds
     runs    any experiments: what differs, scores, paired tests, a page
 
-It writes `metrics/studies/<study>.csv` and `.md`; for `runs` `data/studies/runs.csv`, `.md` and `.html`. The commands are:
+It writes `metrics/studies/<study>.csv` and `.md`; for `runs` `data/studies/runs.csv`, `.md` and `.html`. The
+commands are:
 
 """
 
 import click
 
 from rarl.studies.sweeps import COMMANDS, compare
-
 
 #: `\b` keeps click from re-wrapping the list of studies.
 HELP = __doc__.replace("    table2", "\b\n    table2") + "\n\n".join(f"{k}: {v}" for k, v in COMMANDS.items())
