@@ -1,11 +1,11 @@
-"""Stage `report`: the paper's tables and claims beside ours, paired tests, plots, and pages that need no network.
+"""Stage `report`: the paper's tables and claims with ours, paired tests, plots, and pages that need no network.
 
 | file | what it is |
 |---|---|
 | `data/report/report.html` | the report: one page for screen, phone and print |
 | `data/report/cases.html` | every question with each model's answer and each judge's verdict |
 | `data/report/report.md` | the report's numbers as Markdown |
-| `data/report/disagreements.csv` | every answer on which two raters differ |
+| `data/report/disagreements.csv` | every answer on which two judges differ |
 | `metrics/tables/*.csv`, `metrics/summary.json` | the same numbers for `dvc plots diff` and `dvc metrics diff` |
 """
 
@@ -68,5 +68,5 @@ def main():
 
 
 if __name__ == "__main__":
-    gc.disable()  # 400,000 records may be kept to the end: looking for garbage among them takes seconds
+    gc.disable()  # Up to 400,000 records stay alive to the end; scanning them for garbage takes seconds.
     main()

@@ -12,7 +12,7 @@ from rarl.spreadsheet import write_frame
 @click.option("--model", required=True, help="One of params.models.")
 @stage_main
 def main(model: str):
-    """Write metrics/scores/<model>.json (mode, test set, judge, scores in percent) and metrics/breakdown/<model>.csv."""
+    """Write metrics/scores/<model>.json (mode -> test set -> judge -> scores) and metrics/breakdown/<model>.csv."""
     from rarl.reporting.scoring import breakdown, read_judged, score_model
 
     params = load_params()

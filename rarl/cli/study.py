@@ -1,10 +1,10 @@
-"""Studies that are no stage of the pipeline."""
+"""Studies that are not stages of the pipeline."""
 
 from rarl.cli import Commands
 
 main = Commands(
     {
-        "reward": ("rarl.cli.reward_study", "How well measures of reasoning tell right from wrong."),
+        "reward": ("rarl.cli.reward_study", "Compare the measures of the reasoning reward."),
         "threshold": ("rarl.cli.threshold_study", "Calibrate the semantic judge's thresholds."),
     },
     help=__doc__,

@@ -1,7 +1,7 @@
 """Calibrate the semantic judge's two thresholds on labelled pairs of the development split (no pipeline stage).
 
-The labels are made by rule from `data/curated/dev.jsonl` (see `rarl/studies/threshold.py`). The report shows the
-curve and the labels' kinds; to use the thresholds that are found, put them under `judge:` in `params.yaml`.
+The labels are made by rule from `data/curated/dev.jsonl` (see `rarl/studies/threshold.py`). The report shows the curve
+and the kinds of pairs; to use the thresholds, set them under `judge:` in `params.yaml`.
 
 Writes `metrics/studies/semantic_threshold.json` and `.md` (numbers only), and every labelled pair with its cosine to
 `data/studies/semantic_threshold.csv`, which stays out of git: on real data it holds texts about patients.
@@ -24,37 +24,29 @@ PAIRS = Path("data/studies/semantic_threshold.csv")
 
 
 @click.command(help=__doc__)
-@click.option("--seed", default=20, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", default=20, show_default=True, help="Seed of the bootstrap.")
 @stage_main
 def main(seed: int) -> None:
-    from rarl.judges.semantic import embed, similarity
-    from rarl.studies.threshold import answer_pairs, as_markdown, calibrate, reasoning_pairs
+    """Write the study's numbers, its page and the labelled pairs."""
+    from rarl.studies.threshold import as_markdown, study
 
-    source = load_params().encoder.source
-    samples = read_records(ROWS, Sample)
-    parts, lines = {}, []
-    for part, pairs in (("answers", answer_pairs(samples)), ("reasoning", reasoning_pairs(samples))):
-        texts = sorted({text for pair in pairs for text in (pair.text, pair.reference)})
-        vectors = embed(texts, source) if texts else {}
-        exact = part == "answers"
-        cosines = [similarity(vectors, p.text, p.reference, exact) for p in pairs]
-        if found := calibrate(pairs, cosines, seed):
-            parts[part] = found
-            lines += [(part, p.row, p.kind, int(p.right), c, p.text, p.reference)
-                      for p, c in zip(pairs, cosines)]  # fmt: skip
+    source, samples = load_params().encoder.source, read_records(ROWS, Sample)
+    parts, pairs = study(samples, source, seed)
     if not parts:
         raise UserError(
-            str(ROWS), "neither open answers nor annotated reasoning of which pairs could be made",
-            "development rows with open questions", "take another training source, or keep the shipped thresholds",
-        )  # fmt: skip
-    study = {"encoder": source, "rows": len(samples), "rows_sha256": hash_path(ROWS), "parts": parts}
-    write_json(OUTPUT, study)
+            str(ROWS),
+            "neither open answers nor annotated reasoning to make pairs of",
+            "development rows with open questions",
+            "use another training source, or keep the shipped thresholds",
+        )
+    numbers = {"encoder": source, "rows": len(samples), "rows_sha256": hash_path(ROWS), "parts": parts}
+    write_json(OUTPUT, numbers)
     with atomic_file(OUTPUT.with_suffix(".md")) as file:
-        file.write(as_markdown(study, f"rarl study threshold --seed {seed}"))
-    write_csv(PAIRS, [("part", "row", "kind", "right", "cosine", "text", "reference"), *lines])
+        file.write(as_markdown(numbers, f"rarl study threshold --seed {seed}"))
+    write_csv(PAIRS, [("part", "row", "kind", "right", "cosine", "text", "reference"), *pairs])
     for part, found in parts.items():
         click.echo(
-            f"threshold_study: {part} {found['chosen']} [{found['low']:.2f}, {found['high']:.2f}], AUC {found['auc']}, "
-            f"{found['right']} right and {found['wrong']} wrong pairs"
+            f"threshold_study: {part} {found['chosen']} [{found['low']:.2f}, {found['high']:.2f}], "
+            f"AUC {found['auc']}, {found['right']} right and {found['wrong']} wrong pairs"
         )
     click.echo(f"{OUTPUT}, {OUTPUT.with_suffix('.md')}, {PAIRS}")

@@ -1,8 +1,8 @@
-"""The page of single cases: every question of every test set with picture, reference, answers and verdicts.
+"""The page of single cases: every question of every test set with image, reference, answers and verdicts.
 
-One file without network. The cases of a test set are a gzipped JSON in base64, unpacked when the set is chosen: the
-text of models, data sets and judges is then never part of the page's markup, and the script puts it in as text only.
-A content policy lets the browser run that script and no other.
+One file that needs no network. The cases of a test set are gzipped JSON in base64, unpacked when the set is chosen:
+the text of models, data sets and judges is never part of the page's markup, and the script inserts it as text only. A
+content policy lets the browser run that script and no other.
 """
 
 import base64
@@ -19,15 +19,15 @@ from rarl.records import Prediction, Verdict, atomic_file, image_file
 from rarl.reporting.inputs import Run
 from rarl.reporting.tables import MODELS, SETS
 
-#: Pictures of the page, in bytes: those that no longer fit are left out, the text of no case is.
+#: Images of the page, in bytes. The rest are left out; no text is.
 MOST_PICTURES = 24_000_000
-#: Longest side of a picture in pixels: the first at which all of them fit, or the last.
+#: Longest side of an image in pixels: the first at which all of them fit, or the last.
 SIDES = (512, 224)
 SCRIPT = Path(__file__).with_name("cases.js")
 
 
 def context(run: Run) -> dict:
-    """What the template `cases.html` shows."""
+    """Return what the template `cases.html` shows."""
     pictures = thumbnails(run)
     script = SCRIPT.read_text(encoding="utf-8")
     return {
@@ -49,12 +49,12 @@ def context(run: Run) -> dict:
 
 
 def script_hash(script: str) -> str:
-    """SHA-256 of an inline script in base64, by which the page's Content-Security-Policy allows it."""
+    """Return the base64 SHA-256 of an inline script, by which the page's Content-Security-Policy allows it."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def packed(value: object) -> str:
-    """JSON, gzipped, in base64: letters, digits, `+`, `/` and `=` only. Equal values give equal text."""
+    """Return gzipped JSON in base64: letters, digits, `+`, `/` and `=` only. Equal values give equal text."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     compressed = bytearray(gzip.compress(text.encode(), 6, mtime=0))
     compressed[9] = 255  # unknown operating system: Python 3.11 and 3.12 name it, 3.13 does not
@@ -62,7 +62,7 @@ def packed(value: object) -> str:
 
 
 def thumbnails(run: Run, most: int = MOST_PICTURES) -> dict[str, str | None]:
-    """Hash of a picture -> data URI; None for what cannot be read and for what does not fit, own test first."""
+    """Return hash of an image -> data URI; None if it is unreadable or does not fit, own test first."""
     images = {
         s.image_sha256: image_file(run.params.data.root, s.image)
         for name in run.params.test_sets
@@ -81,7 +81,7 @@ def thumbnails(run: Run, most: int = MOST_PICTURES) -> dict[str, str | None]:
 
 
 def _small(side: int, picture: str, path: Path) -> str | None:
-    """A thumbnail, kept by the picture's hash: thousands of large pictures take a minute to open."""
+    """Return a thumbnail, cached by the image's hash, because thousands of large images take a minute to open."""
     kept = CACHE / "thumbnails-2" / f"{picture}-{side}"
     if kept.is_file():
         return kept.read_text(encoding="ascii")
@@ -92,44 +92,29 @@ def _small(side: int, picture: str, path: Path) -> str | None:
 
 
 def cases(run: Run, name: str, pictures: dict[str, str | None]) -> dict:
-    """The cases of one test set: lists rather than objects where the place says what stands there."""
-    modes = [mode for mode in run.params.modes if name in run.params.sets_of(mode)]
-    places = [(mode, model) for mode in modes for model in run.params.models]
-    return {
-        "pictures": {s.image_sha256: pictures[s.image_sha256] for s in run.samples[name]},
-        "cases": [
-            {
-                "id": sample.id,
-                "question": sample.question,
-                "answers": sample.answers,
-                "choices": sample.choices,
-                "reasoning": sample.reasoning,
-                "facts": [fact for fact in (sample.kind, sample.modality, sample.category, sample.origin) if fact],
-                "picture": sample.image_sha256,
-                "said": {
-                    f"{mode} {model}": _said(run.predictions[model, mode, name][i])
-                    for mode, model in places
-                },
-                "rated": {
-                    f"{mode} {model}": [
-                        _rated(run.verdicts[model, mode, name, judge][i]) for judge in run.judges
-                    ]
-                    for mode, model in places
-                },
-            }
-            for i, sample in enumerate(run.samples[name])
-        ],
-    }  # fmt: skip
+    """Return the cases of one test set; `said` and `rated` are by "mode model", as lists to keep the page small."""
+    places = [(mode, model) for mode, test_set in run.places if test_set == name for model in run.params.models]
+    found = []
+    for i, sample in enumerate(run.samples[name]):
+        case = {key: getattr(sample, key) for key in ("id", "question", "answers", "choices", "reasoning")}
+        case["facts"] = [fact for fact in (sample.kind, sample.modality, sample.category, sample.origin) if fact]
+        case |= {"picture": sample.image_sha256, "said": {}, "rated": {}}
+        for mode, model in places:
+            verdicts = [run.verdicts[model, mode, name, judge][i] for judge in run.judges]
+            case["said"][f"{mode} {model}"] = _said(run.predictions[model, mode, name][i])
+            case["rated"][f"{mode} {model}"] = [_rated(verdict) for verdict in verdicts]
+        found.append(case)
+    return {"pictures": {s.image_sha256: pictures[s.image_sha256] for s in run.samples[name]}, "cases": found}
 
 
 def _said(prediction: Prediction) -> list:
-    """[answer, reasoning, what went wrong, the whole completion where reasoning and answer do not hold all of it]."""
-    wrong = prediction.error or ("cut off at the token limit" if prediction.truncated else None)
+    """Return [answer, reasoning, failure, the whole completion if reasoning and answer do not cover it]."""
+    wrong = prediction.error or ("truncated at the token limit" if prediction.truncated else None)
     read = len(prediction.answer) + len(prediction.think or "")
     whole = prediction.completion if len(prediction.completion.strip()) > read + 60 else None
     return [prediction.answer, prediction.think, wrong, whole]
 
 
 def _rated(verdict: Verdict) -> list:
-    """[final, reasoning, the judge's words or why it did not score]."""
+    """Return [final, reasoning, the judge's evaluation or why it did not score]."""
     return [verdict.prediction_score, verdict.reasoning_score, verdict.unscored or verdict.evaluation]

@@ -1,54 +1,56 @@
-"""What the paper claims, held against its own tables and against this run.
+"""The paper's claims, tested against its own tables and against this run.
 
-A claim is one or more comparisons of two scores (`claims` in `paper.json`). Each comparison is given in points
-and as a ratio, with an interval of the points and a verdict: it `holds` where the whole interval lies on the
-claimed side, `fails` where the whole interval lies on the other, and is `undecided` in between. A claim holds
-where all of its comparisons do, fails where one fails, and is undecided otherwise.
+A claim is one or more comparisons of two scores (`claims` in `paper.json`). Each comparison is given in points and as
+a ratio, with an interval of the points and a verdict: it `holds` if the whole interval is on the claimed side, `fails`
+if the whole interval is on the other, and is `undecided` otherwise. A claim holds if all of its comparisons do, fails
+if one fails, and is undecided otherwise.
 
-Ours are paired: both models answered the same questions. The paper prints shares only, so that the pairing is
-lost, and Newcombe's interval for two independent shares is taken. It is wider than a paired one as a rule: `undecided`
-says what the printed tables can bear out, not that there is no effect.
+Ours are paired: both models answered the same questions. The paper prints shares only, so the pairing is lost, and
+Newcombe's interval for two independent shares is used. It is usually wider than a paired one: `undecided` is about
+what the printed tables can show, not evidence that there is no effect.
 """
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
 from rarl.reporting.inputs import Run
-from rarl.reporting.stats import mcnemar, unpaired
-from rarl.reporting.tables import FIELDS, SETS, paper, prompt_mode
+from rarl.reporting.stats import paired, unpaired
+from rarl.reporting.tables import GAP, SETS, paper, prompt_mode, to_frame
 
 TABLE2 = Path("metrics/studies/table2.csv")
-COLUMNS = [
-    "claim", "source", "judge", "set", "score", "first", "second", "first_percent", "second_percent", "n",
-    "difference", "low", "high", "ratio", "verdict",
-]  # fmt: skip
-NUMBERS = ["first_percent", "second_percent", "difference", "low", "high", "ratio"]
+KEYS = ["claim", "source", "judge", "set", "score", "first", "second"]
+SHARES = ["first_percent", "second_percent"]
 
 
 def claims(run: Run) -> pd.DataFrame:
-    """Every comparison of every claim, a line each, by the paper's tables and by this run. Percent and points."""
+    """Return one line per comparison of every claim, by the paper's tables and by this run, in percent and points."""
     lines = []
     for claim in paper()["claims"]:
         for line in (*_by_paper(claim, run), *_by_run(claim, run), *_by_table2(claim, run)):
-            margin = claim.get("margin", 0)
-            verdict = side(line["low"], line["high"], margin)
-            ratio = 100 * (line["second_percent"] / line["first_percent"] - 1) if line["first_percent"] else None
-            lines.append({"claim": claim["id"], **line, "ratio": ratio, "verdict": verdict})
-    frame = pd.DataFrame(lines, columns=COLUMNS)
-    return frame.astype(dict.fromkeys(NUMBERS, float)).round(dict.fromkeys(NUMBERS, 2)).astype({"n": "Int64"})
+            first, second = (line[share] for share in SHARES)
+            verdict = side(line["low"], line["high"], claim.get("margin", 0))
+            ratio = 100 * (second / first - 1) if first else None
+            lines.append({**line, "claim": claim["id"], "ratio": ratio, "verdict": verdict})
+    columns = [*KEYS, *SHARES, "n", *GAP, "ratio", "verdict"]
+    return to_frame(lines, columns, dict.fromkeys([*SHARES, *GAP, "ratio"], 2)).astype({"n": "Int64"})
 
 
 def side(low: float, high: float, margin: float = 0) -> str:
-    """The verdict on one comparison from the interval of its difference, in points."""
+    """Return the verdict on one comparison from the interval of its difference, in points.
+
+    >>> side(0.3, 9.1), side(-2.0, 9.1), side(-9.1, -0.3)
+    ('holds', 'undecided', 'fails')
+    """
     if low > -margin:
         return "holds"
     return "fails" if high < -margin else "undecided"
 
 
 def overall(verdicts: list[str]) -> str:
-    """The verdict on a claim from those on its comparisons; `not run` where there are none."""
+    """Return the verdict on a claim from those on its comparisons; `not run` if there are none."""
     if not verdicts:
         return "not run"
     if "fails" in verdicts:
@@ -56,91 +58,70 @@ def overall(verdicts: list[str]) -> str:
     return "holds" if set(verdicts) == {"holds"} else "undecided"
 
 
-def _scores(claim: dict) -> Iterator[tuple[str, str, str]]:
-    """Label of the score, score of the first, score of the second."""
-    for score in claim["scores"]:
-        first, _, second = score.partition(" to ")
-        yield score, first, second or first
+def verdict_on(claim: str, source: str, lines: list[dict]) -> str:
+    """Return the `overall` verdict on a claim by one source (`paper` or `ours`), from the lines of `claims`."""
+    return overall([line["verdict"] for line in lines if (line["claim"], line["source"]) == (claim, source)])
 
 
-def _rows() -> dict[str, dict]:
-    return {row["label"]: row for name in ("table3", "table6") for row in paper()[name]["rows"]}
+def _comparisons(claim: dict) -> Iterator[tuple[dict, dict, str, str, str, str]]:
+    """Yield the rows, set and label of each comparison, and which score is taken of the first and of the second."""
+    rows = {row["label"]: row for name in ("table3", "table6") for row in paper()[name]["rows"]}
+    for (first, second), test_set, score in product(*(claim.get(key, []) for key in ("pairs", "sets", "scores"))):
+        of_first, _, of_second = score.partition(" to ")
+        yield rows[first], rows[second], test_set, score, of_first, of_second or of_first
 
 
 def _by_paper(claim: dict, run: Run) -> Iterator[dict]:
-    rows, confidence = _rows(), run.params.report.confidence
-    for first, second in claim.get("pairs", []):
-        for test_set in claim["sets"]:
-            n = paper()["test_rows"][test_set]
-            for score, of_first, of_second in _scores(claim):
-                for judge, cell in rows[first]["sets"][test_set].items():
-                    other = rows[second]["sets"][test_set][judge]
-                    place = {"source": "paper", "judge": judge, "set": test_set, "score": score,
-                             "first": first, "second": second}  # fmt: skip
-                    if None not in (cell[of_first], other[of_second]):
-                        yield place | _unpaired(cell[of_first], other[of_second], n, n, confidence)
+    for first, second, test_set, score, of_first, of_second in _comparisons(claim):
+        for judge, cell in first["sets"][test_set].items():
+            pair = (cell[of_first], second["sets"][test_set][judge][of_second])
+            if None not in pair:
+                place = {"source": "paper", "judge": judge, "set": test_set, "score": score}
+                rows = (paper()["test_rows"][test_set],) * 2
+                yield place | {"first": first["label"], "second": second["label"]} | _unpaired(pair, rows, run)
 
 
-def _unpaired(first: float, second: float, n_first: int, n_second: int, confidence: float) -> dict:
-    low, high = unpaired(first, n_first, second, n_second, confidence)
-    return {"first_percent": first, "second_percent": second, "n": min(n_first, n_second),
-            "difference": second - first, "low": low, "high": high}  # fmt: skip
+def _unpaired(shares: tuple[float, float], rows: tuple[int, int], run: Run) -> dict:
+    (first, second), (n_first, n_second) = shares, rows
+    low, high = unpaired(first, n_first, second, n_second, run.confidence)
+    values = (first, second, min(rows), second - first, low, high)
+    return dict(zip([*SHARES, "n", *GAP], values))
 
 
 def _by_run(claim: dict, run: Run) -> Iterator[dict]:
-    """The main judge's comparisons, and those of the paper's judges where they rated this run."""
-    rows, params = _rows(), run.params
+    """Yield the main judge's comparisons, and those of the paper's judges if they rated this run."""
     judges = [j for j in run.judges if j == run.main_judge or j in paper()["judges"]]
-    for first, second in claim.get("pairs", []):
-        modes = [prompt_mode(run, rows[label]["prompt"]) for label in (first, second)]
-        models = [rows[label]["model"] for label in (first, second)]
-        if None in modes or not set(models) <= set(params.models):
+    for first, second, paper_set, score, *scores in _comparisons(claim):
+        modes = [prompt_mode(run, row["prompt"]) for row in (first, second)]
+        models = [row["model"] for row in (first, second)]
+        test_set = run.params.own_test if paper_set == "silvar_med" else paper_set
+        if None in modes or not {*models} <= {*run.params.models} or test_set not in run.params.test_sets:
             continue
-        for paper_set in claim["sets"]:
-            test_set = params.own_test if paper_set == "silvar_med" else paper_set
-            if test_set not in params.test_sets:
-                continue
-            for score, *fields in _scores(claim):
-                for judge in judges:
-                    series = [
-                        [getattr(v, FIELDS[f]) for v in run.verdicts[model, mode, test_set, judge]]
-                        for model, mode, f in zip(models, modes, fields)
-                    ]
-                    both = [(a, b) for a, b in zip(*series) if a is not None and b is not None]
-                    if not both:
-                        continue
-                    a, b = zip(*both)
-                    test = mcnemar(a, b, params.report.confidence)
-                    yield {
-                        "source": "ours", "judge": judge, "set": test_set, "score": score,
-                        "first": first, "second": second,
-                        "first_percent": 100 * sum(a) / len(a), "second_percent": 100 * sum(b) / len(b),
-                        **{key: test[key] for key in ("n", "difference", "low", "high")},
-                    }  # fmt: skip
+        for judge in judges:
+            series = (run.ratings(model, mode, test_set, judge, s) for model, mode, s in zip(models, modes, scores))
+            if test := paired(*series, run.confidence):
+                place = {"source": "ours", "judge": judge, "set": test_set, "score": score}
+                yield test | place | {"first": first["label"], "second": second["label"]}
 
 
 def _by_table2(claim: dict, run: Run) -> Iterator[dict]:
-    """Table 2's comparisons: the paper's and, where the study was run, ours. Totals over all rows."""
-    confidence = run.params.report.confidence
+    """Yield Table 2's comparisons: the paper's and, if the study was run, ours. Totals are over all rows."""
     if "table2" not in claim:
         return
-    ours = our_table2(run.params.profile)
-    ours = ours[ours["n"].notna() & ours["samples"].notna()]
+    ours = our_table2(run.params.profile).dropna(subset=["n", "samples"])
     sources = {
         "paper": paper_table2(),
         "ours": {(r.method, int(r.samples)): (r.Total, int(r.n)) for r in ours.itertuples()},
     }
-    for source, totals in sources.items():
-        for first, second, samples in claim["table2"]:
-            a, b = totals.get((first, samples)), totals.get((second, samples))
-            if a and b:
-                place = {"source": source, "judge": "choice", "set": "cv_bench", "score": f"{samples} samples",
-                         "first": first, "second": second}  # fmt: skip
-                yield place | _unpaired(a[0], b[0], a[1], b[1], confidence)
+    for (source, totals), (first, second, samples) in product(sources.items(), claim["table2"]):
+        pair = [totals.get((method, samples)) for method in (first, second)]
+        if all(pair):
+            place = {"source": source, "judge": "choice", "set": "cv_bench", "score": f"{samples} samples"}
+            yield place | {"first": first, "second": second} | _unpaired(*zip(*pair), run)
 
 
 def paper_table2() -> dict[tuple[str, int], tuple[float, int]]:
-    """(method, samples) -> share over all rows, rows."""
+    """Return (method, samples) -> share over all rows, number of rows."""
     tasks = paper()["tasks"]
     n = sum(tasks.values())
     return {
@@ -150,7 +131,7 @@ def paper_table2() -> dict[tuple[str, int], tuple[float, int]]:
 
 
 def our_table2(profile: str) -> pd.DataFrame:
-    """The rows of `rarl compare table2` that were run under this profile; none where there is no table."""
+    """Return the rows of `rarl compare table2` that were run under this profile; none if there is no table."""
     if not TABLE2.is_file():
         return pd.DataFrame(columns=["n", "samples"])
     frame = pd.read_csv(TABLE2)
@@ -158,9 +139,9 @@ def our_table2(profile: str) -> pd.DataFrame:
 
 
 def printed_as(figure: float, lines: list[dict]) -> list[str]:
-    """Where a figure of the paper's text is found in its tables: as points, as a ratio, or nowhere (empty).
+    """Return where a figure of the paper's text is found in its tables: as points, as a ratio, or nowhere (empty).
 
-    A figure printed without decimals is looked for within half a point, another within two hundredths.
+    A figure printed without decimals matches within half a point, another within two hundredths.
     """
     width = 0.5 if figure == int(figure) else 0.02
     return [

@@ -1,63 +1,64 @@
-"""The main tables in the console: what a reader wants to see when the pipeline ends."""
+"""The main tables in the console, printed when the pipeline ends."""
+
+from collections.abc import Iterable
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from rarl.reporting.claims import overall
+from rarl.reporting.claims import verdict_on
+from rarl.reporting.findings import findings
+from rarl.reporting.formats import p_value, percent, records, signed
 from rarl.reporting.inputs import Run
-from rarl.reporting.page import NOT_CLINICAL, findings, is_phantom, p_value, percent, records, signed
+from rarl.reporting.page import NOT_CLINICAL, is_phantom
 from rarl.reporting.tables import BASELINES, MODELS, paper
 
 
 def show(run: Run, frames: dict[str, pd.DataFrame]) -> None:
     """Print the own test, the comparisons between models and the verdicts on the paper's claims."""
     console = Console(highlight=False)
-    own = Table(title=f"Own test by the {run.main_judge} judge, percent", title_justify="left")
-    for name in ("model", "mode", "final", "interval", "reasoning", "n"):
-        own.add_column(name, justify="left" if name in ("model", "mode") else "right")
-    for row in records(frames["own_test"]):
-        low, high = row["final_low"], row["final_high"]
-        own.add_row(
-            MODELS.get(row["model"]) or BASELINES[row["model"]],
-            row["mode"],
-            percent(row["final"]),
-            "" if low is None else f"{percent(low)} to {percent(high)}",
-            ""
-            if row["model"] in BASELINES
-            else "not annotated"
-            if row["reasoning"] is None
-            else percent(row["reasoning"]),
-            str(row["n"]),
-        )
-    console.print(own)
-    tests = records(frames["paired_tests"].query("family == 'between models'"))
-    if tests:
-        table = Table(title="Paired differences on the own test, points", title_justify="left")
-        for name in ("comparison", "difference", "interval", "p (Holm)", ""):
-            table.add_column(name, justify="left" if name in ("comparison", "") else "right")
-        for t in tests:
-            table.add_row(
-                f"{MODELS[t['second']]} vs {MODELS[t['first']]}",
-                signed(t["difference"]),
-                f"{signed(t['low'])} to {signed(t['high'])}",
-                p_value(t["p_holm"]),
-                "differs" if t["differs"] else "within noise",
-            )
+    own = [_own_test(row) for row in records(frames["own_test"])]
+    numbers = {"final", "interval", "reasoning", "n", "difference", "p (Holm)"}
+
+    def show_table(title: str, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
+        table = Table(title=title, title_justify="left")
+        for name in columns:
+            table.add_column(name, justify="right" if name in numbers else "left")
+        for row in rows:
+            table.add_row(*row)
         console.print(table)
-    claims = Table(title="The paper's claims", title_justify="left")
-    for name in ("claim", "paper", "ours"):
-        claims.add_column(name)
+
+    columns = ("model", "mode", "final", "interval", "reasoning", "n")
+    show_table(f"Own test by the {run.main_judge} judge, percent", columns, own)
+    between = frames["paired_tests"].query("family == 'between models'")
+    if len(between):
+        columns = ("comparison", "difference", "interval", "p (Holm)", "")
+        show_table("Paired differences on the own test, points", columns, map(_test, records(between)))
     lines = records(frames["claims"])
-    for claim in paper()["claims"]:
-        own = [line for line in lines if line["claim"] == claim["id"]]
-        verdicts = [
-            overall([line["verdict"] for line in own if line["source"] == source]) for source in ("paper", "ours")
-        ]
-        claims.add_row(claim["text"], *verdicts)
-    console.print(claims)
+    verdicts = [
+        (claim["text"], *(verdict_on(claim["id"], source, lines) for source in ("paper", "ours")))
+        for claim in paper()["claims"]
+    ]
+    show_table("The paper's claims", ("claim", "paper", "ours"), verdicts)
     for sentence in findings(run, frames):
         console.print(f"• {sentence}", markup=False)
     if is_phantom(run):
-        console.print("PHANTOM RESULTS: drawn images, no medical meaning.", style="bold yellow")
+        console.print("PHANTOM RESULTS: synthetic images, no medical meaning.", style="bold yellow")
     console.print(NOT_CLINICAL, style="bold")
+
+
+def _own_test(row: dict) -> tuple[str, ...]:
+    interval = "" if row["final_low"] is None else f"{percent(row['final_low'])} to {percent(row['final_high'])}"
+    if row["model"] in BASELINES:
+        label, reasoning = BASELINES[row["model"]], ""
+    else:
+        label = MODELS[row["model"]]
+        reasoning = "not annotated" if row["reasoning"] is None else percent(row["reasoning"])
+    return label, row["mode"], percent(row["final"]), interval, reasoning, str(row["n"])
+
+
+def _test(test: dict) -> tuple[str, ...]:
+    comparison = f"{MODELS[test['second']]} vs {MODELS[test['first']]}"
+    interval = f"{signed(test['low'])} to {signed(test['high'])}"
+    verdict = "significant" if test["differs"] else "not significant"
+    return comparison, signed(test["difference"]), interval, p_value(test["p_holm"]), verdict

@@ -1,7 +1,9 @@
-"""Everything that scores and report read, found by enumerating the parameters and never by looking
-what lies in a folder: a model that was taken off the list leaves its files behind."""
+"""What `score` and `report` read.
 
-import csv
+Files are found by enumerating the parameters, never by listing a folder: a model that was removed from `models` leaves
+its files behind.
+"""
+
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +14,16 @@ from rarl.records import Prediction, Sample, Verdict, predictions_file, read_jso
 from rarl.registry import METHODS
 
 CURATED = Path("data/curated")
+#: Score -> the field of a verdict that holds it.
+FIELDS = {"final": "prediction_score", "reasoning": "reasoning_score"}
 
 
 def in_order(path: Path, samples: list[Sample], kind: type[Prediction] | type[Verdict]) -> list:
-    """The records of one file in the order of the samples, one for each.
+    """Return the records of one file in the order of the samples, one for each.
 
     Raises:
-        UserError: the file has a record too few, too many or of another sample. A row that is
-            missing would otherwise raise the score without a trace.
+        UserError: a record is missing, duplicated or of another sample. A missing row would otherwise raise the score
+            unnoticed.
     """
     found = read_records(path, kind)
     by_id = {record.id: record for record in found}
@@ -37,13 +41,19 @@ def in_order(path: Path, samples: list[Sample], kind: type[Prediction] | type[Ve
 
 @dataclass
 class Run:
-    """One run of the pipeline: its parameters and, read when asked for, what it left on disk."""
+    """One run of the pipeline: its parameters and its files, read on first use."""
 
     params: Params
 
     @property
     def main_judge(self) -> str:
+        """The judge that the report compares models by."""
         return self.params.report.main_judge
+
+    @property
+    def confidence(self) -> float:
+        """The confidence level of all intervals, such as 0.95."""
+        return self.params.report.confidence
 
     @cached_property
     def main_mode(self) -> str:
@@ -51,17 +61,24 @@ class Run:
         shown = [mode for mode in self.params.modes if self.params.mode[mode].image == "shown"]
         return (shown or self.params.modes)[0]
 
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Every (mode, test set) that is evaluated."""
+        return [(mode, name) for mode in self.params.modes for name in self.params.sets_of(mode)]
+
     @cached_property
     def samples(self) -> dict[str, list[Sample]]:
+        """Test set -> its samples."""
         return {name: read_records(self.params.samples_file(name), Sample) for name in self.params.test_sets}
 
     @cached_property
     def train(self) -> list[Sample]:
+        """The training samples."""
         return read_records(CURATED / "train.jsonl", Sample)
 
     @cached_property
     def scores(self) -> dict[str, dict]:
-        """model -> mode -> test set -> judge -> cell, as the `score` stage wrote it."""
+        """The `score` stage's metrics: model -> mode -> test set -> judge -> cell."""
         files = {model: Path("metrics/scores") / f"{model}.json" for model in self.params.models}
         for path in files.values():
             if not path.is_file():
@@ -72,41 +89,33 @@ class Run:
     def predictions(self) -> dict[tuple[str, str, str], list[Prediction]]:
         """(model, mode, test set) -> predictions."""
         return {
-            (model, mode, name): in_order(predictions_file(model, mode, name), self.samples[name], Prediction)
+            (model, *place): in_order(predictions_file(model, *place), self.samples[place[1]], Prediction)
             for model in self.params.models
-            for mode in self.params.modes
-            for name in self.params.sets_of(mode)
+            for place in self.places
         }
-
-    @cached_property
-    def breakdown_files(self) -> dict[str, Path]:
-        files = {m: Path("metrics/breakdown") / f"{m}.csv" for m in self.params.models}
-        return {model: path for model, path in files.items() if path.is_file()}
 
     @cached_property
     def verdicts(self) -> dict[tuple[str, str, str, str], list[Verdict]]:
         """(model, mode, test set, judge) -> verdicts."""
         return {
-            (model, mode, name, judge): in_order(verdicts_file(model, judge, mode, name), self.samples[name], Verdict)
+            (model, *place, judge): in_order(verdicts_file(model, judge, *place), self.samples[place[1]], Verdict)
             for model in self.params.models
-            for mode in self.params.modes
-            for name in self.params.sets_of(mode)
+            for place in self.places
             for judge in self.params.judges
         }
+
+    def ratings(
+        self, model: str, mode: str, test_set: str, judge: str | None = None, score: str = "final"
+    ) -> list[int | None]:
+        """Return a judge's (default: the main judge's) 0/1 scores in the order of the samples; None where unscored."""
+        verdicts = self.verdicts[model, mode, test_set, judge or self.main_judge]
+        return [getattr(verdict, FIELDS[score]) for verdict in verdicts]
 
     @cached_property
     def idle_judges(self) -> list[str]:
         """Judges that scored nothing at all, such as the truth judge on real data."""
-        return [
-            judge
-            for judge in self.params.judges
-            if not any(
-                v.prediction_score is not None
-                for key, verdicts in self.verdicts.items()
-                if key[3] == judge
-                for v in verdicts
-            )
-        ]
+        working = {key[3] for key in self.verdicts if any(score is not None for score in self.ratings(*key))}
+        return [judge for judge in self.params.judges if judge not in working]
 
     @cached_property
     def judges(self) -> list[str]:
@@ -116,52 +125,56 @@ class Run:
 
     @cached_property
     def truth_judge(self) -> str | None:
+        """The judge that knows the findings of the phantom images; None on real data."""
         return next((j for j in self.judges if self.params.judge[j].kind == "truth"), None)
+
+    def _files(self, pattern: str, names: list[str]) -> dict[str, Path]:
+        """Return name -> file for those of the names that have one."""
+        files = {name: Path("metrics") / pattern.format(name) for name in names}
+        return {name: path for name, path in files.items() if path.is_file()}
+
+    @property
+    def _methods(self) -> list[str]:
+        return [method for method in METHODS if method in self.params.models]
+
+    @cached_property
+    def breakdown_files(self) -> dict[str, Path]:
+        """Model -> the `score` stage's breakdown of its scores."""
+        return self._files("breakdown/{}.csv", self.params.models)
 
     @cached_property
     def training(self) -> dict[str, dict]:
-        """method -> the training stage's metrics, for the methods among the models."""
-        files = {m: Path("metrics/train") / f"{m}.json" for m in METHODS if m in self.params.models}
-        return {method: read_json(path) for method, path in files.items() if path.is_file()}
+        """Method -> the training stage's metrics."""
+        return {method: read_json(path) for method, path in self._files("train/{}.json", self._methods).items()}
 
     @cached_property
     def logs(self) -> dict[str, dict[str, list[tuple[float, float]]]]:
-        """method -> column -> (step, value) of the training log; cells without a number are left out."""
-        files = {m: Path("metrics/train") / f"{m}.csv" for m in METHODS if m in self.params.models}
-        return {method: _read_log(path) for method, path in files.items() if path.is_file()}
+        """Method -> column -> (step, value) of the training log; cells without a number are left out."""
+        return {method: _read_log(path) for method, path in self._files("train/{}.csv", self._methods).items()}
+
+    @cached_property
+    def benchmark_counts(self) -> dict[str, dict]:
+        """Benchmark -> what the `benchmark` stage counted."""
+        files = self._files("benchmark/{}.json", self.params.benchmarks)
+        return {name: read_json(path) for name, path in files.items()}
 
     @cached_property
     def curation(self) -> dict:
+        """What the `curate` stage counted; empty if it did not run."""
         path = Path("metrics/curate.json")
         return read_json(path) if path.is_file() else {}
 
     @cached_property
     def audit(self) -> dict[str, dict[str, dict[str, int]]]:
-        """set -> split -> name of a count -> value, as the `audit` stage measured it."""
+        """What the `audit` stage counted: set -> split -> name of a count -> value."""
         path = Path("metrics/audit.json")
         return read_json(path)["sets"] if path.is_file() else {}
 
-    @cached_property
-    def benchmark_counts(self) -> dict[str, dict]:
-        files = {name: Path("metrics/benchmark") / f"{name}.json" for name in self.params.benchmarks}
-        return {name: read_json(path) for name, path in files.items() if path.is_file()}
-
 
 def _read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
-    columns: dict[str, list[tuple[float, float]]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            step = _number(row.get("step"))
-            for column, text in row.items():
-                value = _number(text)
-                if column and column != "step" and step is not None and value is not None:
-                    columns.setdefault(column, []).append((step, value))
-    return columns
+    import pandas as pd
 
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if value == value else None  # NaN is no number to plot
+    frame = pd.read_csv(path, float_precision="round_trip").apply(pd.to_numeric, errors="coerce")
+    frame = frame.dropna(subset="step").set_index("step")
+    columns = {column: series.dropna() for column, series in frame.items()}
+    return {column: list(zip(series.index, series)) for column, series in columns.items() if len(series)}

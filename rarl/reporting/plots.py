@@ -1,6 +1,6 @@
 """The page's figures, as inline SVG that takes its text colour from the page (light or dark).
 
-Each function returns the SVG's text, or an empty string where the run has nothing to draw.
+Each function returns the SVG's text, or an empty string if the run has no data for it.
 """
 
 import io
@@ -9,7 +9,7 @@ import re
 from rarl.registry import MODELS
 
 COLOURS = {name: model.colour for name, model in MODELS.items()}
-# Stand-ins that are replaced by the page's own colours in the finished SVG.
+#: Placeholders that are replaced by the page's own colours in the finished SVG.
 TEXT, LINE = "#010203", "#010204"
 
 Series = list[tuple[float, float]]
@@ -22,36 +22,17 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "rarl",
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],
-            "font.size": 9,
-            "axes.titlesize": 9.5,
-            "text.color": TEXT,
-            "axes.labelcolor": TEXT,
-            "xtick.color": TEXT,
-            "ytick.color": TEXT,
-            "axes.edgecolor": LINE,
-            "grid.color": LINE,
-            "grid.linewidth": 0.7,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlelocation": "left",
-            "legend.frameon": False,
-            "xtick.major.size": 0,
-            "ytick.major.size": 0,
-        }
-    )
+    plt.rcParams |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT)
+    plt.rcParams |= {"axes.edgecolor": LINE, "grid.color": LINE, "grid.linewidth": 0.7, "axes.axisbelow": True}
+    plt.rcParams |= {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9}
+    plt.rcParams |= {"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    plt.rcParams |= {"axes.titlesize": 9.5, "axes.titlelocation": "left", "xtick.major.size": 0, "ytick.major.size": 0}
+    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "rarl"}
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
 
 
 def _svg(figure, name: str, description: str) -> str:
-    """The figure as SVG for use inside HTML: no fixed size, ids that are unique on the page."""
+    """Return the figure as SVG for use inside HTML: no fixed size, ids that are unique on the page."""
     import matplotlib.pyplot as plt
 
     buffer = io.StringIO()
@@ -60,25 +41,29 @@ def _svg(figure, name: str, description: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(TEXT, "currentColor").replace(LINE, "var(--line)")
-    # A page has its own fonts; matplotlib would otherwise ask for a font that the reader may lack.
+    # The page's own fonts, because the reader may lack matplotlib's.
     svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 inherit", svg).replace("'DejaVu Sans'", "inherit")
     return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
 
 
 def window(length: int) -> int:
-    """Steps over which a training curve is averaged: a tenth of the run, 25 at most."""
+    """Return the number of steps over which a training curve is averaged: a tenth of the run, at most 25."""
     return max(1, min(25, length // 10))
 
 
 def _moving_mean(values: list[float], width: int) -> list[float]:
-    """Centred mean over `width` values, over fewer at the ends."""
-    left, right = width // 2, width - width // 2
-    parts = [values[max(0, i - left) : i + right] for i in range(len(values))]
+    """Centred mean over `width` values, over fewer at the ends.
+
+    >>> _moving_mean([1.0, 2.0, 6.0], 2)
+    [1.0, 1.5, 4.0]
+    """
+    left = width // 2
+    parts = [values[max(0, i - left) : i - left + width] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
 
@@ -92,7 +77,7 @@ def _curve(axis, series: Series, colour: str, label: str, smooth: bool) -> None:
 
 
 def curves(logs: Logs, column: str, title: str, labels: dict[str, str], smooth: bool = True) -> str:
-    """One column of the training logs over the optimizer steps, a line for each method that has it."""
+    """Plot one column of the training logs over the optimizer steps, a line for each method that has it."""
     found = {method: log[column] for method, log in logs.items() if log.get(column)}
     if not found:
         return ""
@@ -105,7 +90,7 @@ def curves(logs: Logs, column: str, title: str, labels: dict[str, str], smooth: 
 
 
 def panels(logs: Logs, columns: dict[str, str], name: str, labels: dict[str, str]) -> str:
-    """Small panels side by side, two a row, one for each column of the logs that any method has."""
+    """Plot small panels, two per row, one for each column of the logs that any method has."""
     there = {c: title for c, title in columns.items() if any(log.get(c) for log in logs.values())}
     if not there:
         return ""
@@ -128,11 +113,12 @@ def panels(logs: Logs, columns: dict[str, str], name: str, labels: dict[str, str
 
 
 def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
-    """Horizontal bars with intervals.
+    """Plot final scores as horizontal bars with intervals.
 
     Args:
-        rows: `label`, `model`, `final`, `low`, `high` in percent, `faint` for a secondary mode.
-        lines: baselines in percent, drawn as vertical lines under their labels.
+        rows: `label`, `model`, `final`, `final_low`, `final_high` in percent, `faint` for a secondary mode.
+        lines: baselines in percent by label, plotted as vertical lines.
+        title: of the figure.
     """
     if not rows:
         return ""
@@ -141,14 +127,8 @@ def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
     for position, row in enumerate(rows):
         colour = COLOURS[row["model"]]
         axis.barh(position, row["final"], color=colour, alpha=0.4 if row["faint"] else 0.95, height=0.7)
-        axis.errorbar(
-            row["final"],
-            position,
-            xerr=[[row["final"] - row["low"]], [row["high"] - row["final"]]],
-            color=TEXT,
-            linewidth=1,
-            capsize=2,
-        )
+        ends = [[row["final"] - row["final_low"]], [row["final_high"] - row["final"]]]
+        axis.errorbar(row["final"], position, xerr=ends, color=TEXT, linewidth=1, capsize=2)
     for (label, value), style in zip(lines.items(), ("--", ":", "-.")):
         axis.axvline(value, color=TEXT, linewidth=1.1, linestyle=style, label=f"{label}: {value:.1f} %")
     axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
@@ -161,10 +141,12 @@ def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
 
 
 def dots(rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[str, str], title: str) -> str:
-    """Final score with interval of every model on every test set: a row of dots for each set.
+    """Plot the final score and interval of every model on every test set, as a row of dots for each set.
 
     Args:
         rows: test set's label -> model -> (score, low, high) in percent.
+        labels: of the models.
+        title: of the figure.
     """
     if not any(rows.values()):
         return ""
@@ -175,16 +157,9 @@ def dots(rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[st
         shift = 0.17 * (rank - (len(models) - 1) / 2)
         points = [(i + shift, *cells[model]) for i, cells in enumerate(rows.values()) if model in cells]
         y, x, low, high = zip(*points)
-        axis.errorbar(
-            x,
-            y,
-            xerr=[[a - b for a, b in zip(x, low)], [b - a for a, b in zip(x, high)]],
-            fmt="o",
-            markersize=4,
-            color=COLOURS[model],
-            linewidth=1.3,
-            label=labels[model],
-        )
+        ends = [[a - b for a, b in zip(x, low)], [b - a for a, b in zip(x, high)]]
+        style = {"color": COLOURS[model], "linewidth": 1.3, "label": labels[model]}
+        axis.errorbar(x, y, xerr=ends, fmt="o", markersize=4, **style)
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set(title=title, xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), xlabel="final score, percent")
     axis.grid(visible=False, axis="y")
@@ -195,7 +170,7 @@ def dots(rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[st
 
 
 def threshold(part: str, found: dict, used: float) -> str:
-    """Share of the labelled pairs that the semantic judge would accept, over its threshold, and where it stands."""
+    """Plot the share of labelled pairs that the semantic judge accepts over its threshold, and the one in use."""
     figure, axes = _figure(4.4, 2.7)
     axis = axes[0, 0]
     grid, taken, refused = zip(*found["curve"])

@@ -1,8 +1,8 @@
 """Intervals, paired tests, baselines and agreement.
 
-Every test here treats the questions as independent. Several questions can share an image, so the
-true uncertainty is somewhat larger; the page says so. statsmodels, SciPy and scikit-learn are
-imported where they are used, because they take a second to load.
+Every test here treats the questions as independent. Several questions can share an image, so the true uncertainty is
+somewhat larger; the page says so. statsmodels, SciPy and scikit-learn are imported where they are used, because they
+take a second to load.
 """
 
 import math
@@ -14,15 +14,16 @@ from rarl.records import Sample
 
 #: Discordant pairs below which McNemar's test is computed exactly (binomial) instead of by chi-square.
 EXACT_BELOW = 25
-#: Power of the smallest difference that a test set can show.
-POWER = 0.8
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share; both ends in 0..1.
 
+    >>> [round(end, 4) for end in wilson(31, 150)]
+    [0.1496, 0.2784]
+
     Raises:
-        ValueError: `n` is 0: there is no interval of nothing.
+        ValueError: `n` is 0.
     """
     from statsmodels.stats.proportion import proportion_confint
 
@@ -36,10 +37,9 @@ def mcnemar(first: Sequence[int], second: Sequence[int], confidence: float = 0.9
     """Paired comparison of two series of 0/1 scores on the same questions.
 
     Returns:
-        `n`, `first_only` and `second_only` (questions that only one of them got right),
-        `difference` in points (second minus first) with `low` and `high`, and McNemar's `p`.
-        The interval is Bonett and Price's adjusted Wald interval of a paired difference (2012),
-        which also holds when no pair is discordant.
+        `n`, `first_only` and `second_only` (questions that only one of them got right), `difference` in points (second
+        minus first) with `low` and `high`, and McNemar's `p`. The interval is Bonett and Price's adjusted Wald
+        interval of a paired difference (2012), which also holds when no pair is discordant.
 
     Raises:
         ValueError: the series differ in length or are empty.
@@ -71,24 +71,41 @@ def mcnemar(first: Sequence[int], second: Sequence[int], confidence: float = 0.9
     }
 
 
+def scored_by_both(first: Sequence[int | None], second: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Return the pairs of two series of scores of the same questions in which neither is None."""
+    return [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+
+
+def paired(first: Sequence[int | None], second: Sequence[int | None], confidence: float = 0.95) -> dict:
+    """`mcnemar` on the questions that both series score, with both shares in percent; {} if there are none.
+
+    >>> test = paired([1, 0, None, 1], [1, 1, 1, 0])
+    >>> test["n"], round(test["first_percent"], 1), round(test["second_percent"], 1), test["difference"]
+    (3, 66.7, 66.7, 0.0)
+    """
+    if not (both := scored_by_both(first, second)):
+        return {}
+    first, second = zip(*both)
+    shares = {"first_percent": 100 * sum(first) / len(both), "second_percent": 100 * sum(second) / len(both)}
+    return mcnemar(first, second, confidence) | shares
+
+
 def unpaired(
     first: float, n_first: int, second: float, n_second: int, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Newcombe's interval, in points, of the difference (second minus first) of two independent shares in percent."""
     from statsmodels.stats.proportion import confint_proportions_2indep
 
-    low, high = confint_proportions_2indep(
-        second * n_second / 100, n_second, first * n_first / 100, n_first,
-        method="newcomb", compare="diff", alpha=1 - confidence,
-    )  # fmt: skip
+    counts = (second * n_second / 100, n_second, first * n_first / 100, n_first)
+    low, high = confint_proportions_2indep(*counts, method="newcomb", compare="diff", alpha=1 - confidence)
     return 100 * float(low), 100 * float(high)
 
 
 def mean_change(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of paired differences of scores, in points, with its interval after Student's t.
+    """Mean of paired differences of scores, in points, with its interval by Student's t.
 
     Raises:
-        ValueError: no value is given.
+        ValueError: `values` is empty.
     """
     from scipy.stats import ttest_1samp
 
@@ -111,14 +128,12 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[list[float], l
     return [float(p) for p in adjusted], [bool(r) for r in reject]
 
 
-def smallest_difference(n: int, discordant: float, alpha: float = 0.05, power: float = POWER) -> float | None:
-    """Smallest true difference, in points, that McNemar's test on `n` pairs finds with `power`.
+def smallest_difference(n: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """Smallest true difference, in points, that McNemar's test on `n` pairs detects with `power`.
 
-    Args:
-        discordant: expected share of the pairs in which only one of the two is right.
-
-    Solves Connor's sample size formula (1987), n = (z_a sqrt(d) + z_b sqrt(d - x^2))^2 / x^2, for x.
-    None where even a difference as large as `discordant` would be missed.
+    Solves Connor's sample size formula (1987), n = (z_a sqrt(d) + z_b sqrt(d - x^2))^2 / x^2, for x, where d is
+    `discordant`, the expected share of the pairs in which only one of the two is right. None if even a difference as
+    large as d would be missed.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
@@ -134,43 +149,39 @@ def smallest_difference(n: int, discordant: float, alpha: float = 0.05, power: f
 
 
 def most_frequent_answers(train: Sequence[Sample], test: Sequence[Sample], by: Callable[[Sample], str]) -> list[str]:
-    """The answers of someone who never looks: for each test question, the training answer that is
-    most frequent in its group, or most frequent of all where training has no such group.
+    """Return for each test question the most frequent training answer of its group, spelled by `answers.normalise`.
 
-    Args:
-        by: the group of a sample, such as its kind or the text of its question.
-
-    Returns:
-        One answer for each test sample, as `answers.normalise` spells it.
+    If training has no such group, the most frequent answer overall. `by` maps a sample to its group, such as its kind.
     """
     counts: dict[str | None, Counter] = {}
     for sample in train:
         for group in (by(sample), None):
             counts.setdefault(group, Counter())[normalise(sample.answers[0])] += 1
-    # Equal counts: the first in the alphabet, so that the baseline does not hang on the order of rows.
+    # Ties: the first in the alphabet, so that the baseline does not depend on the order of rows.
     top = {group: min(c, key=lambda answer: (-c[answer], answer)) for group, c in counts.items()}
     return [top.get(by(sample), top.get(None, "")) for sample in test]
 
 
 def baseline_scores(train: Sequence[Sample], test: Sequence[Sample], by: Callable[[Sample], str]) -> list[int]:
-    """1 for each test question that the most frequent answer of its group gets right, else 0."""
+    """Return 1 for each test question that the most frequent answer of its group gets right, else 0."""
     answers = most_frequent_answers(train, test, by)
     return [int(matches(a, s.answers, s.kind, s.choices)) for a, s in zip(answers, test)]
 
 
 def by_kind(sample: Sample) -> str:
+    """Group samples by the kind of their question."""
     return sample.kind
 
 
 def by_question(sample: Sample) -> str:
+    """Group samples by the text of their question, whatever its case and spaces."""
     return " ".join(sample.question.casefold().split())
 
 
 def agreement(first: Sequence[int], second: Sequence[int]) -> dict:
-    """How far two judges' 0/1 scores agree: `n`, `agreement` in percent, Cohen's `kappa`.
+    """Agreement of two judges' 0/1 scores: `n`, `agreement` in percent, Cohen's `kappa`.
 
-    `kappa` is None where both judges gave every answer the same score: chance agreement is then
-    complete, and nothing is left to measure.
+    `kappa` is None if both judges gave every answer the same score: chance agreement is then complete.
     """
     from sklearn.metrics import cohen_kappa_score
 

@@ -1,12 +1,12 @@
 """The report's tables: the paper's Tables 3 and 6 with our figures, the own test, paired tests, agreement, breakdown.
 
-All tables are long-form pandas frames with percent and points rounded to two decimals; the page
-arranges them, and `metrics/tables/*.csv` holds them as they are.
+All tables are long-form pandas frames with percent and points rounded to two decimals. The page arranges them;
+`metrics/tables/*.csv` holds them as they are.
 """
 
 from collections import Counter
 from functools import cache
-from itertools import combinations
+from itertools import chain, combinations, product
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,7 @@ from rarl import registry
 from rarl.answers import matches, normalise
 from rarl.records import Prediction, read_json
 from rarl.registry import DATA_SETS
-from rarl.reporting.inputs import Run
+from rarl.reporting.inputs import FIELDS, Run
 from rarl.reporting.scoring import OVERLAPPING, WITHOUT_OWN_TEST, share
 from rarl.reporting.stats import (
     agreement,
@@ -23,10 +23,10 @@ from rarl.reporting.stats import (
     by_kind,
     by_question,
     holm,
-    mcnemar,
     mean_change,
+    paired,
+    scored_by_both,
     smallest_difference,
-    wilson,
 )
 from rarl.spreadsheet import restore
 
@@ -46,8 +46,11 @@ BASELINES = {
 }
 SCORES = ["final", "final_low", "final_high", "reasoning", "reasoning_low", "reasoning_high"]
 COUNTS = ["n", "reasoning_n", "unscored", "empty", "truncated"]
-FIELDS = {"final": "prediction_score", "reasoning": "reasoning_score"}
-#: The untuned base stands below the paper's rows, which have none: a gain over it under one prompt can be one prompt's.
+#: A difference in points with its interval.
+GAP = ["difference", "low", "high"]
+#: The numbers of `reward_gap`, with the names of its file.
+GAP_NUMBERS = ["rated", "truth", "gap", "low", "high", "agreement", "change", "change_low", "change_high"]
+#: Below the paper's rows, which lack the untuned base. Under both prompts: a gain over one may be the prompt's.
 UNTUNED = [
     {"label": "Base, reasoning prompting", "model": "base", "prompt": "reasoning", "sets": {}},
     {"label": "Base, non-reasoning prompting", "model": "base", "prompt": "direct", "sets": {}},
@@ -56,17 +59,22 @@ UNTUNED = [
 
 @cache
 def paper() -> dict:
-    """The figures that the paper prints, with the table and the row that each stands in."""
+    """Return the figures that the paper prints, each with its table and row."""
     return read_json(Path(__file__).parent / "paper.json")
 
 
 def rows_of(name: str) -> list[dict]:
-    """The rows of the paper's Table 3 or 6, then those of the untuned base."""
+    """Return the rows of the paper's Table 3 or 6, then those of the untuned base."""
     return paper()[name]["rows"] + UNTUNED
 
 
+def to_frame(lines: list, columns: list[str], digits: dict[str, int]) -> pd.DataFrame:
+    """Make a frame of these columns; `digits` gives the decimals of those that hold floats."""
+    return pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(digits, float)).round(digits)
+
+
 def prompt_mode(run: Run, prompt: str) -> str | None:
-    """The mode that shows the image and asks with this prompt on every test set; None if there is none."""
+    """Return the mode that shows the image and uses this prompt on every test set; None if there is none."""
     for mode in run.params.modes:
         entry = run.params.mode[mode]
         if entry.prompt == prompt and entry.image == "shown" and not entry.own_test_only:
@@ -75,13 +83,10 @@ def prompt_mode(run: Run, prompt: str) -> str | None:
 
 
 def paper_table(run: Run, name: str) -> pd.DataFrame:
-    """Table 3 or 6 in long form: one line per row of the paper, test set and judge, ours and theirs.
+    """Return `table3` or `table6` in long form: one line per row of the paper, test set and judge, ours and theirs.
 
-    `difference` is ours minus the paper's figure by the same judge, by the paper's first judge where it does not have
-    ours; `beyond` says that the paper's figure lies outside our interval.
-
-    Args:
-        name: `table3` or `table6`.
+    `difference` is our score minus the paper's by the same judge, or by the paper's first judge if the paper does not
+    have ours. `beyond` is true if the paper's score is outside our interval.
     """
     lines = []
     for row in rows_of(name):
@@ -94,22 +99,21 @@ def paper_table(run: Run, name: str) -> pd.DataFrame:
                 cell = ours[test_set][judge]
                 people = run.params.judge[judge].kind == "human"
                 printed = theirs.get("human" if people else judge) or next(iter(theirs.values()), {})
-                lines.append(
-                    {**key, "source": "ours", "judge": judge, **{c: cell[c] for c in [*SCORES, *COUNTS]}}
-                    | beside(cell, printed, "final") | beside(cell, printed, "reasoning")
-                )  # fmt: skip
-            for judge, figures in theirs.items():
-                lines.append({**key, "source": "paper", "judge": judge, **figures})
+                line = {**key, "source": "ours", "judge": judge, **{c: cell[c] for c in [*SCORES, *COUNTS]}}
+                lines.append(line | beside(cell, printed, "final") | beside(cell, printed, "reasoning"))
+            lines += [{**key, "source": "paper", "judge": judge, **scores} for judge, scores in theirs.items()]
     columns = ["row", "model", "prompt", "set", "source", "judge", *SCORES, *COUNTS]
-    frame = pd.DataFrame(lines, columns=[*columns, *DIFFERENCES])
-    return frame.astype(dict.fromkeys(COUNTS, "Int64"))
-
-
-DIFFERENCES = ["difference", "beyond", "reasoning_difference", "reasoning_beyond"]
+    columns += ["difference", "beyond", "reasoning_difference", "reasoning_beyond"]
+    return pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
 def beside(cell: dict, printed: dict, score: str) -> dict:
-    """Our score minus the printed one, and whether the printed one lies outside our interval; empty where one is missing."""
+    """Return our score minus the printed one, and whether that is outside our interval; {} if one is missing.
+
+    >>> cell = {"final": 60.0, "final_low": 50.0, "final_high": 70.0}
+    >>> beside(cell, {"final": 48.04}, "final")
+    {'difference': 11.96, 'beyond': True}
+    """
     ours, theirs = cell[score], printed.get(score)
     if ours is None or theirs is None:
         return {}
@@ -119,350 +123,259 @@ def beside(cell: dict, printed: dict, score: str) -> dict:
 
 
 def own_test(run: Run) -> pd.DataFrame:
-    """Every model under every mode on the own test set by the main judge, and what needs no model.
+    """Return the main judge's scores of every model and mode on the own test set, then the baselines without a model.
 
-    `label` names each line once, as a bar plot needs it.
+    `label` is unique per line, for bar plots.
     """
     lines = []
-    for model in run.params.models:
-        for mode in run.params.modes:
-            cell = run.scores[model][mode][run.params.own_test][run.main_judge]
-            label = model if mode == run.main_mode else f"{model}, {mode}"
-            lines.append({"label": label, "model": model, "mode": mode, **{c: cell[c] for c in [*SCORES, *COUNTS]}})
+    for model, mode in product(run.params.models, run.params.modes):
+        cell = run.scores[model][mode][run.params.own_test][run.main_judge]
+        label = model if mode == run.main_mode else f"{model}, {mode}"
+        lines.append({"label": label, "model": model, "mode": mode, **{c: cell[c] for c in [*SCORES, *COUNTS]}})
     for name, scores in baselines(run).items():
         if scores:
-            low, high = wilson(sum(scores), len(scores), run.params.report.confidence)
-            share = sum(scores) / len(scores)
-            lines.append(
-                {
-                    "label": name,
-                    "model": name,
-                    "mode": "",
-                    "final": 100 * share,
-                    "final_low": 100 * low,
-                    "final_high": 100 * high,
-                    "n": len(scores),
-                }
-            )
-    frame = pd.DataFrame(lines, columns=["label", "model", "mode", *SCORES, *COUNTS])
-    return frame.astype(dict.fromkeys(SCORES, float)).round(2).astype(dict.fromkeys(COUNTS, "Int64"))
+            line = {"label": name, "model": name, "mode": "", "n": len(scores)}
+            lines.append(line | share("final", scores, run.confidence))
+    columns = ["label", "model", "mode", *SCORES, *COUNTS]
+    return to_frame(lines, columns, dict.fromkeys(SCORES, 2)).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
 def baselines(run: Run) -> dict[str, list[int]]:
-    """Scores on the own test of the most frequent training answer, matched as text."""
+    """Return the scores on the own test set of the most frequent training answer, matched as text."""
     own = run.samples[run.params.own_test]
-    groups = zip(BASELINES, (by_kind, by_question))
-    return {name: baseline_scores(run.train, own, by) for name, by in groups}
+    return {name: baseline_scores(run.train, own, by) for name, by in zip(BASELINES, (by_kind, by_question))}
 
 
 def paired_tests(run: Run) -> pd.DataFrame:
     """McNemar's tests on the own test set by the main judge, Holm-corrected within each family.
 
-    Families: models against one another under the main mode; each other mode against the main mode
-    within one model; each model against each most-frequent-answer baseline.
+    Families: models against one another under the main mode; each other mode against the main mode within one model;
+    each model against each most-frequent-answer baseline.
     """
-    params, judge, main = run.params, run.main_judge, run.main_mode
-    series = {
-        (model, mode): [v.prediction_score for v in run.verdicts[model, mode, run.params.own_test, judge]]
-        for model in params.models
-        for mode in params.modes
-    }
-    families: dict[str, list] = {
-        "between models": [(a, b, series[a, main], series[b, main]) for a, b in combinations(params.models, 2)]
-    }
-    for mode in params.modes:
+    models, main = run.params.models, run.main_mode
+    own = {key: run.ratings(*key, run.params.own_test) for key in product(models, run.params.modes)}
+    families = {"between models": [(a, b, own[a, main], own[b, main]) for a, b in combinations(models, 2)]}
+    for mode in run.params.modes:
         if mode != main:
             families[family_of(mode, main)] = [
-                (f"{m}, {mode}", f"{m}, {main}", series[m, mode], series[m, main]) for m in params.models
+                (f"{model}, {mode}", f"{model}, {main}", own[model, mode], own[model, main]) for model in models
             ]
     for name, scores in baselines(run).items():
-        families[f"against the {BASELINES[name].casefold()}"] = [
-            (name, model, scores, series[model, main]) for model in params.models
-        ]
+        family = f"against the {BASELINES[name].casefold()}"
+        families[family] = [(name, model, scores, own[model, main]) for model in models]
     lines = []
     for family, pairs in families.items():
-        results = []
-        for first, second, a, b in pairs:
-            both = [(x, y) for x, y in zip(a, b) if x is not None and y is not None]
-            if both:
-                test = mcnemar([x for x, _ in both], [y for _, y in both], params.report.confidence)
-                results.append({"family": family, "first": first, "second": second, **test})
-        adjusted, differs = holm([r["p"] for r in results], 1 - params.report.confidence)
-        for result, p, reject in zip(results, adjusted, differs):
-            lines.append({**result, "p_holm": p, "differs": reject})
-    columns = [
-        "family",
-        "first",
-        "second",
-        "n",
-        "first_only",
-        "second_only",
-        "difference",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-        "differs",
-    ]
-    frame = pd.DataFrame(lines, columns=columns)
-    return frame.astype(dict.fromkeys(["difference", "low", "high", "p", "p_holm"], float)).round(
-        {"difference": 2, "low": 2, "high": 2, "p": 5, "p_holm": 5}
-    )
+        results = [
+            {**test, "family": family, "first": first, "second": second}
+            for first, second, a, b in pairs
+            if (test := paired(a, b, run.confidence))
+        ]
+        corrected = zip(results, *holm([result["p"] for result in results], 1 - run.confidence))
+        lines += [result | {"p_holm": p, "differs": differs} for result, p, differs in corrected]
+    columns = ["family", "first", "second", "n", "first_only", "second_only", *GAP, "p", "p_holm", "differs"]
+    return to_frame(lines, columns, dict.fromkeys(GAP, 2) | {"p": 5, "p_holm": 5})
 
 
 def family_of(mode: str, main: str) -> str:
-    """The name of the tests that compare two modes within each model."""
+    """Return the name of the tests that compare two modes within each model."""
     return f"from {mode} to {main}"
 
 
 def detectable(run: Run) -> pd.DataFrame:
-    """What each test set can show by the main judge under the main mode: `smallest` is the smallest true difference
-    between two models, in points, that it shows with 80 % power, at the share of discordant pairs that this run has on
-    average (in percent); empty where even the largest possible one would be missed."""
+    """Return the smallest true difference between two models that each test set can detect.
+
+    `smallest` is in points, at 80 % power, for the main judge and mode and the share of discordant pairs
+    (`discordant`, percent) that this run has on average; empty if even the largest possible one would be missed.
+    """
     lines = []
     for name in run.params.sets_of(run.main_mode):
-        series = [finals(run, model, run.main_mode, name) for model in run.params.models]
-        shares = []
-        for first, second in combinations(series, 2):
-            both = [a != b for a, b in zip(first, second) if a is not None and b is not None]
-            if both:
-                shares.append(sum(both) / len(both))
+        series = [run.ratings(model, run.main_mode, name) for model in run.params.models]
+        pairs = [both for first, second in combinations(series, 2) if (both := scored_by_both(first, second))]
+        shares = [sum(a != b for a, b in both) / len(both) for both in pairs]
         n = min(sum(score is not None for score in scores) for scores in series)
         if shares and n:
             discordant = sum(shares) / len(shares)
-            smallest = smallest_difference(n, discordant, 1 - run.params.report.confidence)
+            smallest = smallest_difference(n, discordant, 1 - run.confidence)
             images = len({sample.image_sha256 for sample in run.samples[name]})
-            lines.append({"set": name, "n": n, "images": images, "discordant": 100 * discordant, "smallest": smallest})
-    frame = pd.DataFrame(lines, columns=["set", "n", "images", "discordant", "smallest"])
-    return frame.astype({"discordant": float, "smallest": float}).round(2)
-
-
-def finals(run: Run, model: str, mode: str, name: str) -> list[int | None]:
-    """The main judge's final scores of one model on one test set."""
-    return [v.prediction_score for v in run.verdicts[model, mode, name, run.main_judge]]
-
-
-def places(run: Run) -> list[tuple[str, str]]:
-    """Every mode with every test set that it is run on."""
-    return [(mode, name) for mode in run.params.modes for name in run.params.sets_of(mode)]
+            lines.append((name, n, images, 100 * discordant, smallest))
+    return to_frame(lines, ["set", "n", "images", "discordant", "smallest"], {"discordant": 2, "smallest": 2})
 
 
 def judge_agreement(run: Run) -> pd.DataFrame:
-    """Each pair of raters per model and over all models (`all`), over all modes and test sets: percent agreement and
-    Cohen's kappa over what both scored, and how many they disagree on. People are not compared with the majority that
-    they are part of."""
+    """Return percent agreement and Cohen's kappa of each pair of judges, per model and over all models (`all`).
+
+    Over all modes and test sets, on the answers that both scored. A rater is not compared with the majority that
+    includes that rater.
+    """
     lines = []
     for first, second in combinations(run.judges, 2):
         pair = [run.params.judge[judge] for judge in (first, second)]
         if all(judge.kind == "human" for judge in pair) and None in [judge.rater for judge in pair]:
             continue
-        for score, field in FIELDS.items():
-            pooled = []
-            for model in run.params.models:
-                both = [
-                    (x, y)
-                    for mode, name in places(run)
-                    for a, b in zip(run.verdicts[model, mode, name, first], run.verdicts[model, mode, name, second])
-                    if (x := getattr(a, field)) is not None and (y := getattr(b, field)) is not None
+        for score in FIELDS:
+            by_model = {
+                model: [
+                    both
+                    for place in run.places
+                    for both in scored_by_both(
+                        *(run.ratings(model, *place, judge, score) for judge in (first, second))
+                    )
                 ]
-                pooled += both
-                lines.append((model, first, second, score, both))
-            lines.append(("all", first, second, score, pooled))
-    found = [
-        {"model": model, "first": first, "second": second, "score": score,
-         **agreement([a for a, _ in both], [b for _, b in both]), "disagree": sum(a != b for a, b in both)}
-        for model, first, second, score, both in lines if both
-    ]  # fmt: skip
+                for model in run.params.models
+            }
+            for model, both in (*by_model.items(), ("all", [*chain(*by_model.values())])):
+                if both:
+                    line = {"model": model, "first": first, "second": second, "score": score}
+                    lines.append(line | agreement(*zip(*both)) | {"disagree": sum(a != b for a, b in both)})
     columns = ["model", "first", "second", "score", "n", "agreement", "kappa", "disagree"]
-    frame = pd.DataFrame(found, columns=columns)
-    return frame.astype({"agreement": float, "kappa": float}).round({"agreement": 2, "kappa": 3})
+    return to_frame(lines, columns, {"agreement": 2, "kappa": 3})
 
 
 def disagreements(run: Run) -> pd.DataFrame:
-    """Every answer on which two raters differ: where it is, what was asked and said, and each rater's score."""
+    """Return every answer on which two judges differ: its key, question, reference, text, and each judge's score."""
     lines = []
-    for model in run.params.models:
-        for mode, name in places(run):
-            rated = [run.verdicts[model, mode, name, judge] for judge in run.judges]
-            for i, verdicts in enumerate(zip(*rated)):
-                for score, field in FIELDS.items():
-                    given = [getattr(verdict, field) for verdict in verdicts]
-                    if {0, 1} <= set(given):
-                        sample = run.samples[name][i]
-                        answer = run.predictions[model, mode, name][i].answer
-                        lines.append(
-                            {"model": model, "mode": mode, "set": name, "id": sample.id, "question": sample.question,
-                             "reference": " or ".join(sample.answers), "answer": answer, "score": score,
-                             **dict(zip(run.judges, given))}
-                        )  # fmt: skip
+    for model, (mode, name) in product(run.params.models, run.places):
+        rated = [run.verdicts[model, mode, name, judge] for judge in run.judges]
+        for sample, prediction, *verdicts in zip(run.samples[name], run.predictions[model, mode, name], *rated):
+            for score, field in FIELDS.items():
+                given = [getattr(verdict, field) for verdict in verdicts]
+                if {0, 1} <= set(given):
+                    reference = " or ".join(sample.answers)
+                    line = (model, mode, name, sample.id, sample.question, reference, prediction.answer, score)
+                    lines.append((*line, *given))
     columns = ["model", "mode", "set", "id", "question", "reference", "answer", "score", *run.judges]
     return pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(run.judges, "Int64"))
 
 
 def reward_gap(run: Run) -> pd.DataFrame:
-    """How far each judge's scores lie above the truth rater's under the main mode, in points, with an interval.
+    """Return each judge's score minus the truth judge's under the main mode, in points, with an interval.
 
-    The rewards compare texts. A model that learnt to please them rather than to be right would show a gap that the base
-    does not have: `change` is the gap minus the base's on the same questions, and `opens` says that its whole interval
-    lies above 0. `agreement` is the share of the answers that both rate alike, in percent. `set`: the own test, and
-    all test sets together.
+    The rewards compare texts. A model that learned to exploit them would show a gap that the base does not have:
+    `change` is the gap minus the base's on the same questions, and `opens` is true if its whole interval is above 0.
+    `agreement` is the share of answers that both judges rate alike, in percent. `set` is the own test set, or `all`.
     """
-    if not run.truth_judge:
-        return pd.DataFrame(columns=GAP)
+    columns = ["model", "set", "judge", "score", "n", *GAP_NUMBERS, "opens"]
     lines, seen = [], set()
     sets = {run.params.own_test: [run.params.own_test], "all": run.params.sets_of(run.main_mode)}
-    for label, names in sets.items():
-        for judge in run.judges:
-            for score, field in FIELDS.items() if judge != run.truth_judge else ():
-                gaps = {model: _rated_and_true(run, model, names, judge, field) for model in run.params.models}
-                for model, pairs in gaps.items():
-                    both = [pair for pair in pairs if pair]
-                    # The same answers once more, where only the own test has them rated so.
-                    if both and (model, judge, score, len(both)) not in seen:
-                        seen.add((model, judge, score, len(both)))
-                        rated, true = zip(*both)
-                        gap = mcnemar(true, rated, run.params.report.confidence)
-                        change = [
-                            (a[0] - a[1]) - (b[0] - b[1]) for a, b in zip(pairs, gaps.get("base", [])) if a and b
-                        ]
-                        to_base = (None, None, None)
-                        if model != "base" and change:
-                            to_base = mean_change(change, run.params.report.confidence)
-                        lines.append(
-                            (model, label, judge, score, len(both), 100 * sum(rated) / len(both),
-                             100 * sum(true) / len(both), gap["difference"], gap["low"], gap["high"],
-                             100 * sum(a == b for a, b in both) / len(both), *to_base, (to_base[1] or 0) > 0)
-                        )  # fmt: skip
-    frame = pd.DataFrame(lines, columns=GAP)
-    numbers = GAP[5:-1]
-    return frame.astype(dict.fromkeys(numbers, float)).round(dict.fromkeys(numbers, 2))
+    judges = [judge for judge in run.judges if run.truth_judge and judge != run.truth_judge]
+    for (label, names), judge, score in product(sets.items(), judges, FIELDS):
+        rated = {model: _truth_and_rated(run, model, names, judge, score) for model in run.params.models}
+        for model, pairs in rated.items():
+            both = [pair for pair in pairs if pair]
+            # `all` repeats the own test set where no other set is rated.
+            if not both or (model, judge, score, len(both)) in seen:
+                continue
+            seen.add((model, judge, score, len(both)))
+            gap = paired(*zip(*both), run.confidence)
+            change = [(b - a) - (d - c) for (a, b), (c, d) in filter(all, zip(pairs, rated.get("base", [])))]
+            to_base = mean_change(change, run.confidence) if model != "base" and change else (None, None, None)
+            same = 100 * sum(a == b for a, b in both) / len(both)
+            numbers = (gap["second_percent"], gap["first_percent"], *(gap[key] for key in GAP), same, *to_base)
+            lines.append((model, label, judge, score, len(both), *numbers, (to_base[1] or 0) > 0))
+    return to_frame(lines, columns, dict.fromkeys(GAP_NUMBERS, 2))
 
 
-GAP = ["model", "set", "judge", "score", "n", "rated", "truth", "gap", "low", "high", "agreement",
-       "change", "change_low", "change_high", "opens"]  # fmt: skip
-
-
-def _rated_and_true(run: Run, model: str, names: list[str], judge: str, field: str) -> list:
-    """(the judge's score, the truth rater's) of every answer; None where either has none."""
-    return [
-        (x, y) if x is not None and y is not None else None
+def _truth_and_rated(run: Run, model: str, names: list[str], judge: str, score: str) -> list:
+    """Return (truth judge's score, the judge's score) of every answer; None where either is missing."""
+    pairs = (
+        pair
         for name in names
-        for a, b in zip(
-            run.verdicts[model, run.main_mode, name, judge], run.verdicts[model, run.main_mode, name, run.truth_judge]
-        )
-        for x, y in [(getattr(a, field), getattr(b, field))]
-    ]
+        for pair in zip(*(run.ratings(model, run.main_mode, name, one, score) for one in (run.truth_judge, judge)))
+    )
+    return [None if None in pair else pair for pair in pairs]
 
 
 def breakdown(run: Run) -> pd.DataFrame:
-    """The main judge's scores under the main mode by modality, kind of answer, category and origin of the questions,
-    as the `score` stage wrote them; a field with one value in a test set is left out."""
-    frames = [
-        pd.read_csv(path, keep_default_na=False, na_values={"final": "", "final_low": "", "final_high": ""})
-        .assign(model=model, value=lambda frame: frame["value"].map(restore))
-        for model, path in run.breakdown_files.items()
-    ]  # fmt: skip
+    """Return the main judge's scores under the main mode by modality, kind of answer, category and origin.
+
+    As the `score` stage wrote them; a field with a single value in a test set is left out.
+    """
     columns = ["set", "by", "value", "model", "n", "unscored", "final", "final_low", "final_high"]
+    frames = [
+        pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(columns[-3:], "")).assign(model=model)
+        for model, path in run.breakdown_files.items()
+    ]
     if not frames:
         return pd.DataFrame(columns=columns)
     frame = pd.concat(frames)
     frame = frame[(frame["mode"] == run.main_mode) & (frame["judge"] == run.main_judge)]
+    frame = frame.assign(value=frame["value"].map(restore))
     several = frame.groupby(["set", "by"])["value"].transform("nunique") > 1
     return frame.loc[several, columns].reset_index(drop=True)
 
 
 def yes_no(run: Run) -> pd.DataFrame:
-    """Sensitivity and specificity on the yes-or-no questions, with the confusion matrix that they are made of.
+    """Return sensitivity and specificity on the yes-or-no questions, with their confusion matrix.
 
-    "Yes" is the positive answer, whatever is asked. `sensitivity` is the share of the questions with reference "yes"
-    that the model answers with yes, `specificity` that of "no" with no, in percent with Wilson's interval. An answer that
-    says neither, or was cut off, is `unreadable`: it stays in the share and counts as wrong, as every judge has it. Answers
-    read as everywhere (`answers.matches`), whichever the judge; `unscored` could not be asked and are in no share.
+    "Yes" is the positive answer, whatever the question. `sensitivity` is the share of the questions with reference
+    "yes" that the model answers with yes, `specificity` that of "no" with no, in percent with Wilson's interval. An
+    answer that is neither, or was truncated, is `unreadable` and counts as wrong, as for every judge. Answers are read
+    with `answers.matches`, whichever the judge; questions that failed are `unscored` and in no share.
     """
     lines = []
-    for mode, name in places(run):
-        for model in run.params.models:
-            answers = [
-                (normalise(sample.answers[0]), _said(prediction))
-                for sample, prediction in zip(run.samples[name], run.predictions[model, mode, name])
-                if sample.kind == "yes_no"
-            ]
-            if answers:
-                asked = [(truth, said) for truth, said in answers if said != "unscored"]
-                counts = Counter(asked)
-                line = {"mode": mode, "set": name, "model": model, "n": len(asked)}
-                for rate, truth in (("sensitivity", "yes"), ("specificity", "no")):
-                    right = [said == truth for reference, said in asked if reference == truth]
-                    line |= share(rate, right, run.params.report.confidence)
-                    line |= {f"{truth}_said_{said}": counts[truth, said] for said in ("yes", "no")}
-                    line[f"{truth}_unreadable"] = counts[truth, "unreadable"]
-                lines.append(line | {"unscored": len(answers) - len(asked)})
-    return pd.DataFrame(lines, columns=YES_NO)
+    for (mode, name), model in product(run.places, run.params.models):
+        answers = [
+            (normalise(sample.answers[0]), _read_as(prediction))
+            for sample, prediction in zip(run.samples[name], run.predictions[model, mode, name])
+            if sample.kind == "yes_no"
+        ]
+        if answers:
+            asked = [(truth, answer) for truth, answer in answers if answer != "unscored"]
+            counts = Counter(asked)
+            line = {"mode": mode, "set": name, "model": model, "n": len(asked), "unscored": len(answers) - len(asked)}
+            for rate, truth in (("sensitivity", "yes"), ("specificity", "no")):
+                line |= share(
+                    rate, [answer == truth for reference, answer in asked if reference == truth], run.confidence
+                )
+                line |= {f"{truth}_said_{answer}": counts[truth, answer] for answer in ("yes", "no")}
+                line[f"{truth}_unreadable"] = counts[truth, "unreadable"]
+            lines.append(line)
+    rates = [f"{rate}{end}" for rate in ("sensitivity", "specificity") for end in ("", "_low", "_high")]
+    cells = [f"{truth}_{answer}" for truth in ("yes", "no") for answer in ("said_yes", "said_no", "unreadable")]
+    return pd.DataFrame(lines, columns=["mode", "set", "model", "n", *rates, *cells, "unscored"])
 
 
-YES_NO = [
-    "mode", "set", "model", "n", "sensitivity", "sensitivity_low", "sensitivity_high", "specificity", "specificity_low",
-    "specificity_high", "yes_said_yes", "yes_said_no", "yes_unreadable", "no_said_yes", "no_said_no", "no_unreadable",
-    "unscored",
-]  # fmt: skip
-
-
-def _said(prediction: Prediction) -> str:
-    """How an answer to a yes-or-no question reads: yes, no, unreadable, or unscored where nothing was asked."""
+def _read_as(prediction: Prediction) -> str:
+    """Classify an answer to a yes-or-no question: yes, no, unreadable, or unscored if the model was not asked."""
     if prediction.error is not None:
         return "unscored"
-    if not prediction.truncated:
-        for word in ("yes", "no"):
-            if matches(prediction.answer, [word], "yes_no"):
-                return word
-    return "unreadable"
+    words = () if prediction.truncated else ("yes", "no")
+    return next((word for word in words if matches(prediction.answer, [word], "yes_no")), "unreadable")
 
 
 def grounding(run: Run) -> pd.DataFrame:
-    """What remains of the own test's score without the right picture: a line for each model and mode that does not show
-    it, against the mode that asks the same and does. `kept` is the share of the score that remains, in percent."""
-    lines = []
+    """Return what remains of the own-test score without the right image, per model and mode that does not show it.
+
+    Compared with the mode that shows it under the same prompt. `kept` is the share of the score that remains, in
+    percent.
+    """
+    lines, own = [], run.params.own_test
     for mode in run.params.modes:
         entry = run.params.mode[mode]
         shown = prompt_mode(run, entry.prompt)
         if entry.image == "shown" or shown is None:
             continue
         for model in run.params.models:
-            own = run.params.own_test
-            both = [
-                (a, b)
-                for a, b in zip(finals(run, model, shown, own), finals(run, model, mode, own))
-                if a is not None and b is not None
-            ]
-            if both:
-                first, second = zip(*both)
-                test = mcnemar(first, second, run.params.report.confidence)
-                with_it, without = 100 * sum(first) / len(both), 100 * sum(second) / len(both)
-                lines.append(
-                    {"model": model, "mode": mode, "image": entry.image, "n": test["n"], "shown": with_it,
-                     "final": without, "difference": test["difference"], "low": test["low"], "high": test["high"],
-                     "p": test["p"], "kept": 100 * without / with_it if with_it else None}
-                )  # fmt: skip
-    columns = ["model", "mode", "image", "n", "shown", "final", "difference", "low", "high", "p", "kept"]
-    frame = pd.DataFrame(lines, columns=columns)
-    return frame.astype({"kept": float}).round(dict.fromkeys(columns[4:], 2) | {"p": 5})
+            if test := paired(run.ratings(model, shown, own), run.ratings(model, mode, own), run.confidence):
+                before, after = test["first_percent"], test["second_percent"]
+                line = {"model": model, "mode": mode, "image": entry.image, "shown": before, "final": after}
+                lines.append(test | line | {"kept": 100 * after / before if before else None})
+    numbers = ["shown", "final", *GAP, "p", "kept"]
+    return to_frame(lines, ["model", "mode", "image", "n", *numbers], dict.fromkeys(numbers, 2) | {"p": 5})
 
 
 def summary(run: Run) -> dict:
-    """model -> mode -> test set -> `final` (own test also `reasoning`), by the main judge, in percent.
+    """Return model -> mode -> test set -> `final` (own test also `reasoning`), by the main judge, in percent.
 
-    The first mode has every test set, the others the own test only, so that `dvc metrics diff` fits on a
-    screen; `metrics/scores/` has all. What was not scored or not annotated has no key, so that every line
-    of the difference is a number.
+    The first mode has every test set, the others the own test set only, so that `dvc metrics diff` fits on a screen;
+    `metrics/scores/` has all. Scores that are missing have no key, so that every line of the diff is a number.
     """
     result: dict = {}
-    for model in run.params.models:
-        for mode in run.params.modes:
-            sets = run.params.sets_of(mode) if mode == run.params.modes[0] else [run.params.own_test]
-            for name in sets:
-                cell = run.scores[model][mode][name][run.main_judge]
-                keys = ("final", "reasoning") if name == run.params.own_test else ("final",)
-                values = {key: cell[key] for key in keys if cell[key] is not None}
-                if values:
-                    result.setdefault(model, {}).setdefault(mode, {})[name] = values
+    own = run.params.own_test
+    for model, mode in product(run.params.models, run.params.modes):
+        for name in run.params.sets_of(mode) if mode == run.params.modes[0] else [own]:
+            cell = run.scores[model][mode][name][run.main_judge]
+            keys = ("final", "reasoning") if name == own else ("final",)
+            if values := {key: cell[key] for key in keys if cell[key] is not None}:
+                result.setdefault(model, {}).setdefault(mode, {})[name] = values
     return result

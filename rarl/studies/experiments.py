@@ -1,8 +1,8 @@
 """Experiments as git and DVC keep them: parameters, metrics, predictions and verdicts of one revision.
 
-What belongs to what is DVC's knowledge: `dvc.yaml` says which stages a model's scores come from, and `dvc.lock` with
-which parameters, code and inputs each stage has run, and what it has made of them. A difference between two runs is
-therefore traced through the pipeline, and not guessed from the parameters' names.
+DVC knows what depends on what: `dvc.yaml` says which stages a model's scores come from, and `dvc.lock` which
+parameters, code and inputs each stage ran with, and the hashes of its outputs. A difference between two runs is
+therefore traced through the pipeline, not guessed from the names of the parameters.
 """
 
 import csv
@@ -35,7 +35,7 @@ class Experiment:
     """A git reference or hash."""
 
     def text(self, path: str) -> str | None:
-        """A file that git tracks; None where this revision has none."""
+        """Return a file that git tracks; None if this revision has none."""
         found = subprocess.run(["git", "show", f"{self.revision}:{path}"], capture_output=True)
         return found.stdout.decode(errors="replace") if found.returncode == 0 else None
 
@@ -44,7 +44,7 @@ class Experiment:
         """The parameters.
 
         Raises:
-            UserError: there are none, or they are not this version's.
+            UserError: they are missing or not valid in this version.
         """
         where = f"params.yaml of {self.name}"
         try:
@@ -52,28 +52,24 @@ class Experiment:
             Params.model_validate(params)
         except (YAMLError, ValidationError) as error:
             found = " ".join(str(error).split())[:200]
-            raise UserError(
-                where, found, "parameters of this version of the project",
-                "compare runs of one version: leave out --all, or commit a valid params.yaml",
-            ) from None  # fmt: skip
+            fix = "compare runs of one version: leave out --all, or commit a valid params.yaml"
+            raise UserError(where, found, "parameters of this version of the project", fix) from None
         return params
 
     def json(self, path: str) -> dict:
-        """A JSON file that git tracks; empty where this revision has none.
+        """Return a JSON file that git tracks; empty if this revision has none.
 
         Raises:
-            UserError: it is no JSON.
+            UserError: it is not valid JSON.
         """
         try:
             return json.loads(self.text(path) or "{}")
         except ValueError as error:
-            raise UserError(
-                f"{path} of {self.name}", str(error), "JSON, as its stage writes it",
-                "run `dvc repro`, then `git add` and `git commit` the file",
-            ) from None  # fmt: skip
+            fix = "run `dvc repro`, then `git add` and `git commit` the file"
+            raise UserError(f"{path} of {self.name}", str(error), "JSON, as its stage writes it", fix) from None
 
     def cost(self, stage: str) -> dict:
-        """Time and memory of a stage as this machine measured them (`read_cost`); empty where they are unknown.
+        """Return time and memory of a stage as this machine measured them (`read_cost`); empty if unknown.
 
         Those of the present commit are of the stage's last run in this folder, unless that was an experiment's.
         """
@@ -84,7 +80,7 @@ class Experiment:
         return read_cost(stage, (start + end, name))
 
     def breakdown(self, model: str, mode: str, test_set: str, by: str) -> list[dict]:
-        """The main judge's scores by one field of the samples, as the `score` stage wrote them."""
+        """Return the main judge's scores by one field of the samples, as the `score` stage wrote them."""
         place = (mode, test_set, self.params["report"]["main_judge"], by)
         rows = csv.DictReader(io.StringIO(self.text(f"metrics/breakdown/{model}.csv") or ""))
         return [
@@ -94,13 +90,13 @@ class Experiment:
         ]
 
     def cell(self, model: str, mode: str, test_set: str) -> dict:
-        """The scores of one model on one test set by the main judge; empty where there are none."""
+        """Return the scores of one model on one test set by the main judge; empty if there are none."""
         sets = self.json(f"metrics/scores/{model}.json").get(mode, {})
         return sets.get(test_set, {}).get(self.params["report"]["main_judge"], {})
 
     @cached_property
     def files(self):
-        """DVC's file system at this revision; None where this is no DVC repository."""
+        """DVC's file system at this revision; None outside of a DVC repository."""
         from dvc.api import DVCFileSystem
         from dvc.exceptions import DvcException
 
@@ -110,7 +106,7 @@ class Experiment:
             return None
 
     def tracked(self, path: str) -> str | None:
-        """A file that DVC tracks; None where it is neither in DVC's cache nor in a remote."""
+        """Return a file that DVC tracks; None if it is neither in DVC's cache nor in a remote."""
         from dvc.exceptions import DvcException
         from dvc_data.index import DataIndexDirError
         from dvc_objects.errors import ObjectFormatError
@@ -122,17 +118,17 @@ class Experiment:
 
     @cached_property
     def stages(self) -> dict:
-        """DVC's stages by name, with what `dvc.lock` has of each; empty where this is no DVC repository."""
+        """DVC's stages by name, with their entries of `dvc.lock`; empty outside of a DVC repository."""
         found = self.files.repo.index.stages if self.files else []
         return {stage.name: stage for stage in found if getattr(stage, "name", None)}
 
     @cached_property
     def made(self) -> dict[str, object]:
-        """Output's path -> its hash in `dvc.lock`."""
+        """Path of an output -> its hash in `dvc.lock`."""
         return {out.def_path: out.hash_info for stage in self.stages.values() for out in stage.outs}
 
     def chain(self, model: str) -> dict:
-        """The stages that a model's scores come from, by name; empty where DVC knows none."""
+        """Return the stages that a model's scores come from, by name; empty if DVC knows none."""
         import networkx
 
         if not (last := self.stages.get(f"score@{model}")):
@@ -141,9 +137,9 @@ class Experiment:
         return {stage.name: stage for stage in found if stage.name not in ASIDE}
 
     def out_of_date(self, model: str) -> list[str]:
-        """Stages of the chain that have not run with this revision's parameters, code and inputs.
+        """Return the stages of the chain that have not run with this revision's parameters, code and inputs.
 
-        After `dvc exp run sft` these are the stages behind it: the scores are still those of the run before.
+        After `dvc exp run sft` these are the stages after it: the scores are still those of the previous run.
         """
         return sorted(self.chain(model).keys() & self._old)
 
@@ -161,9 +157,9 @@ class Experiment:
         return {name for name, stage in self.stages.items() if any(map(old, stage.deps))}
 
     def unexplained(self, first: "Experiment", model: str) -> list[str]:
-        """Stages of the chain that made something else than in the first run, of the same parameters, code and inputs.
+        """Return the stages whose outputs differ from the first run's, with the same parameters, code and inputs.
 
-        Another machine, other packages or a GPU did that, and no parameter.
+        The cause is another machine, other packages or a GPU, not a parameter.
         """
 
         def hashes(entries) -> dict:
@@ -180,12 +176,11 @@ class Experiment:
 
 
 def experiments(everywhere: bool = False) -> list[Experiment]:
-    """The experiments that were run on the present commit (or on any), oldest first, and before them the commit itself."""
+    """Return the present commit, then the experiments that were run on it (or on any commit), oldest first."""
     head = git("rev-parse", "HEAD").strip()
     below = "refs/exps" if everywhere else f"refs/exps/{head[:2]}/{head[2:]}"
     refs = git("for-each-ref", "--sort=creatordate", "--format=%(refname)", below).split()
-    apart = {"exec", "stash", "celery"}
-    refs = [ref for ref in refs if not apart & set(ref.split("/"))]
+    refs = [ref for ref in refs if not {"exec", "stash", "celery"} & set(ref.split("/"))]
     names = Counter(ref.rsplit("/", 1)[1] for ref in refs)
 
     def name(ref: str) -> str:
@@ -196,7 +191,7 @@ def experiments(everywhere: bool = False) -> list[Experiment]:
 
 
 def unfinished() -> dict[str, int]:
-    """How many experiments DVC's queue holds by their state (queued, running, failed); empty where it cannot be read."""
+    """Return the number of experiments in DVC's queue by state (queued, running, failed); empty if unreadable."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -208,6 +203,11 @@ def unfinished() -> dict[str, int]:
 
 
 def git(*arguments: str) -> str:
+    """Return the output of a git command.
+
+    Raises:
+        UserError: git failed, as outside of a repository.
+    """
     done = subprocess.run(["git", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise UserError("git", done.stderr.strip(), "a git repository", "run this in the clone")

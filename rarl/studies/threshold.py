@@ -1,17 +1,18 @@
-"""From which cosine on two texts say the same: labelled pairs of development rows, and the curve over them.
+"""Calibration of the semantic judge's thresholds: labelled pairs of texts, and the curve over their cosines.
 
-Labels are made by rule, so that no test row and no person is needed, and the same rows give the same labels.
-A pair is a text and its reference; `right` says whether the text says the same.
+Labels are made by rule, so that no test row and no annotator is needed, and the same rows give the same labels. A pair
+is a text and its reference; `right` is whether the text means the same.
 
-Answers are those of open questions. As in the semantic judge, a pair that `answers.matches` decides is left out.
-A text that contradicts its reference (`semantic.contradicts`) is refused at every threshold and weighs nothing.
+Answers are those of open questions. As in the semantic judge, a pair that `answers.matches` decides is left out. A
+text that contradicts its reference (`semantic.contradicts`) is rejected at every threshold and has no weight. Other
+words, answers and terms are tried both alone and in a sentence.
 
 | kind | label | text |
 |---|---|---|
 | `sentence` | right | the reference in a sentence |
-| `other words` | right | the reference with a clinical term in another wording of `rewards/lexicon.py`, plain and in the sentence |
-| `another answer` | wrong | a different answer to the same question, plain and in the sentence |
-| `another term` | wrong | the reference with a clinical term replaced by another one of its group, plain and in the sentence |
+| `other words` | right | the reference with a clinical term in another wording of `rewards/lexicon.py` |
+| `another answer` | wrong | a different answer to the same question |
+| `another term` | wrong | the reference with a clinical term replaced by another of its group |
 | `too many or few` | wrong | the reference and a different answer to the same question; a list without its last item |
 | `denied` | wrong | the reference denied |
 
@@ -22,12 +23,13 @@ Reasoning texts are the annotated ones.
 | `reordered` | right | the annotation's sentences, last first |
 | `other words` | right | the annotation with every known term in another wording |
 | `another answer` | wrong | the annotation of a question of the same wording that has a different answer |
-| `another picture` | wrong | the annotation of another modality's picture |
+| `another picture` | wrong | the annotation of another modality's image |
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -54,6 +56,8 @@ OTHERS = {term: [other for other in TERMS[group] if other != term] for group in 
 
 @dataclass(frozen=True)
 class Pair:
+    """A text, its reference, and whether both mean the same."""
+
     row: str
     """Id of the development row, the unit of the bootstrap."""
     kind: str
@@ -63,7 +67,7 @@ class Pair:
 
 
 def reworded(text: str, turn: int = 0, by: dict[str, list[str]] = WORDINGS) -> str | None:
-    """The text with every term of the lexicon in another wording, or replaced `by` others; None where it has none.
+    """Return the text with every term of the lexicon in another wording, or replaced `by` others; None if it has none.
 
     >>> reworded("Brain tumor"), reworded("Nothing")
     ('cerebral tumour', None)
@@ -81,7 +85,7 @@ def reworded(text: str, turn: int = 0, by: dict[str, list[str]] = WORDINGS) -> s
 
 
 def answer_pairs(samples: Sequence[Sample]) -> list[Pair]:
-    """Labelled pairs of the open questions' answers."""
+    """Return labelled pairs of the open questions' answers."""
     rows = [s for s in samples if s.kind == "open" and normalise(s.answers[0]) not in ("", "none")]
     by_question: dict[str, dict[str, str]] = {}
     for sample in rows:
@@ -89,45 +93,47 @@ def answer_pairs(samples: Sequence[Sample]) -> list[Pair]:
         answers.setdefault(normalise(sample.answers[0]), sample.answers[0])
     pairs = []
     for number, sample in enumerate(rows):
-        reference = sample.answers[0]
-        others = [
-            other
-            for plain, other in sorted(by_question[normalise(sample.question)].items())
-            if not {*list_items(other)} & {*list_items(reference)}
-        ]
-        others = (others[number % len(others) :] + others)[:MOST] if others else []
-        wordings = dict.fromkeys(filter(None, (reworded(reference, turn) for turn in range(MOST))))
-        turned = dict.fromkeys(filter(None, (reworded(reference, number + turn, OTHERS) for turn in range(MOST))))
-        texts = [("sentence", True, s.format(reference.lower())) for s in SENTENCES]
-        texts += [("other words", True, w) for w in wordings]
-        texts += [("other words", True, SENTENCES[0].format(w)) for w in wordings]
-        texts += [("another answer", False, other) for other in others]
-        texts += [("another answer", False, SENTENCES[0].format(o.lower())) for o in others]
-        texts += [("another term", False, t) for t in turned]
-        texts += [("another term", False, SENTENCES[0].format(t)) for t in turned]
-        texts += [("too many or few", False, f"{reference}, {other}") for other in others]
-        if len(items := reference.split(",")) > 1:
-            texts.append(("too many or few", False, ",".join(items[:-1])))
-        texts += [("denied", False, s.format(reference.lower())) for s in DENIALS]
+        answers = [other for _, other in sorted(by_question[normalise(sample.question)].items())]
         pairs += [
-            Pair(sample.id, kind, right, text, reference)
-            for kind, right, text in texts
+            Pair(sample.id, kind, right, text, sample.answers[0])
+            for kind, right, text in _answer_texts(sample.answers[0], answers, number)
             if not matches(text, sample.answers, sample.kind, sample.choices)
         ]
     return pairs
 
 
+def _answer_texts(reference: str, answers: list[str], number: int) -> list[tuple[str, bool, str]]:
+    """Return (kind, right, text) for one reference.
+
+    Args:
+        reference: the answer to the question.
+        answers: all answers to questions of this wording.
+        number: of the row, which varies the choice of wrong texts.
+    """
+    others = [other for other in answers if not {*list_items(other)} & {*list_items(reference)}]
+    others = (others[number % len(others) :] + others)[:MOST] if others else []
+    wordings = dict.fromkeys(filter(None, (reworded(reference, turn) for turn in range(MOST))))
+    replaced = dict.fromkeys(filter(None, (reworded(reference, number + turn, OTHERS) for turn in range(MOST))))
+    sentence = SENTENCES[0].format
+    texts = [("sentence", True, pattern.format(reference.lower())) for pattern in SENTENCES]
+    texts += [("other words", True, text) for text in (*wordings, *map(sentence, wordings))]
+    texts += [("another answer", False, text) for text in (*others, *(sentence(other.lower()) for other in others))]
+    texts += [("another term", False, text) for text in (*replaced, *map(sentence, replaced))]
+    texts += [("too many or few", False, f"{reference}, {other}") for other in others]
+    if len(items := reference.split(",")) > 1:
+        texts.append(("too many or few", False, ",".join(items[:-1])))
+    return texts + [("denied", False, pattern.format(reference.lower())) for pattern in DENIALS]
+
+
 def reasoning_pairs(samples: Sequence[Sample]) -> list[Pair]:
-    """Labelled pairs of the annotated reasoning texts."""
+    """Return labelled pairs of the annotated reasoning texts."""
     rows = [sample for sample in samples if sample.reasoning]
     pairs = []
     for number, sample in enumerate(rows):
         after = rows[number + 1 :] + rows[:number]
-        same_question = [s for s in after if normalise(s.question) == normalise(sample.question)]
-        different = [
-            s.reasoning for s in same_question
-            if normalise(s.answers[0]) != normalise(sample.answers[0])
-        ]  # fmt: skip
+        question, answer = normalise(sample.question), normalise(sample.answers[0])
+        same_question = [s for s in after if normalise(s.question) == question]
+        different = [s.reasoning for s in same_question if normalise(s.answers[0]) != answer]
         elsewhere = [s.reasoning for s in after if s.modality != sample.modality]
         sentences = re.split(r"(?<=[.!?])\s+", sample.reasoning.strip())
         texts = [("other words", True, w) for w in [reworded(sample.reasoning, number)] if w]
@@ -140,13 +146,12 @@ def reasoning_pairs(samples: Sequence[Sample]) -> list[Pair]:
 
 
 def calibrate(pairs: Sequence[Pair], cosines: Sequence[float], seed: int = 0) -> dict | None:
-    """The curve over the thresholds and the one with the highest balanced accuracy; None without both labels.
+    """Return the curve over the thresholds and the one with the highest balanced accuracy; None without both labels.
 
-    Every kind of pair weighs the same within its label, however many of it the rules made; a pair that is refused at any
-    threshold weighs nothing. `chosen` is the middle of
-    the thresholds that share the highest value; `low` and `high` are its 95 % bootstrap percentiles over the
-    development rows, all pairs of a row together. `curve` holds, for each threshold, the share of right and of wrong
-    pairs that it accepts; `auc` is the area under that curve (ROC).
+    Every kind of pair has the same weight within its label, however many the rules made; a pair that is rejected at
+    every threshold has none. `chosen` is the middle of the thresholds that share the highest value; `low` and `high`
+    are its 95 % bootstrap percentiles over the development rows, all pairs of a row together. `curve` holds, for each
+    threshold, the share of right and of wrong pairs that it accepts; `auc` is the area under that curve (ROC).
     """
     from sklearn.metrics import roc_auc_score
 
@@ -162,10 +167,16 @@ def calibrate(pairs: Sequence[Pair], cosines: Sequence[float], seed: int = 0) ->
     taken, refused = _rates(above, right, _by_kind(kind, undecided))
     chosen = middle(taken, refused)
     found = [middle(*_rates(above, right, _by_kind(kind, undecided * draw[at]))) for draw in draws]
+    auc = roc_auc_score(right, cosines, sample_weight=_by_kind(kind, undecided))
     return {
-        "pairs": len(pairs), "rows": len(rows), "right": int(right.sum()), "wrong": int((~right).sum()),
-        "auc": round(float(roc_auc_score(right, cosines, sample_weight=_by_kind(kind, undecided))), 3),
-        "chosen": chosen, "low": float(np.percentile(found, 2.5)), "high": float(np.percentile(found, 97.5)),
+        "pairs": len(pairs),
+        "rows": len(rows),
+        "right": int(right.sum()),
+        "wrong": int((~right).sum()),
+        "auc": round(float(auc), 3),
+        "chosen": chosen,
+        "low": float(np.percentile(found, 2.5)),
+        "high": float(np.percentile(found, 97.5)),
         "balanced_accuracy": round(float((taken + 1 - refused).max() / 2), 3),
         "kinds": {
             str(name): {
@@ -176,11 +187,11 @@ def calibrate(pairs: Sequence[Pair], cosines: Sequence[float], seed: int = 0) ->
             for name in dict.fromkeys(kind)
         },
         "curve": [[float(t), round(float(a), 4), round(float(b), 4)] for t, a, b in zip(GRID, taken, refused)],
-    }  # fmt: skip
+    }
 
 
 def _by_kind(kind: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The weights, scaled so that every kind has the same sum."""
+    """Scale the weights so that every kind has the same sum."""
     scaled = np.zeros(len(weight))
     for name in np.unique(kind):
         scaled[kind == name] = weight[kind == name] / max(1, weight[kind == name].sum())
@@ -188,36 +199,48 @@ def _by_kind(kind: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _rates(above: np.ndarray, right: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted share of the right and of the wrong pairs that each threshold accepts: two arrays [grid]."""
+    """Return the weighted share of the right and of the wrong pairs that each threshold accepts: two arrays [grid]."""
     taken, refused = (above[:, part] @ weight[part] / max(weight[part].sum(), 1e-9) for part in (right, ~right))
     return taken, refused
 
 
 def middle(taken: np.ndarray, refused: np.ndarray) -> float:
-    """The middle of the thresholds at which right and wrong pairs are told apart best."""
+    """Return the middle of the thresholds that separate right and wrong pairs best."""
     best = np.flatnonzero(np.isclose(taken - refused, (taken - refused).max()))
     return round(float(GRID[best].mean()), 2)
 
 
+def study(samples: Sequence[Sample], source: str, seed: int) -> tuple[dict[str, dict], list[tuple]]:
+    """Calibrate both thresholds with the text encoder `source`.
+
+    Returns:
+        The calibration of `answers` and of `reasoning` (those that have pairs), and every pair with its cosine: part,
+        row, kind, right, cosine, text, reference.
+    """
+    from rarl.judges.semantic import embed, similarity
+
+    parts, lines = {}, []
+    for part, pairs in (("answers", answer_pairs(samples)), ("reasoning", reasoning_pairs(samples))):
+        texts = sorted({text for pair in pairs for text in (pair.text, pair.reference)})
+        vectors = embed(texts, source) if texts else {}
+        cosines = [similarity(vectors, p.text, p.reference, part == "answers") for p in pairs]
+        if found := calibrate(pairs, cosines, seed):
+            parts[part] = found
+            lines += [(part, p.row, p.kind, int(p.right), c, p.text, p.reference) for p, c in zip(pairs, cosines)]
+    return parts, lines
+
+
 def as_markdown(study: dict, command: str) -> str:
-    """The study as a page for people."""
-    lines = [
-        "# The semantic judge's thresholds", "",
-        f"Made by `{command}` with the encoder `{study['encoder']}` on {study['rows']} development rows; labels by rule "
-        "(`rarl/studies/threshold.py`). Cosine with the highest balanced accuracy, with a 95 % bootstrap interval "
-        "over rows. A text that contradicts its reference is refused at every threshold, and weighs nothing.", "",
-        "| part | pairs right / wrong | AUC | threshold | interval | balanced accuracy |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    """Return the study for people; `command` makes it again."""
+    lines = []
     for part, found in study["parts"].items():
-        lines.append(
-            f"| {part} | {found['right']} / {found['wrong']} | {found['auc']} | {found['chosen']} | {found['low']:.2f} to "
-            f"{found['high']:.2f} | {found['balanced_accuracy']} |"
-        )
-    lines += ["", "Every kind of pair weighs the same within its label.", "",
-              "| part | kind | label | n | accepted at the threshold, % |", "|---|---|---|---|---|"]  # fmt: skip
+        cells = (found["right"], found["wrong"], found["auc"], found["chosen"], found["low"], found["high"])
+        pairs = "| {} | {} / {} | {} | {} | {:.2f} to {:.2f} | {} |"
+        lines.append(pairs.format(part, *cells, found["balanced_accuracy"]))
+    kinds = []
     for part, found in study["parts"].items():
         for kind, row in found["kinds"].items():
-            label = "right" if row["right"] else "wrong"
-            share = row["curve"][round(100 * found["chosen"])]
-            lines.append(f"| {part} | {kind} | {label} | {row['n']} | {100 * share:.0f} |")
-    return "\n".join(lines) + "\n"
+            label, share = "right" if row["right"] else "wrong", row["curve"][round(100 * found["chosen"])]
+            kinds.append(f"| {part} | {kind} | {label} | {row['n']} | {100 * share:.0f} |")
+    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    return text.format(**study, command=command, lines="\n".join(lines), kinds="\n".join(kinds))

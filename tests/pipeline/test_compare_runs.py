@@ -26,8 +26,10 @@ def table(project) -> pd.DataFrame:
 
 
 def outcomes(project, experiment: str) -> dict[str, set[str]]:
-    """model -> what the column `test` has in the rows of an experiment."""
+    """model -> values of the column `test` of an experiment (never empty), without those of a part of SLAKE."""
     rows = table(project).query("experiment == @experiment")
+    assert rows["test"].notna().all()
+    rows = rows[rows["test"] != "part of slake"]
     return {model: set(part["test"]) for model, part in rows.groupby("model")}
 
 

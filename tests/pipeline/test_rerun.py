@@ -11,8 +11,8 @@ import resource
 import pytest
 from ruamel.yaml import YAML
 
-from rarl.cli import compare
 from rarl.profiles import leaves
+from rarl.studies.experiments import experiments
 
 TRAINED = {"sft", "grpo", "rarl"}
 MODELS = {"base", *TRAINED}
@@ -153,7 +153,7 @@ def test_experiment_in_a_temporary_folder_leaves_its_cost(project, monkeypatch):
     run = project.stages_run("exp", "run", "--temp", "-n", "longer", "-S", "sft.epochs=13", "sft")
     assert run == {"check", "sft"}
     monkeypatch.chdir(project.folder)
-    _, experiment = compare.experiments()
+    _, experiment = experiments()
     assert experiment.name == "longer" and experiment.params["sft"]["epochs"] == 13
     assert experiment.cost("sft")["seconds"] > 0 and experiment.cost("grpo") == {}
     assert (project.folder / "metrics/cost/cost.js").read_text(encoding="utf-8") == here

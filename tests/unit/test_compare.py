@@ -11,13 +11,15 @@ from ruamel.yaml import YAML
 
 from rarl.cli import compare
 from rarl.cost import COSTS, EXPERIMENTS
-from rarl.reporting import side_by_side
+from rarl.reporting.tables import paper
+from rarl.studies import runs, sweeps
+from rarl.studies.experiments import experiments
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
 
 def git(*arguments):
-    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True)  # fmt: skip
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True)
 
 
 def write(changes, finals):
@@ -37,7 +39,7 @@ def write(changes, finals):
     for folder in ("scores", "breakdown"):
         Path("metrics", folder).mkdir(parents=True, exist_ok=True)
     for model, final in finals.items():
-        cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}  # fmt: skip
+        cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}
         Path(f"metrics/scores/{model}.json").write_text(json.dumps({"reasoning": {own: {"lexical": cell}}}))
         rows = ["mode,set,judge,by,value,n,unscored,final,final_low,final_high"]
         for task, n in (("Count", 30), ("Relation", 10), ("Depth", 10), ("Distance", 10)):
@@ -79,9 +81,9 @@ def test_a_breakdowns_values_are_read_as_they_were_before_they_were_made_safe(re
     with open("metrics/breakdown/base.csv", "a") as file:
         file.write("reasoning,cv_bench,lexical,category,'=Gears,20,0,10.0,0,100\n")
     git("commit", "-qam", "a category that a spreadsheet would run")
-    (here,) = compare.experiments()
+    (here,) = experiments()
     rows = here.breakdown("base", "reasoning", "cv_bench", "category")
-    assert [row["value"] for row in rows] == [*compare.TASKS, "=Gears"]
+    assert [row["value"] for row in rows] == [*sweeps.TASKS, "=Gears"]
 
 
 def test_table2_has_the_papers_rows_and_ours(repository):
@@ -92,7 +94,7 @@ def test_table2_has_the_papers_rows_and_ours(repository):
                {"sft": 10.0, "grpo": 30.0})  # fmt: skip
     result = CliRunner().invoke(compare.main, ["table2"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    frame = compare.table2(compare.experiments())
+    frame = sweeps.table2(experiments())
     assert (frame["source"] == "paper").sum() == 8
     ours = frame[frame["source"] == "ours (embedded)"].set_index(["method", "samples"])
     assert len(ours) == 7, "six trainings, and the untuned base once"
@@ -114,7 +116,7 @@ def test_costs_of_this_commit_are_those_on_disk_and_other_commits_have_their_own
     repository("same_name", {}, {"sft": 20.0}, minutes=3)
     COSTS.mkdir(parents=True)
     (COSTS / "sft.json").write_text('{"seconds": 60, "peak_memory_mb": 900}')
-    here, one = compare.experiments()
+    here, one = experiments()
     assert here.cost("sft")["seconds"] == 60 and here.cost("grpo") == {}
     assert one.cost("sft")["seconds"] == 180 and one.cost("grpo") == {}
     (COSTS / "rarl.json").write_text('{"seconds": 60, "experiment": "same_name"}')
@@ -122,19 +124,16 @@ def test_costs_of_this_commit_are_those_on_disk_and_other_commits_have_their_own
     git("commit", "-qm", "next", "--allow-empty")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     git("update-ref", f"refs/exps/{head[:2]}/{head[2:].strip()}/same_name", "HEAD")
-    costs = [run.cost("sft").get("seconds") for run in compare.experiments(everywhere=True)]
+    costs = [run.cost("sft").get("seconds") for run in experiments(everywhere=True)]
     assert sorted(costs, key=str) == [180, 60, None], "the same name on another commit"
 
 
 def test_the_papers_totals_are_counted_in_two_ways():
-    """788 Count, 650 Relation, 600 Depth and 600 Distance rows: over all of them for SFT, a plain mean for RL with LoRA."""
-    rows = json.loads(Path(side_by_side.__file__).with_name("paper.json").read_text(encoding="utf-8"))["table2"][
-        "rows"
-    ]
-    weights = dict(zip(compare.TASKS, (788, 650, 600, 600)))
-    for row in rows:
+    """788 Count, 650 Relation, 600 Depth, 600 Distance: over all rows for SFT, a plain mean for RL with LoRA."""
+    weights = dict(zip(sweeps.TASKS, (788, 650, 600, 600)))
+    for row in paper()["table2"]["rows"]:
         over_rows = sum(row[task] * n for task, n in weights.items()) / 2638
-        mean = sum(row[task] for task in compare.TASKS) / 4
+        mean = sum(row[task] for task in sweeps.TASKS) / 4
         if row["method"] == "SFT":
             assert abs(over_rows - row["Total"]) < 0.01
         if row["method"] == "RL w/ LoRA":
@@ -147,7 +146,7 @@ def test_grid_takes_the_two_changes_apart(repository):
     repository("b", {"rarl.rewards.reasoning": 1.0, "rarl.prompts": one}, {"rarl": 55.0})
     repository("c", {"rarl.rewards.reasoning": 0.0}, {"rarl": 58.0})
     repository("other", {"seed": 8}, {"rarl": 1.0})
-    frame = compare.grid(compare.experiments()).set_index(["reasoning_reward", "prompts"])
+    frame = sweeps.grid(experiments()).set_index(["reasoning_reward", "prompts"])
     assert frame["final"].to_dict() == {
         ("no", "diverse"): 58.0, ("no", "one"): 50.0, ("yes", "diverse"): 64.0, ("yes", "one"): 55.0,
     }  # fmt: skip
@@ -158,7 +157,7 @@ def test_seeds_give_mean_and_spread(repository):
     repository("s9", {"seed": 9}, {"rarl": 68.0})
     repository("again", {"seed": 9}, {"rarl": 68.0})
     repository("other", {"rarl.rewards.reasoning": 0.0}, {"rarl": 1.0})
-    frame = compare.seeds(compare.experiments()).set_index("model")
+    frame = sweeps.seeds(experiments()).set_index("model")
     rarl = frame.loc["rarl"]
     assert (rarl["seeds"], rarl["mean"], rarl["sd"]) == (3, 64.0, 4.0)
     assert (rarl["low"], rarl["high"]) == (60.0, 68.0)
@@ -174,8 +173,8 @@ def test_runs_stand_side_by_side_with_intervals(repository):
     repository("r16", {"lora.r": 16}, {"base": 40.0, "sft": 60.0, "grpo": 58.0, "rarl": 64.0})
     result = CliRunner().invoke(compare.main, ["runs"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    found = compare.experiments()
-    assert side_by_side.differing(found) == [("lora.r", [8, 16])]
+    found = experiments()
+    assert runs.differing(found) == [("lora.r", [8, 16])]
     frame = pd.read_csv("data/studies/runs.csv").set_index(["experiment", "model"])
     assert frame.loc[("r16", "grpo"), "final"] == 58 and frame.loc[("r16", "grpo"), "n"] == 150
     assert frame["p"].isna().all(), "no DVC here, so no verdicts"
@@ -188,9 +187,9 @@ def test_runs_stand_side_by_side_with_intervals(repository):
 def test_runs_are_paired_by_the_ids_of_the_questions():
     first = {f"q{i}": int(i < 10) for i in range(40)}
     second = {f"q{i}": int(i < 25) for i in reversed(range(39))} | {"other": 1}
-    test = side_by_side.paired(first, second, 0.95)
+    test = runs.paired_by_id(first, second, 0.95)
     assert test["difference"] == pytest.approx(100 * 15 / 39) and test["p"] < 0.001
-    assert side_by_side.paired(first, {}, 0.95) == {}
+    assert runs.paired_by_id(first, {}, 0.95) == {}
 
 
 def test_verdicts_of_an_experiment_come_from_dvcs_cache(repository):
@@ -218,7 +217,8 @@ def test_verdicts_of_an_experiment_come_from_dvcs_cache(repository):
     git("commit", "-qm", "r16")
     git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/r16", "HEAD")
     git("reset", "-q", "--hard", head)
-    frame = side_by_side.scores(compare.experiments()).set_index(["experiment", "model"])
+    frame = runs.scores(experiments()).set_index(["experiment", "model"])
     line = frame.loc[("r16", "rarl")]
+    assert [line[key] for key in ("low", "high")] == [round(line[key], 2) for key in ("low", "high")]
     assert line["difference"] == 25 and line["differs"] and line["p_holm"] < 0.001
     assert pd.isna(frame.loc[("r16", "sft"), "p"]), "no verdicts of that model"

@@ -76,7 +76,7 @@ def test_every_table_of_the_data_card_has_a_caption_and_named_headers(releases):
 def test_nothing_is_said_by_a_tooltip_alone(full):
     root, *_ = full
     own = Path(__file__).parents[2] / "rarl"
-    for path in (root / "data/report/report.html", own / "reporting/cases.html", own / "data/data_card.html"):  # fmt: skip
+    for path in (root / "data/report/report.html", own / "reporting/cases.html", own / "data/data_card.html"):
         assert not re.search(r"<[a-z]+[^>]*\stitle=", path.read_text(encoding="utf-8")), path
     assert ".title" not in (own / "reporting/cases.js").read_text(encoding="utf-8")
 
@@ -91,7 +91,9 @@ def opened(chromium):
 
     def open_page(address: str | Path, theme: str = "light", width: int = 1280, **options):
         # For axe; the pages allow no script but their own.
-        context = chromium.new_context(color_scheme=theme, viewport={"width": width, "height": 900}, bypass_csp=True, **options)  # fmt: skip
+        context = chromium.new_context(
+            color_scheme=theme, viewport={"width": width, "height": 900}, bypass_csp=True, **options
+        )
         contexts.append(context)
         page = context.new_page()
         if isinstance(address, Path):
@@ -181,7 +183,7 @@ def cases(full, opened):
 
 
 def focused(page) -> str:
-    return page.evaluate("document.activeElement.className + ' ' + (document.activeElement.dataset.step ?? '')")  # fmt: skip
+    return page.evaluate("document.activeElement.className + ' ' + (document.activeElement.dataset.step ?? '')")
 
 
 def test_the_focus_stays_in_the_list_of_cases(cases):

@@ -398,7 +398,7 @@ def test_page_is_self_contained_and_escapes_what_models_say(full):
 def test_page_shows_the_audit_of_what_is_trained_on_and_evaluated(full):
     _, html, _ = full
     section = html[html.index("<h3>Audit</h3>") : html.index('id="gallery"')]
-    lines = [re.findall(r"<(?:td|th scope=.row.)[^>]*>(.*?)</t[dh]>", row) for row in section.split("<tr>")[2:5]]  # fmt: skip
+    lines = [re.findall(r"<(?:td|th scope=.row.)[^>]*>(.*?)</t[dh]>", row) for row in section.split("<tr>")[2:5]]
     assert [line[:2] for line in lines] == [["Own rows", "train"], ["Own rows", "test"], ["SLAKE", "test"]]
     assert lines[2][2:] == ["1,061", "60", "3", "0", "12", "–", "7"]
     assert "40 read, 30 matched rows" in html and "data_card.html" in html
@@ -452,7 +452,7 @@ def test_a_main_judge_that_scored_nothing(tmp_path, monkeypatch):
     )
     html, _ = score_and_report(tmp_path, monkeypatch)
     assert load(tmp_path / "metrics/summary.json") == {}
-    assert "nothing can be said" in html
+    assert "there are no findings" in html
 
 
 def test_replies_that_were_cut_off_are_said(tmp_path, monkeypatch):
@@ -462,7 +462,7 @@ def test_replies_that_were_cut_off_are_said(tmp_path, monkeypatch):
     for cut, said in ((0, False), (3, True)):
         write_records(path, [r.model_copy(update={"truncated": i < cut}) for i, r in enumerate(replies)])
         html, _ = score_and_report(tmp_path, monkeypatch)
-        assert ("Cut off at 96 tokens" in html and f"Base {cut} of 10" in html) is said
+        assert ("truncated at 96 tokens" in html and f"Base {cut} of 10" in html) is said
 
 
 def test_scores_that_are_missing_are_named(tmp_path, monkeypatch):

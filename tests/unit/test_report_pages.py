@@ -140,7 +140,7 @@ def test_pictures_that_do_not_fit_are_left_out_and_said(inside, monkeypatch):
     assert list(some) == list(everything) and list(some.values()).count(None) == len(some) - 1
     monkeypatch.setattr(cases, "MOST_PICTURES", 0)
     monkeypatch.setattr(cases.thumbnails, "__defaults__", (0,))
-    assert f"{len(some)} of {len(some)} pictures are left out" in page.render_cases(run)
+    assert f"{len(some)} of {len(some)} images are left out" in page.render_cases(run)
 
 
 def test_links_from_the_report_open_a_case_that_is_there(inside):
@@ -236,7 +236,7 @@ def test_examples_are_drawn_by_the_ids_hash(inside):
 
 
 def test_without_annotations_the_examples_go_by_the_answer(tmp_path, monkeypatch):
-    make_run(tmp_path, rows=20, annotated=False, models=["base"], judges=["lexical"], benchmarks=[], logs=False)  # fmt: skip
+    make_run(tmp_path, rows=20, annotated=False, models=["base"], judges=["lexical"], benchmarks=[], logs=False)
     monkeypatch.chdir(tmp_path)
     run = Run(load_params())
     assert examples.shown_model(run) == "base"
@@ -269,7 +269,7 @@ def test_the_same_judge_is_compared_where_the_paper_has_it():
 def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeypatch):
     make_run(tmp_path, rows=20, models=["base", "rarl"], judges=["lexical"], benchmarks=[], logs=False)
     html, _ = score_and_report(tmp_path, monkeypatch)
-    assert "Ours: not run" in html and "Over seeds" not in html and "two changes apart" not in html
+    assert "Ours: not run" in html and "Over seeds" not in html and "two changes separately" not in html
 
     ours = {"source": "ours (embedded)", "n": 2638, "Total_low": 47.1, "Total_high": 50.9}
     tasks = dict.fromkeys(("Count", "Relation", "Depth", "Distance", "Total"), 49.0)
@@ -318,7 +318,7 @@ def test_grounding_says_what_remains_without_the_right_picture(tmp_path, monkeyp
     assert row["difference"] == pytest.approx(row["final"] - row["shown"], abs=0.011)
     assert row["kept"] == pytest.approx(100 * row["final"] / row["shown"], abs=0.02)
     assert set(frame.index) == {(m, i) for m in ("base", "rarl") for i in ("blank", "shuffled")}
-    assert "How much comes from looking?" in html and "another question's picture" in " ".join(output.split())
+    assert "How much comes from the image?" in html and "another question's image" in " ".join(output.split())
 
 
 def test_agreement_is_pooled_over_models_and_disagreements_are_listed(inside):
@@ -402,13 +402,10 @@ def yes_no_run(answers: list[tuple[str, str | None]], confidence: float = 0.95) 
                    truncated=(answer or "").endswith(" …"), error="no image" if answer is None else None)
         for i, (_, answer) in enumerate(answers)
     ]  # fmt: skip
-    params = SimpleNamespace(
-        modes=["reasoning"],
-        sets_of=lambda mode: ["own"],
-        models=["base"],
-        report=SimpleNamespace(confidence=confidence),
-    )
-    return SimpleNamespace(params=params, samples={"own": samples}, predictions={("base", "reasoning", "own"): said})  # fmt: skip
+    report = SimpleNamespace(confidence=confidence)
+    run = Run(SimpleNamespace(modes=["reasoning"], sets_of=lambda mode: ["own"], models=["base"], report=report))
+    run.samples, run.predictions = {"own": samples}, {("base", "reasoning", "own"): said}
+    return run
 
 
 def test_sensitivity_and_specificity_count_every_answer():
@@ -418,7 +415,8 @@ def test_sensitivity_and_specificity_count_every_answer():
     [row] = tables.yes_no(run).to_dict("records")
     counted = {key: row[key] for key in row if "said" in key or "unreadable" in key}
     assert counted == {
-        "yes_said_yes": 3, "yes_said_no": 1, "yes_unreadable": 4, "no_said_yes": 1, "no_said_no": 2, "no_unreadable": 1,
+        "yes_said_yes": 3, "yes_said_no": 1, "yes_unreadable": 4,
+        "no_said_yes": 1, "no_said_no": 2, "no_unreadable": 1,
     }  # fmt: skip
     assert (row["n"], row["unscored"]) == (12, 1) and sum(counted.values()) == row["n"]
     assert (row["sensitivity"], row["specificity"]) == (37.5, 50.0)
@@ -444,7 +442,7 @@ def test_yes_or_no_agrees_with_the_lexical_judge_and_is_on_the_page(inside):
             for sample, said in zip(run.samples[row.set], run.predictions[row.model, row.mode, row.set])
             if sample.kind == "yes_no"
         ]  # fmt: skip
-        verdicts = lexical.judge(*map(list, zip(*pairs)), SimpleNamespace(threshold=None, reasoning_threshold=None))  # fmt: skip
+        verdicts = lexical.judge(*map(list, zip(*pairs)), SimpleNamespace(threshold=None, reasoning_threshold=None))
         assert row.yes_said_yes + row.no_said_no == sum(v.prediction_score or 0 for v in verdicts)
         assert row.n == sum(v.prediction_score is not None for v in verdicts)
     section = html[html.index('id="yes-no"') : html.index('id="training"')]

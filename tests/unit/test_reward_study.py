@@ -13,9 +13,9 @@ from rarl.params import load_params
 from rarl.phantom.medical import Finding
 from rarl.rewards import terms
 from rarl.rewards.reasoning import score_reasoning
-from rarl.studies import ranking, reasoning
+from rarl.studies import ranking, reasoning_reward
 from rarl.studies.ranking import interval, rate, score_cases
-from rarl.studies.retelling import KINDS, REPEATED, RIGHT, SAME_STYLE, WRONG, make_cases
+from rarl.studies.reasoning_texts import KINDS, REPEATED, RIGHT, SAME_STYLE, WRONG, make_cases
 
 
 class Overlap:
@@ -84,7 +84,7 @@ def test_other_finding_is_not_one_of_the_pictures():
 
 
 def test_right_texts_are_not_made_of_the_lexicons_words():
-    known = reasoning.known_words(cases())
+    known = reasoning_reward.known_words(cases())
     assert known["plain"] < 0.35
     assert known["report"] < 0.75
     overlap = score_cases(cases(), Overlap().f1)
@@ -144,22 +144,22 @@ def test_intervals_hold_the_value_and_narrow_with_the_number_of_cases():
 def test_a_thinned_lexicon_reads_less_and_leaves_nothing_behind():
     text = "A hypoattenuating focus in the hepatic parenchyma, an enlarged heart, tiny, basal, renal."
     before, whole = terms.facts(text), terms.WORDINGS
-    with reasoning.thinned_lexicon(1):
+    with reasoning_reward.thinned_lexicon(1):
         assert len(terms.WORDINGS) < 0.8 * len(whole)
         assert terms.facts(text) < before
-        assert terms.facts("a nodule in the left lung") == {("nodule", True), ("left", True), ("lung", True)}  # fmt: skip
+        assert terms.facts("a nodule in the left lung") == {("nodule", True), ("left", True), ("lung", True)}
     assert terms.WORDINGS is whole
     assert terms.facts(text) == before
 
 
 def test_study_and_report_with_a_stand_in_for_the_encoder():
-    report = reasoning.study(cases(), Overlap(), 0.5, 1)
-    assert report["favoured"] in reasoning.MEASURES
+    report = reasoning_reward.study(cases(), Overlap(), 0.5, 1)
+    assert report["favoured"] in reasoning_reward.MEASURES
     assert set(report["gain_over_bertscore"]) == {"terms", "mix"}
     for row in report["guards"]:
         assert row["guarded"] < row["earns"] and row["sound_stopped"] == 0, row
-    text = reasoning.as_markdown(json.loads(json.dumps(report)), "the command", "a stand-in")
-    for words in ("the command", "a stand-in", "| report |", *WRONG, *reasoning.VARIANTS.values()):
+    text = reasoning_reward.as_markdown(json.loads(json.dumps(report)), "the command", "a stand-in")
+    for words in ("the command", "a stand-in", "| report |", *WRONG, *reasoning_reward.VARIANTS.values()):
         assert words in text
     assert "nan" not in text
 
@@ -189,10 +189,10 @@ def test_the_report_in_the_repository_is_that_of_the_present_terms_and_texts(rep
         mean = report["measures"]["terms"][f"mean/{kind}"]
         assert np.nanmean(scores[kind]) == pytest.approx(mean, abs=0.001), kind
     text = (repository / "metrics/studies/reasoning_reward.md").read_text(encoding="utf-8")
-    assert reasoning.as_markdown(report, "@", "@").split("\n\n")[2:] == text.split("\n\n")[2:]
+    assert reasoning_reward.as_markdown(report, "@", "@").split("\n\n")[2:] == text.split("\n\n")[2:]
 
 
-@pytest.mark.parametrize("module", [ranking, reasoning])
+@pytest.mark.parametrize("module", [ranking, reasoning_reward])
 def test_the_worked_examples_in_the_docstrings(module):
     assert doctest.testmod(module).failed == 0
 

@@ -38,7 +38,8 @@ def test_pairs_are_labelled_by_rule_and_none_is_decided_by_text_alone():
         assert not matches(pair.text, sample.answers, sample.kind, sample.choices)
     kinds = {pair.kind: pair.right for pair in pairs}
     assert kinds == {
-        "sentence": True, "other words": True, "another answer": False, "another term": False, "too many or few": False,
+        "sentence": True, "other words": True, "another answer": False, "another term": False,
+        "too many or few": False,
         "denied": False,
     }  # fmt: skip
     assert Pair("x/dev/2", "too many or few", False, "Effusion", "Effusion, Mass") in pairs
@@ -121,7 +122,9 @@ def test_the_study_writes_numbers_into_git_and_texts_beside(tmp_path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     write_records("data/curated/dev.jsonl", ROWS)
-    monkeypatch.setattr(threshold_study, "load_params", lambda: type("P", (), {"encoder": type("E", (), {"source": "fake"})}))  # fmt: skip
+    monkeypatch.setattr(
+        threshold_study, "load_params", lambda: type("P", (), {"encoder": type("E", (), {"source": "fake"})})
+    )
     monkeypatch.setattr(semantic, "embed", lambda texts, source: {t: np.array([len(t) % 5, 1.0]) / 9 for t in texts})
     result = CliRunner().invoke(threshold_study.main, [], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -138,6 +141,8 @@ def test_without_open_answers_the_study_says_so(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     write_records("data/curated/dev.jsonl", [ROWS[4]])
-    monkeypatch.setattr(threshold_study, "load_params", lambda: type("P", (), {"encoder": type("E", (), {"source": "fake"})}))  # fmt: skip
+    monkeypatch.setattr(
+        threshold_study, "load_params", lambda: type("P", (), {"encoder": type("E", (), {"source": "fake"})})
+    )
     result = CliRunner().invoke(threshold_study.main, [])
     assert result.exit_code == 1 and "open questions" in result.output and "Traceback" not in result.output

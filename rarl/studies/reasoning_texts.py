@@ -1,16 +1,17 @@
-"""Texts about a phantom whose findings are known: the annotation told right, told wrong, not told.
+"""Right and wrong reasoning texts about phantoms whose findings are known.
 
-An annotation is the reasoning that `rarl/phantom/questions.py` writes. Beside it each
-case has texts of the kinds in `KINDS`. The wrong ones are written by the annotation's own grammar
-about other findings, so that they are as close to it in wording as a wrong text can be; of the
-right ones two in three use other words than the annotation. Those words were written after the
-lexicon of `rarl/rewards/lexicon.py` and not added to it: most plain ones are not in it.
+An annotation is the reasoning that `rarl/phantom/questions.py` writes. Each case also has texts of the kinds in
+`KINDS`. The wrong ones are written by the annotation's own grammar about other findings, so that they are as close to
+it in wording as a wrong text can be; two in three of the right ones use other words than the annotation. Those words
+were written after the lexicon of `rarl/rewards/lexicon.py` and not added to it: most plain ones are not in it.
 """
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from ruamel.yaml import YAML
 
 from rarl.answers import kind_of
 from rarl.phantom.medical import DISEASES, Finding, Scene, choose_findings
@@ -19,6 +20,8 @@ from rarl.phantom.words import ORGAN_OF
 from rarl.prompts import render
 from rarl.records import Kind
 
+#: The sentences of the texts.
+WORDS = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 RIGHT = ("reordered", "plain", "report")
 WRONG = {
     "vague": "says little: there is something in the image",
@@ -30,7 +33,7 @@ WRONG = {
     "copied_prompt": "the training prompt with the question",
     "listed": "every disease, side and place that the modality has",
 }
-#: Right by its words, and wrong for a policy to write.
+#: Right in content, but not what a policy should write.
 REPEATED = "repeated"
 KINDS = {
     "reordered": "the annotation's sentences in another order",
@@ -45,14 +48,14 @@ SAME_STYLE = {
     for kind in ("denied", "other_place", "other_finding")
     for style in RIGHT
 }
-#: Pictures by modality and share of abnormal ones, as in the curated training set.
+#: Share of each modality and of abnormal images, as in the curated training set.
 MODALITY_SHARES = {"xray": 0.6, "mri": 0.23, "ct": 0.17}
 ABNORMAL_SHARE = 0.55
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question about one picture: its annotation, and texts by kind (a kind may be missing)."""
+    """One question about one image: its annotation, and texts by kind (a kind may be missing)."""
 
     modality: str
     findings: tuple[Finding, ...]
@@ -64,7 +67,7 @@ class Case:
 
 
 def make_cases(seed: int, count: int) -> list[Case]:
-    """Draw findings, questions and texts. Pixels are not needed and not drawn."""
+    """Sample findings, questions and texts. Pixels are not needed and not drawn."""
     rng = np.random.default_rng(seed)
     told = []
     for _ in range(count):
@@ -97,7 +100,7 @@ def _texts(rng, scene: Scene, asked: Asked, annotation: str, told: list[tuple]) 
         "reordered": " ".join(reversed(re.findall(r"\S[^.]+\.", annotation))),
         "plain": _plain(rng, scene, asked),
         "report": _report(rng, scene, asked),
-        "vague": VAGUE[rng.integers(len(VAGUE))],
+        "vague": WORDS["vague"][rng.integers(len(WORDS["vague"]))],
         "denied": _denied(scene, asked, annotation),
         "copied_question": asked.text,
         "copied_prompt": render("explanation", asked.text),
@@ -133,31 +136,20 @@ def _seen(findings: list[Finding]) -> set[tuple]:
     return {(finding.name, finding.side, finding.level) for finding in findings}
 
 
-# Told wrong ---------------------------------------------------------------------------------------
-
-VAGUE = (
-    "There is something in the image.",
-    "Let me look at the image carefully. I can see some details, and I think about what they mean.",
-    "The image shows certain features that need to be judged by an expert.",
-    "This is a medical image of a patient. The answer follows from what can be seen in it.",
-    "I look at every part step by step and compare it with what I know. Then I give my answer.",
-)
-
-
 def _reasoning(rng, scene: Scene, asked: Asked) -> str:
-    """What would be right to say, under the same question, of a picture with these findings."""
+    """Return the right reasoning, under the same question, about an image with these findings."""
     return reasoning(rng, scene, replace(asked, conclusion=_conclusion(scene, asked)))
 
 
 def _conclusion(scene: Scene, asked: Asked) -> str:
-    """How the reasoning ends under the same question; about the image where it does not fit."""
+    """Return how the reasoning ends under the same question, or about the image if the question does not fit."""
     fallback = "so the image is not normal." if scene.findings else "so the image is normal."
     same = (other.conclusion for other in askable(scene) if other.text == asked.text)
     return next(same, fallback)
 
 
 def _denied(scene: Scene, asked: Asked, annotation: str) -> str:
-    """The annotation of an abnormal picture with every claim denied."""
+    """Return the annotation of an abnormal image with every claim denied."""
     seen, _, _ = annotation.rpartition(", ")
     seen = re.sub(r"\b(There is|It has|It shows|(?:X-ray|MRI|CT) (?:has|shows)) an? ", r"\1 no ", seen, count=1)
     seen = seen.replace(" and a ", " and no ")
@@ -173,7 +165,7 @@ def _denied(scene: Scene, asked: Asked, annotation: str) -> str:
 
 
 def _moved(finding: Finding) -> Finding:
-    """The other side; in the liver, which has none in the texts, upper for lower."""
+    """Return the finding on the other side; in the liver, whose texts name no side, upper for lower."""
     if finding.organ == "liver":
         return replace(finding, level="lower" if finding.level == "upper" else "upper")
     sides = {"left": "right", "right": "left", "": ""}
@@ -181,7 +173,7 @@ def _moved(finding: Finding) -> Finding:
 
 
 def _exchanged(rng, scene: Scene) -> list[Finding]:
-    """One finding that the picture does not have, where the first one is; none if it has them all."""
+    """Return one finding that the image does not have, where the first one is; none if it has them all."""
     first, seen = scene.findings[0], named(scene.findings)
     names = [name for name in DISEASES[scene.modality] if name not in seen]
     if not names:
@@ -206,122 +198,35 @@ def _listed(modality: str) -> str:
     )
 
 
-# Told right, in other words -----------------------------------------------------------------------
-
-PLAIN_VIEW = {
-    "xray": "I am looking at somebody's chest from the front.",
-    "mri": "I am looking at a slice of somebody's head.",
-    "ct": "I am looking at a slice through somebody's belly.",
-}
-PLAIN_PLACE = {"upper": "near the top", "lower": "towards the bottom", "": "inside"}
-PLAIN_SEEN = {
-    "Pneumonia": "a pale smear {level} of the {side} lung",
-    "Nodule": "a little pale dot {level} of the {side} lung",
-    "Mass": "a pale lump as wide as a plum {level} of the {side} lung",
-    "Effusion": "a flat pale layer {level} of the {side} lung",
-    "Cardiomegaly": "a heart that takes up more room than it should",
-    "Brain Tumor": "a pale ball {level} of the {side} half of the brain",
-    "Brain Edema": "a wide pale smear {level} of the {side} half of the brain",
-    "Liver Cancer": "a shadowy ball {level} of the liver",
-    "Kidney Cancer": "a shadowy ball {level} of the {side} kidney",
-}
-PLAIN_NAME = {
-    "Pneumonia": "a chest infection",
-    "Nodule": "a small knot",
-    "Mass": "a big lump",
-    "Effusion": "water on the lung",
-    "Cardiomegaly": "a heart that has grown",
-    "Brain Tumor": "a growth in the head",
-    "Brain Edema": "swelling of the brain",
-    "Liver Cancer": "cancer of the liver",
-    "Kidney Cancer": "cancer of the kidney",
-}
-PLAIN_NORMAL = {
-    "xray": "Both lungs look the way they should, without any patch, and the heart has its usual size.",
-    "mri": "Nothing stands out in either half of the brain.",
-    "ct": "The liver is even all through, and both kidneys look the way they should.",
-}
-REPORT_VIEW = {
-    "xray": "Frontal chest radiograph.",
-    "mri": "Axial magnetic resonance image of the head.",
-    "ct": "Axial computed tomography of the abdomen.",
-}
-REPORT_PLACE = {"upper": ("superior", "upper"), "lower": ("inferior", "basal"), "": ("", "")}
-REPORT_SEEN = {
-    "Pneumonia": "ill-defined airspace shadowing in the {side} {level} zone",
-    "Nodule": "a subcentimetre rounded density projected over the {side} {level} zone",
-    "Mass": "a well-circumscribed density of several centimetres in the {side} {level} zone",
-    "Effusion": "dense opacification with a meniscus at the {side} {level} pleural space",
-    "Cardiomegaly": "an increased cardiothoracic ratio",
-    "Brain Tumor": "a hyperintense space-occupying focus in the {level} {side} hemisphere",
-    "Brain Edema": "a broad zone of high signal in the {level} {side} hemisphere",
-    "Liver Cancer": "a hypoattenuating focus in the {level} hepatic parenchyma",
-    "Kidney Cancer": "a hypodense focus in the {side} renal cortex",
-}
-REPORT_NAME = {
-    "Pneumonia": "an infective consolidation",
-    "Nodule": "a solitary pulmonary nodule",
-    "Mass": "a pulmonary mass lesion",
-    "Effusion": "pleural fluid",
-    "Cardiomegaly": "cardiac enlargement",
-    "Brain Tumor": "an intracranial neoplasm",
-    "Brain Edema": "cerebral oedema",
-    "Liver Cancer": "hepatic malignancy",
-    "Kidney Cancer": "renal cell carcinoma",
-}
-REPORT_NORMAL = {
-    "xray": "The lungs are clear. The cardiomediastinal contours are within normal limits.",
-    "mri": "No focal signal alteration is identified in either hemisphere.",
-    "ct": "Homogeneous hepatic parenchyma. Both kidneys are unremarkable.",
-}
-#: How an annotation ends (pattern), and the same in plain and in a report's words.
-ENDINGS = (
-    (r"the image is not normal", "Something is wrong here.", "Pathological study."),
-    (r"the image is normal", "Nothing is wrong here.", "No pathology."),
-    (
-        r"the (.+) is (?:abnormal|not healthy)",
-        r"So the \1 is not as it should be.",
-        r"Findings in keeping with disease of the \1.",
-    ),
-    (r"the (.+) is (?:normal|healthy)", r"The \1 is as it should be.", r"The \1 is unremarkable."),
-    (r"(.+) is seen in (.+)", r"One can make out \1 in \2.", r"\1 is confirmed in \2."),
-    (r"(.+) is not seen in (.+)", r"One cannot make out \1 in \2.", r"There is no evidence of \1 in \2."),
-    (r"the patient has (.+)", r"So this person suffers from \1.", r"Compatible with \1."),
-    (r"the patient does not have (.+)", r"This person does not suffer from \1.", r"No evidence of \1."),
-    (r"both are abnormal", "So neither is as it should be.", "Both organs are affected."),
-    (r"there is no disease", "So no illness is to be found.", "No pathology."),
-)
-
-
 def _plain(rng, scene: Scene, asked: Asked) -> str:
-    ending = _ending(asked, 1)
+    style, ending = WORDS["plain"], _ending(asked, 1)
     if not scene.findings:
-        return f"{PLAIN_VIEW[scene.modality]} {PLAIN_NORMAL[scene.modality]} {ending}"
+        return f"{style['view'][scene.modality]} {style['normal'][scene.modality]} {ending}"
     seen = " and ".join(
-        PLAIN_SEEN[one.name].format(side=one.side, level=PLAIN_PLACE[one.level]) for one in scene.findings
+        style["seen"][one.name].format(side=one.side, level=style["place"][one.level]) for one in scene.findings
     )
     # The name is what the question asks for: half of the texts give it, half describe it.
-    names = PLAIN_NAME if rng.random() < 0.5 else {name: name.lower() for name in PLAIN_NAME}
+    names = style["name"] if rng.random() < 0.5 else {name: name.lower() for name in style["name"]}
     meant = " and ".join(names[name] for name in named(scene.findings))
-    return f"{PLAIN_VIEW[scene.modality]} What strikes me is {seen}. I take it for {meant}. {ending}"
+    return f"{style['view'][scene.modality]} What strikes me is {seen}. I take it for {meant}. {ending}"
 
 
 def _report(rng, scene: Scene, asked: Asked) -> str:
-    ending = _ending(asked, 2)
+    style, ending = WORDS["report"], _ending(asked, 2)
     if not scene.findings:
-        return f"{REPORT_VIEW[scene.modality]} {REPORT_NORMAL[scene.modality]} {ending}"
+        return f"{style['view'][scene.modality]} {style['normal'][scene.modality]} {ending}"
     seen = " and ".join(
-        REPORT_SEEN[one.name].format(side=one.side, level=REPORT_PLACE[one.level][rng.integers(2)])
+        style["seen"][one.name].format(side=one.side, level=style["place"][one.level][rng.integers(2)])
         for one in scene.findings
     )
-    meant = " and ".join(REPORT_NAME[name] for name in named(scene.findings))
-    return f"{REPORT_VIEW[scene.modality]} {seen.capitalize()}. Consistent with {meant}. {ending}"
+    meant = " and ".join(style["name"][name] for name in named(scene.findings))
+    return f"{style['view'][scene.modality]} {seen.capitalize()}. Consistent with {meant}. {ending}"
 
 
 def _ending(asked: Asked, style: int) -> str:
     said = asked.conclusion.split(" ", 1)[1].rstrip(".")
-    for pattern in ENDINGS:
+    for pattern in WORDS["endings"]:
         if found := re.fullmatch(pattern[0], said):
             text = found.expand(pattern[style])
             return text[0].upper() + text[1:]
-    raise ValueError(f"no other words for '{said}'")
+    raise ValueError(f"no other wording of '{said}'")

@@ -1,0 +1,59 @@
+"""What the tests support about the own test set, in sentences."""
+
+import pandas as pd
+
+from rarl.reporting.formats import percent, signed
+from rarl.reporting.inputs import Run
+from rarl.reporting.tables import MODELS, family_of
+
+#: The summary reports truncated completions if more than this share of a model's are.
+CUT_OFF = 0.05
+INSTEAD = {"blank": "a grey image", "shuffled": "another question's image of the same modality"}
+
+
+def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
+    """Return the findings on the own test set under the main mode; `frames` as for `page.render`."""
+    own, tests = frames["own_test"], frames["paired_tests"]
+    main = own[(own["mode"] == run.main_mode) & own["final"].notna()]
+    if main.empty:
+        return [f"The {run.main_judge} judge scored nothing on the own test set, so there are no findings."]
+    best = main.sort_values("final", ascending=False, kind="stable").iloc[0]
+    sentences = [
+        f"Highest on the own test under the {run.main_mode} prompt: {MODELS[best['model']]} with "
+        f"{percent(best['final'])} % [{percent(best['final_low'])}, {percent(best['final_high'])}]."
+    ]
+    truncated = main[main["truncated"] > CUT_OFF * main["n"]]
+    if cut := [f"{MODELS[row.model]} {row.truncated:.0f} of {row.n:.0f}" for row in truncated.itertuples()]:
+        sentences.append(
+            f"Completions truncated at {run.params.decoding.max_new_tokens} tokens (decoding.max_new_tokens), which "
+            f"count as wrong if the answer had not been given: {', '.join(cut)}."
+        )
+    between = tests[tests["family"] == "between models"]
+    if len(between):
+        sentences.append(_between_models(between))
+    floor = own.loc[own["model"] == "most_frequent_by_kind", "final"]
+    if len(floor):
+        above = [MODELS[row.model] for row in main.itertuples() if row.final_low > floor.iloc[0]]
+        sentences.append(
+            "Always giving the most frequent training answer of the question's kind, without looking at the image, "
+            f"scores {percent(floor.iloc[0])} %. Above that with the whole interval: {', '.join(above) or 'no model'}."
+        )
+    for mode in run.params.modes:
+        image = run.params.mode[mode].image
+        blank = tests[tests["family"] == family_of(mode, run.main_mode)]
+        if image != "shown" and len(blank):
+            lost = [f"{MODELS[t.second.split(',')[0]]} {signed(-t.difference)}" for t in blank.itertuples()]
+            sentences.append(
+                f"With {INSTEAD[image]} instead of the right one, scores change by (points): {', '.join(lost)}."
+            )
+    return sentences
+
+
+def _between_models(tests: pd.DataFrame) -> str:
+    shown = []
+    for test in tests[tests["differs"]].itertuples():
+        low, high = (test.first, test.second) if test.difference > 0 else (test.second, test.first)
+        shown.append(f"{MODELS[high]} over {MODELS[low]} by {percent(abs(test.difference))} points")
+    listed = f": {'; '.join(shown)}" if shown else ""
+    verb = "is" if len(shown) == 1 else "are"
+    return f"{len(shown)} of {len(tests)} comparisons between models {verb} significant{listed}."

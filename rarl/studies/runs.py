@@ -1,0 +1,201 @@
+"""Several experiments side by side: the parameters that differ, the scores, and paired tests against the first.
+
+An experiment is `rarl.studies.experiments.Experiment`: what git and DVC keep of one run. The tests pair the same
+questions by their ids, and need both runs' verdicts in DVC's cache or remote; without them the page shows only the
+intervals. One family of tests (Holm) holds all rows of all experiments that the change could affect: a row whose
+predictions and verdicts are the same bytes in both runs is `unchanged` and not tested.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import pandas as pd
+
+from rarl.profiles import leaves
+from rarl.records import atomic_file, predictions_file, verdicts_file
+from rarl.reporting import page, tables
+from rarl.reporting.formats import records
+from rarl.reporting.scoring import WITHOUT_OWN_TEST
+from rarl.reporting.stats import holm, paired
+from rarl.reporting.tables import GAP
+
+#: Outside of what git tracks, so that the daily comparison leaves the tree clean and re-runs no stage.
+OUTPUT = Path("data/studies")
+CELL = ["n", "unscored", "final", "final_low", "final_high"]
+#: Standard deviation of the final score over seeds, by profile, model, mode and test set (`rarl compare seeds`).
+SEEDS = "metrics/studies/seeds.csv"
+
+#: Values of the column `test`; the last is for rows that are also rows of `slake`, which would be tested twice.
+TESTED, UNCHANGED, PART = "tested", "unchanged", "part of slake"
+#: The other values -> what they mean, and what to do.
+UNTESTED = {
+    "not run": "the scores there are older than its parameters or code, because only some stages were run: "
+    "run the whole pipeline with `dvc exp run` and no stage's name",
+    "baseline not run": "the first run's scores are older than its parameters or code: `dvc repro`, "
+    "`git add dvc.lock metrics`, `git commit`, then run the experiments again",
+    "other numbers": "stages produced other results from the same parameters, code and inputs, so the first run is "
+    "another machine's or of other packages, and the difference is not due to the parameters. Make the baseline here: "
+    "`git stash`, `dvc repro`, `git add dvc.lock metrics`, `git commit`, then run the experiments again",
+    "not at hand": "the verdicts of one of the two runs are neither in DVC's cache nor in a remote: `dvc pull` if "
+    "another machine has them, or `git stash` and `dvc repro` for those of this commit",
+    "other judge": "the two runs have different main judges (report.main_judge)",
+}
+
+
+def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
+    """Return a line per experiment, model, mode and test set: the main judge's score and the paired difference.
+
+    The difference is to the first experiment, in points, with McNemar's p after Holm over all rows that the change
+    could affect and whose verdicts are available for both runs. The column `test` says which rows these are, and why
+    the others are not tested (`UNTESTED`).
+    """
+    first, lines = runs[0], []
+    spread = seed_spread(first)
+    for run in runs:
+        judge = run.params["report"]["main_judge"]
+        for model in run.params["models"]:
+            same = status(first, run, model)
+            for mode, sets in run.json(f"metrics/scores/{model}.json").items():
+                for name, judges in sets.items():
+                    cell = {} if same == "not run" else judges.get(judge, {})
+                    line = {"experiment": run.name, "model": model, "mode": mode, "set": name, "judge": judge}
+                    line |= {key: cell.get(key) for key in CELL} | {"seed_sd": spread.get((model, mode, name))}
+                    lines.append(line | compared(first, run, model, mode, name, same, 1 - alpha))
+    tested = [line for line in lines if "p" in line]
+    for line, p, reject in zip(tested, *holm([line["p"] for line in tested], alpha)):
+        line |= {"p_holm": p, "differs": reject}
+    columns = ["experiment", "model", "mode", "set", "judge", *CELL, "test", *GAP, "p", "p_holm", "differs", "seed_sd"]
+    frame = pd.DataFrame(lines, columns=columns)
+    digits = dict.fromkeys([*CELL[2:], *GAP], 2) | {"p": 5, "p_holm": 5}
+    return frame.astype(dict.fromkeys(CELL[:2], "Int64") | dict.fromkeys(digits, float)).round(digits)
+
+
+def status(first, run, model: str) -> str | None:
+    """Return why a model's rows cannot be compared with the first run's, or `unchanged`; None if rows may differ."""
+    if run.out_of_date(model):
+        return "not run"
+    if run is first:
+        return None
+    if first.out_of_date(model):
+        return "baseline not run"
+    if run.unexplained(first, model):
+        return "other numbers"
+    judge = run.params["report"]["main_judge"]
+    if judge != first.params["report"]["main_judge"]:
+        return "other judge"
+    paths = (f"data/predictions/{model}", f"data/verdicts/{model}/{judge}")
+    hashes = [[one.made.get(path) for path in paths] for one in (first, run)]
+    return UNCHANGED if all(hashes[0]) and hashes[0] == hashes[1] else None
+
+
+def compared(first, run, model: str, mode: str, name: str, same: str | None, confidence: float) -> dict:
+    """Return the column `test` of one row, and the paired test if there is one; empty for the first run."""
+    if run is first or same not in (None, UNCHANGED):
+        return {"test": same}
+    if name == WITHOUT_OWN_TEST:
+        return {"test": PART}
+    if same:
+        return {"test": same}
+    judge = run.params["report"]["main_judge"]
+    files = (predictions_file(model, mode, name), verdicts_file(model, judge, mode, name))
+    before, after = ([one.tracked(file.as_posix()) for file in files] for one in (first, run))
+    if not before[1] or not after[1]:
+        return {"test": "not at hand"}
+    if before == after:
+        return {"test": UNCHANGED}
+    test = paired_by_id(finals(before[1]), finals(after[1]), confidence)
+    return {"test": TESTED if test else "not at hand"} | test
+
+
+def seed_spread(run) -> dict[tuple[str, str, str], float]:
+    """Return (model, mode, test set) -> standard deviation of the final score over seeds, in points, if known."""
+    rows = csv.DictReader(io.StringIO(run.text(SEEDS) or ""))
+    return {
+        (row["model"], row["mode"], row["set"]): float(row["sd"])
+        for row in rows
+        if row["profile"] == run.params["profile"] and row["sd"]
+    }
+
+
+def finals(text: str) -> dict[str, int]:
+    """Return the final score by question id from a file of verdicts; empty if the file is damaged."""
+    try:
+        lines = [json.loads(line) for line in text.splitlines()]
+        return {v["id"]: v["prediction_score"] for v in lines if v["prediction_score"] is not None}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def paired_by_id(first: dict[str, int], second: dict[str, int], confidence: float) -> dict:
+    """McNemar's test on the questions that both runs scored; {} if there are none."""
+    both = first.keys() & second.keys()
+    test = paired([first[id] for id in both], [second[id] for id in both], confidence)
+    return {key: test[key] for key in (*GAP, "p")} if test else {}
+
+
+def differing(runs: Sequence) -> list[tuple[str, list]]:
+    """Return the parameters whose value is not the same in all experiments: dotted key, a value for each."""
+    flat = [dict(leaves(run.params)) for run in runs]
+    for values in flat:  # A path says more about a machine than a reader needs
+        if "data.root" in values:
+            values["data.root"] = Path(values["data.root"]).name
+    rows = [
+        (key, [values.get(key) for values in flat]) for key in dict.fromkeys(key for values in flat for key in values)
+    ]
+    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+
+
+def summary(frame: pd.DataFrame) -> list[str]:
+    """Return for each experiment, in sentences, what changed, what could not, and what is not tested and why."""
+    sentences = []
+    for name, rows in frame[frame["test"].notna()].groupby("experiment", sort=False):
+        counts = rows["test"].value_counts()
+        found = [
+            f"{r.model}, {r.mode}, {r.set} {r.difference:+.1f}" for r in rows[rows["differs"].eq(True)].itertuples()
+        ]
+        if tested := counts.get(TESTED, 0):
+            listed = ": " + "; ".join(found) if found else ""
+            sentences.append(f"{name}: {len(found)} of {tested} rows differ significantly{listed}")
+        if unchanged := counts.get(UNCHANGED, 0):
+            sentences.append(f"{name}: {unchanged} rows are unchanged (same predictions and verdicts) and not tested")
+        for reason, meaning in UNTESTED.items():
+            if reason in counts:
+                models = ", ".join(rows.loc[rows["test"] == reason, "model"].unique())
+                sentences.append(f"{name}: {counts[reason]} rows ({models}) are not tested, because {meaning}")
+    if frame["differs"].eq(True).any():
+        sentences.append(
+            "A test compares two trained models on the same questions. It does not include that another seed trains "
+            "another model: compare a difference with the column seed_sd (`rarl compare seeds`)"
+        )
+    return sentences
+
+
+def render(runs: Sequence, frame: pd.DataFrame) -> str:
+    """Return the comparison as one HTML page that needs no network."""
+    blocks: dict[tuple, dict] = {}
+    for line in records(frame):
+        models = blocks.setdefault((line["mode"], line["set"]), {})
+        models.setdefault(line["model"], {})[line["experiment"]] = line
+    return page.template("runs.html", Path(__file__).parent).render(
+        names=[run.name for run in runs],
+        parameters=differing(runs),
+        blocks=blocks,
+        labels=tables.MODELS,
+        summary=summary(frame),
+        phantom=any(run.params["data"]["root"] == page.PHANTOM_ROOT for run in runs),
+    )
+
+
+def report(runs: Sequence, frame: pd.DataFrame) -> None:
+    """Write the page, and print the parameters that differ and the summary."""
+    path = OUTPUT / "runs.html"
+    with atomic_file(path) as file:
+        file.write(render(runs, frame))
+    for key, values in differing(runs):
+        click.echo(f"{key}: {', '.join(map(str, values))}")
+    for line in (*summary(frame), path):
+        click.echo(line)

@@ -1,0 +1,194 @@
+"""Tables over experiments: the paper's Table 2, RARL's two changes separately, and seeds (`rarl compare`)."""
+
+from pathlib import Path
+
+import click
+import pandas as pd
+
+from rarl.errors import UserError
+from rarl.records import atomic_file
+from rarl.reporting.formats import markdown_table, records
+from rarl.reporting.stats import wilson
+from rarl.reporting.tables import paper
+from rarl.spreadsheet import write_frame
+from rarl.studies import runs
+from rarl.studies.experiments import Experiment, experiments, unfinished
+
+OUTPUT = Path("metrics/studies")
+TASKS = tuple(paper()["tasks"])
+METHODS = {
+    ("sft", "lora"): "SFT",
+    ("sft", "full"): "SFT (w/o LoRA)",
+    ("grpo", "lora"): "RL w/ LoRA",
+    ("grpo", "full"): "RL only (w/o LoRA)",
+}
+#: Study -> the command that queues its experiments.
+COMMANDS = {
+    "table2": "dvc exp run --queue score -S train.source=sat -S 'models=[base,sft,grpo]' -S 'benchmarks=[cv_bench]' "
+    "-S 'modes=[reasoning]' -S 'train.trainable=lora,full' -S 'train.samples=500,1000,5000'",
+    "grid": "dvc exp run --queue -S 'rarl.rewards.reasoning=0.0,1.0' "
+    "-S 'rarl.prompts=[reasoning],[explanation,short,open]'",
+    "seeds": "dvc exp run --queue -S 'seed=7,8,9'",
+    "runs": "dvc exp run --queue -S 'lora.r=4,16'",
+}
+
+
+def compare(study: str, everywhere: bool) -> None:
+    """Write one study's table, and print it.
+
+    Raises:
+        UserError: there are no experiments to compare.
+    """
+    found = readable(experiments(everywhere))
+    frame = STUDIES[study](found)
+    if len(found) < 2 or frame.empty:
+        raise nothing(study, found, everywhere)
+    folder = runs.OUTPUT if study == "runs" else OUTPUT
+    write_frame(folder / f"{study}.csv", frame)
+    text = "\n".join(markdown_table(list(frame.columns), (row.values() for row in records(frame))))
+    command = f"`{COMMANDS[study]}`, `dvc queue start` and `rarl compare {study}`"
+    with atomic_file(folder / f"{study}.md") as file:
+        file.write(f"# {study}\n\nMade by a command such as {command}.\n\n{text}\n")
+    click.echo(text)
+    if study == "runs":
+        runs.report(found, frame)
+    click.echo(f"{folder / study}.csv and .md")
+
+
+def readable(found: list[Experiment]) -> list[Experiment]:
+    """Return the experiments with valid parameters of this version, and warn about the others.
+
+    Raises:
+        UserError: the parameters of the present commit are not valid.
+    """
+    kept = []
+    for run in found:
+        try:
+            if run.params:
+                kept.append(run)
+        except UserError as error:
+            if not kept:
+                raise
+            click.echo(f"WARNING: {run.name} is left out. {error.format_message()}", err=True)
+    return kept
+
+
+def nothing(study: str, found: list[Experiment], everywhere: bool) -> UserError:
+    """Return the error that says what a study lacks: experiments, scores of this commit, or those of other commits."""
+    if len(found) > 1 and study == "runs":
+        return UserError(
+            "metrics/scores",
+            "no scores in this commit or in its experiments",
+            "the results of a whole run",
+            "`dvc repro`, `git add dvc.lock metrics`, `git commit`, then run the experiments again",
+        )
+    here = f"{len(found) - 1} finished experiments" + ("" if everywhere else " on this commit")
+    waiting = [f"{count} {state}" for state, count in unfinished().items()]
+    fix = f"{COMMANDS[study]}\n            dvc queue start, and wait for `dvc queue status`"
+    if not everywhere and (others := len(experiments(everywhere=True)) - len(found)) > 0:
+        here += f", {others} on other commits"
+        fix += f"; or `rarl compare {study} --all` for those of every commit"
+    return UserError(f"study {study}", ", ".join([here, *waiting]), "the experiments of the study", fix)
+
+
+def differing_only_in(found: list[Experiment], *keys: str) -> list[Experiment]:
+    """Return the experiments that have the first one's parameters except for these keys."""
+    return [run for run in found if {key for key, _ in runs.differing([found[0], run])} <= set(keys)]
+
+
+def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
+    """Return CV-Bench's percent right by task, over all rows (`Total`, with its interval), and the mean of the tasks.
+
+    The paper's Total is over all rows for SFT, and the mean of the four tasks for RL with LoRA.
+    """
+    found = {row["value"]: row for row in run.breakdown(model, mode, "cv_bench", "category")}
+    if not found:
+        return {}
+    scores = {task: float(found[task]["final"]) for task in TASKS if task in found}
+    counts = {task: int(found[task]["n"]) for task in scores}
+    n = sum(counts.values())
+    total = round(sum(score * counts[task] for task, score in scores.items()) / n, 2)
+    low, high = (round(100 * end, 2) for end in wilson(round(total * n / 100), n))
+    mean = round(sum(scores.values()) / len(scores), 2)
+    return (
+        scores
+        | {"Total": total, "Total_low": low, "Total_high": high, "Mean": mean, "n": n}
+        | official(run, model, mode)
+    )
+
+
+def official(run: Experiment, model: str, mode: str) -> dict[str, float]:
+    """Return CV-Bench's own score: the mean of 2D (the mean of ADE20K and COCO) and 3D (Omni3D)."""
+    origin = {row["value"].upper(): float(row["final"]) for row in run.breakdown(model, mode, "cv_bench", "origin")}
+    if not {"ADE20K", "COCO", "OMNI3D"} <= origin.keys():
+        return {}
+    flat = (origin["ADE20K"] + origin["COCO"]) / 2
+    return {"Official": round((flat + origin["OMNI3D"]) / 2, 2)}
+
+
+def table2(found: list[Experiment]) -> pd.DataFrame:
+    """Return the paper's rows, then ours: a method and number of samples, by CV-Bench task, with memory and time."""
+    lines = [
+        {"source": "paper", **row, "Mean": round(sum(row[task] for task in TASKS) / len(TASKS), 2)}
+        for row in paper()["table2"]["rows"]
+    ]
+    for run in found:
+        params = run.params
+        rows = run.json("metrics/curate.json").get("train", {}).get("total", 0)
+        for model in ("base", "sft", "grpo") if params["train"]["source"] == "sat" else ():
+            if model not in params["models"] or not (scores := by_task(run, model, params["modes"][0])):
+                continue
+            line = {"source": f"ours ({params['profile']})", "method": "Base, untuned", "experiment": "", **scores}
+            if model != "base":
+                cost = run.cost(model)
+                line |= {
+                    "method": METHODS[model, params["train"]["trainable"]],
+                    "samples": min(params["train"]["samples"] or rows, rows),
+                    "minutes": round(cost["seconds"] / 60, 1) if cost else None,
+                    "memory_mb": cost.get("peak_memory_mb"),
+                    "experiment": run.name,
+                }
+            lines.append(line)
+    scores = [*TASKS, "Total", "Total_low", "Total_high", "n", "Mean", "Official"]
+    columns = ["source", "method", "samples", *scores, "minutes", "memory_mb", "experiment"]
+    frame = pd.DataFrame(lines, columns=columns).drop_duplicates(columns[:-1])
+    return frame.astype(dict.fromkeys(("samples", "n", "memory_mb"), "Int64")).reset_index(drop=True)
+
+
+def grid(found: list[Experiment]) -> pd.DataFrame:
+    """Return RARL's two changes to GRPO separately: four cells, final and reasoning score on the own test set."""
+    lines = []
+    for run in differing_only_in(found, "rarl.rewards.reasoning", "rarl.prompts"):
+        rarl = run.params["rarl"]
+        if cell := run.cell("rarl", run.params["modes"][0], run.params["train"]["source"]):
+            lines.append(
+                {
+                    "profile": run.params["profile"],
+                    "reasoning_reward": "yes" if rarl["rewards"]["reasoning"] else "no",
+                    "prompts": "diverse" if len(set(rarl["prompts"])) > 1 else "one",
+                    **{key: cell[key] for key in ("n", "final", "final_low", "final_high", "reasoning")},
+                    "experiment": run.name,
+                }
+            )
+    frame, cell = pd.DataFrame(lines), ["reasoning_reward", "prompts"]
+    return frame if frame.empty else frame.drop_duplicates(cell, keep="last").sort_values(cell, ignore_index=True)
+
+
+def seeds(found: list[Experiment]) -> pd.DataFrame:
+    """Return mean, standard deviation, lowest and highest final score over seeds, by model, mode and test set."""
+    keys = ["model", "mode", "set"]
+    scores = {
+        (model, mode, name, run.params["seed"]): judges.get(run.params["report"]["main_judge"], {}).get("final")
+        for run in differing_only_in(found, "seed")
+        for model in run.params["models"]
+        for mode, sets in run.json(f"metrics/scores/{model}.json").items()
+        for name, judges in sets.items()
+    }
+    frame = pd.DataFrame([(*key, score) for key, score in scores.items()], columns=[*keys, "seed", "final"])
+    grouped = frame.groupby(keys, sort=False)["final"]
+    spread = grouped.agg(seeds="count", mean="mean", sd="std", low="min", high="max").round(2).reset_index()
+    spread.insert(0, "profile", found[0].params["profile"])
+    return spread
+
+
+STUDIES = {"table2": table2, "grid": grid, "seeds": seeds, "runs": runs.scores}
