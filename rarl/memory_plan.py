@@ -11,7 +11,7 @@ An estimate, not a measurement: a test counts what a layer of a small model keep
   pass. AdamW keeps two states a trainable parameter, in its dtype.
 * The tower's output is looked up (features.py): its activations are not counted, and its weights are off a GPU unless
   whole models are saved (`Run.load`).
-* RL runs a prompt once a group (fast.py): a pass has `micro_prompts` x (prompt + `group_size` x completion) tokens, and
+* RL runs a prompt once a group (grpo_trainer.py): a pass has `micro_prompts` x (prompt + `group_size` x completion) tokens, and
   sampling keeps `prompts_per_step` prompts' keys and values once and those of all completions. What is left to stock TRL (FSDP's and DeepSpeed's sampling, sliding windows) and SFT
   have rows of their own.
 * What autograd keeps of a layer: `kept_activations`; tests count it on a small model. Gradient checkpointing keeps

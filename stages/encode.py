@@ -31,8 +31,8 @@ def main(records, benchmarks, output):
 
     from tqdm import tqdm
 
+    from rarl.images import open_rgb
     from rarl.models.features import FeatureStore
-    from rarl.models.generation import open_image
     from rarl.models.loading import load
 
     started = time.perf_counter()
@@ -40,7 +40,7 @@ def main(records, benchmarks, output):
     store = FeatureStore()
     store.attach(loaded.model)
     for batch in tqdm(list(batches(list(images.values()), 16)), desc="encode", unit="batch", mininterval=1):
-        inputs = loaded.processor.image_processor([open_image(path) for path in batch], return_tensors="pt").to(
+        inputs = loaded.processor.image_processor([open_rgb(path) for path in batch], return_tensors="pt").to(
             loaded.device
         )
         loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])

@@ -132,7 +132,7 @@ def rows_of(case: Case, steps: int) -> list[dict]:
     import numpy as np
 
     from rarl.phantom import general
-    from rarl.training.data import turn
+    from rarl.training.data import user_message
 
     rng = np.random.default_rng(0)
     rows = []
@@ -141,7 +141,7 @@ def rows_of(case: Case, steps: int) -> list[dict]:
         bright = any(thing.colour == "bright" for thing in scene.things)
         rows.append(
             {
-                "prompt": turn("reasoning", "Is there a bright spot in this image?"),
+                "prompt": user_message("reasoning", "Is there a bright spot in this image?"),
                 "image": scene.image.convert("RGB").resize((case.pixels, case.pixels)),
                 "answers": ["Yes" if bright else "No"],
                 "kind": "yes_no",
@@ -193,12 +193,13 @@ def make_trainer(case: Case, fast: bool, steps: int, folder: str):
     from rarl.rewards import reward_functions
     from rarl.rewards.bertscore import BertScorer
     from rarl.training.data import target
-    from rarl.training.fast import CompletionsOnly, SharedPrompt
+    from rarl.training.grpo_trainer import SharedPrefixMixin
+    from rarl.training.sft import CompletionsOnlyMixin
 
-    class Fast(SharedPrompt, GRPOTrainer):
+    class Fast(SharedPrefixMixin, GRPOTrainer):
         pass
 
-    class FastSft(CompletionsOnly, SFTTrainer):
+    class FastSft(CompletionsOnlyMixin, SFTTrainer):
         pass
 
     cuda = torch.cuda.is_available()

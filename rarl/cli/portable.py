@@ -78,8 +78,8 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     add("phantoms", *draw(params.seed, FEW_ROWS if short else ROWS))
     train, dev, test = (read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev", "test"))
 
+    from rarl.images import open_rgb
     from rarl.models.features import FeatureStore
-    from rarl.models.generation import open_image
     from rarl.models.inference import predict
     from rarl.models.loading import load
     from rarl.training import sft
@@ -92,7 +92,7 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     loaded = load("data/models/base", params.model)
     store = FeatureStore()
     store.attach(loaded.model)
-    images = [open_image(Path("data") / sample.image) for sample in (*train, *dev, *test)]
+    images = [open_rgb(Path("data") / sample.image) for sample in (*train, *dev, *test)]
     scaled = loaded.processor.image_processor(images, return_tensors="pt")
     add("image scaling", scaled["pixel_values"].numpy().tobytes())
     loaded.model.model.visual(scaled["pixel_values"], grid_thw=scaled["image_grid_thw"])

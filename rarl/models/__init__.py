@@ -1,1 +1,1 @@
-"""The model side: loading any Qwen2-VL, the tiny one's construction, vision features, generation."""
+"""Loading a Qwen2-VL, its image processing and features, and generation."""

@@ -1,4 +1,4 @@
-"""What the files of a base say before its weights are loaded; reads JSON and bytes, without torch."""
+"""Checks of a base's files before its weights are loaded; reads JSON and bytes, without torch."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from rarl.errors import UserError
 from rarl.params import Base
 
 EMBEDDED = Path("data/base")
-#: `model_type` of the bases that are supported, and their family's name.
+#: `model_type` of the supported bases, and the family's name.
 FAMILIES = {"qwen2_vl": "Qwen2-VL"}
 
 
@@ -16,7 +16,7 @@ def fingerprint(folder: str | Path) -> str:
     """SHA-256 over `config.json` and all `*.safetensors` of a model folder laid out like the hub's.
 
     Raises:
-        UserError: the folder does not hold a model.
+        UserError: the folder has no model.
     """
     folder = Path(folder)
     weights = sorted(folder.glob("*.safetensors"))
@@ -35,10 +35,10 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def check_family(source: str, config: dict) -> None:
-    """Refuse a base of another family, whose weights would be left out and replaced by random ones.
+    """Refuse a base of another family, whose weights would be dropped and replaced by random ones.
 
     Args:
-        source: the base's folder or hub id.
+        source: the base's folder or hub id, for the message.
         config: its `config.json`.
 
     Raises:
@@ -54,10 +54,10 @@ def check_family(source: str, config: dict) -> None:
 
 
 def base_pointer(base: Base) -> dict:
-    """What `base.json` holds: where the base is, at which revision, and a hash of local weights.
+    """The content of `base.json`: where the base is, its revision, and the hash of local weights.
 
     Raises:
-        UserError: a local folder does not hold a model, or one of an unsupported family.
+        UserError: a local folder has no model, or one of an unsupported family.
     """
     folder = EMBEDDED if base.source == "embedded" else Path(base.source)
     if not folder.is_dir():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from rarl.errors import UserError
-from rarl.models.layers import replace_forward, without_peft
+from rarl.models.patching import replace_forward, without_peft
 from rarl.records import atomic_path, remake
 
 FILE = "features.safetensors"

@@ -9,14 +9,14 @@ from accelerate import PartialState
 
 from rarl.answers import kind_of, matches, read_completion
 from rarl.cache import answered
-from rarl.models.generation import Reply, Request, ask, in_batches
+from rarl.models.generation import Request, Response, ask, in_batches
 from rarl.models.loading import Loaded
 from rarl.params import Decoding, Mode
 from rarl.prompts import render
 from rarl.records import Prediction, Sample, image_file
 
 
-def to_prediction(reply: Reply) -> Prediction:
+def to_prediction(reply: Response) -> Prediction:
     think, answer = read_completion(reply.text)
     return Prediction(id=reply.id, completion=reply.text, think=think, answer=answer, tokens=reply.tokens,
                       truncated=reply.truncated, error=reply.error)  # fmt: skip

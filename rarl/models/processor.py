@@ -1,4 +1,4 @@
-"""The image-and-text processor of Qwen2-VL, without the video half that would need torchvision."""
+"""Qwen2-VL's processor of images and text, without the video half, which would need torchvision."""
 
 import json
 from collections import OrderedDict
@@ -8,15 +8,16 @@ import numpy as np
 import xxhash
 from transformers import AutoTokenizer, BatchFeature, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import cached_file
 
 from rarl.errors import UserError
 
-#: Images whose patches are kept (10 MB each at 401,408 pixels): more than a training step has.
+#: Images whose patches are cached (10 MB each at 401,408 pixels): more than a training step has.
 KEPT_IMAGES = 32
 
 
 class ImageProcessor(Qwen2VLImageProcessorPil):
-    """The stock image processor, which does not do the same image again: TRL asks twice per completion."""
+    """The stock image processor with a cache, since TRL processes each image twice per completion."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -36,18 +37,20 @@ class ImageProcessor(Qwen2VLImageProcessorPil):
         return BatchFeature(joined, tensor_type=return_tensors)
 
     def to_dict(self):
+        """The settings, without the cache."""
         return {key: value for key, value in super().to_dict().items() if key != "_kept"}
 
 
 class ImageTextProcessor(Qwen2VLProcessor):
     """Qwen2-VL's processor for images only.
 
-    The stock class insists on a video processor, and that on torchvision, whose wheels do not load
-    beside the CPU build of torch. The PIL image processor gives the same pixels on every machine.
+    The stock class requires a video processor, and that requires torchvision, whose wheels cannot be imported with the
+    CPU build of torch. The PIL image processor gives the same pixels on every machine.
     """
 
     @classmethod
     def get_attributes(cls):
+        """The parts to save and load."""
         return ["image_processor", "tokenizer"]
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
@@ -59,11 +62,13 @@ class ImageTextProcessor(Qwen2VLProcessor):
 
 
 def load_processor(source: str | Path, revision: str | None, min_pixels: int, max_pixels: int) -> ImageTextProcessor:
-    """Load tokenizer, chat template and image processor from a folder or hub id.
+    """Load tokenizer, chat template and image processor.
 
     Args:
         source: local folder or hub id, in the layout of `Qwen/Qwen2-VL-2B-Instruct`.
-        min_pixels, max_pixels: images are scaled into this range of height x width.
+        revision: of the hub's repository.
+        min_pixels: smallest height x width after scaling.
+        max_pixels: largest height x width after scaling.
     """
     images = ImageProcessor.from_pretrained(source, revision=revision)
     images.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
@@ -72,27 +77,23 @@ def load_processor(source: str | Path, revision: str | None, min_pixels: int, ma
 
 
 def _chat_template(source: str | Path, revision: str | None, tokenizer) -> str:
-    """The template where the hub keeps it: `chat_template.jinja`, `chat_template.json` or the tokenizer's config."""
-    from transformers.utils import cached_file
-
-    jinja = cached_file(source, "chat_template.jinja", revision=revision, _raise_exceptions_for_missing_entries=False)
-    if jinja:
-        return Path(jinja).read_text(encoding="utf-8")
-    old = cached_file(source, "chat_template.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    if old:
-        return json.loads(Path(old).read_text(encoding="utf-8"))["chat_template"]
+    """The template of `chat_template.jinja`, `chat_template.json` or the tokenizer's config, the first that exists."""
+    for name in ("chat_template.jinja", "chat_template.json"):
+        if file := cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False):
+            text = Path(file).read_text(encoding="utf-8")
+            return text if name.endswith(".jinja") else json.loads(text)["chat_template"]
     if tokenizer.chat_template:
         return tokenizer.chat_template
     raise UserError(
         str(source),
         "no chat template",
         "chat_template.jinja, chat_template.json or one in tokenizer_config.json",
-        "take the folder of an instruct model, such as Qwen2-VL-2B-Instruct",
+        "use the folder of an instruct model, such as Qwen2-VL-2B-Instruct",
     )
 
 
 def chat(processor: ImageTextProcessor, prompt: str, completion: str | None = None) -> str:
-    """One user turn with the image before the text, ready for the completion."""
+    """A user message, image before text, in the chat template, followed by the completion if there is one."""
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
     text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
     return text if completion is None else text + completion

@@ -1,4 +1,4 @@
-"""Training rows: which sample under which prompt, in which order."""
+"""Training rows: which sample with which prompt, in which order."""
 
 import random
 from functools import lru_cache
@@ -6,27 +6,28 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from rarl.models.generation import open_image
+from rarl.images import open_rgb
 from rarl.prompts import render
 from rarl.records import Sample, image_file
 
 
 def choose(samples: list[Sample], count: int | None, seed: int) -> list[Sample]:
-    """The first `count` samples of a seeded shuffle (all when None), so that larger sets hold the smaller ones."""
+    """The first `count` samples of a seeded shuffle, or all if None; a larger selection contains the smaller ones."""
     shuffled = random.Random(f"{seed}/samples").sample(samples, len(samples))
     return shuffled if count is None else shuffled[:count]
 
 
 def prompt_of(prompts: list[str], index: int, epoch: int) -> str:
-    """The prompt of a sample in an epoch: each sample meets all prompts in turn (paper, 3.3).
+    """The prompt of the sample at `index` in an epoch: each sample meets one prompt after the other (paper, 3.3).
 
-    Deterministic in the sample's place and the epoch; within an epoch the prompts are mixed evenly.
+    >>> [prompt_of(["a", "b"], index, epoch) for epoch in (0, 1) for index in (0, 1, 2)]
+    ['a', 'b', 'a', 'b', 'a', 'b']
     """
     return prompts[(index + epoch) % len(prompts)]
 
 
 def schedule(samples: list[Sample], prompts: list[str], epochs: int, seed: int) -> list[tuple[Sample, str]]:
-    """Every sample once an epoch, in an order shuffled anew for each epoch, with its prompt."""
+    """Every sample with its prompt, once per epoch, in an order that is shuffled per epoch."""
     rows = []
     for epoch in range(epochs):
         order = list(range(len(samples)))
@@ -36,14 +37,14 @@ def schedule(samples: list[Sample], prompts: list[str], epochs: int, seed: int) 
 
 
 def target(sample: Sample) -> str:
-    """What SFT learns to write: the annotated reasoning and the answer; the answer alone where there is no reasoning."""
+    """The completion that SFT trains on: annotated reasoning and answer, or the answer if there is no reasoning."""
     answer = f"<answer> {sample.answers[0]} </answer>"
     return f"<think> {sample.reasoning} </think> {answer}" if sample.reasoning else answer
 
 
 def with_images(rows: list[dict], root: Path, key: str) -> Dataset:
-    """A dataset whose images are opened when a row is read; `key` is the column that the trainer expects."""
-    opened = lru_cache(maxsize=512)(lambda path: open_image(image_file(root, path)))
+    """A dataset that opens images when a row is read, into the column that the trainer expects."""
+    opened = lru_cache(maxsize=512)(lambda path: open_rgb(image_file(root, path)))
 
     def add(batch: dict) -> dict:
         images = [opened(path) for path in batch["path"]]
@@ -52,5 +53,6 @@ def with_images(rows: list[dict], root: Path, key: str) -> Dataset:
     return Dataset.from_list(rows).with_transform(add)
 
 
-def turn(prompt: str, question: str) -> list[dict]:
+def user_message(prompt: str, question: str) -> list[dict]:
+    """A conversation of one user message, the question under the prompt."""
     return [{"role": "user", "content": render(prompt, question)}]

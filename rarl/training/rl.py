@@ -14,14 +14,14 @@ from rarl.models.loading import Loaded, choose_device
 from rarl.params import Method, Params
 from rarl.rewards import reward_functions
 from rarl.rewards.bertscore import BertScorer
-from rarl.training.data import choose, schedule, turn, with_images
-from rarl.training.fast import SharedPrompt
+from rarl.training.checkpoints import FiniteLossMixin
+from rarl.training.data import choose, schedule, user_message, with_images
+from rarl.training.grpo_trainer import SharedPrefixMixin
 from rarl.training.run import FEATURES, Run
-from rarl.training.safety import Watched
 
 
-class Trainer(Watched, SharedPrompt, GRPOTrainer):
-    """TRL's trainer, watched, and with each prompt run once for its whole group."""
+class Trainer(FiniteLossMixin, SharedPrefixMixin, GRPOTrainer):
+    """TRL's trainer, with each prompt run once per group, and with a stop at a loss that is not finite."""
 
 
 def train_rl(name: str, params: Params) -> dict:
@@ -33,27 +33,21 @@ def train_rl(name: str, params: Params) -> dict:
 def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     """The run of `grpo` or `rarl`, its trainer and its model, ready to start."""
     rl, method = params.rl, getattr(params, name)
-    run = Run(
-        name,
-        params,
-        {
-            "rl": rl.model_dump(),
-            **method.model_dump(),
-            "reward": params.reward.model_dump(),
-            "encoder": params.encoder.model_dump(),
-        },
-    )
+    settings = {"rl": rl, "reward": params.reward, "encoder": params.encoder}
+    settings = {key: value.model_dump() for key, value in settings.items()}
+    run = Run(name, params, {**settings, **method.model_dump()})
     samples = choose(run.train, params.train.samples, params.seed)
     announce(name, method, samples)
     steps = rl.max_steps if rl.max_steps > 0 else math.ceil(len(samples) * rl.epochs / rl.prompts_per_step)
     epochs = math.ceil(steps * rl.prompts_per_step / len(samples))
     rows = [
         {
-            "prompt": turn(prompt, sample.question), "path": sample.image, "answers": list(sample.answers),
-            "kind": sample.kind, "choices": list(sample.choices), "reasoning": sample.reasoning,
+            **sample.model_dump(include={"answers", "kind", "choices", "reasoning"}),
+            "prompt": user_message(prompt, sample.question),
+            "path": sample.image,
         }
         for sample, prompt in schedule(samples, method.prompts, epochs, params.seed)
-    ]  # fmt: skip
+    ]
     functions, weights = reward_functions(
         method.rewards,
         lambda: BertScorer(params.encoder.source, params.encoder.num_layers, str(choose_device(params.model))),
@@ -61,41 +55,43 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     )
     per_pass, passes = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")
     loaded = run.load()
+    batch = {"per_device_train_batch_size": per_pass * rl.group_size, "gradient_accumulation_steps": passes}
+    # Equations (1) to (3). TRL's defaults are dapo, no KL term, and a KL term times the ratio, which has the same
+    # value on policy but another gradient.
+    loss = {"loss_type": "grpo", "beta": rl.beta, "epsilon": rl.epsilon, "use_bias_correction_kl": False}
+    sampling = {"num_generations": rl.group_size, "temperature": rl.temperature, "top_p": rl.top_p, "top_k": 0}
+    config = GRPOConfig(
+        **run.common_arguments() | batch | loss | sampling,
+        max_steps=steps,
+        num_iterations=1,
+        learning_rate=run.learning_rate(rl),
+        warmup_steps=rl.warmup_ratio,
+        scale_rewards="group",
+        reward_weights=weights,
+        max_completion_length=rl.max_completion_length,
+        generation_kwargs={"suppress_tokens": vision_tokens(loaded.processor)},
+        model_init_kwargs={"revision": run.pointer["revision"]} if params.train.trainable == "full" else None,
+        shuffle_dataset=False,
+        log_completions=False,
+    )
     trainer = Trainer(
         model=loaded.model,
         reward_funcs=functions,
-        args=GRPOConfig(
-            **run.common_arguments(),
-            max_steps=steps,
-            per_device_train_batch_size=per_pass * rl.group_size, gradient_accumulation_steps=passes,
-            num_generations=rl.group_size,
-            learning_rate=run.learning_rate(rl), warmup_steps=rl.warmup_ratio,
-            # Equations (1) to (3). TRL's own defaults are dapo, no KL term, and a KL term times the ratio, which has
-            # the same value on policy but another gradient.
-            use_bias_correction_kl=False,
-            loss_type="grpo", scale_rewards="group", beta=rl.beta, epsilon=rl.epsilon, num_iterations=1,
-            temperature=rl.temperature, top_p=rl.top_p, top_k=0, max_completion_length=rl.max_completion_length,
-            generation_kwargs={"suppress_tokens": vision_tokens(loaded.processor)},
-            model_init_kwargs={"revision": run.pointer["revision"]} if params.train.trainable == "full" else None,
-            reward_weights=weights, shuffle_dataset=False, log_completions=False,
-        ),
+        args=config,
         train_dataset=with_images(rows, Path(params.data.root), "image"),
         processing_class=loaded.processor,
         peft_config=run.lora(),
-    )  # fmt: skip
-    if trainer.ref_model is not None:  # full weights: a second model, whose tower is the same
+    )
+    if trainer.ref_model is not None:  # full weights: a second model, with the same vision tower
         FeatureStore.load(FEATURES).attach(trainer.ref_model)
     return run, trainer, loaded
 
 
 def announce(name: str, method: Method, samples: list) -> None:
-    """Say which rewards are at work, and plainly when the reasoning reward has nothing to compare with."""
+    """Print the rewards in use, and whether the reasoning reward has annotations to compare with."""
     weights = {reward: weight for reward, weight in method.rewards.model_dump().items() if weight}
     print(f"{name}: {len(samples)} rows, prompts {', '.join(method.prompts)}, rewards {weights}", flush=True)
-    annotated = sum(sample.reasoning is not None for sample in samples)
     if "reasoning" in weights:
-        print(
-            f"{name}: {annotated} of {len(samples)} rows are annotated"
-            + ("" if annotated else ": the reasoning reward is idle, and what is left is GRPO under these prompts"),
-            flush=True,
-        )
+        annotated = sum(sample.reasoning is not None for sample in samples)
+        idle = "" if annotated else ": the reasoning reward is idle, which leaves GRPO with these prompts"
+        print(f"{name}: {annotated} of {len(samples)} rows are annotated{idle}", flush=True)

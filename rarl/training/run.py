@@ -32,8 +32,8 @@ from rarl.params import Params, Rl, Sft
 from rarl.prompts import render
 from rarl.records import Sample, atomic_file, image_file, read_json, read_records, write_json
 from rarl.registry import REWARDS
+from rarl.training.checkpoints import CheckpointGuard, check_weights, digests, last_complete_checkpoint
 from rarl.training.data import choose
-from rarl.training.safety import Safety, check_weights, digests, last_whole_checkpoint
 
 CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
@@ -174,10 +174,10 @@ class Run:
         loaded.shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         log = Log(self, loaded, network)
         trainer.add_callback(log)
-        trainer.add_callback(Safety(trainer))
+        trainer.add_callback(CheckpointGuard(trainer))
         trainer.state_name = self.method
         with trainer.accelerator.main_process_first():
-            last = last_whole_checkpoint(self.folder)
+            last = last_complete_checkpoint(self.folder)
         state = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None
         if state and state.global_step >= trainer.args.max_steps:
             # The trainer itself takes one more step wherever the last one does not end an epoch.

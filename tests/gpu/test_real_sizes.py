@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rarl.cli.bench import Case, make_trainer, prepared
-from rarl.models import graph
 from rarl.models.generation import Request, ask
 from rarl.models.loading import Loaded
+from rarl.models.shared_prefix import cuda_graph
 
 
 def two_questions(rows, folder):
@@ -36,17 +36,17 @@ def test_a_recorded_step_says_what_an_unrecorded_one_says(tmp_path, monkeypatch)
     model, processor, rows, _ = prepared(case, True, 1)
     requests = two_questions(rows, tmp_path)
     loaded = Loaded(model.eval(), processor, model.device, "sdpa")
-    recorded, record = [], graph.Replayed._record
+    recorded, record = [], cuda_graph.GraphedDecoder._capture
 
     def listen(self):
         recorded.append(record(self))
         torch.cuda.empty_cache()  # what a graph needs is not free
         return recorded[-1]
 
-    monkeypatch.setattr(graph.Replayed, "_record", listen)
+    monkeypatch.setattr(cuda_graph.GraphedDecoder, "_capture", listen)
     said = [ask(loaded, requests, 64, 1.0) for _ in range(3)]
     assert recorded == [True] * 3
-    monkeypatch.setattr(graph, "WARM", 1000)
+    monkeypatch.setattr(cuda_graph, "WARMUP", 1000)
     said.append(ask(loaded, requests, 64, 1.0))
     assert all(one == said[0] for one in said) and recorded == [True] * 3
 

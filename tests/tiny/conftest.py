@@ -78,8 +78,8 @@ def project(tmp_path, monkeypatch, random_base, params):
 @pytest.fixture
 def encoded(project, params):
     """The project with its training features, made by the encode stage's own library calls."""
+    from rarl.images import open_rgb
     from rarl.models.features import FeatureStore
-    from rarl.models.generation import open_image
     from rarl.models.loading import load
 
     loaded = load("data/models/base", params.model)
@@ -88,7 +88,7 @@ def encoded(project, params):
     for split in ("train", "dev"):
         for sample in read_records(f"data/curated/{split}.jsonl", Sample):
             inputs = loaded.processor.image_processor(
-                [open_image(Path(params.data.root) / sample.image)], return_tensors="pt"
+                [open_rgb(Path(params.data.root) / sample.image)], return_tensors="pt"
             ).to(loaded.device)
             loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     store.save("data/features/training")

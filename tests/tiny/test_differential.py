@@ -1,7 +1,7 @@
-"""The fast GRPO step against stock TRL over losses, passes, options and kinds of adapters: tokens and updates.
+"""GRPO with shared prefixes against stock TRL over losses, passes, options and adapters: tokens and updates.
 
 Both train two steps of SGD from the same seed. A case passes where every sampled token is the same and the update
-differs by less than 1e-5 of its size, whether the fast path ran or fell back.
+differs by less than 1e-5 of its size, whether prefixes were shared or TRL ran.
 """
 
 import copy
@@ -21,14 +21,15 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from rarl.training import fast, rl
+from rarl.training import rl
+from rarl.training.checkpoints import FiniteLossMixin
+from rarl.training.grpo_trainer import SharedPrefixMixin
 from rarl.training.run import Run
-from rarl.training.safety import Watched
 
 STEPS = 2
 
 
-class Plain(Watched, GRPOTrainer):
+class Plain(FiniteLossMixin, GRPOTrainer):
     """Stock TRL, sampling in evaluation mode: LoKr and LoHa draw a random number per layer in training mode."""
 
     def _generate_single_turn(self, *args, **kwargs):
@@ -39,7 +40,7 @@ class Plain(Watched, GRPOTrainer):
             self.model.train()
 
 
-class Fast(fast.SharedPrompt, Watched, GRPOTrainer):
+class Fast(SharedPrefixMixin, FiniteLossMixin, GRPOTrainer):
     """Ours, which falls back where it has to."""
 
 
@@ -198,8 +199,9 @@ def compare_models(make, processing, rows, tmp_path):
             model=model,
             reward_funcs=by_length,
             args=GRPOConfig(
-                output_dir=str(tmp_path), max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2,
-                num_generations=4, max_completion_length=6, learning_rate=1.0, optim="sgd", use_cpu=True, seed=1,
+                output_dir=str(tmp_path), max_steps=STEPS, per_device_train_batch_size=4,
+                gradient_accumulation_steps=2, num_generations=4,
+                max_completion_length=6, learning_rate=1.0, optim="sgd", use_cpu=True, seed=1,
                 save_strategy="no", report_to="none", bf16=False, remove_unused_columns=False,
             ),
             processing_class=processing,

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from rarl.models import inference
-from rarl.models.generation import Reply
+from rarl.models.generation import Response
 from rarl.models.inference import predict, shuffled, vote
 from rarl.params import Decoding, Mode
 from rarl.records import Prediction, Sample
@@ -74,7 +74,7 @@ def test_each_turn_has_a_seed_of_its_own_and_pictures_follow_the_mode(tmp_path, 
         turns.append(seed)
         pictures.update((r.id, r.image.name, r.blank) for r in batch)
         answer = "Yes" if len(turns) > 1 else "No"
-        return [Reply(r.id, f"<answer>{answer}</answer>", 3, False) for r in batch]
+        return [Response(r.id, f"<answer>{answer}</answer>", 3, False) for r in batch]
 
     monkeypatch.setattr(inference, "ask", ask)
     found = predict(

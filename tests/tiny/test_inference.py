@@ -10,7 +10,7 @@ from PIL import Image
 
 from rarl.models.generation import Request, ask
 from rarl.models.loading import load
-from rarl.models.step import Step
+from rarl.models.shared_prefix.fused_decoder import FusedDecoder
 from rarl.prompts import render
 from rarl.records import Sample, image_file, read_records
 
@@ -70,9 +70,9 @@ def test_an_image_and_the_words_before_the_question_are_run_once(asked, monkeypa
     model = loaded.model.get_base_model().model
     model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
-    )  # fmt: skip
-    decoding = Step.__call__
-    monkeypatch.setattr(Step, "__call__", lambda self, *args: seen.append(len(args[0])) or decoding(self, *args))
+    )
+    call = FusedDecoder.__call__
+    monkeypatch.setattr(FusedDecoder, "__call__", lambda self, *args: seen.append(len(args[0])) or call(self, *args))
     towered = []
     model.visual.register_forward_pre_hook(
         lambda module, args, kwargs: towered.append(len(kwargs["grid_thw"])), with_kwargs=True
@@ -89,7 +89,7 @@ def test_an_image_and_the_words_before_the_question_are_run_once(asked, monkeypa
 
 
 def test_what_cannot_be_asked_says_why_and_leaves_the_others_as_they_are(asked):
-    """Too long, without its image, with an image's token in the text: one reply with `error` each, and no file's name."""
+    """Too long, without its image, with an image token in the text: a response with `error`, and no file's name."""
     loaded, requests = asked
     alone = {reply.id: reply for reply in ask(loaded, requests[:3], 8)}
     broken = requests[0].image.with_name("Gizzard^Wilhelmina.png")
@@ -99,8 +99,8 @@ def test_what_cannot_be_asked_says_why_and_leaves_the_others_as_they_are(asked):
         "gone": (replace(requests[0], id="gone", image=broken.with_name("Gizzard.png")), "No such file"),
         "broken": (replace(requests[0], id="broken", image=broken), "damaged"),
         "token": (replace(requests[0], id="token", prompt="Is <|image_pad|> bent?"), "a token"),
-    }  # fmt: skip
-    replies = {r.id: r for r in ask(loaded, [request for request, _ in bad.values()] + requests[:3], 8)}  # fmt: skip
+    }
+    replies = {r.id: r for r in ask(loaded, [request for request, _ in bad.values()] + requests[:3], 8)}
     assert replies.keys() == alone.keys() | bad.keys()
     for name, (_, reason) in bad.items():
         assert reason in replies[name].error and not replies[name].text

@@ -1,4 +1,4 @@
-"""The layers of our own against the library's: values and gradients."""
+"""The fused layers against the library's: values and gradients."""
 
 import copy
 
@@ -8,7 +8,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm, apply_rotary_pos_emb
 
-from rarl.models import layers
+from rarl.models import patching
+from rarl.models.shared_prefix import layers
+from rarl.training.log_probs import token_scores
 
 
 def gradients(out, *inputs):
@@ -56,17 +58,17 @@ def test_feed_forward(dtype):
     module.to(dtype)
     x = torch.randn(1, 5, 8, dtype=dtype, requires_grad=True)
     library = module.down_proj(nn.functional.silu(module.gate_proj(x)) * module.up_proj(x))
-    ours = layers.gated(module, x)
+    ours = layers.swiglu(module, x)
     torch.testing.assert_close(ours, library)
     inputs = x, *module.parameters()
     equal(gradients(ours, *inputs), gradients(library, *inputs))
     with torch.no_grad():
-        torch.testing.assert_close(layers.gated(module, x), library)
+        torch.testing.assert_close(layers.swiglu(module, x), library)
 
 
 def adapted(dropout=0.0, **other):
     model = nn.Sequential(nn.Linear(12, 10)).requires_grad_(False)
-    config = LoraConfig(r=4, target_modules=["0"], lora_dropout=dropout, init_lora_weights=False, **other)  # fmt: skip
+    config = LoraConfig(r=4, target_modules=["0"], lora_dropout=dropout, init_lora_weights=False, **other)
     return get_peft_model(model, config).base_model.model[0]
 
 
@@ -79,13 +81,14 @@ def test_adapter(case):
     if case == "merged":
         layer.merge()
     if case == "two":
-        layer.update_layer("more", r=2, lora_alpha=3, config=LoraConfig(r=2, lora_alpha=3, init_lora_weights=False))  # fmt: skip
+        config = LoraConfig(r=2, lora_alpha=3, init_lora_weights=False)
+        layer.update_layer("more", r=2, lora_alpha=3, config=config)
         layer.set_adapter(["default", "more"])
     if case == "none":
         layer._active_adapter = "another"
     x = torch.randn(2, 5, 12, requires_grad=True)
     again = copy.deepcopy(layer)
-    layers.replace_forward(again, layers.adapted)
+    patching.replace_forward(again, layers.lora_linear)
     outs = []
     for one in (again, layer):
         torch.manual_seed(2)  # the dropout's noise
@@ -103,7 +106,7 @@ def test_adapter_in_float32_beside_a_bfloat16_base(autocast):
     layer = adapted()
     layer.base_layer.bfloat16()
     again = copy.deepcopy(layer)
-    layers.replace_forward(again, layers.adapted)
+    patching.replace_forward(again, layers.lora_linear)
     x = torch.randn(2, 5, 12, dtype=torch.bfloat16, requires_grad=True)
     outs = []
     for one in (again, layer):
@@ -121,7 +124,7 @@ def test_embedding_of_patches():
 
     torch.manual_seed(0)
     module, pixels = PatchEmbed(patch_size=4, embed_dim=6), torch.randn(5, 3 * 2 * 4 * 4)
-    torch.testing.assert_close(layers.embed_patches(module, pixels), module(pixels))
+    torch.testing.assert_close(patching.embed_patches(module, pixels), module(pixels))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -131,7 +134,7 @@ def test_token_scores(temperature):
     targets = torch.randint(40, (150,))
     scores = torch.log_softmax(hidden @ weight.t() / temperature, -1)
     library = scores.gather(-1, targets[:, None])[:, 0]
-    ours, entropy, most_probable = layers.token_scores(hidden, weight, targets, temperature)
+    ours, entropy, most_probable = token_scores(hidden, weight, targets, temperature)
     torch.testing.assert_close(ours, library)
     torch.testing.assert_close(entropy, -(scores.exp() * scores).sum(-1))
     assert not entropy.requires_grad

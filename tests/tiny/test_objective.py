@@ -140,18 +140,18 @@ def test_a_checkpoint_cut_short_is_not_gone_on_from(encoded, params):
     """The kill came while the newest checkpoint was being written."""
     from safetensors.torch import load_file
 
-    from rarl.training.safety import WHOLE
+    from rarl.training.checkpoints import COMPLETE
 
     sft.train_sft(params)
     whole = load_file("data/models/sft/adapter_model.safetensors")
     (folder,) = Path(".cache/training").iterdir()
     newest = folder / "checkpoint-4"
-    (newest / WHOLE).unlink()
+    (newest / COMPLETE).unlink()
     (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:100])
     sft.train_sft(params)
     for name, value in load_file("data/models/sft/adapter_model.safetensors").items():
         assert torch.equal(value, whole[name]), name
-    sizes = json.loads((folder / "checkpoint-4" / WHOLE).read_text())
+    sizes = json.loads((folder / "checkpoint-4" / COMPLETE).read_text())
     assert sizes["optimizer.pt"] > 100
 
 

@@ -187,7 +187,7 @@ def test_rl_without_a_difference_in_reward_ends_with_an_error(encoded, params, s
 
 def test_an_empty_weight_is_no_result(tmp_path):
     from rarl.errors import UserError
-    from rarl.training.safety import check_weights, digests
+    from rarl.training.checkpoints import check_weights, digests
 
     before, after = {"a": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}
     for weights, reason in (

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from rarl.cli import ask, merge
 from rarl.model_card import counts, make_portable, write_card
 from rarl.models.base_files import base_pointer
-from rarl.models.generation import Reply
+from rarl.models.generation import Response
 from rarl.models.loading import load
 from rarl.models.processor import chat
 from rarl.params import Base
@@ -270,7 +270,7 @@ def test_ask_shows_the_reasoning_and_puts_the_choices(trained, params, monkeypat
 
     def answers(loaded, requests, limit, temperature, seed):
         met.append((requests[0].prompt, limit))
-        return [Reply("asked", "<think> A dense area. </think> <answer> (B) </answer>", 12, True)]
+        return [Response("asked", "<think> A dense area. </think> <answer> (B) </answer>", 12, True)]
 
     monkeypatch.setattr("rarl.models.generation.ask", answers)
     picture = str(next(Path("data/phantom/pictures").glob("*.png")))
@@ -372,10 +372,10 @@ def test_ask_reads_dicom(trained, monkeypatch):
     seen = []
 
     def answers(loaded, requests, *args):
-        from rarl.models.generation import open_image
+        from rarl.images import open_rgb
 
-        seen.append(open_image(requests[0].image))
-        return [Reply("asked", "Yes", 1, False)]
+        seen.append(open_rgb(requests[0].image))
+        return [Response("asked", "Yes", 1, False)]
 
     monkeypatch.setattr("rarl.models.generation.ask", answers)
     result = asked("--model", "base", "--image", "scan.dcm", "--question", "What?")

@@ -18,12 +18,13 @@ from rarl.memory_plan import (
     recomputes,
     relief,
 )
-from rarl.models.layers import without_peft
-from rarl.models.shared_prompt import Prompt, prepare_layers
+from rarl.models.patching import without_peft
+from rarl.models.shared_prefix.layers import patch_layers
+from rarl.models.shared_prefix.layout import Prefix
 from rarl.params import Params, load_params
 from rarl.profiles import apply
 from rarl.records import write_json
-from rarl.training.fast import packed_scores
+from rarl.training.log_probs import packed_log_probs
 
 PIXELS = 401_408
 #: A small model of the same kind; counted below.
@@ -166,11 +167,11 @@ def kept_by_autograd(paper, layers: int, full: bool, half: bool, packed: bool, s
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        prepare_layers(network)
+        patch_layers(network)
         if packed:
-            one = Prompt(torch.ones(prompt, dtype=torch.long), None, None, list(range(size)))
+            one = Prefix(torch.ones(prompt, dtype=torch.long), None, None, list(range(size)))
             own = [torch.ones(count, dtype=torch.long) for count in (1, completion)]
-            packed_scores(model, network, [one], *([part] * size for part in own), 1.0)
+            packed_log_probs(model, network, [one], *([part] * size for part in own), 1.0)
         else:
             ids = torch.ones(size, prompt + completion, dtype=torch.long)
             mask = torch.ones_like(ids)

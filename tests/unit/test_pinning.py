@@ -1,4 +1,4 @@
-"""The pinned kernels compute what PyTorch's own compute, and every stage is pinned before it loads a numeric library."""
+"""The pinned kernels compute what PyTorch's own do, and each stage is pinned before it loads a numeric library."""
 
 import os
 import platform
@@ -39,7 +39,8 @@ params = load_params()
 {change}
 pin(params)
 import os, numpy, torch
-print(os.environ.get("OPENBLAS_CORETYPE"), torch.backends.cuda.flash_sdp_enabled(), torch.backends.cpu.get_cpu_capability())
+print(os.environ.get("OPENBLAS_CORETYPE"), torch.backends.cuda.flash_sdp_enabled())
+print(torch.backends.cpu.get_cpu_capability())
 """
 
 

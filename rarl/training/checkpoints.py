@@ -1,4 +1,4 @@
-"""What makes a run safe to leave alone: whole checkpoints only, and a stop before bad numbers reach the weights."""
+"""Complete checkpoints only, and a stop before a number that is not finite reaches the weights."""
 
 import json
 import math
@@ -16,39 +16,41 @@ from transformers.trainer_utils import get_last_checkpoint
 from rarl.errors import UserError
 from rarl.records import write_json
 
-#: Written into a checkpoint when everything else is there: file names and sizes.
-WHOLE = "whole.json"
+#: Written into a checkpoint after everything else: file names and sizes.
+COMPLETE = "whole.json"
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != WHOLE
-    }
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; newer ones that a kill cut short are deleted."""
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint; newer ones, which a killed process left incomplete, are deleted."""
     while last := get_last_checkpoint(str(folder)):
-        mark = Path(last) / WHOLE
+        mark = Path(last) / COMPLETE
         if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == _sizes(Path(last)):
             return last
-        tqdm.write(f"{last} was cut short and is deleted")
+        tqdm.write(f"{last} is incomplete and is deleted")
         shutil.rmtree(last)
     return None
 
 
 def digests(tensors: Iterable[torch.Tensor]) -> set[str]:
-    """Hashes of tensors' values, whatever their dtype."""
+    """Hashes of tensors' shapes and values, independent of their dtype.
+
+    >>> digests([torch.ones(2)]) == digests([torch.ones(2).bfloat16()]) != digests([torch.ones(2, 1)])
+    True
+    """
     rows = (tensor.detach().to("cpu", torch.float32).contiguous().numpy() for tensor in tensors)
     return {f"{xxhash.xxh3_128_hexdigest(row)}{row.shape}" for row in rows}
 
 
 def check_weights(folder: Path, untrained: set[str]) -> bool:
-    """Read the weights that were written into `folder`; returns whether training has changed any of them.
+    """Read the weights that were written into a folder, and return whether training has changed any of them.
 
     Args:
+        folder: of one or more `*.safetensors`, at any depth.
         untrained: `digests` of the weights before the first step.
 
     Raises:
@@ -76,21 +78,23 @@ def _unusable(path: Path, found: str) -> UserError:
     return UserError(
         str(path),
         found,
-        "whole and finite weights",
-        "where they are not finite, lower the learning rate; else train on one process, by DDP or by "
+        "complete and finite weights",
+        "if they are not finite, lower the learning rate; else train on one process, with DDP or with "
         "rarl/accelerate/fsdp.yaml (accelerate.config). Nothing was written to data/models",
     )
 
 
-class Watched:
-    """Mixin for a trainer: remembers the batch that the loss is computed of.
+class FiniteLossMixin:
+    """Mixin for a trainer: stops at a loss that is not finite, and saves its batch.
 
     `batch` holds the tensors as the model gets them; for GRPO they are those of the sampled completions.
     """
 
     batch: dict | None = None
+    state_name = "training"
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        """As the trainer's."""
         self.batch = inputs
         result = super().compute_loss(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
@@ -99,49 +103,46 @@ class Watched:
         return result
 
     def stop_for(self, name: str, value: float) -> None:
-        """Write the batch aside and end the run; the last checkpoint stays as it was.
+        """Save the batch and end the run; the last checkpoint stays as it is.
 
         Raises:
             UserError: always.
         """
         step = self.state.global_step + 1
-        aside = Path(self.args.output_dir) / f"not-finite-step-{step}"
-        aside.mkdir(exist_ok=True)
+        folder = Path(self.args.output_dir) / f"not-finite-step-{step}"
+        folder.mkdir(exist_ok=True)
         tensors = {k: v.detach().cpu() for k, v in self.batch.items() if torch.is_tensor(v)}
-        torch.save(tensors, aside / "batch.pt")
+        torch.save(tensors, folder / "batch.pt")
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        texts = {
-            key: tokenizer.batch_decode(tensors[key])
-            for key in ("input_ids", "prompt_ids", "completion_ids")
-            if key in tensors
-        }
+        ids = tensors.keys() & {"input_ids", "prompt_ids", "completion_ids"}
+        texts = {key: tokenizer.batch_decode(tensors[key]) for key in sorted(ids)}
         scalars = {k: v.tolist() for k, v in tensors.items() if k == "advantages"}
-        write_json(aside / "batch.json", {"step": step, name: str(value), **scalars, **texts})
+        write_json(folder / "batch.json", {"step": step, name: str(value), **scalars, **texts})
         raise UserError(
             f"{self.state_name}, step {step}",
             f"{name} = {value}",
             "a finite number",
-            f"look at the batch in {aside}; then lower the learning rate, or train.max_grad_norm. The weights were "
-            "not touched: the run goes on from its last checkpoint",
+            f"look at the batch in {folder}; then lower the learning rate, or train.max_grad_norm. The weights were "
+            "not changed: the run resumes from its last checkpoint",
         )
 
-    state_name = "training"
 
+class CheckpointGuard(TrainerCallback):
+    """Marks complete checkpoints, and stops before an optimizer step with a gradient that is not finite."""
 
-class Safety(TrainerCallback):
-    """Marks whole checkpoints, and stops before an optimizer step that is not finite."""
-
-    def __init__(self, trainer: Watched):
+    def __init__(self, trainer: FiniteLossMixin):
         self.trainer = trainer
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """Check the gradients' norm."""
         gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
             self.trainer.stop_for("grad_norm", norm)
 
     def on_save(self, args, state, control, **kwargs):
+        """Mark the checkpoint as complete."""
         self.trainer.accelerator.wait_for_everyone()  # each process writes its random state
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(folder / WHOLE, _sizes(folder))
+            write_json(folder / COMPLETE, _sizes(folder))

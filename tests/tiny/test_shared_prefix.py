@@ -1,4 +1,4 @@
-"""The fast GRPO step against the plain one: same log-probabilities, gradients, sampled tokens and trained weights."""
+"""Shared prefixes against stock TRL: same log-probabilities, gradients, sampled tokens and trained weights."""
 
 import pytest
 import torch
@@ -6,24 +6,28 @@ from one_step import first_batch, move_adapter, one_row
 from transformers import GenerationConfig
 from trl import GRPOTrainer, SFTTrainer
 
-from rarl.models import shared_prompt, step
-from rarl.models.decode import decode, unknown_settings
 from rarl.models.generation import vision_tokens
-from rarl.models.shared_prompt import prepare_layers, shared_prompts
-from rarl.training import fast, rl, sft
-from rarl.training.safety import Watched
+from rarl.models.shared_prefix import fused_decoder, layers
+from rarl.models.shared_prefix.decode import decode, unsupported_settings
+from rarl.models.shared_prefix.fused_decoder import FusedDecoder
+from rarl.models.shared_prefix.layers import patch_layers
+from rarl.models.shared_prefix.layout import group_by_prefix
+from rarl.training import grpo_trainer, rl, sft
+from rarl.training.checkpoints import FiniteLossMixin
+from rarl.training.grpo_trainer import SharedPrefixMixin
+from rarl.training.log_probs import packed_log_probs
 
 
-class Plain(Watched, GRPOTrainer):
+class Plain(FiniteLossMixin, GRPOTrainer):
     """Stock TRL."""
 
 
-class PlainSft(Watched, SFTTrainer):
+class PlainSft(FiniteLossMixin, SFTTrainer):
     """Stock TRL."""
 
 
-class Fast(fast.SharedPrompt, Watched, GRPOTrainer):
-    def _plain(self, what, reason):
+class Fast(SharedPrefixMixin, FiniteLossMixin, GRPOTrainer):
+    def _fall_back(self, what, reason):
         raise AssertionError(f"stock TRL was asked: {what}: {reason}")
 
 
@@ -120,8 +124,10 @@ def test_a_prompt_is_run_once_a_group(mixed, monkeypatch):
     trainer.model.get_base_model().model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
-    decoding = step.Step.__call__
-    monkeypatch.setattr(step.Step, "__call__", lambda self, *args: seen.append(len(args[0])) or decoding(self, *args))
+    decoding = FusedDecoder.__call__
+    monkeypatch.setattr(
+        FusedDecoder, "__call__", lambda self, *args: seen.append(len(args[0])) or decoding(self, *args)
+    )
     batch = first_batch(trainer)
     prompts = {tuple(ids[real.bool()].tolist()) for ids, real in zip(batch["prompt_ids"], batch["prompt_mask"])}
     prompt_tokens = sum(map(len, prompts))
@@ -248,9 +254,9 @@ def test_equal_words_with_another_image_are_another_prompt():
     ids = [torch.tensor([1, 2, 3])] * 4
     grid = torch.tensor([[1, 2, 2]] * 4)
     pixels = torch.arange(4.0).repeat_interleave(4)[:, None] % 2
-    prompts, rests = shared_prompts(ids, pixels, grid, [1] * 4)
-    assert [prompt.ids.tolist() for prompt in prompts] == [[1, 2]] * 2 and rests == [3] * 4
-    assert [prompt.rows for prompt in prompts] == [[0, 2], [1, 3]]
+    prefixes, suffixes = group_by_prefix(ids, pixels, grid, [1] * 4)
+    assert [prefix.ids.tolist() for prefix in prefixes] == [[1, 2]] * 2 and suffixes == [3] * 4
+    assert [prefix.rows for prefix in prefixes] == [[0, 2], [1, 3]]
 
 
 def test_sampling_has_no_dropout(mixed, monkeypatch):
@@ -264,40 +270,38 @@ def test_sampling_has_no_dropout(mixed, monkeypatch):
     assert torch.equal(*sampled)
 
 
-@pytest.mark.parametrize("large", [step.LARGE, 2**12, 1, None])
-def test_the_step_of_decoding_is_the_librarys(mixed, monkeypatch, large):
-    """With each layout of the weights: by columns, in blocks, and as they lie; None: without copies, as on a GPU."""
-    if large is None:
-        monkeypatch.setattr(step, "folds", lambda weight: False)
+@pytest.mark.parametrize("merges", [True, False])
+def test_the_step_of_decoding_is_the_librarys(mixed, monkeypatch, merges):
+    """With adapters merged into copies of the weights, and apart from them as on a GPU."""
+    if not merges:
+        monkeypatch.setattr(fused_decoder, "merges_adapters", lambda weight: False)
         mixed.lora.target_modules = ["q_proj", "v_proj", "down_proj"]
-    monkeypatch.setattr(step, "LARGE", large)
-    monkeypatch.setattr(step, "BLOCK", 32)
     model = prepare(Fast, mixed, monkeypatch).model
     move_adapter(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     network = model.get_base_model()
-    assert prepare_layers(network) is None and step.Step.fits(network)
+    assert patch_layers(network) is None and FusedDecoder.fits(network)
     ids = [torch.randint(20, 300, (n,)) for n in (9, 9, 4)]
-    prompts, rests = shared_prompts([ids[0], *ids], None, None, None)
+    prefixes, suffixes = group_by_prefix([ids[0], *ids])
     config = GenerationConfig(max_new_tokens=9, eos_token_id=[1])
-    quick = decode(network, prompts, rests, config)
-    monkeypatch.setattr(step.Step, "fits", lambda model: False)
-    assert quick == decode(network, prompts, rests, config) and quick[0] == quick[1]
+    quick = decode(network, prefixes, suffixes, config)
+    monkeypatch.setattr(FusedDecoder, "fits", lambda model: False)
+    assert quick == decode(network, prefixes, suffixes, config) and quick[0] == quick[1]
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
 def test_the_step_of_decoding_leaves_other_models_to_the_library(mixed, monkeypatch):
     model = prepare(Fast, mixed, monkeypatch).model.get_base_model()
-    assert step.Step.fits(model)
+    assert FusedDecoder.fits(model)
     layer = model.model.language_model.layers[0].self_attn.q_proj
     layer.lora_variant["default"] = object()  # DoRA, say: no sum of two matrices
-    assert not step.Step.fits(model)
+    assert not FusedDecoder.fits(model)
     layer.lora_variant.clear()
-    assert step.Step.fits(model)
+    assert FusedDecoder.fits(model)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not step.Step.fits(model)  # weights would have to be cast first
+        assert not FusedDecoder.fits(model)  # weights would have to be cast first
     layer.base_layer.bfloat16()
-    assert not step.Step.fits(model)
+    assert not FusedDecoder.fits(model)
 
 
 def test_qwen2_5_vl_is_served_by_the_same_code():
@@ -312,7 +316,8 @@ def test_qwen2_5_vl_is_served_by_the_same_code():
         },
         text_config={
             "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+            "num_attention_heads": 4, "num_key_value_heads": 2,
+            "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
         },
         image_token_id=image, video_token_id=291, vision_start_token_id=292, vision_end_token_id=293,
@@ -345,25 +350,25 @@ def test_qwen2_5_vl_is_served_by_the_same_code():
     ]
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    assert prepare_layers(model) is None
-    prompts, rests = shared_prompts(
+    assert patch_layers(model) is None
+    prefixes, suffixes = group_by_prefix(
         [ids[row] for row in rows],
         torch.cat([pixels[row] for row in rows]),
         torch.cat([grids[row] for row in rows]),
         [1] * 4,
     )
-    got, _ = fast.packed_scores(model, model, prompts, rests, completions, 1.0)
-    in_order = torch.cat([expected[row] for prompt in prompts for row in prompt.rows])
+    got, _ = packed_log_probs(model, model, prefixes, suffixes, completions, 1.0)
+    in_order = torch.cat([expected[row] for prefix in prefixes for row in prefix.rows])
     torch.testing.assert_close(got, in_order, atol=1e-5, rtol=0)
     best = GenerationConfig(**greedy, do_sample=True, top_k=1, eos_token_id=[1])
-    assert decode(model, prompts, rests, best) == [texts[row] for row in rows]
+    assert decode(model, prefixes, suffixes, best) == [texts[row] for row in rows]
 
 
 def test_another_kind_of_model_is_left_to_stock_trl(mixed, monkeypatch, capsys):
-    class Careful(fast.SharedPrompt, Watched, GRPOTrainer):
+    class Careful(SharedPrefixMixin, FiniteLossMixin, GRPOTrainer):
         """With the real fall-back."""
 
-    monkeypatch.setattr(shared_prompt, "MODELS", ("qwen2_5_vl",))
+    monkeypatch.setattr(layers, "MODELS", ("qwen2_5_vl",))
     mixed.rl.max_steps = 1
     prepare(Careful, mixed, monkeypatch).train()
     said = capsys.readouterr().out
@@ -372,17 +377,17 @@ def test_another_kind_of_model_is_left_to_stock_trl(mixed, monkeypatch, capsys):
 
 
 def test_what_is_not_known_goes_to_stock_trl_and_says_so(mixed, monkeypatch, capsys):
-    assert unknown_settings({"do_sample": True, "top_p": 0.9, "min_p": None}) == []
-    assert unknown_settings({"do_sample": True, "min_p": 0.1}) == ["min_p"]
-    assert unknown_settings({"do_sample": True, "repetition_penalty": 1.2}) == ["repetition_penalty"]
+    assert unsupported_settings({"do_sample": True, "top_p": 0.9, "min_p": None}) == []
+    assert unsupported_settings({"do_sample": True, "min_p": 0.1}) == ["min_p"]
+    assert unsupported_settings({"do_sample": True, "repetition_penalty": 1.2}) == ["repetition_penalty"]
 
-    class Careful(fast.SharedPrompt, Watched, GRPOTrainer):
+    class Careful(SharedPrefixMixin, FiniteLossMixin, GRPOTrainer):
         """With the real fall-back."""
 
     mixed.rl.max_steps = 2
     trainer = prepare(Careful, mixed, monkeypatch)
     trainer.generation_kwargs["min_p"] = trainer.generation_config.min_p = 0.01
-    monkeypatch.setattr(Careful, "_unfit", lambda self, what, *_: self._plain(what, "sliding attention"))
+    monkeypatch.setattr(grpo_trainer, "patch_layers", lambda network: "sliding attention")
     trainer.train()
     said = capsys.readouterr().out
     assert said.count("generation: min_p; stock TRL") == 1
