@@ -52,7 +52,7 @@ def judge(
     keys = [case and chat.key_for(settings, case.messages) for case in cases]
     distinct = {key: case for key, case in zip(keys, cases) if case}
     failures: dict[str, str] = {}
-    with Journal(chat.endpoint(settings), settings.model) as journal:
+    with Journal(chat.address(settings), settings.model) as journal:
 
         def known(messages):
             return journal.get(chat.key_for(settings, messages))
@@ -166,7 +166,7 @@ def estimate(name: str, settings: Judge, ahead: Sequence[rubric.Case], total: in
     from rarl.judges import chat
 
     into = sum(chat.tokens(case.messages) for case in ahead)
-    out = chat.USUAL_REPLY * len(ahead)
+    out = chat.USUAL_RESPONSE * len(ahead)
     spent = journal.cost(settings)
     price = cost(settings, into, out)
     free = settings.price_per_million_input is None and settings.price_per_million_output is None
