@@ -1,9 +1,9 @@
 """Asks a chat model at an endpoint about many predictions, within a budget, and keeps every response.
 
 Several requests run at once, evenly spaced under a rate limit. Failures that may pass (429, 5xx, a timeout, a broken
-connection, a body that is no chat completion) are retried, after the pause that the endpoint asks for or after growing
-ones. A response is in the journal before it counts. Failures that no retry can mend (key refused, model retired, budget
-spent) stop the run; requests that are running are waited for and kept.
+connection, a body that is no chat completion) are retried, after the pause that the endpoint asks for or after
+growing ones. A response is in the journal before it counts. Failures that no retry can mend (key refused, model
+retired, budget spent) stop the run; requests that are running are waited for and kept.
 """
 
 import asyncio
@@ -132,13 +132,13 @@ class Client:
     async def _settle(self, case: rubric.Case) -> None:
         """Ask about one case until nothing is left to ask."""
         for _ in range(2):  # the question and at most one repair: never a loop that costs money
-            if not isinstance(messages := rubric.outcome(case, self.known), list):
+            if not isinstance(messages := rubric.outcome(case, self.journal.known), list):
                 return
             try:
                 await self._ask(messages)
                 self.failed_in_a_row = 0
             except NoResponse as error:
-                self.failures[key_for(self.settings, case.messages)] = str(error)
+                self.failures[self.journal.key_for(case.messages)] = str(error)
                 self.failed_in_a_row += 1
                 if self.failed_in_a_row >= GIVE_UP:
                     raise self.error(
@@ -147,10 +147,6 @@ class Client:
                         "look at the endpoint's state, then run the same command again; the responses so far are kept",
                     ) from None
                 return
-
-    def known(self, messages: rubric.Messages) -> Answer | None:
-        """The response to a chat that the journal has, or None."""
-        return self.journal.get(key_for(self.settings, messages))
 
     async def _ask(self, messages: rubric.Messages) -> None:
         """Get the response to one chat into the journal, with retries.
@@ -243,7 +239,7 @@ class Client:
 
     def _read(self, content: bytes | None, messages: rubric.Messages) -> Answer:
         """The journal's entry for the body of a successful response, whatever the model wrote in it."""
-        key, sent = key_for(self.settings, messages), tokens(messages)
+        key, sent = self.journal.key_for(messages), tokens(messages)
         if content is None:
             return Answer(key=key, text=TOO_LONG, input_tokens=sent, output_tokens=self.settings.max_tokens)
         try:

@@ -9,7 +9,6 @@ The API key is held here alone and is removed from every text that an endpoint r
 
 import asyncio
 import contextlib
-import json
 import re
 import time
 import zlib
@@ -213,15 +212,12 @@ class Endpoint:
         model, variable = self.settings.model, self.settings.api_key_env
         if status in (401, 403):
             # Without the endpoint's message: some repeat the key, or a part of it.
-            return self.error(
-                f"{self.host} refuses the key (HTTP {status})",
-                f"a valid key in the environment variable {variable}"
-                if variable
-                else "an endpoint that asks for no key",
-                f"set {variable} to a key that may use {model}"
-                if variable
-                else f"set {self.where}.api_key_env to the name of a variable",
-            )
+            found = f"{self.host} refuses the key (HTTP {status})"
+            if variable is None:
+                fix = f"set {self.where}.api_key_env to the name of a variable"
+                return self.error(found, "an endpoint that asks for no key", fix)
+            expected = f"a valid key in the environment variable {variable}"
+            return self.error(found, expected, f"set {variable} to a key that may use {model}")
         if status == 402 or (status == 429 and "insufficient_quota" in text):
             return self.error(
                 f"the account at {self.host} has no credit left ({told})",
@@ -239,9 +235,9 @@ class Endpoint:
             return self.error(
                 f"{self.host} does not serve {model} ({told})",
                 "the model that this judge is defined by",
-                f"if its provider has retired it, its verdicts can no longer be made: remove `{self.name}` from `judges`. "
-                "A successor is another judge, with a slug of its own under `judge:`, because its scores do not "
-                "compare; it is never used silently instead. A model of your own server may still have to be loaded",
+                f"if its provider has retired it, it can rate nothing more: remove `{self.name}` from `judges`. A "
+                "successor needs a slug of its own under `judge:`, as its scores do not compare; it is never used "
+                "silently instead. A model of your own server may still have to be loaded",
             )
         if status == 404:
             return self.error(

@@ -1,9 +1,8 @@
 """One judge's verdicts on every prediction of one model, set by set.
 
-They are kept in `.cache/verdicts` by all that
-they depend on (the judge's settings and code, the predictions, the samples), one file per mode and
-set: one more benchmark is judged alone, and the rest is taken from there. Judges that ask a language model
-keep every single reply instead (`.cache/llm`): what went wrong on the way is asked for again by a later run.
+They are cached in `.cache/verdicts` by everything that they depend on (the judge's settings and code, the predictions,
+the samples), one file per mode and set: a new benchmark is judged alone. Judges that ask a language model keep every
+response instead (`.cache/llm`): a later run asks again where a request failed.
 """
 
 import hashlib
@@ -44,11 +43,7 @@ def judge_model(params: Params, name: str, model: str) -> None:
 
 
 def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str], asked: dict) -> None:
-    """Write the verdicts of one mode, set by set, and say how they came out.
-
-    Args:
-        asked: (mode, set) -> verdicts, where they were made already.
-    """
+    """Write the verdicts of one mode, set by set, and log a summary; `asked` has those from `ask_once`."""
     started, verdicts, from_cache = time.monotonic(), [], 0
     for test_set in sets:
         questions, predicted = inputs(params, model, mode, test_set)
@@ -75,14 +70,15 @@ def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str]
     for why, count in unscored.most_common(5):
         click.echo(f"  unscored {count} times: {why}")
     if asked and unscored:
-        click.echo(f"  `dvc repro -s -f judge@{name}-{model}` asks again for what got no reply; replies are kept")
+        click.echo(
+            f"  `dvc repro -s -f judge@{name}-{model}` asks again where a response is missing; the others are kept"
+        )
 
 
 def ask_once(params: Params, name: str, model: str) -> dict[tuple[str, str], list[Verdict]]:
-    """(mode, set) -> verdicts of a judge that is asked about everything at once.
+    """Map (mode, set) to the verdicts of a judge that is asked about everything at once.
 
-    The estimate and the limits that it prints and keeps are then for the whole stage, and a question
-    that stands in two sets is asked once.
+    Its estimate and limits then apply to the whole stage, and a question that is in two sets is asked once.
     """
     places = [(mode, test_set) for mode in params.modes for test_set in params.sets_of(mode)]
     pairs = [read_pair(*inputs(params, model, *place)) for place in places]
@@ -106,7 +102,7 @@ def inputs(params: Params, model: str, mode: str, test_set: str) -> tuple[Path, 
 
 
 def read_pair(questions: Path, predicted: Path) -> tuple[list[Sample], list[Prediction]]:
-    """Samples and predictions, one for one."""
+    """Read samples and predictions, one for one."""
     predictions = read_records(predicted, Prediction)
     return paired(read_records(questions, Sample), predictions, questions, predicted), predictions
 
@@ -114,7 +110,7 @@ def read_pair(questions: Path, predicted: Path) -> tuple[list[Sample], list[Pred
 def judged(
     params: Params, name: str, samples: list[Sample], predictions: list[Prediction], place: str | None = None
 ) -> list[Verdict]:
-    """`place`: model, mode and set, where the predictions are of one."""
+    """Judge predictions; `place` is their `<model>/<mode>/<set>`, if they have only one."""
     settings = params.judge[name]
     return JUDGES[settings.kind](
         samples, predictions, settings, name=name, place=place, encoder=params.encoder, truth_file=TRUTH

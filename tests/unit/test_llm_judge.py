@@ -290,9 +290,9 @@ def test_everything_that_goes_wrong_at_once(monkeypatch):
             elif faults == ["hang"] * 3:
                 expected["no response within 3 s"] += 1
             elif faults == ["half_json"] * 2:
-                expected["the judge's reply was unusable twice: its JSON is broken or cut off"] += 1
+                expected["the judge's response was unusable twice: its JSON is broken or cut off"] += 1
             elif faults == ["wrong_types"] * 2:
-                expected["the judge's reply was unusable twice: prediction_score has a wrong type or value"] += 1
+                expected["the judge's response was unusable twice: prediction_score has a wrong type or value"] += 1
         assert expected.total() >= 5
         assert Counter(v.unscored for v in verdicts if v.unscored is not None) == expected
 
@@ -422,7 +422,7 @@ def test_a_response_without_an_end_is_unusable_and_takes_no_memory(fault):
         verdict = one(server)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert verdict.unscored == "the judge's reply was unusable twice: it was longer than 1 MB"
+    assert verdict.unscored == "the judge's response was unusable twice: it was longer than 1 MB"
     assert len(server.calls) == 2 and peak < 30 * MB
     [path] = Path(".cache/llm").glob("*.jsonl")
     assert path.stat().st_size < 2000
@@ -479,7 +479,7 @@ def test_half_a_character_is_an_unusable_reply(how):
         result = CliRunner().invoke(main, STAGE)
         assert result.exit_code == 0, result.output
         assert {v.unscored for v in verdicts_written()} == {
-            "the judge's reply was unusable twice: its evaluation is no text: it holds a lone surrogate"
+            "the judge's response was unusable twice: its evaluation is no text: it holds a lone surrogate"
         }
         server.plan.reply = None
         assert CliRunner().invoke(main, STAGE).exit_code == 0
