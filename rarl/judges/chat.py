@@ -58,30 +58,16 @@ def tokens(messages: rubric.Messages) -> int:
     return size // BYTES_PER_TOKEN + 10
 
 
-def ask_all(
-    name: str, settings: Judge, secret: str | None, private: bool, cases: Sequence[rubric.Case], journal: Journal
-) -> dict[str, str]:
-    """Ask until the journal has the responses to every case.
+class Client:
+    """One run over the cases of one judge: concurrency, rate limit, budget and retries.
 
     Args:
         name: the judge's slug, for messages.
         settings: the judge's block in `params.yaml`.
         secret: the API key, or None.
         private: whether the endpoint is on this machine or network; then no proxy is used.
-        cases: what to ask about.
         journal: where responses are kept.
-
-    Returns:
-        Key of a case's first chat -> why it got no response, for those that got none.
-
-    Raises:
-        UserError: the endpoint cannot or must not be asked any more. The responses so far are kept.
     """
-    return asyncio.run(Client(name, settings, secret, private, journal).run(cases))
-
-
-class Client:
-    """One run over the cases of one judge: concurrency, rate limit, budget and retries."""
 
     def __init__(self, name: str, settings: Judge, secret: str | None, private: bool, journal: Journal):
         self.name, self.settings, self.journal = name, settings, journal
@@ -97,13 +83,20 @@ class Client:
         self.ending = asyncio.Event()
 
     async def run(self, cases: Sequence[rubric.Case]) -> dict[str, str]:
-        """Ask about all cases; see `ask_all`."""
+        """Ask until the journal has the responses to every case.
+
+        Returns:
+            Key of a case's first chat -> why it got no response, for those that got none.
+
+        Raises:
+            UserError: the endpoint cannot or must not be asked any more. The responses so far are kept.
+        """
         loop = asyncio.get_running_loop()
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
             loop.add_signal_handler(signal.SIGINT, self._interrupt, loop)
         waiting = iter(cases)
         with tqdm(total=len(cases), desc=f"judge {self.name}", unit="", disable=None) as bar:
-            async with self.endpoint, asyncio.TaskGroup() as group:
+            async with self.endpoint.sdk, asyncio.TaskGroup() as group:
                 for _ in range(min(self.settings.concurrency, len(cases))):
                     group.create_task(self._work(waiting, bar))
         if self.ended_by is not None:

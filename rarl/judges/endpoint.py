@@ -103,7 +103,7 @@ class BoundedClient(httpx2.AsyncClient):
 
 
 class Endpoint:
-    """The endpoint of one judge; an asynchronous context.
+    """The endpoint of one judge; `sdk` is to be closed.
 
     Attributes:
         format: the structured output that is asked for, lowered when the endpoint refuses it.
@@ -129,12 +129,6 @@ class Endpoint:
             timeout=None,
             http_client=BoundedClient(trust_env=not private, timeout=None, limits=limits),
         )
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *_):
-        await self.sdk.close()
 
     async def post(self, messages: rubric.Messages) -> bytes | None:
         """Send one chat.
@@ -201,7 +195,7 @@ class Endpoint:
                     "a pause of minutes",
                     "run the same command again after that time; the responses so far are kept",
                 ) from None
-            # A pause of zero, or one that has passed, is no advice: the pauses then grow as if none were given.
+            # A pause of zero, or one that has passed, is ignored: the pauses then grow as if none were given.
             raise Retry(f"HTTP {status}", after if (after or 0) >= FIRST_PAUSE else None, status == 429) from None
         if status in (400, 422):
             self._adapt(f"{code} {message}", told, used)

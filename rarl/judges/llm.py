@@ -14,6 +14,7 @@ consent nor network is needed. A prediction without a response is unscored, with
 the next run.
 """
 
+import asyncio
 import os
 import re
 from collections.abc import Sequence
@@ -50,8 +51,8 @@ def judge(
         check(name, settings)
         click.echo(disclosure(name, settings, len(ahead)))
         click.echo(estimate(name, settings, ahead, total, journal))
-        private = is_private(settings.base_url)
-        failures = chat.ask_all(name, settings, secret(name, settings), private, ahead, journal)
+        client = chat.Client(name, settings, secret(name, settings), is_private(settings.base_url), journal)
+        failures = asyncio.run(client.run(ahead))
         click.echo(f"judge {name}: {journal.calls} calls on record, {journal.cost(settings):.4f} USD")
         return failures
 

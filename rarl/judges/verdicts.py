@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import click
@@ -17,6 +17,7 @@ import click
 from rarl.cache import keep, kept
 from rarl.errors import UserError
 from rarl.judges import ASKED, JUDGES
+from rarl.judges.human import ratings_files
 from rarl.params import Params
 from rarl.records import (
     Prediction,
@@ -35,9 +36,7 @@ TRUTH = Path("data/phantom_truth.jsonl")
 
 def judge_model(params: Params, name: str, model: str) -> None:
     """Write one judge's verdicts on every prediction of one model."""
-    asked = {}
-    if params.judge[name].kind in ASKED:
-        asked = ask_once(params, name, model)
+    asked = ask_once(params, name, model) if params.judge[name].kind in ASKED else {}
     for mode in params.modes:
         judge_mode(params, name, model, mode, params.sets_of(mode), asked)
 
@@ -54,8 +53,7 @@ def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str]
             new = kept(cached, Verdict)
             from_cache += new is not None
             if new is None:
-                place = f"{model}/{mode}/{test_set}"
-                new = judged(params, name, *read_pair(questions, predicted), place=place)
+                new = judged(params, name, *read_pair(questions, predicted), place=f"{model}/{mode}/{test_set}")
                 keep(cached, new)
         write_records(verdicts_file(model, name, mode, test_set), new)
         verdicts += new
@@ -82,23 +80,14 @@ def ask_once(params: Params, name: str, model: str) -> dict[tuple[str, str], lis
     """
     places = [(mode, test_set) for mode in params.modes for test_set in params.sets_of(mode)]
     pairs = [read_pair(*inputs(params, model, *place)) for place in places]
-    verdicts = iter(
-        judged(params, name, [s for pair in pairs for s in pair[0]], [p for pair in pairs for p in pair[1]])
-    )
+    samples, predictions = (list(chain.from_iterable(column)) for column in zip(*pairs))
+    verdicts = iter(judged(params, name, samples, predictions))
     return {place: list(islice(verdicts, len(pair[0]))) for place, pair in zip(places, pairs)}
 
 
 def inputs(params: Params, model: str, mode: str, test_set: str) -> tuple[Path, Path]:
-    """The files of questions and predictions of one set.
-
-    Raises:
-        UserError: one of them is missing.
-    """
-    paths = params.samples_file(test_set), predictions_file(model, mode, test_set)
-    for path in paths:
-        if not path.is_file():
-            raise UserError(str(path), "no such file", "the input of the judges", "run `dvc repro judge`")
-    return paths
+    """The files of questions and predictions of one set."""
+    return params.samples_file(test_set), predictions_file(model, mode, test_set)
 
 
 def read_pair(questions: Path, predicted: Path) -> tuple[list[Sample], list[Prediction]]:
@@ -124,8 +113,6 @@ def cache_key(params: Params, name: str, questions: Path, predicted: Path) -> st
     if settings.kind == "truth":
         files["truth"] = TRUTH
     if settings.kind == "human":
-        from rarl.judges.human import ratings_files
-
         files |= {f"ratings/{path.name}": path for path in ratings_files(settings.rater)}
     judges = Path(__file__).parent
     files |= {path.name: path for path in sorted(judges.glob("*.py"))}
@@ -152,7 +139,7 @@ def paired(samples: list[Sample], predictions: list[Prediction], questions: Path
     by_id = {sample.id: sample for sample in samples}
     asked = [prediction.id for prediction in predictions]
     problems = {
-        "twice": {i for i in asked if asked.count(i) > 1} if len(set(asked)) < len(asked) else set(),
+        "twice": {i for i, count in Counter(asked).items() if count > 1},
         "without a sample": set(asked) - by_id.keys(),
         "missing": by_id.keys() - set(asked),
     }

@@ -11,7 +11,7 @@ from rarl.model_card import NOT_CLINICAL
 from rarl.params import Params, load_params
 from rarl.rating import blinding, worklist
 from rarl.rating.access import LOCAL, hosts_of
-from rarl.rating.export import counts, export, present_answers
+from rarl.rating.export import export, present_answers
 from rarl.reporting.inputs import Run
 
 
@@ -78,9 +78,11 @@ def open_to_others(host: str, password: bool) -> str:
 
 def print_counts(params: Params) -> None:
     """Print how many answers each rater has rated, and how many of them no longer exist."""
-    for rater, count in counts(read_ratings(), present_answers(params)).items():
-        stale = f", {count.stale} of them of answers that no present model gives: not used" if count.stale else ""
-        click.echo(f"  {rater}: {count.ratings} answers rated{stale}")
+    raters, present = read_ratings(), present_answers(params)
+    for rater, ratings in raters.items():
+        stale = len(ratings.keys() - present)
+        note = f", {stale} of them of answers that no present model gives: not used" if stale else ""
+        click.echo(f"  {rater}: {len(ratings)} answers rated{note}")
 
 
 def export_ratings() -> None:

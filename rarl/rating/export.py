@@ -1,6 +1,5 @@
 """Adds the ratings to `params.yaml` as judges, and counts those that still apply."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from rarl.judges.human import Ratings, digest, read_ratings
@@ -13,14 +12,6 @@ from rarl.records import predictions_file
 MAJORITY = "human"
 
 
-@dataclass(frozen=True)
-class Count:
-    """One rater's ratings: how many there are, and how many rate answers that no present model gives (stale)."""
-
-    ratings: int
-    stale: int
-
-
 def present_answers(params: Params) -> set[tuple[str, str]]:
     """Keys of all answers in `data/predictions`, of every model, mode and set in params.yaml."""
     return {
@@ -31,11 +22,6 @@ def present_answers(params: Params) -> set[tuple[str, str]]:
         if predictions_file(model, mode, test_set).is_file()
         for item in answers(params, [model], mode, test_set)
     }
-
-
-def counts(raters: dict[str, Ratings], present: set[tuple[str, str]]) -> dict[str, Count]:
-    """Count each rater's ratings, given the keys of the present answers."""
-    return {rater: Count(len(ratings), len(ratings.keys() - present)) for rater, ratings in raters.items()}
 
 
 def judges_of(raters: dict[str, Ratings]) -> dict[str, dict]:
