@@ -37,7 +37,7 @@ NAME = "Another host name by which the page is reached, such as a proxy's; can b
 AUTH = "Ask for this password; can be repeated. Safer in the environment variable RARL_RATE_AUTH."
 
 
-@click.command(help=__doc__)
+@click.command(help=__doc__.replace(r"\b", "\b"))
 @click.option("--rater", help="Whose page it is; without it, the page asks for a name.")
 @click.option("--models", help="Models whose answers are rated, separated by commas (default: all).")
 @click.option("--mode", help="Mode of the answers (default: the main one).")

@@ -160,7 +160,7 @@ class Endpoint:
             content = None
         except APIStatusError as error:
             self.reached = True
-            self._refused(error.response, used)
+            self._refused(error, used)
         self.reached = True
         return content
 
@@ -176,32 +176,27 @@ class Endpoint:
             f"start the server, or correct {self.where}.base_url",
         ) from None
 
-    def _refused(self, response: httpx2.Response, used: str) -> NoReturn:
-        """Raise what a status other than 2xx means.
-
-        Args:
-            response: the response, its body read.
-            used: the structured output that was asked for.
-        """
-        status, (code, message) = response.status_code, error_in(response)
-        told = f"HTTP {status}: {self.clean(message) or 'no message'}"
-        if fatal := self._fatal(status, f"{code} {message}", told):
+    def _refused(self, error: APIStatusError, used: str) -> NoReturn:
+        """Raise what a status other than 2xx means; `used` is the structured output that was asked for."""
+        status, (code, message) = error.status_code, error_in(error.body)
+        detail = f"HTTP {status}: {self.clean(message) or 'no message'}"
+        if fatal := self._fatal(status, f"{code} {message}", detail):
             raise fatal from None
         if status in (408, 409, 425, 429) or status >= 500:
-            after = retry_after(response)
+            after = retry_after(error.response)
             if after is not None and after > LONGEST_WAIT:
                 raise self.error(
-                    f"{self.host} asks to wait for {after:.0f} s ({told})",
+                    f"{self.host} asks to wait for {after:.0f} s ({detail})",
                     "a pause of minutes",
                     "run the same command again after that time; the responses so far are kept",
                 ) from None
             # A pause of zero, or one that has passed, is ignored: the pauses then grow as if none were given.
             raise Retry(f"HTTP {status}", after if (after or 0) >= FIRST_PAUSE else None, status == 429) from None
         if status in (400, 422):
-            self._adapt(f"{code} {message}", told, used)
-        raise NoResponse(f"the endpoint refused the request ({told})") from None
+            self._adapt(f"{code} {message}", detail, used)
+        raise NoResponse(f"the endpoint refused the request ({detail})") from None
 
-    def _fatal(self, status: int, text: str, told: str) -> UserError | None:
+    def _fatal(self, status: int, text: str, detail: str) -> UserError | None:
         """The error for a status after which no request can succeed; None for the others."""
         model, variable = self.settings.model, self.settings.api_key_env
         if status in (401, 403):
@@ -214,7 +209,7 @@ class Endpoint:
             return self.error(found, expected, f"set {variable} to a key that may use {model}")
         if status == 402 or (status == 429 and "insufficient_quota" in text):
             return self.error(
-                f"the account at {self.host} has no credit left ({told})",
+                f"the account at {self.host} has no credit left ({detail})",
                 "an account that can pay",
                 "top the account up, then run the same command again; the responses so far are kept",
             )
@@ -227,7 +222,7 @@ class Endpoint:
         gone = status == 410 or (status == 404 and "model" in text.lower())
         if gone or (400 <= status < 500 and status != 429 and RETIRED.search(text)):
             return self.error(
-                f"{self.host} does not serve {model} ({told})",
+                f"{self.host} does not serve {model} ({detail})",
                 "the model that this judge is defined by",
                 f"if its provider has retired it, it can rate nothing more: remove `{self.name}` from `judges`. A "
                 "successor needs a slug of its own under `judge:`, as its scores do not compare; it is never used "
@@ -235,20 +230,20 @@ class Endpoint:
             )
         if status == 404:
             return self.error(
-                f"{address(self.settings)}/chat/completions does not exist ({told})",
+                f"{address(self.settings)}/chat/completions does not exist ({detail})",
                 "the address before /chat/completions, which mostly ends in /v1",
                 f"correct {self.where}.base_url",
             )
         return None
 
-    def _adapt(self, text: str, told: str, used: str) -> None:
+    def _adapt(self, text: str, detail: str, used: str) -> None:
         """Change how the next attempt asks, if the endpoint refuses a parameter that can be changed."""
         if "max_completion_tokens" in text:
             self.limit = "max_completion_tokens"
-            raise Retry(told, after=0.0) from None
+            raise Retry(detail, after=0.0) from None
         if "temperature" in text and self.settings.temperature is not None:
             raise self.error(
-                f"{self.host} refuses the temperature for {self.settings.model} ({told})",
+                f"{self.host} refuses the temperature for {self.settings.model} ({detail})",
                 "a temperature that it accepts, or none",
                 f"set {self.where}.temperature to null, which sends none",
             ) from None
@@ -256,7 +251,7 @@ class Endpoint:
             if self.format == used:
                 self.format = FORMATS[FORMATS.index(used) + 1]
                 tqdm.write(f"{self.host} has no {used} for {self.settings.model}: asking for {self.format}")
-            raise Retry(told, after=0.0) from None
+            raise Retry(detail, after=0.0) from None
 
     def clean(self, text: object, limit: int | None = 200) -> str:
         """A text of the endpoint without the key; lone surrogates become escapes."""
@@ -281,12 +276,12 @@ def spellings(secret: str) -> re.Pattern:
     return re.compile("".join(f"{backslashes}(?:{re.escape(c)}|(?i:u{ord(c):04x}))" for c in secret))
 
 
-def error_in(response: httpx2.Response) -> tuple[str, str]:
-    """(code, message) of an error's body, in the shapes that endpoints use; Gemini wraps it in a list."""
-    try:
-        body = response.json()
-    except (ValueError, RecursionError):
-        return "", response.text
+def error_in(body: object) -> tuple[str, str]:
+    """(code, message) in the body of an `APIStatusError`; Gemini wraps it in a list, others name it `detail`.
+
+    >>> error_in([{"error": {"code": 404, "message": "no such model"}}]), error_in("<html>")
+    (('404 None', 'no such model'), ('', '<html>'))
+    """
     body = body[0] if isinstance(body, list) and body else body
     error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
     if not isinstance(error, dict):

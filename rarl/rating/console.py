@@ -50,7 +50,7 @@ def rate(rater, models, mode, test_set, sample, disputed, host, port, names, aut
 
     questions = len({item.sample.id for item in chosen})
     title = f"{len(chosen)} answers to {questions} questions of {test_set}, {mode} mode."
-    blocks = page.build(queue_of, params.data.root, rater, title)
+    blocks = page.RatingPage(queue_of, params.data.root, rater, title).blocks
     address = page.serve(blocks, host, port, auth or None, names)
     click.echo(f"{title} Equal answers of several models are rated once.")
     print_counts(params)

@@ -63,8 +63,8 @@ def gradio():
     raise UserError("gradio", found, "Gradio 6 for the rating page", "pip install -c constraints.txt -e '.[rate]'")
 
 
-def build(queue: Callable[[str], list[Item]], root: str | Path, rater: str | None = None, title: str = ""):
-    """Build the page as Gradio blocks.
+class RatingPage:
+    """The page as Gradio blocks, and what each event shows: component -> its new value.
 
     Args:
         queue: rater -> what they are to rate, in their order.
@@ -72,13 +72,10 @@ def build(queue: Callable[[str], list[Item]], root: str | Path, rater: str | Non
         rater: whose page it is; None to ask for a name.
         title: what is rated, for the head of the page.
     """
-    return RatingPage(queue, root, rater, title).blocks
 
-
-class RatingPage:
-    """The page's components, and what each event shows: component -> its new value."""
-
-    def __init__(self, queue: Callable[[str], list[Item]], root: str | Path, rater: str | None, title: str):
+    def __init__(
+        self, queue: Callable[[str], list[Item]], root: str | Path, rater: str | None = None, title: str = ""
+    ):
         self.gr = gradio()
         self.queue, self.root, self.rater, self.title = queue, root, rater, title
         self.sessions: dict[str, Session] = {}
@@ -261,7 +258,6 @@ def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None, names:
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            inbrowser=False,
             ssr_mode=False,
             pwa=False,
             mcp_server=False,

@@ -1064,6 +1064,24 @@ def test_a_line_that_a_kill_cut_off_is_dropped():
         assert judged(server, 5) == before and len(server.calls) == 6
 
 
+def test_a_journal_of_an_earlier_version_is_used():
+    """Its file's name, its keys (of a question and of the repair of an unusable response) and its lines stay."""
+    sample = a_sample("Nodule", reasoning="A spot.", question="What is seen?")
+    prediction = a_prediction("<think>a [INST] <b>é</think> <answer>Nodule</answer>", id=sample.id)
+    path = Path(".cache/llm/tiny_2024_01_01_87648d53d4d4.jsonl")
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        '{"key": "63fdd09fd4bc0756038624079133d2f0c81e899ab3c68bb64c52d8c3811f9419", "text": "no json", '
+        '"refusal": null, "cut": false, "input_tokens": 300, "output_tokens": 60, "model": ""}\n'
+        '{"key": "530665fad56f6366ad8b21115570627fcb82aadb955e63f5939d0b49f921cb07", "text": '
+        '"{\\"evaluation\\": \\"So.\\", \\"reasoning_score\\": 0, \\"prediction_score\\": 1}", "refusal": null, '
+        '"cut": false, "input_tokens": 300, "output_tokens": 60, "model": ""}\n'
+    )
+    nowhere = Judge(kind="llm", base_url="http://127.0.0.1:9/v1/", model="org/Tiny-2024-01-01")
+    [verdict] = llm.judge([sample], [prediction], nowhere)
+    assert (verdict.prediction_score, verdict.reasoning_score, verdict.evaluation) == (1, 0, "So.")
+
+
 @pytest.mark.parametrize(
     ("change", "asked"),
     [

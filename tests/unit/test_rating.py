@@ -436,7 +436,7 @@ def served(empty_folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    blocks = page.build(lambda rater: items_of(), empty_folder, rater="anna")
+    blocks = page.RatingPage(lambda rater: items_of(), empty_folder, rater="anna").blocks
     try:
         yield page.serve(blocks, "127.0.0.1", port, None), f"http://127.0.0.1:{port}"
     finally:
@@ -560,13 +560,13 @@ def test_the_gradio_page_is_built_and_holds_no_name_and_no_address(empty_folder)
     gradio = pytest.importorskip("gradio", minversion="6")
     from rarl.rating import page
 
-    blocks = page.build(lambda rater: items_of(), empty_folder, title="24 answers")
+    blocks = page.RatingPage(lambda rater: items_of(), empty_folder, title="24 answers").blocks
     config = json.dumps(blocks.get_config_file(), default=str)
     for element in ("final-1", "final-0", "reasoning-1", "reasoning-0", "go-next", "comment", "image"):  # fmt: skip
         assert f'"{element}"' in config
     assert not re.search(r"\b(sft|grpo|rarl)\b", config)
     assert not blocks.analytics_enabled
-    assert isinstance(page.build(lambda rater: [], empty_folder, rater="anna"), gradio.Blocks)
+    assert isinstance(page.RatingPage(lambda rater: [], empty_folder, rater="anna").blocks, gradio.Blocks)
 
 
 def test_own_files_of_the_page_load_nothing_from_elsewhere(repository):
@@ -591,6 +591,7 @@ def test_others_are_let_in_only_with_a_warning():
     assert "WITHOUT A PASSWORD" not in console.open_to_others("0.0.0.0", True)
     [host] = [option.default for option in rate.main.params if option.name == "host"]
     assert host == "127.0.0.1"
+    assert "\n      rarl rate --sample 50 " in CliRunner().invoke(rate.main, ["--help"]).output
 
 
 # Export ---------------------------------------------------------------------------------------------
