@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from click.testing import CliRunner
-from llm_server import EVERYTHING, Plan, Server, honest, material_of
+from llm_server import CONTENT, EVERYTHING, Plan, Server, honest, material_of
 from test_judges import a_prediction, a_sample
 
 from rarl.errors import UserError
@@ -90,10 +90,10 @@ def test_the_prompt_is_the_paper_s_appendix_b():
     paper = (
         "Task: You are given a question, a ground truth, and a prediction in medical analysis. Evaluate the model "
         "prediction for its relevance, accuracy, and alignment with the ground truth. Reasoning Scoring: if the "
-        "reasoning of the prediction is similar to ground truth, returning 1, otherwise returning 0. Prediction score: "
-        "if the final prediction is similar to ground truth, returning 1, otherwise returning 0. Output structure: { "
-        '"evaluation": Provide a concise justification sentence explaining why you rated the score. "reasoning_score": '
-        'reasoning score "prediction_score": prediction score }'
+        "reasoning of the prediction is similar to ground truth, returning 1, otherwise returning 0. Prediction "
+        "score: if the final prediction is similar to ground truth, returning 1, otherwise returning 0. Output "
+        'structure: { "evaluation": Provide a concise justification sentence explaining why you rated the score. '
+        '"reasoning_score": reasoning score "prediction_score": prediction score }'
     )
     assert " ".join(asked.split()).startswith(paper)
 
@@ -182,7 +182,8 @@ ASKED = rubric.Case([], True, "")
         '{"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1}',
         '```json\n{"evaluation": "So.",\n "reasoning_score": 0, "prediction_score": 1}\n```',
         'Here you are: {"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1} Anything else?',
-        '<think>{"prediction_score": 0}? No.</think>{"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1}',
+        '<think>{"prediction_score": 0}? No.</think>'
+        '{"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1}',
         '{"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1, "confidence": 0.9}',
         '{"evaluation": "So \\"{} </think>\\".", "reasoning_score": 0, "prediction_score": 1}',
     ],
@@ -308,8 +309,8 @@ def assert_no_reply_was_asked_for_twice(server):
     replies = Counter(
         json.dumps(call["messages"])
         for call in server.calls
-        if call["delivered"] and call["fault"] in ("fine", "prose", "half_json", "refusal", "wrong_types", "cut_off", "code_fence")
-    )  # fmt: skip
+        if call["delivered"] and call["fault"] in {"fine", *CONTENT}
+    )
     assert max(replies.values()) == 1
 
 
@@ -765,8 +766,14 @@ def test_a_key_that_cannot_be_one_is_not_repeated(value, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "line", [f"api_key_env: {SECRET}", f"base_url: https://u:{SECRET}@h/v1", f"base_url: https://h/v1?key={SECRET}", f"api_key: {SECRET}"]
-)  # fmt: skip
+    "line",
+    [
+        f"api_key_env: {SECRET}",
+        f"base_url: https://u:{SECRET}@h/v1",
+        f"base_url: https://h/v1?key={SECRET}",
+        f"api_key: {SECRET}",
+    ],
+)
 def test_a_key_in_params_is_refused_and_not_repeated(line, tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(

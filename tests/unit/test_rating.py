@@ -107,8 +107,9 @@ def test_a_place_in_the_queue_says_nothing_about_the_model():
     first = [
         part[0].prediction.think
         for number in range(200)
-        for part in [worklist.queue_of([an_item(f"<think>{m}</think> <answer>A</answer>", number) for m in MODELS], "anna", 7)]
-    ]  # fmt: skip
+        for items in [[an_item(f"<think>{m}</think> <answer>A</answer>", number) for m in MODELS]]
+        for part in [worklist.queue_of(items, "anna", 7)]
+    ]
     assert all(25 <= first.count(model) <= 75 for model in MODELS), {m: first.count(m) for m in MODELS}  # fmt: skip
 
 
@@ -239,12 +240,12 @@ def test_a_rating_holds_only_for_what_was_seen():
     Session("anna", [item]).save(0, final=1, reasoning=1)
     [same] = verdicts([item.sample], [item.prediction])
     assert same.prediction_score == 1
+    changes = {"question": "?", "answers": ["Mass"], "reasoning": "Other", "image_sha256": "cd"}
     others = [
         (item.sample, a_prediction("<answer>Something else</answer>")),
         (item.sample, item.prediction.model_copy(update={"truncated": True})),
-        *((item.sample.model_copy(update={field: value}), item.prediction)
-          for field, value in {"question": "?", "answers": ["Mass"], "reasoning": "Other", "image_sha256": "cd"}.items()),
-    ]  # fmt: skip
+        *((item.sample.model_copy(update={key: value}), item.prediction) for key, value in changes.items()),
+    ]
     for sample, prediction in others:
         [verdict] = verdicts([sample], [prediction])
         assert verdict.prediction_score is None and "1 of 1 rated answers" in verdict.unscored
@@ -367,8 +368,9 @@ def test_a_ratings_file_tells_nobody_the_model(project):
 def rated_before(project):
     """Ratings of before `places.json`, with hashes as tokens."""
     params = load_params()
+    own = human.old_token("rarl/reasoning/silvar_med")
     rows = [
-        Rating(id=sample.id, shown=fingerprint(sample, prediction), final=1, of=(human.old_token("rarl/reasoning/silvar_med"),))
+        Rating(id=sample.id, shown=fingerprint(sample, prediction), final=1, of=(own,))
         for sample, prediction in zip(
             read_records(params.samples_file("silvar_med"), Sample),
             read_records(predictions_file("rarl", "reasoning", "silvar_med"), Prediction),
@@ -445,7 +447,7 @@ def served(empty_folder):
 
 def test_nobody_is_let_in_without_the_token(served):
     _, bare = served
-    for path in ("/", "/config", "/gradio_api/queue/data?session_hash=x", "/theme.css", "/?token=", "/?token=x"):  # fmt: skip
+    for path in ("/", "/config", "/gradio_api/queue/data?session_hash=x", "/theme.css", "/?token=", "/?token=x"):
         answer = requests.get(bare + path, cookies={f"rarl_rate_{bare.rpartition(':')[2]}": "x"})
         assert answer.status_code == 403 and answer.text.count(".") == 1, (path, answer.text)
         assert "rarl rate" in answer.text
