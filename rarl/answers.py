@@ -1,10 +1,10 @@
-"""Answers: reading them out of a completion, and comparing them with the references.
+"""Parse answers from completions, and compare them with the references.
 
-The one place for it: the accuracy reward, the lexical and semantic judges and the development score
-all go through these functions, so that training and evaluation agree on what a right answer is.
-(The `truth` judge has a reader of its own on purpose: it is there to check this one.)
+The accuracy reward, the lexical and semantic judges and the development score all use these functions, so that
+training and evaluation agree on what a right answer is. (The `truth` judge has its own parser on purpose: it checks
+this one.)
 
-Nothing here scores by likeness. An answer equals a reference after normalisation, or it does not.
+Nothing here scores by similarity: an answer equals a reference after normalisation, or it does not.
 """
 
 import re
@@ -18,13 +18,13 @@ _THINK = re.compile(r"<think>((?:(?!</?think>).)*)</think>", re.DOTALL | re.IGNO
 _OPEN_THINK = re.compile(r"<think>.*", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 
-#: "The answer is", the last time it is said, and what a short sentence begins with.
+#: "The answer is" (the last one), and how a short sentence begins.
 _LEAD_IN = re.compile(
     r"(?:(?:.*\banswer|(?:the\s+)?(?:\w+\s+)?(?:option|choice))(?:\s+to\s+(?:the|this)\s+question)?"
     r"[*_]*\s*(?:is\b\s*:?|:)|(?:it|this|there)\s+(?:is|are)\b|it's\b)\s*",
     re.DOTALL,
 )
-#: Marks and articles before an answer; a sign or a point before a digit belongs to it.
+#: Punctuation and articles before an answer; a sign or a point before a digit is part of the number.
 _LEADING = re.compile(r"(?:[\s,;:!?\"'`*_#]|[-.](?!\.?\d)|(?:the|an|a)\s+(?=\S))+")
 _END_MARKS = " .,;:!?\"'`*_#-"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -36,7 +36,7 @@ _TYPOGRAPHIC = str.maketrans(
     | dict.fromkeys("“”„", '"')
     | dict.fromkeys("‐‑‒–−", "-")
     | {"—": " - ", "。": ".", "、": ",", "•": "*"}
-    | dict.fromkeys("\u00ad\u200b\u2060\ufeff")  # not to be seen
+    | dict.fromkeys("\u00ad\u200b\u2060\ufeff")  # invisible
 )
 
 _LIST_MARK = re.compile(r"[,;&\n]|\band\b")
@@ -48,14 +48,13 @@ _YES_NO = re.compile(
 )
 _YES_NO_ALONE = re.compile(r"(?<![^\W_])(yes|no)(?=\s*(?:$|[^\w\s-]|_|-\s))")
 
-#: An option's letter: "a" before a word, or before an option's text (read as "|"), is an article, "it's" and "i.e."
-#: hold no letters.
+#: An option's letter. "a" before a word, or before an option's text ("|"), is an article; "it's" and "i.e." have none.
 _LETTER = re.compile(
     r"(?<![\w'.-])(?!(?<!option )(?<!choice )(?<!answer )a\s+(?:(?!(?:and|or|is|because|since)\b)\w|[\"'*_]*\|))"
     r"([a-z])(?![\w'-]|\.\w)"
 )
 _SENTENCE_END = re.compile(r"(?<!\b[a-z])[.!?;]\s+|\n")
-#: What names an option or a number without choosing it.
+#: Words with which a sentence names an option or a number without choosing it.
 _HEDGE = re.compile(
     r"\b(?:not|cannot|no|nor|neither|or|either|than|except|without|rather|instead|unlike|between|"
     r"at (?:least|most)|up to)\b|n't\b|[<>≤≥]"
@@ -72,7 +71,7 @@ _NUMBER_WORDS = {word: float(value) for value, word in enumerate(_ONES.split("|"
     for ones, one in enumerate(["", *_ONES.split("|")[1:10]])
 }
 _NUMERAL = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+")
-#: A number that stands by itself: not "T2", "2-3", "3/4", "3rd", "5%".
+#: A number on its own: not "T2", "2-3", "3/4", "3rd", "5%".
 _NUMBER = re.compile(
     rf"(?<![^\s(\[\"'*_:=])(?:{_NUMERAL.pattern}|{'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})"
     r"(?=[.,;:!?)\]\"'*_]*(?:\s|$))"
@@ -81,11 +80,10 @@ _NOUGHT = re.compile(r"(?:none|there (?:is|are) no(?:ne)?|no (?:\w+ )?\w+s)\b")
 
 
 def read_completion(text: str) -> tuple[str | None, str]:
-    """Split a completion into its think text (None where there is no closed pair) and its answer.
+    """Split a completion into its think text (None without a closed pair of tags) and its answer.
 
-    The answer is the text of the last complete `<answer>` pair. Without one it is the text outside
-    `<think>`, with stray tags removed: the direct prompt asks for no tags. An unclosed `<think>`
-    swallows what follows it.
+    The answer is the text of the last complete `<answer>` pair. Without one it is the text outside `<think>`, with
+    stray tags removed: the direct prompt asks for no tags. An unclosed `<think>` extends to the end.
 
     >>> read_completion("<think>An opacity.</think> <answer>Pneumonia</answer>")
     ('An opacity.', 'Pneumonia')
@@ -104,11 +102,11 @@ def read_completion(text: str) -> tuple[str | None, str]:
 
 
 def normalise(text: str) -> str:
-    """One spelling for what a reader would call the same words.
+    """Normalise spelling.
 
-    Unicode compatibility forms, typographic quotes and dashes, case, white space, marks and
-    brackets around the whole, a leading article, and the hyphen inside words ("X-Ray", "x ray").
-    Words are never cut: "normal" does not become "no", and "None" stays an answer.
+    Unicode compatibility forms, typographic quotes and dashes, case, white space, punctuation and brackets around the
+    whole, a leading article, and the hyphen inside words ("X-Ray", "x ray"). Words are never cut: "normal" does not
+    become "no", and "None" stays an answer.
 
     >>> normalise(" The  X‑Ray. ")
     'x ray'
@@ -126,10 +124,10 @@ def normalise(text: str) -> str:
 
 
 def kind_of(answer: str, question: str = "", choices: Sequence[str] = ()) -> Kind:
-    """How an answer is to be compared, from the reference answer, its question and its options.
+    """How an answer is compared, given the reference answer, its question and its options.
 
-    `choice` also covers a question that names its alternatives ("heart or lung?") where the answer
-    is one of them, or "both" or "neither": the paper rewards such questions by an exact match.
+    `choice` also covers a question that names its alternatives ("heart or lung?") if the answer is one of them, or
+    "both" or "neither": the paper rewards such questions by an exact match.
 
     >>> kind_of("YES "), kind_of("(B)", choices=["2", "0"]), kind_of("3"), kind_of("None")
     ('yes_no', 'choice', 'number', 'open')
@@ -151,18 +149,18 @@ def kind_of(answer: str, question: str = "", choices: Sequence[str] = ()) -> Kin
 def matches(answer: str, references: Sequence[str], kind: Kind, choices: Sequence[str] = ()) -> bool:
     """Whether an answer is one of the accepted references. An empty answer never is.
 
-    "The answer is ..." is heeded first, wherever it stands. Then:
+    The text after "The answer is", wherever it is, has precedence. Then:
 
-    * a reference "yes" or "no": the leading word. "No" counts by itself or before a statement ("No
-      it is not"), not before a noun: "No disease" is a yes to "Is it healthy?". A "yes and no", or
-      an answer that takes itself back, is neither.
-    * with `choices`: the options that are named, by letter ("(B)", "b)", "B is right"), by text or by
-      both, are those of the reference. "(B) Heart" names two where (B) is the brain.
-    * `number`: the one number that stands in it, by value (3, three, 3.0, "There are 3 nodules").
-    * else: equal after `normalise`, blanks and hyphens apart ("X-Ray", "xray"); comma lists are sets
-      ("Edema, Tumor" is "tumor and edema"). A longer sentence is for the judges.
+    * a reference "yes" or "no": the leading word. "No" counts on its own or before a statement ("No it is not"), not
+      before a noun: "No disease" is a yes to "Is it healthy?". "Yes and no", or an answer that contradicts itself, is
+      neither.
+    * with `choices`: the options that the answer names, by letter ("(B)", "b)", "B is right"), by text or by both, are
+      those of the reference. "(B) Heart" names two if (B) is the brain.
+    * `number`: the only number in the answer, by value (3, three, 3.0, "There are 3 nodules").
+    * else: equal after `normalise`, ignoring blanks and hyphens ("X-Ray", "xray"); comma lists are sets ("Edema,
+      Tumor" is "tumor and edema"). Longer sentences are left to the judges.
 
-    An option or a number in a sentence with "not", "or", "than" and the like is not chosen.
+    An option or a number in a sentence with "not", "or", "than" and similar words is not chosen.
 
     >>> matches("Yes, there is.", ["yes"], "yes_no"), matches("Yes and no", ["yes"], "yes_no")
     (True, False)
@@ -175,7 +173,7 @@ def matches(answer: str, references: Sequence[str], kind: Kind, choices: Sequenc
 
 
 def list_items(text: str) -> list[str]:
-    """The items of a comma or "and" list, each normalised, in order; one item where it is no list.
+    """The items of a comma or "and" list, each normalised, in order; one item if it is not a list.
 
     >>> list_items("Brain Edema, Brain Tumor and the Nodule.")
     ['brain edema', 'brain tumor', 'nodule']
@@ -211,24 +209,33 @@ def _hyphens(text: str) -> str:
 
 
 def _compact(plain: str) -> str:
-    """Without the blanks between words, so that "x ray" is "xray" and "5 cm" is "5cm"."""
+    """Remove the blanks between words, so that "x ray" is "xray" and "5 cm" is "5cm"."""
     return _BLANK.sub("", plain)
 
 
 def _parts(text: str) -> list[str]:
-    """What follows "the answer is", if that is said, and the whole; line breaks and marks stay."""
+    """The text after "the answer is", if there is such a text, and the whole; line breaks and punctuation are kept.
+
+    >>> _parts("The answer is: (B)")
+    ['(b)', 'the answer is: (b)']
+    """
     whole = _unify(text).strip().lstrip("\"'`*_# ")
     lead_in = _LEAD_IN.match(whole)
     return [whole[lead_in.end() :], whole] if lead_in else [whole]
 
 
 def _first(read, text: str, *arguments):
-    """What `read` finds in the first of the text's parts in which it finds something, else None."""
+    """The first result of `read` over the text's parts that is not None."""
     found = (read(part, *arguments) for part in _parts(text))
     return next((value for value in found if value is not None), None)
 
 
 def _yes_or_no(part: str) -> str | None:
+    """The leading "yes" or "no"; None without one, or if the other follows.
+
+    >>> _yes_or_no("no, it is not"), _yes_or_no("no disease"), _yes_or_no("yes. no.")
+    ('no', None, None)
+    """
     first = _YES_NO.match(part)
     if first is None:
         return None
@@ -238,27 +245,19 @@ def _yes_or_no(part: str) -> str | None:
 
 
 def _chosen(part: str, choices: Sequence[str]) -> frozenset[int] | None:
-    """The indices of the options that the text names; None where it names none, or denies one."""
+    """The indices of the options that an answer chooses; None if it chooses none, or hedges.
+
+    >>> _chosen("b) brain.", ["heart", "brain"]), _chosen("not the heart", ["heart", "brain"])
+    (frozenset({1}), None)
+    """
     options = [_spelt(normalise(choice)) for choice in choices]
-    plain = _spelt(normalise(part))
-    if plain in options:
-        return frozenset([options.index(plain)])
-    if (word := _yes_or_no(part)) in options:
-        return frozenset([options.index(word)])
+    for whole in (_spelt(normalise(part)), _yes_or_no(part)):
+        if whole in options:
+            return frozenset([options.index(whole)])
     chosen = set()
     for sentence in _SENTENCE_END.split(part):
-        named, rest = set(), _spelt(_hyphens(sentence))
-        # Longest first, so that "left lung" does not name "lung" too.
-        for option in sorted(filter(None, options), key=len, reverse=True):
-            # "No disease" does not choose "no".
-            end = r"\s*(?:$|[^\w\s-])" if option in ("yes", "no") else r"$|[^\w%.-]|\.(?!\d)"
-            rest, count = re.subn(rf"(?<![\w.-]){re.escape(option)}(?={end})", "|", rest)
-            if count:
-                named.add(options.index(option))
-        letters = {ord(letter) - ord("a") for letter in _LETTER.findall(rest)}
-        named |= {index for index in letters if index < len(options)}
-        if len(options) == 2 and re.search(r"\bboth\b", rest):
-            named |= {0, 1}
+        named, rest = _named_by_text(_spelt(_hyphens(sentence)), options)
+        named |= _named_by_letter(rest, len(options))
         if named and _HEDGE.search(rest):
             return None
         chosen |= named
@@ -267,8 +266,42 @@ def _chosen(part: str, choices: Sequence[str]) -> frozenset[int] | None:
     return frozenset(chosen) or None
 
 
+def _named_by_text(sentence: str, options: Sequence[str]) -> tuple[set[int], str]:
+    """The indices of the options whose text is in a sentence, and the sentence with "|" instead of each text.
+
+    >>> _named_by_text("left lung, or a mass", ["lung", "left lung"])
+    ({1}, '|, or a mass')
+    >>> _named_by_text("no disease", ["yes", "no"])
+    (set(), 'no disease')
+    """
+    named = set()
+    # Longest first, so that "left lung" does not name "lung" too.
+    for option in sorted(filter(None, options), key=len, reverse=True):
+        # "No disease" does not choose "no".
+        end = r"\s*(?:$|[^\w\s-])" if option in ("yes", "no") else r"$|[^\w%.-]|\.(?!\d)"
+        sentence, count = re.subn(rf"(?<![\w.-]){re.escape(option)}(?={end})", "|", sentence)
+        if count:
+            named.add(options.index(option))
+    return named, sentence
+
+
+def _named_by_letter(rest: str, count: int) -> set[int]:
+    """The indices of the options (`count` of them) that a sentence names by letter, or both of two by "both".
+
+    >>> _named_by_letter("(b) is right", 2), _named_by_letter("it is a |", 2), _named_by_letter("both", 2)
+    ({1}, set(), {0, 1})
+    """
+    if count == 2 and re.search(r"\bboth\b", rest):
+        return {0, 1}
+    return {index for letter in _LETTER.findall(rest) if (index := ord(letter) - ord("a")) < count}
+
+
 def _spelt(text: str) -> str:
-    """Every number in one spelling."""
+    """Write every number in one spelling.
+
+    >>> _spelt("two of 3, not t2")
+    '2.0 of 3.0, not t2'
+    """
     return _NUMBER.sub(lambda number: repr(_value(number.group())), text)
 
 
@@ -283,7 +316,11 @@ def _number(text: str) -> float | None:
 
 
 def _count(part: str) -> float | None:
-    """The one number in an answer to "how many", in whatever words; "none" and "no nodules" are 0."""
+    """The only number in an answer to "how many"; "none" and "no nodules" are 0.
+
+    >>> _count("there are three nodules"), _count("no nodules"), _count("2 or 3")
+    (3.0, 0.0, None)
+    """
     if (bare := _number(part)) is not None:
         return bare
     values = set()
@@ -298,9 +335,8 @@ def _count(part: str) -> float | None:
 
 
 def _offers(question: str, plain_answer: str) -> bool:
-    words = re.findall(r"\w+", normalise(question))
+    """Whether a question names alternatives, and the answer is one of them, or "both" or "neither"."""
+    words, answer = (re.findall(r"\w+", text) for text in (normalise(question), plain_answer))
     if "or" not in words:
         return False
-    sentence = f" {' '.join(words)} "
-    answer = " ".join(re.findall(r"\w+", plain_answer))
-    return answer in ("both", "neither") or (bool(answer) and f" {answer} " in sentence)
+    return answer in (["both"], ["neither"]) or (bool(answer) and f" {' '.join(answer)} " in f" {' '.join(words)} ")

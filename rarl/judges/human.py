@@ -1,18 +1,16 @@
-"""The human judge: what people said of the answers on the rating page (`rarl rate`).
+"""The human judge: the ratings that people gave on the rating page (`rarl rate`).
 
-The paper's third rater (section 3.3, Table 6). Each rater has a file `data/ratings/<rater>.jsonl`, to
-which every click adds a `Rating`; the last one of an answer counts. The files belong to no stage of
-the pipeline, so that neither a re-run nor a checkout touches them: `rarl rate --export`
-writes their digest into `params.yaml`, where DVC sees that they have changed.
+The paper's third rater (section 3.3, Table 6). Each rater has a file `data/ratings/<rater>.jsonl`, to which every
+click appends a `Rating`; the last one of an answer counts. The files belong to no stage, so that neither a re-run nor
+a checkout touches them: `rarl rate --export` writes their digest into `params.yaml`, where DVC sees that they changed.
 
-A rating holds for what its rater saw: picture, question, references and completion. It serves every
-model among those to be rated that gave this very completion, and no other run's answer.
+A rating applies to what its rater saw: image, question, references and completion. It applies to every model to be
+rated that gave this completion, and to no other run's answer.
 
-Which answers are rated must not depend on what they say, or the score of the rated ones would say
-nothing about the others. So a model that was not to be rated gets nothing from ratings of equal answers
-of other models or modes; and where answers have changed since they were rated, as after another
-training, none of the model's ratings counts until those are rated as well: the answers that stay
-the same are the easy ones.
+Which answers are rated must not depend on their content, or the score of the rated ones would not generalise to the
+others. So a model that was not to be rated gets nothing from ratings of equal answers of other models or modes. And if
+answers have changed since they were rated, as after another training, none of the model's ratings counts until those
+are rated too: the answers that stay the same are the easy ones.
 """
 
 import hashlib
@@ -28,14 +26,15 @@ import click
 from pydantic import ValidationError
 
 from rarl.errors import UserError
-from rarl.judges.faults import machinery_fault
+from rarl.judges.failures import infrastructure_failure
+from rarl.judges.journal import outside_copy
 from rarl.records import Prediction, Record, Sample, Verdict
 
 RATER = re.compile(r"[a-z0-9_]{1,40}")
 NOT_RATED = "not rated"
-#: Length of a token; those of before were shorter.
+#: Length of a token; `old_token` gives shorter ones.
 TOKEN = 16
-SAID = {"final": ("wrong", "right"), "reasoning": ("not sound", "sound")}
+LABELS = {"final": ("wrong", "right"), "reasoning": ("not sound", "sound")}
 
 
 class Rating(Record):
@@ -46,10 +45,10 @@ class Rating(Record):
     shown: str
     """`fingerprint` of what the rater saw."""
     of: tuple[str, ...] = ()
-    """The token of each place where the answer was to be rated: random, so that the file tells nobody the model."""
+    """The token of each place where the answer was to be rated: random, so that the file does not reveal the model."""
     final: Literal[0, 1] | None = None
     reasoning: Literal[0, 1] | None = None
-    """None where not asked (no annotated reasoning), or not yet answered."""
+    """None if not asked for (no annotated reasoning), or not rated yet."""
     comment: str = ""
     at: str = ""
     """When it was saved, UTC."""
@@ -60,19 +59,15 @@ Ratings = dict[tuple[str, str], Rating]
 
 
 def folder() -> Path:
-    """Where the ratings lie: of the repository itself also when `dvc exp run --queue` works on a copy of it."""
-    here = Path.cwd()
-    for parent in here.parents:
-        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
-            return parent.parents[2] / "data/ratings"
-    return Path("data/ratings")
+    """The folder of the ratings: the repository's own, also when `dvc exp run --queue` runs in a copy of it."""
+    return outside_copy("data/ratings")
 
 
 def ratings_file(rater: str) -> Path:
     """The file of a rater.
 
     Raises:
-        UserError: the name could be another path, or two spellings of one person.
+        UserError: the name could be another path, or another spelling of the same person's.
     """
     if not RATER.fullmatch(rater):
         raise UserError(
@@ -85,27 +80,27 @@ def ratings_file(rater: str) -> Path:
 
 
 def ratings_files(rater: str | None = None) -> list[Path]:
-    """One rater's file, or those of all, in order; without what does not exist."""
+    """The existing file of one rater, or those of all, sorted."""
     paths = [ratings_file(rater)] if rater else sorted(folder().glob("*.jsonl"))
     return [path for path in paths if path.is_file() and RATER.fullmatch(path.stem)]
 
 
 def read_ratings(rater: str | None = None) -> dict[str, Ratings]:
-    """rater -> what counts of theirs; of one rater, or of all.
+    """Map one rater, or all, to their ratings that count.
 
     Raises:
-        UserError: a file is not readable, or the one that says what its tokens stand for is missing.
+        UserError: a file is not readable, or the one that maps its tokens to places is missing.
     """
-    raters = {path.stem: that_count(rows(path)) for path in ratings_files(rater)}
+    raters = {path.stem: last_of_each(read_lines(path)) for path in ratings_files(rater)}
     check_tokens(raters)
     return raters
 
 
-def rows(path: Path) -> list[Rating]:
-    """Every line of a ratings file; a last line that a crash cut off is passed over.
+def read_lines(path: Path) -> list[Rating]:
+    """Read every line of a ratings file, except a last one that a crash cut off.
 
     Raises:
-        UserError: another line is no rating.
+        UserError: a line is not a rating.
     """
     ratings = []
     whole = path.read_bytes().rpartition(b"\n")[0]
@@ -117,37 +112,29 @@ def rows(path: Path) -> list[Rating]:
                 f"{path}, line {number}",
                 error.errors()[0]["msg"],
                 "a rating as the rating page writes it",
-                "mend this line, or delete it: the others stay as they are",
+                "correct this line, or delete it: the others stay as they are",
             ) from None
     return ratings
 
 
-def that_count(ratings: Iterable[Rating]) -> Ratings:
+def last_of_each(ratings: Iterable[Rating]) -> Ratings:
     """The last rating of each answer."""
     return {(rating.id, rating.shown): rating for rating in ratings}
 
 
 def fingerprint(sample: Sample, prediction: Prediction) -> str:
-    """Key of what a rater sees of an answer; the model that gave it is not in it."""
-    seen = [
-        sample.image_sha256,
-        sample.question,
-        sample.choices,
-        sample.answers,
-        sample.reasoning,
-        prediction.completion,
-        prediction.truncated,
-    ]
-    return _sha256(seen)
+    """Key of what a rater sees of an answer, which does not include the model."""
+    of_sample = [sample.image_sha256, sample.question, sample.choices, sample.answers, sample.reasoning]
+    return _sha256([*of_sample, prediction.completion, prediction.truncated])
 
 
 def places_file() -> Path:
-    """The private file beside the ratings that says which place each of their tokens stands for: JSON, token -> place."""
+    """The private JSON file beside the ratings that maps each of their tokens to its place."""
     return folder() / "places.json"
 
 
 def read_places() -> dict[str, str]:
-    """token -> place, `<model>/<mode>/<set>`; empty where nobody has rated here.
+    """Map each token to its place, `<model>/<mode>/<set>`; empty if nobody has rated here.
 
     Raises:
         UserError: the file is damaged.
@@ -160,21 +147,22 @@ def read_places() -> dict[str, str]:
     except (ValueError, TypeError) as error:
         raise UserError(
             str(path), f"not readable: {error}", "the file as the rating page wrote it", "restore it from your backup"
-        ) from None  # fmt: skip
+        ) from None
 
 
 def old_token(place: str) -> str:
-    """A place's token in ratings of before `places.json`: a hash that anybody can compute.
+    """A place's token in ratings older than `places.json`: a hash that anybody can compute.
 
-    `rarl rate` replaces these (`rarl/rating/blinding.py`); until then they are still read.
+    They are read until `rarl rate` replaces them (`rarl/rating/blinding.py`).
     """
     return hashlib.sha256(place.encode()).hexdigest()[:8]
 
 
 def check_tokens(raters: dict[str, Ratings]) -> None:
-    """
+    """Check that `places.json` has every token of these ratings, without which nobody knows whose answers were rated.
+
     Raises:
-        UserError: `places.json` does not know a token of these ratings, so whose answers were rated cannot be told.
+        UserError: a token is missing.
     """
     known = read_places()
     for rater, ratings in raters.items():
@@ -183,13 +171,13 @@ def check_tokens(raters: dict[str, Ratings]) -> None:
             raise UserError(
                 str(places_file()),
                 f"no such file or no line for {len(lost)} of the {len(tokens)} tokens in {ratings_file(rater)}",
-                "the file that the rating page wrote beside these ratings: it says which answers are whose",
-                f"restore it; if {rater} rated on another machine, add the lines of that machine's {places_file().name}",
+                "the file that the rating page wrote beside these ratings: it maps tokens to models",
+                f"restore it; if {rater} used another machine, add the lines of that machine's {places_file().name}",
             )
 
 
 def digest(raters: dict[str, Ratings]) -> str:
-    """Key of all ratings that count, whatever was corrected on the way and when."""
+    """Key of all ratings that count; earlier corrections and times do not change it."""
     lines = sorted(
         [rater, *key, rating.of, rating.final, rating.reasoning, rating.comment]
         for rater, ratings in raters.items()
@@ -199,26 +187,27 @@ def digest(raters: dict[str, Ratings]) -> str:
 
 
 def majority(scores: Iterable[int | None]) -> int | None:
-    """What most of those say who say something; None where nobody does, or as many say 0 as 1."""
+    """The majority of the scores that are not None; None if there are none, or as many 0 as 1.
+
+    >>> majority([1, 1, 0, None]), majority([1, 0]), majority([])
+    (1, None, None)
+    """
     counts = Counter(score for score in scores if score is not None)
     return None if counts[0] == counts[1] else int(counts[1] > counts[0])
 
 
 def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings, *, place: str, **_) -> list[Verdict]:
-    """The raters' verdicts; unscored where nobody has rated the answer, or as many say right as wrong.
+    """The raters' verdicts; unscored if nobody has rated the answer, or the raters are tied.
 
-    Args:
-        samples, predictions: one for one, in the same order.
-        settings: `params.Judge`: `rater` (one name; None for the majority of all) and `ratings` (the
-            digest that was exported; None where none was).
-        place: `<model>/<mode>/<set>`, whose predictions these are.
+    `settings` is a `params.Judge` with `rater` (None for the majority of all) and `ratings` (the exported digest, or
+    None). `place` is the `<model>/<mode>/<set>` of the predictions.
 
     Raises:
-        UserError: a ratings file is not readable, or the file of their tokens is missing.
+        UserError: a ratings file is not readable, or the file with their tokens is missing.
     """
     raters = read_ratings(settings.rater)
     if settings.ratings not in (None, digest(raters)):
-        _say_once(
+        _print_once(
             f"The ratings in {folder()} have changed since they were exported, or some are missing: "
             "`rarl rate --export` takes them as they are now."
         )
@@ -232,42 +221,41 @@ def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings
         reason = f"{len(changed)} of {len(ids)} rated answers have changed since, and are to be rated again"
         raters = {}
     return [
-        machinery_fault(prediction) or _verdict(sample, prediction, raters, reason)
+        infrastructure_failure(prediction) or _verdict(sample, prediction, raters, reason)
         for sample, prediction in zip(samples, predictions)
     ]
 
 
 def of_place(ratings: Ratings, place: str) -> Ratings:
-    """The ratings with a final score that were asked for at a place."""
+    """The ratings of a place that have a final score."""
     own = {token for token, known in read_places().items() if known == place} | {old_token(place)}
     return {key: rating for key, rating in ratings.items() if own & {*rating.of} and rating.final is not None}
 
 
 def _verdict(sample: Sample, prediction: Prediction, raters: dict[str, Ratings], without: str) -> Verdict:
-    """The verdict; `without` says why there is none where nobody has rated."""
+    """The verdict; `without` is the reason if nobody has rated."""
     key = sample.id, fingerprint(sample, prediction)
     given = {rater: ratings[key] for rater, ratings in raters.items() if key in ratings}
     if not given:
         return Verdict(id=sample.id, evaluation=f"Not scored: {without}.", unscored=without)
-    words = " ".join(_in_words(rater, rating) for rater, rating in given.items())
+    why = " ".join(_sentence(rater, rating) for rater, rating in given.items())
     final = majority(rating.final for rating in given.values())
     if final is None:
         reason = f"raters disagree, {len(given) // 2} to {len(given) // 2}"
-        return Verdict(id=sample.id, evaluation=words, unscored=reason)
+        return Verdict(id=sample.id, evaluation=why, unscored=reason)
     reasoning = majority(rating.reasoning for rating in given.values())
-    return Verdict(id=sample.id, evaluation=words, prediction_score=final, reasoning_score=reasoning)
+    return Verdict(id=sample.id, evaluation=why, prediction_score=final, reasoning_score=reasoning)
 
 
-def _in_words(rater: str, rating: Rating) -> str:
-    """
-    >>> _in_words("anna", Rating(id="1", shown="ab", final=1, reasoning=0, comment="Wrong lung."))
+def _sentence(rater: str, rating: Rating) -> str:
+    """Write one rating as a sentence.
+
+    >>> _sentence("anna", Rating(id="1", shown="ab", final=1, reasoning=0, comment="Wrong lung."))
     'anna: answer right, reasoning not sound (Wrong lung.).'
     """
-    said = [f"answer {SAID['final'][rating.final]}"]
-    if rating.reasoning is not None:
-        said.append(f"reasoning {SAID['reasoning'][rating.reasoning]}")
+    reasoning = "" if rating.reasoning is None else f", reasoning {LABELS['reasoning'][rating.reasoning]}"
     comment = f" ({rating.comment})" if rating.comment else ""
-    return f"{rater}: {', '.join(said)}{comment}."
+    return f"{rater}: answer {LABELS['final'][rating.final]}{reasoning}{comment}."
 
 
 def _sha256(values: list) -> str:
@@ -275,5 +263,5 @@ def _sha256(values: list) -> str:
 
 
 @cache
-def _say_once(message: str) -> None:
+def _print_once(message: str) -> None:
     click.echo(message, err=True)

@@ -1,13 +1,11 @@
-"""Replies of language models kept on disk: what was answered once is neither asked nor paid for again.
+"""An append-only journal of language models' responses: no question is asked, or paid for, twice.
 
-One file for each endpoint and model, `.cache/llm/<model>_<hash>.jsonl`, that only grows: a line for each
-reply, on disk (fsync) before it counts as received, found again by a key of all that it depends on.
-Calls that were sent and lost (timeout, cut connection) have a line too, as they may be billed. The
-text that was asked is not in it, and no key to the endpoint.
+One file per endpoint and model, `.cache/llm/<model>_<hash>.jsonl`: a line per response, on disk (fsync) before it
+counts as received, with a key of everything that it depends on. Calls whose response was lost (timeout, broken
+connection) have a line too, because they may be billed. The file has neither the prompts nor the API key.
 
-A lock lets one process at a time ask one model; the next one waits, and then finds the replies. It is
-the operating system's, so that a killed process leaves nothing behind; a line that it left half
-written is dropped.
+A lock lets one process at a time ask one model; the next one waits, and then finds the responses. It is the operating
+system's, so that a killed process leaves none behind; a line that it left half written is dropped.
 """
 
 import hashlib
@@ -15,70 +13,79 @@ import json
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-#: Environment variable that names another folder than `.cache/llm`, for several working copies to share.
+#: A chat: `{"role": "user" or "assistant", "content": text}` for each message.
+Messages = list[dict[str, str]]
+#: Environment variable with another folder than `.cache/llm`, which several working copies can share.
 FOLDER = "RARL_LLM_CACHE"
-#: Text of an answer that was too long to be read.
+#: Text of a response that was too long to be read. Existing journals have it.
 TOO_LONG = "(a reply of more than 1 MB, which was not read to its end)"
 
 
 class Answer(BaseModel):
-    """What came back for one call."""
+    """The response to one call."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     key: str | None
-    """Key of what was asked; None for a call whose reply got lost."""
+    """Key of the prompt; None for a call whose response was lost."""
     text: str = ""
     refusal: str | None = None
-    """The model's or the filter's words where it did not want to answer."""
+    """The message of the model or of a filter that refused."""
     cut: bool = False
-    """The reply reached the token limit without an end."""
+    """Whether the response reached the token limit."""
     input_tokens: int = 0
     output_tokens: int = 0
     model: str = ""
-    """Who answered, by the endpoint's own word."""
+    """The model that the endpoint says has answered."""
 
 
 def folder() -> Path:
-    """Where the replies are kept.
+    """The folder of the journals."""
+    return Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else outside_copy(".cache/llm")
 
-    `dvc exp run --temp` and `--queue` work on a copy in `.dvc/tmp/exps` that is deleted afterwards: paid
-    replies go to the repository that it was copied from.
+
+def outside_copy(path: str) -> Path:
+    """A path of the repository, also in a copy of it.
+
+    `dvc exp run --temp` and `--queue` run in a copy in `.dvc/tmp/exps` that is deleted afterwards; what must survive
+    is in the repository that it was copied from.
     """
-    if os.environ.get(FOLDER):
-        return Path(os.environ[FOLDER])
-    here = Path.cwd()
-    for parent in here.parents:
+    for parent in Path.cwd().parents:
         if parent.parts[-3:] == (".dvc", "tmp", "exps"):
-            return parent.parents[2] / ".cache/llm"
-    return Path(".cache/llm")
+            return parent.parents[2] / path
+    return Path(path)
 
 
 def key_of(**depends: object) -> str:
-    """SHA-256 of everything that determines a reply (JSON-serialisable)."""
+    """SHA-256 of everything that determines a response (JSON-serialisable)."""
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 
 def cost(prices, input_tokens: float, output_tokens: float) -> float:
-    """US dollars, by the prices of a `params.Judge`; 0 where none are set."""
+    """US dollars at the prices of a `params.Judge`; 0 if none are set."""
     of_input, of_output = prices.price_per_million_input, prices.price_per_million_output
     return (input_tokens * (of_input or 0) + output_tokens * (of_output or 0)) / 1e6
 
 
 class Journal:
-    """The kept replies of one model at one endpoint; a context that holds the lock.
+    """The responses of one model at one endpoint; a context that holds the lock.
 
-    Attributes:
-        calls: calls on record, lost ones included.
-        input_tokens, output_tokens: what they came to.
+    `calls`, `input_tokens` and `output_tokens` count everything on record, including lost calls.
+
+    Args:
+        endpoint: where the model is.
+        model: its name.
+        key_for: gives the key of the response to a chat.
     """
 
-    def __init__(self, endpoint: str, model: str):
+    def __init__(self, endpoint: str, model: str, key_for: Callable[[Messages], str]):
+        self.key_for = key_for
         name = re.sub(r"[^a-z0-9]+", "_", model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("_")
         self.path = folder() / f"{name[:60]}_{key_of(endpoint=endpoint, model=model)[:12]}.jsonl"
 
@@ -90,7 +97,7 @@ class Journal:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            click.echo(f"Another process asks the same model ({self.path}): waiting for its end.")
+            click.echo(f"Another process asks the same model ({self.path}): waiting for it to end.")
             self._lock.acquire()
         self.calls = self.input_tokens = self.output_tokens = 0
         self._answers: dict[str, Answer] = {}
@@ -115,7 +122,7 @@ class Journal:
             except ValidationError:
                 broken += 1
         if broken:
-            click.echo(f"{self.path}: {broken} lines cannot be read, and are asked for again")
+            click.echo(f"{self.path}: {broken} lines cannot be read; their questions are asked again")
 
     def _count(self, answer: Answer) -> None:
         self.calls += 1
@@ -125,23 +132,24 @@ class Journal:
             self._answers[answer.key] = answer
 
     def cost(self, prices) -> float:
-        """US dollars on record, by the prices of a `params.Judge`; 0 where none are set."""
+        """US dollars on record at the prices of a `params.Judge`; 0 if none are set."""
         return cost(prices, self.input_tokens, self.output_tokens)
 
-    def get(self, key: str) -> Answer | None:
-        return self._answers.get(key)
+    def known(self, messages: Messages) -> Answer | None:
+        """The response to a chat, or None."""
+        return self._answers.get(self.key_for(messages))
 
     def add(self, answer: Answer) -> None:
-        """Put an answer on disk, then count it. Safe to call from several threads.
+        """Write a response to disk, then count it. Thread-safe.
 
         Raises:
-            OSError: it cannot be written, as on a full disk; the file is as it was.
+            OSError: it cannot be written, as on a full disk; the file is unchanged.
         """
         line = json.dumps(answer.model_dump(), ensure_ascii=True).encode() + b"\n"
         with self._writing:
             before = os.fstat(self._file.fileno()).st_size
             try:
-                while line:  # a disk that is almost full takes a part
+                while line:  # an almost full disk takes only a part
                     line = line[self._file.write(line) :]
                 os.fsync(self._file.fileno())
             except OSError as error:

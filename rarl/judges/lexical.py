@@ -1,191 +1,61 @@
-"""The lexical judge: a strict reader who compares words. Deterministic, and the same everywhere.
+"""The lexical judge: compares words strictly. Deterministic on every machine.
 
-Final answer: `answers.matches`. For an open answer, and for a choice whose options are not listed,
-a sentence that says the reference also counts ("The picture shows pneumonia." for "Pneumonia"), if
+Final answer: `answers.matches`. For an open answer, and for a choice whose options are not listed, a sentence that
+contains the reference also counts ("The picture shows pneumonia." for "Pneumonia"), if
 
 * it has as many items as the reference ("A and B" is two), so that listing everything does not pay,
 * each item contains its reference item as a phrase of whole words ("abnormal" is not "normal"),
 * no word around the phrase denies it or names an alternative ("no", "non-enhancing", "or"),
-* and at most `MOST_EXTRA_WORDS` words stand around the phrase.
+* and at most `MOST_EXTRA_WORDS` words are around the phrase.
 
-More special than the reference is accepted ("Pulmonary Mass" for "Mass"), less special is not, and
-other words for the same thing are not: that is what the semantic judge is for.
+An answer more specific than the reference is accepted ("Pulmonary Mass" for "Mass"), a less specific one is not, nor
+are synonyms, which the semantic judge handles.
 
-Reasoning: the share of the reference reasoning's content words that the think text has. A word in a
-clause with a negation is another word than without ("no opacity", "opacity").
+Reasoning: recall of the reference reasoning's content words in the think text. A word in a clause with a negation
+differs from the same word without one ("no opacity", "opacity").
 """
 
 import re
 from collections.abc import Sequence
 
 from rarl.answers import list_items, matches
-from rarl.judges.faults import machinery_fault, model_fault
+from rarl.judges.failures import infrastructure_failure, model_failure
 from rarl.records import Prediction, Sample, Verdict
 
 MOST_EXTRA_WORDS = 8
-#: Share of content words from which a reasoning counts as the reference's, where params give none.
+#: Recall from which a reasoning counts as the reference's, if params set no threshold.
 REASONING_THRESHOLD = 0.7
 
+_WORD = re.compile(r"[^\W_]+")
 NEGATIONS = frozenset(
-    [
-        "no",
-        "not",
-        "non",
-        "none",
-        "nor",
-        "neither",
-        "never",
-        "without",
-        "absent",
-        "absence",
-        "negative",
-        "free",
-        "cannot",
-        "isn",
-        "aren",
-        "doesn",
-        "don",
-        "wasn",
-        "hasn",
-    ]
+    _WORD.findall("""
+    no not non none nor neither never without absent absence negative free cannot isn aren doesn don wasn hasn
+""")
 )
-ALTERNATIVES = frozenset(["or", "versus", "vs", "maybe", "either", "except", "unlike"])
-#: Words that carry no finding: function words, and what any sentence about a picture says.
+ALTERNATIVES = frozenset(_WORD.findall("or versus vs maybe either except unlike"))
+#: Words that carry no finding: function words, and what any sentence about an image says.
 GENERIC = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "it",
-        "its",
-        "there",
-        "here",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "am",
-        "has",
-        "have",
-        "had",
-        "do",
-        "does",
-        "did",
-        "can",
-        "could",
-        "may",
-        "might",
-        "will",
-        "would",
-        "should",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "from",
-        "by",
-        "with",
-        "for",
-        "as",
-        "and",
-        "or",
-        "but",
-        "so",
-        "because",
-        "therefore",
-        "thus",
-        "which",
-        "who",
-        "what",
-        "where",
-        "when",
-        "how",
-        "than",
-        "then",
-        "we",
-        "i",
-        "you",
-        "he",
-        "she",
-        "they",
-        "his",
-        "her",
-        "their",
-        "our",
-        "my",
-        "also",
-        "very",
-        "more",
-        "most",
-        "some",
-        "any",
-        "such",
-        "both",
-        "each",
-        "other",
-        "into",
-        "about",
-        "over",
-        "under",
-        "between",
-        "image",
-        "picture",
-        "scan",
-        "photo",
-        "show",
-        "seen",
-        "see",
-        "look",
-        "appear",
-        "observe",
-        "suggest",
-        "mean",
-        "indicate",
-        "present",
-        "visible",
-        "shown",
-        "shows",
-        "showing",
-        "looks",
-        "appears",
-        "suggests",
-        "means",
-        "indicates",
-        "indicating",
-        "suggesting",
-        "consistent",
-        "likely",
-        "evidence",
-        "patient",
-        "finding",
-        "question",
-        "answer",
-        "case",
-    ]
+    _WORD.findall("""
+    a an the this that these those it its there here is are was were be been being am has have had do does did can
+    could may might will would should of in on at to from by with for as and or but so because therefore thus which
+    who what where when how than then we i you he she they his her their our my also very more most some any such
+    both each other into about over under between image picture scan photo show seen see look appear observe suggest
+    mean indicate present visible shown shows showing looks appears suggests means indicates indicating suggesting
+    consistent likely evidence patient finding question answer case
+""")
 )
 _CLAUSE = re.compile(r"[.,;:!?\n]+|\b(?:but|so|because|while|which|although|however|therefore)\b")
-_WORD = re.compile(r"[^\W_]+")
 
 
 def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings, **_) -> list[Verdict]:
-    """Rate each prediction by the words of its answer and of its reasoning.
+    """Rate each prediction by the words of its answer and its reasoning.
 
-    Args:
-        samples, predictions: one for one, in the same order.
-        settings: `params.Judge`; only `reasoning_threshold` is read.
+    Of `settings` (`params.Judge`) only `reasoning_threshold` is used.
     """
     threshold = settings.reasoning_threshold
     threshold = REASONING_THRESHOLD if threshold is None else threshold
     return [
-        machinery_fault(prediction) or _verdict(sample, prediction, threshold)
+        infrastructure_failure(prediction) or _verdict(sample, prediction, threshold)
         for sample, prediction in zip(samples, predictions, strict=True)
     ]
 
@@ -201,8 +71,8 @@ def _verdict(sample: Sample, prediction: Prediction, threshold: float) -> Verdic
 
 
 def rate_answer(sample: Sample, prediction: Prediction) -> tuple[bool, str]:
-    """Whether the final answer is right, and a sentence that says why."""
-    if fault := model_fault(prediction, prediction.answer):
+    """Whether the final answer is right, and a sentence with the reason."""
+    if fault := model_failure(prediction, prediction.answer):
         return False, f"Wrong, because {fault}."
     answer, references = quoted(prediction.answer), quoted(" / ".join(sample.answers))
     if matches(prediction.answer, sample.answers, sample.kind, sample.choices):
@@ -214,7 +84,7 @@ def rate_answer(sample: Sample, prediction: Prediction) -> tuple[bool, str]:
 
 
 def says(answer: str, reference: str) -> bool:
-    """Whether the answer says the reference in a longer wording, item by item.
+    """Whether an answer contains the reference in a longer wording, item by item.
 
     >>> says("The picture shows pneumonia.", "Pneumonia"), says("No pneumonia.", "Pneumonia")
     (True, False)
@@ -243,7 +113,7 @@ def _holds(words: list[str], phrase: list[str]) -> bool:
 
 
 def recalled(reference: str, text: str) -> float:
-    """Share of the reference's content words that the text has, in [0, 1].
+    """Share of the reference's content words that are in the text, in [0, 1].
 
     >>> recalled("A dark spot in the left lung.", "The left lung has a spot.")
     0.75
@@ -253,7 +123,7 @@ def recalled(reference: str, text: str) -> float:
 
 
 def content_words(text: str) -> set[tuple[str, bool]]:
-    """(word, whether its clause denies something) of each word that is not generic."""
+    """(word, whether its clause has a negation) for each word that is not generic."""
     found = set()
     for clause in _CLAUSE.split(text.casefold()):
         words = _WORD.findall(clause)
@@ -275,6 +145,6 @@ def _singular(word: str) -> str:
 
 
 def quoted(text: str, limit: int = 120) -> str:
-    """A text as one quoted line of bounded length."""
+    """A text as one quoted line of at most `limit` characters."""
     line = " ".join(text.split())
     return f"'{line if len(line) <= limit else line[: limit - 1] + '…'}'"

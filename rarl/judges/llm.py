@@ -1,109 +1,98 @@
-"""The LLM judge: asks a language model over an OpenAI-compatible endpoint, as the paper does (3.2).
+"""The LLM judge: asks a language model at an OpenAI-compatible endpoint, as in the paper (section 3.2).
 
-OpenAI, Gemini (by its compatible endpoint), vLLM, Ollama, an own server: a block under `judge:` names
-address, model, and the environment variable that holds the key. The question is appendix B's
-(`rubric`), the temperature 0. The paper gives no version of GPT-4o mini or Gemini 1.5 Flash, and does
-not say how replies were read: pinned names and structured output are ours.
+OpenAI, Gemini (through its compatible endpoint), vLLM, Ollama or an own server: a block under `judge:` names address,
+model, and the environment variable with the key. The prompt is appendix B's (`rubric`), the temperature 0. The paper
+gives no version of GPT-4o mini or Gemini 1.5 Flash, nor how responses were parsed: pinned names and structured output
+are ours.
 
-What leaves the machine: question, reference answers, annotated reasoning, and the model's reasoning
-and answer. No image, no file name, no id of a sample or patient. A host that is neither this machine
-nor a private address is asked only with `consent: true`.
+What leaves the machine: question, reference answers, annotated reasoning, and the model's reasoning and answer. No
+image, no file name, no id of a sample or patient. A host that is neither this machine nor at a private address is
+asked only with `consent: true`.
 
-Replies are kept in `.cache/llm` (`journal`), so that nothing is paid for twice; where all are there,
-neither key nor consent nor network is needed. What remains without a reply is unscored, with the
-reason, and asked for again by the next run.
+Responses are kept in `.cache/llm` (`journal`), so that nothing is paid for twice; if all are there, neither key nor
+consent nor network is needed. A prediction without a response is unscored, with the reason, and asked about again by
+the next run.
 """
 
+import asyncio
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 import click
 
-from rarl.errors import UserError
+from rarl.errors import UserError, warn
 from rarl.judges import rubric
 from rarl.judges.journal import Journal, cost
 from rarl.params import Judge
 from rarl.records import Prediction, Sample, Verdict
 
-#: Private networks: RFC 1918 and RFC 4193. Not link-local, shared, documentation, benchmark or reserved ranges, which
-#: Python's `is_private` counts with them: nobody says who answers there.
+#: Private networks: RFC 1918 and RFC 4193. Python's `is_private` also counts link-local, shared, documentation,
+#: benchmark and reserved ranges, where nobody knows who answers.
 PRIVATE = [ip_network(net) for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
 
 
 def judge(
     samples: Sequence[Sample], predictions: Sequence[Prediction], settings: Judge, *, name: str = "llm", **_
 ) -> list[Verdict]:
-    """Rate each prediction by the model's reply; equal questions are asked once.
+    """Rate each prediction by the model's response; equal questions are asked once.
 
-    Args:
-        samples, predictions: one for one, in the same order. Best all of a run at once: the estimate
-            and the limits are then for all of them.
-        name: the judge's slug.
+    Best called once for all predictions of a run: the estimate and the limits then apply to all of them.
 
     Raises:
         UserError: consent, key or budget are missing, or the endpoint cannot be asked.
     """
     from rarl.judges import chat
 
-    cases = [rubric.case(s, p) for s, p in zip(samples, predictions, strict=True)]
-    keys = [case and chat.key_for(settings, case.messages) for case in cases]
-    distinct = {key: case for key, case in zip(keys, cases) if case}
-    failures: dict[str, str] = {}
-    with Journal(chat.endpoint(settings), settings.model) as journal:
+    def ask(ahead: list[rubric.Case], total: int) -> dict[str, str]:
+        check(name, settings)
+        click.echo(disclosure(name, settings, len(ahead)))
+        click.echo(estimate(name, settings, ahead, total, journal))
+        client = chat.Client(name, settings, secret(name, settings), is_private(settings.base_url), journal)
+        failures = asyncio.run(client.run(ahead))
+        click.echo(f"judge {name}: {journal.calls} calls on record, {journal.cost(settings):.4f} USD")
+        return failures
 
-        def known(messages):
-            return journal.get(chat.key_for(settings, messages))
-
-        if ahead := rubric.unanswered(list(distinct.values()), known):
-            check(name, settings)
-            click.echo(leaves(name, settings, len(ahead)))
-            click.echo(estimate(name, settings, ahead, len(distinct), journal))
-            private = is_private(settings.base_url)
-            failures = chat.ask_all(name, settings, secret(name, settings), private, ahead, journal)
-            click.echo(f"judge {name}: {journal.calls} calls on record, {journal.cost(settings):.4f} USD")
-        return [
-            rubric.verdict(sample, prediction, case, known, failures.get(key))
-            for sample, prediction, case, key in zip(samples, predictions, cases, keys)
-        ]
+    with Journal(chat.address(settings), settings.model, partial(chat.key_for, settings)) as journal:
+        return rubric.rate(samples, predictions, journal, ask)
 
 
 def check(name: str, settings: Judge) -> None:
-    """Look for what this judge needs before it may ask anything. Sends nothing; quick.
+    """Check what this judge needs before it may ask anything. Sends nothing.
 
     Raises:
         UserError: consent is not given, or the key is not in the environment.
     """
     if not settings.consent and not is_private(settings.base_url):
         raise UserError(
-            f"judge.{name}.consent", "false",
-            f"your consent: {leaves(name, settings)}",
-            f"set judge.{name}.consent to true if your data may go there, or take `{name}` off `judges` and use "
+            f"judge.{name}.consent",
+            "false",
+            f"your consent: {disclosure(name, settings)}",
+            f"set judge.{name}.consent to true if your data may go there, or remove `{name}` from `judges` and use "
             "a judge on your own machine (kind `local`, or `llm` at a server of your own)",
-        )  # fmt: skip
+        )
     plain = urlsplit(settings.base_url).scheme == "http" and not is_here(settings.base_url)
     if plain and settings.api_key_env and not is_private(settings.base_url):
         raise UserError(
-            f"judge.{name}.base_url", "http:// to another network, where anybody on the way can read the key",
-            "https://", f"correct judge.{name}.base_url, or set api_key_env to null if no key is needed",
-        )  # fmt: skip
+            f"judge.{name}.base_url",
+            "http:// to another network, where anybody on the way can read the key",
+            "https://",
+            f"correct judge.{name}.base_url, or set api_key_env to null if no key is needed",
+        )
     if plain:
         read = "the texts and the key" if settings.api_key_env else "the texts"
-        click.secho(
-            f"  WARNING: judge.{name}.base_url: http:// to another machine, where anybody on the way can read {read}",
-            fg="yellow",
-            bold=True,
-        )
+        warn(f"judge.{name}.base_url: http:// to another machine, where anybody on the way can read {read}")
     secret(name, settings)
 
 
 def secret(name: str, settings: Judge) -> str | None:
-    """The API key from the environment; None where the judge needs none.
+    """The API key from the environment; None if the judge needs none.
 
     Raises:
-        UserError: it is not there, or cannot be a key.
+        UserError: it is missing, or cannot be a key.
     """
     if settings.api_key_env is None:
         return None
@@ -112,14 +101,14 @@ def secret(name: str, settings: Judge) -> str | None:
         raise UserError(
             f"judge.{name}.api_key_env = {settings.api_key_env}",
             "no such environment variable" if not found else "blanks or special characters in the variable's value",
-            "the key to the endpoint in the environment; it stands in no file",
-            f"`export {settings.api_key_env}=...` in the shell that runs `dvc repro`, or take `{name}` off `judges`",
-        )  # fmt: skip
+            "the endpoint's key in the environment; it is in no file",
+            f"`export {settings.api_key_env}=...` in the shell of `dvc repro`, or remove `{name}` from `judges`",
+        )
     return found
 
 
 def is_private(url: str) -> bool:
-    """Whether an address is this machine's or a private network's, by itself and without asking the network.
+    """Whether an address is this machine's or a private network's, without a DNS query.
 
     >>> is_private("http://localhost:8000/v1"), is_private("http://10.0.0.7/v1"), is_private("https://a.org")
     (True, True, False)
@@ -129,7 +118,7 @@ def is_private(url: str) -> bool:
 
 
 def is_here(url: str) -> bool:
-    """Whether an address is this machine's, by itself and without asking the network."""
+    """Whether an address is this machine's, without a DNS query."""
     host, address = urlsplit(url).hostname or "", _address(url)
     if address is None:
         return host == "localhost" or host.endswith(".localhost")
@@ -137,7 +126,7 @@ def is_here(url: str) -> bool:
 
 
 def _address(url: str):
-    """The IP address in a URL; None where a name stands there."""
+    """The IP address in a URL; None if it has a host name."""
     try:
         address = ip_address(urlsplit(url).hostname or "")
     except ValueError:
@@ -145,35 +134,34 @@ def _address(url: str):
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def leaves(name: str, settings: Judge, count: int | None = None) -> str:
-    """What leaves the machine, and where to."""
+def disclosure(name: str, settings: Judge, count: int | None = None) -> str:
+    """What leaves the machine, and where it goes."""
     address = urlsplit(settings.base_url)
     where = "this machine or network" if is_private(settings.base_url) else "a remote service"
     whose = "each prediction" if count is None else f"{count} predictions"
     return (
         f"judge {name} sends to {address.scheme}://{address.netloc} ({where}) the question, the reference answers, "
         f"the annotated reasoning, and the model's reasoning and answer of {whose}; no image, no file name, no id. "
-        "What these texts themselves say of a patient is sent as it stands."
+        "What these texts themselves say about a patient is sent unchanged."
     )
 
 
 def estimate(name: str, settings: Judge, ahead: Sequence[rubric.Case], total: int, journal: Journal) -> str:
-    """What the calls ahead will come to, as a line.
+    """Estimate the calls ahead, as a line.
 
     Raises:
-        UserError: with them the judge would pass `max_calls` or `max_cost_usd`.
+        UserError: they would exceed `max_calls` or `max_cost_usd`.
     """
     from rarl.judges import chat
 
-    into = sum(chat.tokens(case.messages) for case in ahead)
-    out = chat.USUAL_REPLY * len(ahead)
-    spent = journal.cost(settings)
-    price = cost(settings, into, out)
-    free = settings.price_per_million_input is None and settings.price_per_million_output is None
-    money = "no price set" if free else f"about {price:.2f} USD"
+    sent = sum(chat.tokens(case.messages) for case in ahead)
+    received = chat.USUAL_RESPONSE * len(ahead)
+    spent, price = journal.cost(settings), cost(settings, sent, received)
+    priced = {settings.price_per_million_input, settings.price_per_million_output} != {None}
+    money = f"about {price:.2f} USD" if priced else "no price set"
     line = (
-        f"judge {name}: {len(ahead)} of {total} distinct questions to ask, about {into:,} tokens in and "
-        f"{out:,} out, {money}; on record: {journal.calls} calls, {spent:.2f} USD"
+        f"judge {name}: {len(ahead)} of {total} distinct questions to ask, about {sent:,} tokens in and "
+        f"{received:,} out, {money}; on record: {journal.calls} calls, {spent:.2f} USD"
     )
     for key, found, most in (
         ("max_calls", journal.calls + len(ahead), settings.max_calls),
@@ -181,8 +169,9 @@ def estimate(name: str, settings: Judge, ahead: Sequence[rubric.Case], total: in
     ):
         if most is not None and found > most:
             raise UserError(
-                f"judge.{name}.{key} = {most:g}", f"{line}: {found:,.2f} together",
+                f"judge.{name}.{key} = {most:g}",
+                f"{line}: {found:,.2f} together",
                 f"at most {most:g}, over all runs with this model",
                 f"raise judge.{name}.{key}, or list fewer models, modes or benchmarks; nothing was asked",
-            )  # fmt: skip
+            )
     return line

@@ -1,7 +1,7 @@
-"""The local judge: a chat model on this machine through transformers, for those with no endpoint.
+"""The local judge: a chat model on this machine through transformers, without an endpoint.
 
-Same question and same reading of the reply as the LLM judge (`rubric`); greedy decoding. Nothing leaves
-the machine. Replies are kept in `.cache/llm` (`journal`), so that a stopped run goes on where it was.
+Prompt and parsing are the LLM judge's (`rubric`); greedy decoding. Nothing leaves the machine. Responses are kept in
+`.cache/llm` (`journal`), so that a stopped run resumes.
 """
 
 import re
@@ -22,82 +22,70 @@ from rarl.records import Prediction, Sample, Verdict, batches
 def judge(
     samples: Sequence[Sample], predictions: Sequence[Prediction], settings: Judge, *, name: str = "local", **_
 ) -> list[Verdict]:
-    """Rate each prediction by the model's reply; equal questions are asked once.
-
-    Args:
-        samples, predictions: one for one, in the same order.
-        name: the judge's slug.
+    """Rate each prediction by the model's response; equal questions are asked once.
 
     Raises:
-        UserError: the model is not there, or is no chat model.
+        UserError: the model is missing, or is not a chat model.
     """
     check(name, settings)
     source = settings.model
     folder = Path(source).is_dir()
     weights = hash_path(source) if folder else settings.revision
-    device, dtype = _placed()
-    cases = [rubric.case(s, p) for s, p in zip(samples, predictions, strict=True)]
+    device, dtype = _device()
 
     def key_for(messages: rubric.Messages) -> str:
-        return key_of(
-            model=weights if folder else f"{source}@{weights}",
-            max_tokens=settings.max_tokens,
-            dtype=dtype,
-            messages=messages,
-        )
+        model = weights if folder else f"{source}@{weights}"
+        return key_of(model=model, max_tokens=settings.max_tokens, dtype=dtype, messages=messages)
 
-    distinct = {key_for(case.messages): case for case in cases if case}
-    with Journal("transformers", source) as journal:
-
-        def known(messages: rubric.Messages) -> Answer | None:
-            return journal.get(key_for(messages))
-
-        loaded = None
-        # Twice at most: the question, and where its reply was unusable the second one.
-        while ahead := rubric.unanswered(list(distinct.values()), known):
-            loaded = loaded or _load(name, settings, device, dtype)
+    def ask(ahead: list[rubric.Case], _total: int) -> dict[str, str]:
+        loaded = _load(name, settings, device, dtype)
+        while ahead:  # twice at most: the question, and the repair of an unusable response
             click.echo(f"judge {name}: {len(ahead)} questions for {source} on {device}")
-            # Of like length together: less padding.
-            chats = sorted((rubric.outcome(case, known) for case in ahead), key=_length)
+            # Similar lengths together: less padding.
+            chats = sorted((rubric.outcome(case, journal.known) for case in ahead), key=_length)
             with tqdm(total=len(chats), desc=f"judge {name}", unit="", disable=None) as bar:
                 for batch in batches(chats, settings.batch_size):
-                    for messages, (text, cut) in zip(batch, _reply(*loaded, batch, settings)):
+                    for messages, (text, cut) in zip(batch, _respond(*loaded, batch, settings)):
                         journal.add(Answer(key=key_for(messages), text=text, cut=cut, model=source))
                     bar.update(len(batch))
-        return [
-            rubric.verdict(sample, prediction, case, known, None)
-            for sample, prediction, case in zip(samples, predictions, cases)
-        ]
+            ahead = rubric.unanswered(ahead, journal.known)
+        return {}
+
+    with Journal("transformers", source, key_for) as journal:
+        return rubric.rate(samples, predictions, journal, ask)
 
 
 def check(name: str, settings: Judge) -> None:
-    """Look for the model; loads nothing.
+    """Check that the model exists; loads nothing.
 
     Raises:
-        UserError: it is no folder, and no hub id at a pinned commit.
+        UserError: it is neither a folder nor a hub id at a pinned commit.
     """
     source, revision = settings.model, settings.revision or ""
+    where = f"judge.{name}.model = {source}"
     if Path(source).is_dir():
         if not (Path(source) / "config.json").is_file():
-            raise UserError(f"judge.{name}.model = {source}", "no config.json in it", "a model folder in the hub's layout",
-                            "download the whole model repository there")  # fmt: skip
+            fix = "download the whole model repository there"
+            raise UserError(where, "no config.json in it", "a model folder in the hub's layout", fix)
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise UserError(f"judge.{name}.model = {source}", "no such folder", "a model folder, or a hub id (owner/name)",
-                        f"correct judge.{name}.model")  # fmt: skip
+        raise UserError(
+            where, "no such folder", "a model folder, or a hub id (owner/name)", f"correct judge.{name}.model"
+        )
     elif not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise UserError(
-            f"judge.{name}.revision = {settings.revision}", f"no commit for {source}",
-            "the hub repository's commit, 40 hexadecimal digits, so that the verdicts can be had again",
+            f"judge.{name}.revision = {settings.revision}",
+            f"no commit for {source}",
+            "the hub repository's commit, 40 hexadecimal digits, for reproducible verdicts",
             f"copy the commit from the history of https://huggingface.co/{source}",
-        )  # fmt: skip
+        )
 
 
 def _length(messages: rubric.Messages) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
-def _placed() -> tuple[str, str]:
-    """(device, dtype)."""
+def _device() -> tuple[str, str]:
+    """Device and dtype."""
     import torch
 
     return ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
@@ -105,26 +93,26 @@ def _placed() -> tuple[str, str]:
 
 def _load(name: str, settings: Judge, device: str, dtype: str):
     """Tokenizer (padding on the left, for generation) and model."""
+    where = f"judge.{name}.model = {settings.model}"
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(settings.model, revision=settings.revision, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"judge.{name}.model = {settings.model}", " ".join(str(error).split())[:300],
-            "a causal language model in the hub's layout", "download the whole repository, or name another model",
-        ) from None  # fmt: skip
+        found, fix = " ".join(str(error).split())[:300], "download the whole repository, or name another model"
+        raise UserError(where, found, "a causal language model in the hub's layout", fix) from None
     if not tokenizer.chat_template:
-        raise UserError(f"judge.{name}.model = {settings.model}", "no chat template", "an instruction-tuned (chat) model",
-                        "name the model's chat variant")  # fmt: skip
+        raise UserError(
+            where, "no chat template", "an instruction-tuned (chat) model", "name the model's chat variant"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, model.to(device).eval()
 
 
-def _reply(tokenizer, model, chats: list[rubric.Messages], settings: Judge):
-    """(text, whether it was cut off at the token limit) for each chat."""
+def _respond(tokenizer, model, chats: list[rubric.Messages], settings: Judge):
+    """For each chat the text, and whether the token limit cut it off."""
     import torch
     from transformers import GenerationConfig
 

@@ -1,18 +1,17 @@
-"""What a language model is asked as a judge, and how its reply is read. Shared by `llm` and `local`.
+"""The prompt of a language model as a judge, and the parsing of its response. Shared by `llm` and `local`.
 
-The question is the paper's prompt (appendix B, `evaluation.txt`, word for word), followed by the
-material as one JSON object (`material.txt`, ours: the paper prints no place for it). A model's answer
-is a string in that object and cannot get out of it; what it says is for the judge to weigh, while
-parsing reads the judge's reply alone. A reply that cannot be used is asked for once more
-(`repair.txt`, ours), with what was wrong with it.
+The prompt is the paper's (appendix B, `evaluation.txt`, word for word), followed by the material as one JSON object
+(`material.txt`, ours: the paper shows no place for it). A model's answer is a string in that object and cannot leave
+it; parsing reads the judge's response alone. After an unusable response the judge is asked once more (`repair.txt`,
+ours) and told what was wrong.
 
-A judge of this kind asks and keeps replies until `unanswered` finds nothing more to ask; verdicts are
-then made from the kept replies alone, so that a run that was stopped goes on where it was.
+A judge of this kind asks and keeps responses until `unanswered` finds nothing more to ask; verdicts are then made from
+the kept responses alone, so that a stopped run resumes.
 """
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,17 +19,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rarl.judges.faults import machinery_fault, model_fault
-from rarl.judges.journal import TOO_LONG, Answer
+from rarl.judges.failures import infrastructure_failure, model_failure
+from rarl.judges.journal import TOO_LONG, Answer, Journal, Messages
 from rarl.records import Prediction, Sample, Verdict
 
-#: A chat: `{"role": "user" or "assistant", "content": text}` of each turn.
-Messages = list[dict[str, str]]
-#: The reply to a chat that was kept, or None.
+#: Finds the kept response to a chat, or None.
 Known = Callable[[Messages], Answer | None]
 Score = Annotated[int, Field(strict=True, ge=0, le=1)]
 
-#: The reply as a JSON schema, for endpoints that can hold a model to one.
+#: JSON schema of the response, for endpoints with structured output.
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -41,14 +38,14 @@ SCHEMA = {
     "required": ["evaluation", "reasoning_score", "prediction_score"],
     "additionalProperties": False,
 }
-#: Characters of an unusable reply that are sent back with the request to repair it.
+#: Characters of an unusable response that are sent back with the request to repair it.
 LONGEST_QUOTATION = 4000
 #: Characters of a judge's sentence that are kept in a verdict.
 LONGEST_EVALUATION = 1000
 
 
 class Reply(BaseModel):
-    """A usable reply. Keys besides these are left out."""
+    """A usable response. Other keys are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -58,7 +55,7 @@ class Reply(BaseModel):
 
 
 class Unusable(ValueError):
-    """Why a reply is no verdict, as the half of a sentence and without the reply's own words."""
+    """Why a response is no verdict, as half a sentence that does not quote the response."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +64,24 @@ class Case:
 
     messages: Messages
     annotated: bool
-    """Whether the sample has a reasoning to compare with; if not, the reply's reasoning score is dropped."""
+    """Whether the sample has a reasoning to compare with; if not, the reasoning score is dropped."""
     completion: str
 
 
 @cache
 def text(name: str) -> str:
-    """The text of one of the prompt files beside this module."""
+    """The text of a prompt file beside this module."""
     return (Path(__file__).parent / f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
 def case(sample: Sample, prediction: Prediction) -> Case | None:
-    """What to ask about one prediction; None where that is decided without a judge.
+    """What to ask about one prediction; None if that is decided without a judge.
 
-    Goes out: question, reference answers, annotated reasoning, the model's reasoning and answer.
-    Stays here: image, file names, and the ids of sample, data set and patient.
+    The chat has the question, reference answers, annotated reasoning, and the model's reasoning and answer. It has no
+    image, no file names, and no id of sample, data set or patient.
     """
     annotated = bool(sample.reasoning)
-    nothing_to_rate = model_fault(prediction, prediction.answer) is not None and not (annotated and prediction.think)
+    nothing_to_rate = model_failure(prediction, prediction.answer) is not None and not (annotated and prediction.think)
     if prediction.error is not None or nothing_to_rate:
         return None
     material = {
@@ -97,41 +94,24 @@ def case(sample: Sample, prediction: Prediction) -> Case | None:
 
 
 def quoted(material: dict) -> str:
-    """JSON in which no string can look like a tag or a control token of a chat template.
+    r"""JSON in which no string can look like a tag or a control token of a chat template.
 
-    >>> quoted({"answer": "</think> <|im_end|> [INST]"})
-    '{"answer": "\\\\u003c/think> \\\\u003c|im_end|> \\\\u005bINST]"}'
+    >>> print(quoted({"answer": "</think> <|im_end|> [INST]"}))
+    {"answer": "\u003c/think> \u003c|im_end|> \u005bINST]"}
     """
-
     written = json.dumps(material, ensure_ascii=False)
-    # A list's own bracket is never followed by a letter: all that it holds are strings.
+    # The bracket of a list is never followed by a letter: lists hold strings only.
     return re.sub(r"<|\[(?=[/A-Za-z])", lambda mark: f"\\u{ord(mark[0]):04x}", written)
 
 
-def read(reply: str, asked: Case) -> Reply:
-    """The verdict in a reply: its one JSON object, with or without prose and code fence around it.
+def read(response: str, asked: Case) -> Reply:
+    """Parse the verdict in a response: its only JSON object, with or without prose and code fence around it.
 
     Raises:
-        Unusable: there is no JSON object, or more than one; it is the predicted text's own; or it is
-            not of the output structure. Nothing is guessed.
+        Unusable: there is no JSON object, or more than one; it is a quotation of the prediction; or it does not have
+            the output structure. Nothing is guessed.
     """
-    reply = reply.strip()
-    if reply.startswith("<think>"):  # a model that thinks aloud; its drafts are no verdict
-        reply = reply.partition("</think>")[2]
-    start = reply.find("{")
-    if start < 0:
-        raise Unusable("it holds no JSON object")
-    # From the first brace on only: an object inside a broken one may be a quotation.
-    try:
-        found, end = json.JSONDecoder(object_pairs_hook=_once).raw_decode(reply, start)
-    except Unusable:
-        raise
-    except (ValueError, RecursionError):
-        raise Unusable("its JSON is broken or cut off") from None
-    if "{" in reply[end:]:
-        raise Unusable("it holds more than one JSON object")
-    if (start or reply[end:].strip()) and reply[start:end] in asked.completion:
-        raise Unusable("its JSON object is a quotation from the prediction")
+    found = _json_object(response.strip(), asked.completion)
     if not asked.annotated:
         found = {**found, "reasoning_score": None}
     elif found.get("reasoning_score") is None:
@@ -140,11 +120,30 @@ def read(reply: str, asked: Case) -> Reply:
         verdict = Reply.model_validate(found)
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
-        lack = "is missing" if key not in found else "has a wrong type or value"
-        raise Unusable(f"{key} {lack}") from None
+        raise Unusable(f"{key} {'has a wrong type or value' if key in found else 'is missing'}") from None
     if re.search("[\ud800-\udfff]", verdict.evaluation):
         raise Unusable("its evaluation is no text: it holds a lone surrogate")
     return verdict
+
+
+def _json_object(response: str, completion: str) -> dict:
+    if response.startswith("<think>"):  # a reasoning model, whose drafts are no verdict
+        response = response.partition("</think>")[2]
+    start = response.find("{")
+    if start < 0:
+        raise Unusable("it holds no JSON object")
+    # Parsed from the first brace only: an object inside a broken one may be a quotation.
+    try:
+        found, end = json.JSONDecoder(object_pairs_hook=_once).raw_decode(response, start)
+    except Unusable:
+        raise
+    except (ValueError, RecursionError):
+        raise Unusable("its JSON is broken or cut off") from None
+    if "{" in response[end:]:
+        raise Unusable("it holds more than one JSON object")
+    if (start or response[end:].strip()) and response[start:end] in completion:
+        raise Unusable("its JSON object is a quotation from the prediction")
+    return found
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
@@ -155,10 +154,10 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
 
 
 def outcome(asked: Case, known: Known) -> Reply | str | Messages:
-    """Where a case stands by the replies that are kept.
+    """The state of a case, given the kept responses.
 
     Returns:
-        the usable reply; or, as text, why there will be none; or the chat to be answered next.
+        The usable response; or, as text, why there will be none; or the chat to ask next.
     """
     messages = asked.messages
     for last in (False, True):
@@ -166,7 +165,7 @@ def outcome(asked: Case, known: Known) -> Reply | str | Messages:
         if answer is None:
             return messages
         if answer.refusal is not None:
-            return f"the judge refused: {answer.refusal or 'no words'}"
+            return f"the judge refused: {answer.refusal or 'no message'}"
         try:
             if answer.cut:
                 raise Unusable("it was cut off at the token limit")
@@ -175,7 +174,7 @@ def outcome(asked: Case, known: Known) -> Reply | str | Messages:
             return read(answer.text, asked)
         except Unusable as problem:
             if last:
-                return f"the judge's reply was unusable twice: {problem}"
+                return f"the judge's response was unusable twice: {problem}"
             messages = [
                 *asked.messages,
                 {"role": "assistant", "content": answer.text[:LONGEST_QUOTATION]},
@@ -184,20 +183,42 @@ def outcome(asked: Case, known: Known) -> Reply | str | Messages:
     raise AssertionError("not reached")
 
 
-def unanswered(cases: Sequence[Case], known: Known) -> list[Case]:
-    """The cases that something must still be asked for."""
+def rate(
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    journal: Journal,
+    ask: Callable[[list[Case], int], dict[str, str]],
+) -> list[Verdict]:
+    """Verdicts from the responses in a journal; equal questions are asked once.
+
+    Args:
+        samples: one for each prediction, in the same order.
+        predictions: what is rated.
+        journal: the responses, open.
+        ask: gets the missing responses into the journal, given the cases that need some and the number of all. Returns
+            key of a case's first chat -> why it got none.
+    """
+    cases = [case(s, p) for s, p in zip(samples, predictions, strict=True)]
+    keys = [asked and journal.key_for(asked.messages) for asked in cases]
+    distinct = {key: asked for key, asked in zip(keys, cases) if asked}
+    ahead = unanswered(distinct.values(), journal.known)
+    failures = ask(ahead, len(distinct)) if ahead else {}
+    return [
+        verdict(sample, prediction, asked, journal.known, failures.get(key))
+        for sample, prediction, asked, key in zip(samples, predictions, cases, keys)
+    ]
+
+
+def unanswered(cases: Iterable[Case], known: Known) -> list[Case]:
+    """The cases that still have something to ask."""
     return [asked for asked in cases if isinstance(outcome(asked, known), list)]
 
 
 def verdict(sample: Sample, prediction: Prediction, asked: Case | None, known: Known, failure: str | None) -> Verdict:
-    """The verdict on one prediction.
-
-    Args:
-        failure: why the judge could not be asked to the end, where it could not.
-    """
-    if lost := machinery_fault(prediction):
+    """The verdict on one prediction; `failure` is why a response is missing, if one is."""
+    if lost := infrastructure_failure(prediction):
         return lost
-    fault = model_fault(prediction, prediction.answer)
+    fault = model_failure(prediction, prediction.answer)
     if asked is None:
         return Verdict(
             id=sample.id,
@@ -213,6 +234,6 @@ def verdict(sample: Sample, prediction: Prediction, asked: Case | None, known: K
         id=sample.id,
         evaluation=found.evaluation[:LONGEST_EVALUATION],
         reasoning_score=found.reasoning_score,
-        # There is no answer to be right; the judge was asked for the reasoning's sake.
+        # Without an answer the judge was asked about the reasoning only.
         prediction_score=0 if fault else found.prediction_score,
     )

@@ -1,8 +1,8 @@
 """The semantic judge: open answers and reasoning by the cosine similarity of sentence embeddings.
 
-To an encoder "no mass" and "mass", or "left lung" and "right lung", are nearly the same. So yes/no, choices and
-numbers are rated exactly, as the lexical judge does, and what contradicts its reference (`contradicts`) is wrong at
-any cosine. The encoder is all-MiniLM-L6-v2 by default, its token states averaged over the text.
+An encoder gives "no mass" and "mass", or "left lung" and "right lung", nearly the same vector. So yes/no, choices and
+numbers are compared exactly, as the lexical judge does, and an answer that contradicts its reference (`contradicts`)
+is wrong at any cosine. The default encoder is all-MiniLM-L6-v2 with mean pooling.
 """
 
 import re
@@ -11,40 +11,39 @@ from functools import cache
 
 from rarl.answers import kind_of, list_items, matches, normalise
 from rarl.errors import UserError
-from rarl.judges.faults import machinery_fault, model_fault
+from rarl.judges.failures import infrastructure_failure, model_failure
 from rarl.judges.lexical import content_words, quoted, rate_answer
 from rarl.records import Prediction, Sample, Verdict, batches
 from rarl.text_encoder import encoder_path
 
 BATCH = 64
-#: Longest text in tokens; what follows is not read (all-MiniLM-L6-v2 was trained on 128).
+#: Tokens after which a text is truncated (all-MiniLM-L6-v2 was trained on 128).
 MAX_TOKENS = 256
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+")
-#: What stands for the cosine of texts that contradict each other: below every threshold.
+#: The "cosine" of texts that contradict each other: below every threshold.
 CONTRADICTED = -1.0
-#: Words that say where, and what each means.
+#: Words for a place, and what each means.
 SIDES = {
     "left": {"left"}, "right": {"right"}, "bilateral": {"left", "right"}, "both": {"left", "right"},
     "upper": {"upper"}, "superior": {"upper"}, "lower": {"lower"}, "inferior": {"lower"},
     "anterior": {"anterior"}, "posterior": {"posterior"},
 }  # fmt: skip
-#: Words that a denial in a reasoning leaves as they are: "no mass in the left lung" does not deny the lung.
-PLACES = SIDES.keys() | {
-    "abdomen", "bladder", "brain", "chest", "colon", "head", "heart", "kidney", "liver", "lobe", "lung", "pelvis",
-    "side", "spleen", "stomach",
-}  # fmt: skip
+#: Words that a negation in a reasoning does not deny: "no mass in the left lung" does not deny the lung.
+PLACES = SIDES.keys() | set(
+    _WORD.findall("""
+    abdomen bladder brain chest colon head heart kidney liver lobe lung pelvis side spleen stomach
+""")
+)
 
 
 def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings, *, encoder, **_) -> list[Verdict]:
     """Rate each prediction; the texts of the whole call are embedded together, each once.
 
-    Args:
-        samples, predictions: one for one, in the same order.
-        settings: `params.Judge`; `threshold` and `reasoning_threshold` are cosines.
-        encoder: `params.Encoder`; its `source` says what embeds.
+    Of `settings` (`params.Judge`) the cosines `threshold` and `reasoning_threshold` are used, of `encoder`
+    (`params.Encoder`) the `source`.
 
     Raises:
-        UserError: a threshold is not set, or the encoder is not there.
+        UserError: a threshold is not set, or the encoder is missing.
     """
     for key in ("threshold", "reasoning_threshold"):
         if getattr(settings, key) is None:
@@ -63,7 +62,8 @@ def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings
             texts |= {prediction.think, sample.reasoning}
     vectors = embed(sorted(texts), encoder.source) if texts else {}
     return [
-        machinery_fault(prediction) or _verdict(sample, prediction, settings, vectors) for sample, prediction in rows
+        infrastructure_failure(prediction) or _verdict(sample, prediction, settings, vectors)
+        for sample, prediction in rows
     ]
 
 
@@ -71,7 +71,7 @@ def _by_meaning(sample: Sample, prediction: Prediction) -> bool:
     return (
         sample.kind == "open"
         and prediction.error is None
-        and model_fault(prediction, prediction.answer) is None
+        and model_failure(prediction, prediction.answer) is None
         and not matches(prediction.answer, sample.answers, sample.kind, sample.choices)
     )
 
@@ -87,7 +87,7 @@ def _verdict(sample: Sample, prediction: Prediction, settings, vectors: dict) ->
         )
         right = near >= settings.threshold
         why = (
-            f"{'Right' if right else 'Wrong'}: {quoted(prediction.answer)} {_said(near)} "
+            f"{'Right' if right else 'Wrong'}: {quoted(prediction.answer)} {_relation(near)} "
             f"the reference {quoted(reference)} (threshold {settings.threshold:g})."
         )
     else:
@@ -98,27 +98,26 @@ def _verdict(sample: Sample, prediction: Prediction, settings, vectors: dict) ->
         if _has_reasoning(sample, prediction):
             near = similarity(vectors, prediction.think, sample.reasoning)
         reasoning_score = int(bool(prediction.think) and near >= settings.reasoning_threshold)
-        why += f" The reasoning {_said(near)} the reference's."
+        why += f" The reasoning {_relation(near)} the reference's."
     return Verdict(id=sample.id, evaluation=why, reasoning_score=reasoning_score, prediction_score=int(right))
 
 
-def _said(near: float) -> str:
+def _relation(near: float) -> str:
     return "contradicts" if near == CONTRADICTED else f"has a cosine of {near:.2f} to"
 
 
 def similarity(vectors: dict, text: str, reference: str, exact: bool = False) -> float:
-    """The cosine of two texts' embeddings; `CONTRADICTED` where the one contradicts the other."""
+    """The cosine of two texts' embeddings; `CONTRADICTED` if one contradicts the other."""
     if contradicts(text, reference, exact):
         return CONTRADICTED
     return round(float(vectors[text] @ vectors[reference]), 4)
 
 
 def contradicts(text: str, reference: str, exact: bool = False) -> bool:
-    """Whether the text denies what the reference says, or says what it denies.
+    """Whether a text denies what the reference states, or states what it denies.
 
-    Args:
-        exact: for answers: another side, level, number or count of listed items than the reference's is a contradiction
-            as well, and so is a denied place. A reasoning may go on to other places.
+    With `exact`, for answers, a side, level, number or count of items that differs from the reference's is a
+    contradiction too, and so is a denied place; a reasoning may mention other places.
 
     >>> contradicts("There is no mass.", "Mass"), contradicts("A mass, no edema.", "Mass")
     (True, False)
@@ -127,19 +126,18 @@ def contradicts(text: str, reference: str, exact: bool = False) -> bool:
     >>> [contradicts(t, "2 nodules, left", True) for t in ("Left, two nodules", "3 nodules, left", "2 nodules, lung")]
     [False, True, True]
     """
-    said, wanted = content_words(text), content_words(reference)
-    turned = any(
-        (word, not denied) in said and (word, denied) not in said and (word, not denied) not in wanted
+    found, wanted = content_words(text), content_words(reference)
+    reversed_word = any(
+        (word, not denied) in found and (word, denied) not in found and (word, not denied) not in wanted
         for word, denied in wanted
         if exact or word not in PLACES
     )
-    return turned or (
-        exact
-        and (
-            _sides(text) != _sides(reference) != set()
-            or len(list_items(text)) != len(list_items(reference))
-            or _other_numbers(text, reference)
-        )
+    if reversed_word or not exact:
+        return reversed_word
+    return (
+        _sides(text) != _sides(reference) != set()
+        or len(list_items(text)) != len(list_items(reference))
+        or _other_numbers(text, reference)
     )
 
 
@@ -148,16 +146,16 @@ def _sides(text: str) -> set[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Words and decimal numbers; letters and digits apart ("5cm", "T2")."""
+    """Words and decimal numbers; letters and digits are separated ("5cm", "T2")."""
     return _WORD.findall(normalise(text))
 
 
 def _other_numbers(text: str, reference: str) -> bool:
-    """Whether the reference has numbers, in digits or words, and the text not the same ones."""
-    said, wanted = ([w for w in _words(t) if kind_of(w) == "number"] for t in (text, reference))
+    """Whether the reference has numbers, in digits or words, and the text has others."""
+    found, wanted = ([w for w in _words(t) if kind_of(w) == "number"] for t in (text, reference))
     return bool(wanted) and not all(
         any(matches(number, [other], "number") for other in others)
-        for numbers, others in ((said, wanted), (wanted, said))
+        for numbers, others in ((found, wanted), (wanted, found))
         for number in numbers
     )
 
@@ -165,8 +163,9 @@ def _other_numbers(text: str, reference: str) -> bool:
 def embed(texts: Sequence[str], source: str) -> dict[str, object]:
     """Unit-length sentence embeddings (numpy, float32) of distinct texts.
 
-    Token states are averaged over the text, as the encoder's own card does. Batches are made of
-    texts of like length, in a fixed order and on one thread, so that equal input gives equal bits.
+    Mean pooling over the tokens, as the encoder's model card has it. Batches hold texts of similar length, in a fixed
+    order and on one thread, for reproducibility. `SentenceTransformer.encode` sorts a batch again, which changes bits
+    (by up to 3e-8), and takes two more seconds to import in each run of the stage.
     """
     import torch
 
@@ -177,14 +176,10 @@ def embed(texts: Sequence[str], source: str) -> dict[str, object]:
     torch.set_num_threads(1)
     try:
         for batch in batches(sorted(ids, key=lambda text: (len(ids[text]), text)), BATCH):
-            longest = max(len(ids[text]) for text in batch)
-            tokens = torch.full((len(batch), longest), tokenizer.pad_token_id)
-            mask = torch.zeros((len(batch), longest), dtype=torch.long)
-            for row, text in enumerate(batch):
-                tokens[row, : len(ids[text])] = torch.tensor(ids[text])
-                mask[row, : len(ids[text])] = 1
+            inputs = tokenizer.pad({"input_ids": [ids[text] for text in batch]}, return_tensors="pt")
+            mask = inputs["attention_mask"]
             with torch.inference_mode():
-                states = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+                states = model(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
             means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
             unit = torch.nn.functional.normalize(means, dim=-1).numpy()
             vectors |= dict(zip(batch, unit, strict=True))
@@ -195,7 +190,7 @@ def embed(texts: Sequence[str], source: str) -> dict[str, object]:
 
 @cache
 def _load(source: str):
-    """Tokenizer and model, on the CPU: these texts are few and short."""
+    """Tokenizer and model, on the CPU: the texts are few and short."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 

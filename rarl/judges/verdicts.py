@@ -1,16 +1,15 @@
 """One judge's verdicts on every prediction of one model, set by set.
 
-They are kept in `.cache/verdicts` by all that
-they depend on (the judge's settings and code, the predictions, the samples), one file per mode and
-set: one more benchmark is judged alone, and the rest is taken from there. Judges that ask a language model
-keep every single reply instead (`.cache/llm`): what went wrong on the way is asked for again by a later run.
+They are cached in `.cache/verdicts` by everything that they depend on (the judge's settings and code, the predictions,
+the samples), one file per mode and set: a new benchmark is judged alone. Judges that ask a language model keep every
+response instead (`.cache/llm`): a later run asks again where a request failed.
 """
 
 import hashlib
 import json
 import time
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import click
@@ -18,6 +17,7 @@ import click
 from rarl.cache import keep, kept
 from rarl.errors import UserError
 from rarl.judges import judge_of
+from rarl.judges.human import ratings_files
 from rarl.params import Params
 from rarl.records import (
     Prediction,
@@ -37,19 +37,13 @@ TRUTH = Path("data/phantom_truth.jsonl")
 
 def judge_model(params: Params, name: str, model: str) -> None:
     """Write one judge's verdicts on every prediction of one model."""
-    asked = {}
-    if JUDGE_KINDS[params.judge[name].kind].asks:
-        asked = ask_once(params, name, model)
+    asked = ask_once(params, name, model) if JUDGE_KINDS[params.judge[name].kind].asks else {}
     for mode in params.modes:
         judge_mode(params, name, model, mode, params.sets_of(mode), asked)
 
 
 def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str], asked: dict) -> None:
-    """Write the verdicts of one mode, set by set, and say how they came out.
-
-    Args:
-        asked: (mode, set) -> verdicts, where they were made already.
-    """
+    """Write the verdicts of one mode, set by set, and log a summary; `asked` has those from `ask_once`."""
     started, verdicts, from_cache = time.monotonic(), [], 0
     for test_set in sets:
         questions, predicted = inputs(params, model, mode, test_set)
@@ -60,8 +54,7 @@ def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str]
             new = kept(cached, Verdict)
             from_cache += new is not None
             if new is None:
-                place = f"{model}/{mode}/{test_set}"
-                new = judged(params, name, *read_pair(questions, predicted), place=place)
+                new = judged(params, name, *read_pair(questions, predicted), place=f"{model}/{mode}/{test_set}")
                 keep(cached, new)
         write_records(verdicts_file(model, name, mode, test_set), new)
         verdicts += new
@@ -76,38 +69,30 @@ def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str]
     for why, count in unscored.most_common(5):
         click.echo(f"  unscored {count} times: {why}")
     if asked and unscored:
-        click.echo(f"  `dvc repro -s -f judge@{name}-{model}` asks again for what got no reply; replies are kept")
+        click.echo(
+            f"  `dvc repro -s -f judge@{name}-{model}` asks again where a response is missing; the others are kept"
+        )
 
 
 def ask_once(params: Params, name: str, model: str) -> dict[tuple[str, str], list[Verdict]]:
-    """(mode, set) -> verdicts of a judge that is asked about everything at once.
+    """Map (mode, set) to the verdicts of a judge that is asked about everything at once.
 
-    The estimate and the limits that it prints and keeps are then for the whole stage, and a question
-    that stands in two sets is asked once.
+    Its estimate and limits then apply to the whole stage, and a question that is in two sets is asked once.
     """
     places = [(mode, test_set) for mode in params.modes for test_set in params.sets_of(mode)]
     pairs = [read_pair(*inputs(params, model, *place)) for place in places]
-    verdicts = iter(
-        judged(params, name, [s for pair in pairs for s in pair[0]], [p for pair in pairs for p in pair[1]])
-    )
+    samples, predictions = (list(chain.from_iterable(column)) for column in zip(*pairs))
+    verdicts = iter(judged(params, name, samples, predictions))
     return {place: list(islice(verdicts, len(pair[0]))) for place, pair in zip(places, pairs)}
 
 
 def inputs(params: Params, model: str, mode: str, test_set: str) -> tuple[Path, Path]:
-    """The files of questions and predictions of one set.
-
-    Raises:
-        UserError: one of them is missing.
-    """
-    paths = params.samples_file(test_set), predictions_file(model, mode, test_set)
-    for path in paths:
-        if not path.is_file():
-            raise UserError(str(path), "no such file", "the input of the judges", "run `dvc repro judge`")
-    return paths
+    """The files of questions and predictions of one set."""
+    return params.samples_file(test_set), predictions_file(model, mode, test_set)
 
 
 def read_pair(questions: Path, predicted: Path) -> tuple[list[Sample], list[Prediction]]:
-    """Samples and predictions, one for one."""
+    """Read samples and predictions, one for one."""
     predictions = read_records(predicted, Prediction)
     return paired(read_records(questions, Sample), predictions, questions, predicted), predictions
 
@@ -115,7 +100,7 @@ def read_pair(questions: Path, predicted: Path) -> tuple[list[Sample], list[Pred
 def judged(
     params: Params, name: str, samples: list[Sample], predictions: list[Prediction], place: str | None = None
 ) -> list[Verdict]:
-    """`place`: model, mode and set, where the predictions are of one."""
+    """Judge predictions; `place` is their `<model>/<mode>/<set>`, if they have only one."""
     settings = params.judge[name]
     return judge_of(settings.kind)(
         samples, predictions, settings, name=name, place=place, encoder=params.encoder, truth_file=TRUTH
@@ -129,8 +114,6 @@ def cache_key(params: Params, name: str, questions: Path, predicted: Path) -> st
     if settings.kind == "truth":
         files["truth"] = TRUTH
     if settings.kind == "human":
-        from rarl.judges.human import ratings_files
-
         files |= {f"ratings/{path.name}": path for path in ratings_files(settings.rater)}
     judges = Path(__file__).parent
     files |= {path.name: path for path in sorted(judges.glob("*.py"))}
@@ -157,7 +140,7 @@ def paired(samples: list[Sample], predictions: list[Prediction], questions: Path
     by_id = {sample.id: sample for sample in samples}
     asked = [prediction.id for prediction in predictions]
     problems = {
-        "twice": {i for i in asked if asked.count(i) > 1} if len(set(asked)) < len(asked) else set(),
+        "twice": {i for i, count in Counter(asked).items() if count > 1},
         "without a sample": set(asked) - by_id.keys(),
         "missing": by_id.keys() - set(asked),
     }

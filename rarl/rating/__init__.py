@@ -1,13 +1,14 @@
-"""Human evaluation: the page on which people rate answers without knowing whose they are.
+"""Human evaluation: a page on which people rate answers without knowing which model gave them.
 
 | module | what it does |
 |---|---|
 | `worklist` | which answers a rater sees, in which order |
-| `desk` | one rater's work: what is rated, what is next, saving |
+| `session` | one rater's work: what is rated, what is next, saving |
 | `page` | the Gradio page (`page.css`, `page.js`) |
-| `access` | who is let in: hosts, token, and the paths that are served |
-| `blinding` | random tokens in the place of models' names |
-| `export` | makes the ratings judges of the pipeline |
+| `access` | who may open the page: hosts, token, and the paths that are served |
+| `blinding` | random tokens instead of models' names |
+| `export` | adds the ratings to the pipeline as judges |
+| `console` | what `rarl rate` runs and prints |
 
 What a rating is, and how ratings become verdicts: `rarl/judges/human.py`.
 """

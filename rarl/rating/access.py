@@ -1,19 +1,18 @@
-"""What stands between the network and the rating page: who is let in, and what of Gradio's server is served (ASGI).
+"""ASGI middleware of the rating page: who may open it, and which paths of Gradio's server are served.
 
-| request | answer |
+| request | response |
 |---|---|
 | the `Host` header names none of the page's hosts, as after DNS rebinding | 400 |
-| neither token nor cookie, or wrong ones | 403 and one sentence |
-| the token in the address, as the console printed it | a cookie, and the address without the token |
-| a path that the page does not use: uploads, files, recordings, documentation of the interface | 404 |
+| no token and no cookie, or wrong ones | 403 and one sentence |
+| the token in the address, as printed on the console | a cookie, and a redirect to the address without the token |
+| a path that the page does not use: uploads, files, recordings, the API's documentation | 404 |
 
-The token is new at each start. The cookie is of this port and this start, is not sent along by other sites, and scripts
+The token is new at each start. The cookie belongs to this port and this start; other sites cannot send it, and scripts
 cannot read it.
 """
 
 import secrets
 import socket
-from ipaddress import ip_address
 from urllib.parse import urlencode
 
 #: Gradio's page needs inline scripts and `eval`; nothing may come from or go to another host.
@@ -23,41 +22,43 @@ POLICY = (
 )
 NO_TOKEN = "Open the rating page by the whole address, token included, that `rarl rate` printed.\n"
 LOCAL = ("127.0.0.1", "localhost", "::1")
-#: What the page uses of Gradio's server; a name that ends in / stands for all below it.
+#: The paths of Gradio's server that the page uses; a name that ends in / includes all below it.
 SERVED = (
     "/", "/config", "/theme.css", "/favicon.ico", "/login", "/login/", "/assets/", "/static/",
     "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/heartbeat/", "/gradio_api/app_id",
 )  # fmt: skip
-#: Gradio itself asks for these while it starts. They show nothing.
+#: Gradio itself requests these while it starts. They reveal nothing.
 STARTING = {("GET", "/gradio_api/startup-events"), ("HEAD", "/")}
 
 
 def new_token() -> str:
+    """A random token of 192 bits."""
     return secrets.token_urlsafe(24)
 
 
 def middleware(host: str, port: int, token: str, names: tuple[str, ...] = ()) -> list:
-    """What `gradio.Blocks.launch` takes as `app_kwargs["middleware"]`.
+    """The value for `app_kwargs["middleware"]` of `gradio.Blocks.launch`.
 
     Args:
         host: the address that the page listens on.
-        names: further names by which it is reached, such as that of a proxy.
+        port: the port that it listens on.
+        token: the secret in the page's address.
+        names: further host names by which it is reached, such as a proxy's.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    hosts = hosts_of(host, names)
     return [
-        Middleware(Sealed),
-        Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
-        Middleware(Door, token=token, cookie=f"rarl_rate_{port}"),
+        Middleware(SecurityHeaders),
+        Middleware(TrustedHostMiddleware, allowed_hosts=hosts_of(host, names), www_redirect=False),
+        Middleware(TokenRequired, token=token, cookie=f"rarl_rate_{port}"),
     ]
 
 
 def hosts_of(host: str, names: tuple[str, ...] = ()) -> list[str]:
-    """The `Host` headers that are answered.
+    """The `Host` headers that the page answers to.
 
-    A page that listens on every address (`0.0.0.0`, `::`) is reached by each address and each name of this machine.
+    A page that listens on every address (`0.0.0.0`, `::`) answers to each address and each name of this machine.
     """
     found = {*LOCAL, host, *names}
     if host in ("0.0.0.0", "::"):
@@ -65,16 +66,8 @@ def hosts_of(host: str, names: tuple[str, ...] = ()) -> list[str]:
 
         found |= {socket.gethostname(), socket.getfqdn()}
         for addresses in psutil.net_if_addrs().values():
-            found |= {address.address for address in addresses if _is_ip(address.address)}
+            found |= {known.address for known in addresses if known.family in (socket.AF_INET, socket.AF_INET6)}
     return sorted(f"[{name}]" if ":" in name else name for name in found)
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def address(host: str, port: int, token: str) -> str:
@@ -83,13 +76,14 @@ def address(host: str, port: int, token: str) -> str:
     return f"http://{shown}:{port}/?{urlencode({'token': token})}"
 
 
-class Door:
-    """Lets in who brings the token or its cookie, and serves the page's paths only."""
+class TokenRequired:
+    """Requires the token or its cookie, and serves the page's paths only."""
 
     def __init__(self, app, token: str, cookie: str):
         self.app, self.token, self.cookie = app, token, cookie
 
     async def __call__(self, scope, receive, send):
+        """Handle one ASGI connection."""
         from starlette.requests import HTTPConnection
         from starlette.responses import PlainTextResponse, RedirectResponse
 
@@ -109,21 +103,29 @@ class Door:
         await response(scope, receive, send)
 
     def is_token(self, given: str | None) -> bool:
+        """Compare in constant time."""
         return secrets.compare_digest((given or "").encode(), self.token.encode())
 
 
 def is_served(path: str) -> bool:
+    """Whether the page uses a path.
+
+    >>> is_served("/config"), is_served("/assets/index.js"), is_served("/gradio_api/upload")
+    (True, True, False)
+    """
     return any(path == name or (len(name) > 1 and name.endswith("/") and path.startswith(name)) for name in SERVED)
 
 
-class Sealed:
-    """Adds the headers by which the browser loads nothing from elsewhere and tells nobody this address."""
+class SecurityHeaders:
+    """Adds headers that keep the browser from loading anything from elsewhere and from revealing this address."""
 
     def __init__(self, app):
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        async def sealed(message):
+        """Handle one ASGI connection."""
+
+        async def with_headers(message):
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message.get("headers", []),
@@ -132,4 +134,4 @@ class Sealed:
                 ]
             await send(message)
 
-        await self.app(scope, receive, sealed if scope["type"] == "http" else send)
+        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)

@@ -1,7 +1,7 @@
-"""Random tokens in the place of models' names, so that a ratings file tells nobody whose answers were rated.
+"""Random tokens instead of models' names, so that a ratings file does not reveal whose answers were rated.
 
-`data/ratings/places.json` says what each token stands for. Only its owner can read it: who hands a rater their file keeps
-this one back, and backs it up, because without it the ratings are of nobody's answers.
+`data/ratings/places.json` maps each token to its place. Only its owner can read it: whoever gives a rater their file
+keeps this one back, and backs it up, because without it the ratings belong to nobody's answers.
 """
 
 import json
@@ -15,7 +15,7 @@ from rarl.records import atomic_file
 
 
 def tokens(places: Iterable[str]) -> dict[str, str]:
-    """place -> its token; a place that has none yet gets one."""
+    """Map each place to its token; a place without one gets one."""
     from filelock import FileLock
 
     path = human.places_file()
@@ -25,7 +25,7 @@ def tokens(places: Iterable[str]) -> dict[str, str]:
         found = {place: token for token, place in known.items()}
         new = {place: secrets.token_hex(human.TOKEN // 2) for place in places if place not in found}
         if new:
-            # In the order of the tokens, which says nothing.
+            # In the order of the tokens, which reveals nothing.
             known = dict(sorted((known | {token: place for place, token in new.items()}).items()))
             with atomic_file(path) as file:
                 os.chmod(file.fileno(), 0o600)
@@ -34,12 +34,12 @@ def tokens(places: Iterable[str]) -> dict[str, str]:
 
 
 def renew(params: Params) -> list[str]:
-    """Put random tokens in the place of those that anybody can compute, in every ratings file.
+    """Replace tokens that anybody can compute by random ones, in every ratings file.
 
-    A line with both kinds would tell what the random one stands for, so old lines are rewritten before any is added.
+    A line with both kinds would reveal what the random one means, so old lines are rewritten before any is added.
 
     Returns:
-        the names of the files that were rewritten.
+        The names of the files that were rewritten.
     """
     places = [
         f"{model}/{mode}/{test_set}"
@@ -50,14 +50,14 @@ def renew(params: Params) -> list[str]:
     old = {human.old_token(place): place for place in places}
     changed = []
     for path in human.ratings_files():
-        rows = human.rows(path)
-        readable = {old[token] for row in rows for token in row.of if token in old}
+        lines = human.read_lines(path)
+        readable = {old[token] for line in lines for token in line.of if token in old}
         if not readable:
             continue
         new = tokens(readable)
         with atomic_file(path) as file:
-            for row in rows:
-                of = tuple(sorted({new[old[token]] if token in old else token for token in row.of}))
-                file.write(row.model_copy(update={"of": of}).model_dump_json() + "\n")
+            for line in lines:
+                of = tuple(sorted({new[old[token]] if token in old else token for token in line.of}))
+                file.write(line.model_copy(update={"of": of}).model_dump_json() + "\n")
         changed.append(path.name)
     return changed

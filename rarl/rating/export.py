@@ -1,6 +1,5 @@
-"""From ratings to judges: which of them still count, and `params.yaml` told of them."""
+"""Adds the ratings to `params.yaml` as judges, and counts those that still apply."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from rarl.judges.human import Ratings, digest, read_ratings
@@ -13,16 +12,8 @@ from rarl.records import predictions_file
 MAJORITY = "human"
 
 
-@dataclass(frozen=True)
-class Count:
-    """One rater's ratings: how many, and how many are of answers that no present model gives (stale)."""
-
-    ratings: int
-    stale: int
-
-
 def present_answers(params: Params) -> set[tuple[str, str]]:
-    """Keys of all answers that lie in `data/predictions`, of every model, mode and set in params.yaml."""
+    """Keys of all answers in `data/predictions`, of every model, mode and set in params.yaml."""
     return {
         item.key
         for mode in params.modes
@@ -33,17 +24,12 @@ def present_answers(params: Params) -> set[tuple[str, str]]:
     }
 
 
-def counts(raters: dict[str, Ratings], present: set[tuple[str, str]]) -> dict[str, Count]:
-    return {rater: Count(len(ratings), len(ratings.keys() - present)) for rater, ratings in raters.items()}
-
-
 def judges_of(raters: dict[str, Ratings]) -> dict[str, dict]:
-    """Definitions of the judges: the majority and, where there are several raters, each of them."""
+    """Definitions of the judges: the majority and, if there are several raters, each of them."""
     found = {MAJORITY: {"kind": "human", "rater": None, "ratings": digest(raters)}}
     if len(raters) > 1:
         for rater, ratings in raters.items():
-            pinned = digest({rater: ratings})
-            found[f"{MAJORITY}_{rater}"] = {"kind": "human", "rater": rater, "ratings": pinned}
+            found[f"{MAJORITY}_{rater}"] = {"kind": "human", "rater": rater, "ratings": digest({rater: ratings})}
     return found
 
 
@@ -53,16 +39,16 @@ def export(path: Path = Path("params.yaml")) -> list[str]:
     DVC compares a judge's settings: a changed digest re-runs that judge, and nothing else.
 
     Returns:
-        the slugs of the human judges whose definition is new or has changed.
+        The slugs of the human judges whose definition is new or has changed.
 
     Raises:
-        UserError: what would be written is no valid `params.yaml`; then it is left as it was.
+        UserError: the result would be no valid `params.yaml`, which is then left as it was.
     """
     params = round_trip().load(path.read_text(encoding="utf-8"))
     changed = []
     for slug, definition in judges_of(read_ratings()).items():
         if slug not in params["judge"]:
-            # Not at the end, where the blank line before the next block hangs on the last judge.
+            # Not at the end, where the blank line before the next block belongs to the last judge.
             params["judge"].insert(0, slug, {})
         if put(params, f"judge.{slug}", definition) != definition:
             changed.append(slug)

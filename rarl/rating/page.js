@@ -4,13 +4,13 @@
     1: "final-1", 0: "final-0", q: "reasoning-1", w: "reasoning-0",
     Enter: "go-next", Backspace: "go-previous", u: "go-unrated",
   };
-  const turn = () => document.querySelector("#case [data-turn]")?.dataset.turn;
-  const picture = () => document.querySelector("#picture img");
+  const shown = () => document.querySelector("#case [data-shown]")?.dataset.shown;
+  const image = () => document.querySelector("#image img");
   let left = null;
   let since = 0;
 
-  // From "next" until the next answer is drawn, a score would go to the answer before it.
-  const waiting = () => left !== null && turn() === left && Date.now() - since < 10000;
+  // From "next" until the next answer is shown, a score would go to the one before it.
+  const waiting = () => left !== null && shown() === left && Date.now() - since < 10000;
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("#controls button");
@@ -19,19 +19,19 @@
         event.stopPropagation();
         event.preventDefault();
       } else if (button.id.startsWith("go-")) {
-        left = turn();
+        left = shown();
         since = Date.now();
       }
-    } else if (event.target === picture()) {
-      picture().classList.toggle("large");
+    } else if (event.target === image()) {
+      image().classList.toggle("large");
     }
   }, true);
 
   // Another answer is read from its top.
   let seen;
   new MutationObserver(() => {
-    if (turn() !== seen) {
-      seen = turn();
+    if (shown() !== seen) {
+      seen = shown();
       window.scrollTo(0, 0);
     }
   }).observe(document.documentElement, { childList: true, subtree: true });
@@ -46,7 +46,7 @@
       }
       return;
     }
-    if (!turn() || event.target.closest?.("input, textarea, select, [contenteditable]")) return;
+    if (!shown() || event.target.closest?.("input, textarea, select, [contenteditable]")) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const button = buttons[key] && document.getElementById(buttons[key]);
     if (button) {
@@ -56,9 +56,9 @@
       event.preventDefault();
       field.focus();
     } else if (key === "z") {
-      picture()?.classList.toggle("large");
+      image()?.classList.toggle("large");
     } else if (key === "Escape") {
-      picture()?.classList.remove("large");
+      image()?.classList.remove("large");
     }
   });
 })();

@@ -1,8 +1,8 @@
-"""The rating page, in Gradio: a picture, a question, the reference and one answer without a name.
+"""The rating page, in Gradio: an image, a question, the reference and one answer without a name.
 
-The browser gets nothing that tells models apart: an answer is known to the page by its place in the
-rater's queue. Pictures travel inside the page, so that no copies of them are left in Gradio's
-folders, and the browser is told to load nothing from any other host.
+The browser gets nothing that tells models apart: it knows an answer by its position in the rater's queue. Images are
+embedded in the page, so that no copies of them are left in Gradio's folders, and the browser is told to load nothing
+from any other host.
 """
 
 import base64
@@ -16,15 +16,15 @@ from pathlib import Path
 
 from rarl.errors import UserError
 from rarl.images import open_rgb
-from rarl.judges.human import RATER, SAID
+from rarl.judges.human import LABELS, RATER
 from rarl.model_card import NOT_CLINICAL
 from rarl.rating import access
-from rarl.rating.desk import Desk
+from rarl.rating.session import Session
 from rarl.rating.worklist import Item
 from rarl.records import image_file
 
 HERE = Path(__file__).parent
-#: Longest side of a picture in the browser, in pixels.
+#: Longest side of an image in the browser, in pixels.
 SIDE = 1600
 HOW_TO = """
 <details class="how"><summary>How to rate, and the keys</summary>
@@ -33,12 +33,19 @@ HOW_TO = """
 conclusion. Each is judged by itself. What you press is saved at once; press the other to correct it.</p>
 <p><kbd>1</kbd> right <kbd>0</kbd> wrong &ensp; <kbd>Q</kbd> sound <kbd>W</kbd> not sound &ensp; <kbd>C</kbd> comment
 (<kbd>Esc</kbd> leaves it) &ensp; <kbd>Enter</kbd> next <kbd>Backspace</kbd> previous <kbd>U</kbd> next unrated &ensp;
-<kbd>Z</kbd> or a click enlarges the picture.</p></details>
+<kbd>Z</kbd> or a click enlarges the image.</p></details>
 """
+#: Handlers run one at a time and in the order of the clicks: "1, Enter" must not become "Enter, 1".
+ONE_AT_A_TIME = {
+    "concurrency_id": "rating",
+    "concurrency_limit": 1,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
 
 
 def gradio():
-    """The package, told before its import to report to nobody.
+    """Import the package, with its telemetry disabled first.
 
     Raises:
         UserError: it is not installed, or too old.
@@ -53,182 +60,190 @@ def gradio():
         if int(gradio.__version__.split(".")[0]) >= 6:
             return gradio
         found = f"version {gradio.__version__}"
-    raise UserError(
-        "gradio", found, "Gradio 6, which the rating page is made with", "pip install -c constraints.txt -e '.[rate]'"
-    )
+    raise UserError("gradio", found, "Gradio 6 for the rating page", "pip install -c constraints.txt -e '.[rate]'")
 
 
-def build(queue: Callable[[str], list[Item]], root: str | Path, rater: str | None = None, title: str = ""):
-    """The page as Gradio blocks.
+class RatingPage:
+    """The page as Gradio blocks, and what each event shows: component -> its new value.
 
     Args:
         queue: rater -> what they are to rate, in their order.
-        root: folder that the pictures' paths start from (`data.root`).
+        root: folder that the images' paths start from (`data.root`).
         rater: whose page it is; None to ask for a name.
         title: what is rated, for the head of the page.
     """
-    gr = gradio()
-    desks: dict[str, Desk] = {}
-    turns = itertools.count(1)
 
-    def draw(desk: Desk, position: int, note: str = "", moved: bool = True) -> dict:
-        """What the page shows of one answer; without picture, texts and comment where they stay.
+    def __init__(
+        self, queue: Callable[[str], list[Item]], root: str | Path, rater: str | None = None, title: str = ""
+    ):
+        self.gr = gradio()
+        self.queue, self.root, self.rater, self.title = queue, root, rater, title
+        self.sessions: dict[str, Session] = {}
+        #: Numbers the answers that are shown, which tells `page.js` that another one is there.
+        self.shown = itertools.count(1)
+        with self.gr.Blocks(title="Human evaluation", analytics_enabled=False) as self.blocks:
+            self._add_entrance()
+            self._add_work()
+            self._connect()
 
-        `data-turn` tells `page.js` that another answer is there.
-        """
-        rating = desk.rating(position)
-        item = desk.items[position]
-        state = {top: top_html(desk, position, note)}
-        for score, buttons in (("final", finals), ("reasoning", reasonings)):
-            for value, button in buttons.items():
-                pressed = getattr(rating, score) == value
-                state[button] = gr.update(
-                    value=label(score, value, pressed),
-                    variant="primary" if pressed else "secondary",
-                    interactive=not (score == "final" and item.fault),
-                )
-        if moved:
-            state |= {
-                place: position,
-                comment: rating.comment,
-                picture: picture_html(image_file(root, item.sample.image)),
-                case: f"<div data-turn='{next(turns)}'>{case_html(item)}</div>",
-                reasoning_row: gr.update(visible=item.asks_reasoning),
-            }
-        return state
+    def _add_entrance(self) -> None:
+        gr = self.gr
+        self.who = gr.State(None)
+        self.place = gr.Number(visible="hidden", elem_id="place", precision=0)
+        with gr.Column(visible=self.rater is None, elem_id="door") as self.entrance:
+            self.greeting = gr.HTML(greeting_html(self.title))
+            self.name = gr.Textbox(label="Your name", placeholder="a to z, 0 to 9 and _", elem_id="name")
+            self.begin = gr.Button("Start, or go on", variant="primary", elem_id="begin")
 
-    def start(name: str) -> dict:
-        name = name.strip().lower()
-        if not RATER.fullmatch(name):
-            return {greeting: greeting_html(title, "Please take 1 to 40 of a to z, 0 to 9 and _.")}
-        try:
-            desk = Desk(name, queue(name))
-        except UserError as error:
-            return {greeting: greeting_html(title, error.message)}
-        if not desk.items:
-            return {greeting: greeting_html(title, "There is nothing to rate here.")}
-        # Two windows of one rater share a desk: what one saves, the other shows.
-        desk = desks.setdefault(name, desk)
-        at = desk.next_open()
-        return {
-            who: name,
-            entrance: gr.update(visible=False),
-            work: gr.update(visible=True),
-            **draw(desk, 0 if at is None else at),
-        }
-
-    def desk_of(name: str | None) -> Desk:
-        if name not in desks:
-            raise gr.Error("This page is no longer connected to its work. Reload it.", duration=None)
-        return desks[name]
-
-    def score(name: str, position: int, said: str, what: str, value: int) -> dict:
-        desk = desk_of(name)
-        saved(desk, position, comment=said, **{what: value})
-        return draw(desk, int(position), moved=False)
-
-    def noted(name: str, position: int, said: str) -> dict:
-        desk = desk_of(name)
-        if said != desk.rating(int(position)).comment:
-            saved(desk, position, comment=said)
-        return draw(desk, int(position), moved=False)
-
-    def move(name: str, position: int, said: str, where: str) -> dict:
-        desk, position = desk_of(name), int(position)
-        # What needs no click is saved by going on, and so is what was scored as another model's answer.
-        settled = desk.items[position].is_scored(desk.rating(position))
-        if settled or said != desk.rating(position).comment:
-            saved(desk, position, comment=said)
-        last = len(desk.items) - 1
-        if where == "unrated":
-            at = desk.next_open(position)
-            return draw(desk, position if at is None else at)
-        to = position + (1 if where == "next" else -1)
-        note = {-1: "This is the first answer.", last + 1: "This was the last answer."}.get(to, "")
-        return draw(desk, min(max(to, 0), last), note)
-
-    def saved(desk: Desk, position: int, **changes) -> None:
-        try:
-            desk.save(int(position), **changes)
-        except OSError as error:
-            raise gr.Error(f"NOT SAVED: {error}", duration=None) from None
-
-    with gr.Blocks(title="Human evaluation", analytics_enabled=False) as page:
-        who = gr.State(None)
-        place = gr.Number(visible="hidden", elem_id="place", precision=0)
-        with gr.Column(visible=rater is None, elem_id="door") as entrance:
-            greeting = gr.HTML(greeting_html(title))
-            name = gr.Textbox(label="Your name", placeholder="a to z, 0 to 9 and _", elem_id="name")
-            begin = gr.Button("Start, or go on", variant="primary", elem_id="begin")
-        with gr.Column(visible=False, elem_id="work") as work:
-            top = gr.HTML(elem_id="top")
-            with gr.Row(elem_id="desk"):
+    def _add_work(self) -> None:
+        gr = self.gr
+        with gr.Column(visible=False, elem_id="work") as self.work:
+            self.top = gr.HTML(elem_id="top")
+            with gr.Row(elem_id="columns"):
                 with gr.Column(elem_id="left", min_width=260):
-                    picture = gr.HTML(elem_id="picture")
+                    self.image = gr.HTML(elem_id="image")
                 with gr.Column(elem_id="right", min_width=320):
-                    case = gr.HTML(elem_id="case")
+                    self.case = gr.HTML(elem_id="case")
             with gr.Column(elem_id="controls"):
                 with gr.Row(elem_classes="scores"):
-                    with gr.Row(elem_classes="score") as reasoning_row:
-                        gr.HTML("Reasoning", elem_classes="what")
-                        reasonings = _pair(gr, "reasoning")
+                    self.scores = {}
+                    with gr.Row(elem_classes="score") as self.reasoning_row:
+                        self._add_score("reasoning", "Reasoning")
                     with gr.Row(elem_classes="score"):
-                        gr.HTML("Final answer", elem_classes="what")
-                        finals = _pair(gr, "final")
-                comment = gr.Textbox(placeholder="Comment", show_label=False, container=False, elem_id="comment")
+                        self._add_score("final", "Final answer")
+                self.comment = gr.Textbox(placeholder="Comment", show_label=False, container=False, elem_id="comment")
                 with gr.Row(elem_id="moves"):
-                    moves = {
+                    self.moves = {
                         slug: gr.Button(text, elem_id=f"go-{slug}", min_width=60)
                         for slug, text in {"previous": "Previous", "unrated": "Next unrated", "next": "Next"}.items()
                     }
-            gr.HTML(HOW_TO + f"<p class='small'>{escaped(title)}</p>")
+            gr.HTML(HOW_TO + f"<p class='small'>{escaped(self.title)}</p>")
 
-        buttons = [*finals.values(), *reasonings.values()]
-        shown = [top, *buttons]
-        all_shown = [*shown, place, comment, picture, case, reasoning_row]
-        # One at a time and in the order of the clicks: "1, Enter" must not become "Enter, 1".
-        one = {
-            "concurrency_id": "rating",
-            "concurrency_limit": 1,
-            "show_progress": "hidden",
-            "api_visibility": "private",
-        }
-        said = [who, place, comment]
-        for what, pair in (("final", finals), ("reasoning", reasonings)):
-            for value, button in pair.items():
-                button.click(partial(score, what=what, value=value), said, shown, **one)
-        for slug, button in moves.items():
-            button.click(partial(move, where=slug), said, all_shown, **one)
-        comment.blur(noted, said, shown, **one)
-        opened = [who, entrance, work, greeting, *all_shown]
-        if rater is None:
-            gr.on([begin.click, name.submit], start, [name], opened, **one)
+    def _add_score(self, score: str, text: str) -> None:
+        self.gr.HTML(text, elem_classes="what")
+        for value in (1, 0):
+            self.scores[score, value] = self.gr.Button(label(score, value), elem_id=f"{score}-{value}", min_width=60)
+
+    def _connect(self) -> None:
+        """Connect each event with its handler."""
+        rated = [self.top, *self.scores.values()]
+        everything = [*rated, self.place, self.comment, self.image, self.case, self.reasoning_row]
+        inputs = [self.who, self.place, self.comment]
+        for (score, value), button in self.scores.items():
+            button.click(partial(self.rate, score=score, value=value), inputs, rated, **ONE_AT_A_TIME)
+        for slug, button in self.moves.items():
+            button.click(partial(self.move, where=slug), inputs, everything, **ONE_AT_A_TIME)
+        self.comment.blur(self.note, inputs, rated, **ONE_AT_A_TIME)
+        opened = [self.who, self.entrance, self.work, self.greeting, *everything]
+        if self.rater is None:
+            events = [self.begin.click, self.name.submit]
+            self.gr.on(events, self.start, [self.name], opened, **ONE_AT_A_TIME)
         else:
-            page.load(lambda: start(rater), None, opened, **one)
-    return page
+            self.blocks.load(lambda: self.start(self.rater), None, opened, **ONE_AT_A_TIME)
 
+    def start(self, name: str) -> dict:
+        """Open a rater's first unrated answer, or say why that is not possible."""
+        name = name.strip().lower()
+        if not RATER.fullmatch(name):
+            return {self.greeting: greeting_html(self.title, "Please take 1 to 40 of a to z, 0 to 9 and _.")}
+        try:
+            session = Session(name, self.queue(name))
+        except UserError as error:
+            return {self.greeting: greeting_html(self.title, error.message)}
+        if not session.items:
+            return {self.greeting: greeting_html(self.title, "There is nothing to rate here.")}
+        # Two windows of one rater share a session: what one saves, the other shows.
+        session = self.sessions.setdefault(name, session)
+        return {
+            self.who: name,
+            self.entrance: self.gr.update(visible=False),
+            self.work: self.gr.update(visible=True),
+            **self._answer(session, session.next_open() or 0),
+        }
 
-def _pair(gr, score: str) -> dict:
-    """The two buttons of a score, by value."""
-    return {value: gr.Button(label(score, value), elem_id=f"{score}-{value}", min_width=60) for value in (1, 0)}
+    def rate(self, name: str, position: int, comment: str, score: str, value: int) -> dict:
+        """Save a score."""
+        session = self._session(name)
+        self._save(session, position, comment=comment, **{score: value})
+        return self._ratings(session, int(position))
+
+    def note(self, name: str, position: int, comment: str) -> dict:
+        """Save a comment that was changed."""
+        session = self._session(name)
+        if comment != session.rating(int(position)).comment:
+            self._save(session, position, comment=comment)
+        return self._ratings(session, int(position))
+
+    def move(self, name: str, position: int, comment: str, where: str) -> dict:
+        """Go to the `previous`, the `next` or the next `unrated` answer."""
+        session, position = self._session(name), int(position)
+        # What needs no click is saved by moving on, and so is what was scored as another model's answer.
+        settled = session.items[position].is_scored(session.rating(position))
+        if settled or comment != session.rating(position).comment:
+            self._save(session, position, comment=comment)
+        if where == "unrated":
+            following = session.next_open(position)
+            return self._answer(session, position if following is None else following)
+        to, last = position + (1 if where == "next" else -1), len(session.items) - 1
+        note = {-1: "This is the first answer.", last + 1: "This was the last answer."}.get(to, "")
+        return self._answer(session, min(max(to, 0), last), note)
+
+    def _session(self, name: str | None) -> Session:
+        if name not in self.sessions:
+            raise self.gr.Error("This page is no longer connected to its work. Reload it.", duration=None)
+        return self.sessions[name]
+
+    def _save(self, session: Session, position: int, **changes) -> None:
+        try:
+            session.save(int(position), **changes)
+        except OSError as error:
+            raise self.gr.Error(f"NOT SAVED: {error}", duration=None) from None
+
+    def _ratings(self, session: Session, position: int, note: str = "") -> dict:
+        """The progress and the buttons of one answer."""
+        rating, fault = session.rating(position), session.items[position].fault
+        state = {self.top: top_html(session, position, note)}
+        for (score, value), button in self.scores.items():
+            pressed = getattr(rating, score) == value
+            state[button] = self.gr.update(
+                value=label(score, value, pressed),
+                variant="primary" if pressed else "secondary",
+                interactive=not (score == "final" and fault),
+            )
+        return state
+
+    def _answer(self, session: Session, position: int, note: str = "") -> dict:
+        """Everything that the page shows of one answer."""
+        item = session.items[position]
+        return self._ratings(session, position, note) | {
+            self.place: position,
+            self.comment: session.rating(position).comment,
+            self.image: image_html(image_file(self.root, item.sample.image)),
+            self.case: f"<div data-shown='{next(self.shown)}'>{case_html(item)}</div>",
+            self.reasoning_row: self.gr.update(visible=item.asks_reasoning),
+        }
 
 
 def label(score: str, value: int, pressed: bool = False) -> str:
-    """The words on a score's button; that it is pressed is to be seen without colours too."""
-    return ("✓ " if pressed else "") + SAID[score][value].capitalize()
+    """The text of a score's button; a pressed one is recognisable without colours too."""
+    return ("✓ " if pressed else "") + LABELS[score][value].capitalize()
 
 
 def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None, names: tuple[str, ...] = ()) -> str:
     """Start serving the page.
 
     Args:
-        names: names by which the page is reached besides this machine's own (`access.hosts_of`).
+        page: the blocks.
+        host: the address to listen on.
+        port: the port to listen on.
+        auth: users and their passwords; None to ask for none.
+        names: further host names by which the page is reached (`access.hosts_of`).
 
     Returns:
-        the address to open, token included.
+        The address to open, token included.
 
     Raises:
-        UserError: the port is taken or the address is none of this machine's.
+        UserError: the port is taken or the address is not this machine's.
     """
     gr = gradio()
     token = access.new_token()
@@ -243,7 +258,6 @@ def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None, names:
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            inbrowser=False,
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
@@ -269,7 +283,7 @@ def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None, names:
 
 
 def escaped(text: str) -> str:
-    """Text that is nothing but text, for the browser and for Gradio's own templates.
+    """Escape a text for the browser and for Gradio's own templates.
 
     >>> escaped("<b>${x}")
     '&lt;b&gt;&#36;&#123;x&#125;'
@@ -279,40 +293,41 @@ def escaped(text: str) -> str:
 
 
 def greeting_html(title: str, problem: str = "") -> str:
+    """The page on which a rater enters, and why that failed."""
     trouble = f"<p class='trouble' role='alert'>{escaped(problem)}</p>" if problem else ""
     return (
-        "<h1>Human evaluation</h1><p>You will see pictures with a question, the reference answer, and the "
+        "<h1>Human evaluation</h1><p>You will see images with a question, the reference answer, and the "
         "answer of a model whose name is hidden. Say for each whether it is right. Come back under the same "
         f"name to go on where you stopped.</p><p class='small'>{escaped(title)} {NOT_CLINICAL}</p>{trouble}"
     )
 
 
-def top_html(desk: Desk, position: int, note: str = "") -> str:
+def top_html(session: Session, position: int, note: str = "") -> str:
     """The progress, and a note below it."""
-    total, done = len(desk.items), desk.done
+    total, done = len(session.items), session.done
     if done == total:
         note = f"All {total} answers are rated. Thank you! You can still go back and correct."
     return (
         f"<div class='bar'><h1>Answer {position + 1} of {total}</h1>"
-        f"<span>{done} rated</span><span class='rater'>{desk.rater}</span>"
+        f"<span>{done} rated</span><span class='rater'>{session.rater}</span>"
         f"<span class='notice'>{NOT_CLINICAL}</span></div>"
         f"<progress max='{total}' value='{done}' aria-label='rated'></progress>"
         f"<p class='note' role='status'>{escaped(note)}</p>"
     )
 
 
-def picture_html(path: Path) -> str:
-    """The picture itself, as PNG: without loss, and without what the file says besides."""
+def image_html(path: Path) -> str:
+    """The image as PNG: lossless, and without the file's metadata."""
     try:
         shown = open_rgb(path)
     except OSError as error:
-        reason = error.strerror or "not a readable picture"
-        return f"<p class='trouble'>The picture cannot be shown: {escaped(reason)}.</p>"
+        reason = error.strerror or "not a readable image"
+        return f"<p class='trouble'>The image cannot be shown: {escaped(reason)}.</p>"
     shown.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     shown.save(buffer, format="PNG")
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"<img alt='The picture that is asked about' src='data:image/png;base64,{data}'>"
+    return f"<img alt='The image of the question' src='data:image/png;base64,{data}'>"
 
 
 def case_html(item: Item) -> str:
@@ -327,7 +342,7 @@ def case_html(item: Item) -> str:
     answer = _text(prediction.answer)
     if item.fault:
         answer += f"<p class='fault'>Counts as wrong: {escaped(item.fault)}.</p>"
-    # A completion that was not read as reasoning and answer is shown as it is.
+    # A completion that was not split into reasoning and answer is shown whole.
     strange = prediction.think is None and prediction.completion.strip() != prediction.answer
     return (
         f"<section><h2>Question</h2>{_text(sample.question)}{f'<ul>{choices}</ul>' if choices else ''}</section>"

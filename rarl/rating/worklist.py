@@ -1,9 +1,9 @@
 """Which answers a rater sees, and in which order.
 
-Questions come in one seeded order, the same for every rater: who stops early has rated the same
-questions as the others, so that agreement can be computed, and all models on them, so that models can
-be compared on the same questions. Within a question the models' answers are shuffled anew for each
-rater, so that a place says nothing about a model. Equal completions are shown once and count for all.
+Questions come in one seeded order, the same for every rater: whoever stops early has rated the same questions as the
+others, so that agreement can be computed, and all models on them, so that models can be compared on the same
+questions. Within a question the models' answers are shuffled separately for each rater, so that a position reveals
+nothing about a model. Equal completions are shown once and count for all.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rarl.errors import UserError
-from rarl.judges.faults import model_fault
+from rarl.judges.failures import model_failure
 from rarl.judges.human import Rating, Ratings, fingerprint, majority
 from rarl.params import Params
 from rarl.rating import blinding
@@ -24,10 +24,8 @@ class Item:
     """One answer to rate.
 
     Attributes:
+        shown: `human.fingerprint` of what the rater sees.
         of: the token of each place whose predictions have this answer (`blinding.tokens`).
-        fault: why the final answer is wrong by itself (cut off, empty), as every judge decides it;
-            None where people decide.
-        asks_reasoning: whether there is annotated reasoning to compare with.
     """
 
     sample: Sample
@@ -37,31 +35,32 @@ class Item:
 
     @property
     def key(self) -> tuple[str, str]:
+        """Key of the answer in `human.Ratings`."""
         return self.sample.id, self.shown
 
     @property
     def fault(self) -> str | None:
-        return model_fault(self.prediction, self.prediction.answer)
+        """Why the final answer is wrong for every judge (cut off, empty); None if people decide."""
+        return model_failure(self.prediction, self.prediction.answer)
 
     @property
     def asks_reasoning(self) -> bool:
+        """Whether there is annotated reasoning to compare with."""
         return self.sample.reasoning is not None
 
     def is_scored(self, rating: Rating | None) -> bool:
-        """Whether every score that is asked for is there."""
-        return (
-            rating is not None
-            and rating.final is not None
-            and (rating.reasoning is not None or not self.asks_reasoning)
-        )
+        """Whether a rating has every score that is asked for."""
+        if rating is None or rating.final is None:
+            return False
+        return rating.reasoning is not None or not self.asks_reasoning
 
     def is_done(self, rating: Rating | None) -> bool:
-        """Whether it is scored, and as an answer of all these places."""
+        """Whether it is scored, and for all its places."""
         return self.is_scored(rating) and {*self.of} <= {*rating.of}
 
 
 def answers(params: Params, models: Sequence[str], mode: str, test_set: str) -> list[Item]:
-    """Every different answer of the models to a test set, by question; without those that could not be asked for.
+    """Every distinct answer of the models to a test set, except predictions with an error.
 
     Raises:
         UserError: a file of questions or predictions is missing, or they do not fit together.
@@ -84,18 +83,19 @@ def queue_of(items: Sequence[Item], rater: str, seed: int, sample: int | None = 
     """The items in a rater's order.
 
     Args:
-        seed: of the order of questions, the same for all raters.
-        sample: only the answers to the first so many questions of that order; a larger number adds
-            questions at the end.
+        items: the answers.
+        rater: their name, which seeds the order within a question.
+        seed: seed of the order of questions, the same for all raters.
+        sample: only the answers to the first n questions of that order; a larger n adds questions at the end.
     """
-    order = sorted({item.sample.id for item in items}, key=lambda id: _dice(seed, id))[:sample]
+    order = sorted({item.sample.id for item in items}, key=lambda id: _random(seed, id))[:sample]
     place = {id: number for number, id in enumerate(order)}
     chosen = [item for item in items if item.sample.id in place]
-    return sorted(chosen, key=lambda item: (place[item.sample.id], _dice(rater, *item.key)))
+    return sorted(chosen, key=lambda item: (place[item.sample.id], _random(rater, *item.key)))
 
 
 def disputed(items: Sequence[Item], raters: dict[str, Ratings]) -> list[Item]:
-    """The answers of which as many raters say one thing as the other: a further rater can decide."""
+    """The answers on which the raters are tied: a further rater can decide."""
 
     def tied(scores: list[int | None]) -> bool:
         return any(score is not None for score in scores) and majority(scores) is None
@@ -109,7 +109,8 @@ def disputed(items: Sequence[Item], raters: dict[str, Ratings]) -> list[Item]:
 
 
 def checked(params: Params, models: Sequence[str], mode: str, test_set: str) -> None:
-    """
+    """Check the options that say what is rated.
+
     Raises:
         UserError: params.yaml has no such model, mode or set, or the mode is not run on the set.
     """
@@ -121,7 +122,7 @@ def checked(params: Params, models: Sequence[str], mode: str, test_set: str) -> 
         if value not in known:
             raise UserError(
                 f"{option} {value}", "not in params.yaml", f"one of {', '.join(known)}", "name one of these"
-            )  # fmt: skip
+            )
     if test_set not in params.sets_of(mode):
         raise UserError(
             f"--mode {mode} --set {test_set}",
@@ -131,6 +132,6 @@ def checked(params: Params, models: Sequence[str], mode: str, test_set: str) -> 
         )
 
 
-def _dice(*parts: object) -> bytes:
-    """A number that looks thrown, the same for the same parts, whatever else is in the queue."""
+def _random(*parts: object) -> bytes:
+    """A pseudo-random sort key, the same for the same parts, whatever else is in the queue."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()

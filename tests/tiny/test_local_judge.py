@@ -61,7 +61,8 @@ def make_model(folder: Path, says: list[str]) -> Path:
 def rows(count: int) -> tuple[list[Sample], list[Prediction]]:
     samples = [
         Sample(
-            id=f"x/{i}", dataset="x", split="test", image="1.png", image_sha256="ab", question="What is it? " * (i + 1),
+            id=f"x/{i}", dataset="x", split="test", image="1.png", image_sha256="ab",
+            question="What is it? " * (i + 1),
             answers=["Mass"], reasoning="A spot.", kind="open",
         )
         for i in range(count)
@@ -81,8 +82,8 @@ def test_a_chat_model_on_this_machine_judges_and_its_replies_are_kept(tmp_path, 
     folder = make_model(tmp_path / "judge", USABLE)
     settings = Judge(kind="local", model=str(folder), max_tokens=8, batch_size=2)
     seen = []
-    reply = local._reply
-    monkeypatch.setattr(local, "_reply", lambda t, m, chats, s: seen.extend(chats) or reply(t, m, chats, s))
+    respond = local._respond
+    monkeypatch.setattr(local, "_respond", lambda t, m, chats, s: seen.extend(chats) or respond(t, m, chats, s))
     verdicts = local.judge(*rows(5), settings, name="own")
     assert [(v.id, v.reasoning_score, v.prediction_score) for v in verdicts] == [(f"x/{i}", 1, 0) for i in range(5)]
     assert verdicts[0].evaluation == "fine" and len(seen) == 5
@@ -105,7 +106,7 @@ def test_control_tokens_in_an_answer_are_no_control_tokens(tmp_path):
 def test_a_model_that_finds_no_end_is_unscored(tmp_path):
     settings = Judge(kind="local", model=str(make_model(tmp_path / "judge", ENDLESS)), max_tokens=6)
     [verdict] = local.judge(*rows(1), settings)
-    assert verdict.unscored == "the judge's reply was unusable twice: it was cut off at the token limit"
+    assert verdict.unscored == "the judge's response was unusable twice: it was cut off at the token limit"
     [path] = Path(".cache/llm").glob("*.jsonl")
     assert [json.loads(line)["cut"] for line in path.read_text().splitlines()] == [True, True]
 

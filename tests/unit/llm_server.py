@@ -115,7 +115,8 @@ class Handler(BaseHTTPRequestHandler):
             note = {
                 "at": now, "fault": fault, "question": question, "messages": request["messages"],
                 "format": request.get("response_format", {}).get("type", "text"), "delivered": False,
-                "headers": dict(self.headers), "path": self.path, "body": request,
+                "headers": {name.title(): value for name, value in self.headers.items()},
+                "path": self.path, "body": request,
             }  # fmt: skip
             server.calls.append(note)
         if not limited:

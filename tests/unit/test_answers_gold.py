@@ -133,7 +133,7 @@ def test_every_accepted_answer_of_made_up_rows_is_right(tmp_path):
             for n, (q, a) in enumerate([*pairs, ("Where?", "left\twing")])
         ],
     )
-    forms = ["(fine) crack#bend", "antenna w/wire (iv)", "yes", "worn (gear) axle", "gear (ga)#(worn) axle"]  # fmt: skip
+    forms = ["(fine) crack#bend", "antenna w/wire (iv)", "yes", "worn (gear) axle", "gear (ga)#(worn) axle"]
     lines = [f"x{n}|abnormality|what is worn?|{answer}" for n, answer in enumerate(forms)]
     write(tmp_path / "vqa_med" / vqa_med.FILES["test"], "\n".join(lines))
     labels = [{"gears ": 1}, {"yes": 1}, {"no": 1}, {"worn gear": 1}, {"3": 1}]

@@ -249,7 +249,7 @@ def test_truth_gold_in_full_marks_out_on_drawn_questions(tmp_path):
 def test_truth_is_unscored_where_nothing_is_known(tmp_path):
     truth_file = write_truth(tmp_path, a_sample(), [], {"yes": True})
     verdict = rate("truth", a_sample(image_sha256="real"), a_prediction("Yes"), truth_file)
-    assert verdict.unscored == "no drawing known for this image and question"
+    assert verdict.unscored == "no phantom known for this image and question"
     assert (verdict.prediction_score, verdict.reasoning_score) == (None, None)
 
 

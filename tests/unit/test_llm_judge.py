@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx2
 import pytest
 from click.testing import CliRunner
-from llm_server import EVERYTHING, Plan, Server, honest, material_of
+from llm_server import CONTENT, EVERYTHING, Plan, Server, honest, material_of
 from test_judges import a_prediction, a_sample
 
 from rarl.errors import UserError
-from rarl.judges import chat, journal, llm, rubric
+from rarl.judges import chat, endpoint, journal, llm, rubric
 from rarl.params import Judge, load_params
 from rarl.records import Verdict, read_records, write_records
 from stages.check import main as check_stage
@@ -32,7 +32,7 @@ SECRET = "sk-made-up-0123456789abcdef"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """Pauses of milliseconds, a folder of its own, and the key in the environment."""
-    monkeypatch.setattr(chat, "FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.005)
     monkeypatch.setenv("JUDGE_KEY", SECRET)
     monkeypatch.delenv(journal.FOLDER, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -90,10 +90,10 @@ def test_the_prompt_is_the_paper_s_appendix_b():
     paper = (
         "Task: You are given a question, a ground truth, and a prediction in medical analysis. Evaluate the model "
         "prediction for its relevance, accuracy, and alignment with the ground truth. Reasoning Scoring: if the "
-        "reasoning of the prediction is similar to ground truth, returning 1, otherwise returning 0. Prediction score: "
-        "if the final prediction is similar to ground truth, returning 1, otherwise returning 0. Output structure: { "
-        '"evaluation": Provide a concise justification sentence explaining why you rated the score. "reasoning_score": '
-        'reasoning score "prediction_score": prediction score }'
+        "reasoning of the prediction is similar to ground truth, returning 1, otherwise returning 0. Prediction "
+        "score: if the final prediction is similar to ground truth, returning 1, otherwise returning 0. Output "
+        'structure: { "evaluation": Provide a concise justification sentence explaining why you rated the score. '
+        '"reasoning_score": reasoning score "prediction_score": prediction score }'
     )
     assert " ".join(asked.split()).startswith(paper)
 
@@ -117,6 +117,21 @@ def test_what_is_sent_and_what_is_not():
     assert call["headers"]["Authorization"] == f"Bearer {SECRET}"
     for secret in ("patient77", "xmlab12", "cafe01", "row4711", "slake"):
         assert secret not in json.dumps(call["body"]) + json.dumps(call["headers"])
+
+
+def test_no_openai_variable_reaches_another_endpoint(monkeypatch):
+    """The SDK reads these by itself: a key to one host, and headers, that another one must not get."""
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "CUSTOM_HEADERS"):
+        value = "Authorization: Bearer elsewhere" if name == "CUSTOM_HEADERS" else "elsewhere"
+        monkeypatch.setenv(f"OPENAI_{name}", value)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with Server() as server:
+        assert one(server, api_key_env=None).prediction_score == 1
+        assert one(server, model="tiny").prediction_score == 1
+    without, with_key = ({name.lower(): value for name, value in call["headers"].items()} for call in server.calls)
+    assert "authorization" not in without and with_key["authorization"] == f"Bearer {SECRET}"
+    for headers in (without, with_key):
+        assert "elsewhere" not in json.dumps(headers) and not any("stainless" in name for name in headers)
 
 
 def test_nobody_is_asked_where_there_is_nothing_to_judge():
@@ -167,7 +182,8 @@ ASKED = rubric.Case([], True, "")
         '{"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1}',
         '```json\n{"evaluation": "So.",\n "reasoning_score": 0, "prediction_score": 1}\n```',
         'Here you are: {"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1} Anything else?',
-        '<think>{"prediction_score": 0}? No.</think>{"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1}',
+        '<think>{"prediction_score": 0}? No.</think>'
+        '{"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1}',
         '{"evaluation": "So.", "reasoning_score": 0, "prediction_score": 1, "confidence": 0.9}',
         '{"evaluation": "So \\"{} </think>\\".", "reasoning_score": 0, "prediction_score": 1}',
     ],
@@ -273,16 +289,16 @@ def test_everything_that_goes_wrong_at_once(monkeypatch):
             elif faults == ["error_500"] * 3:
                 expected["HTTP 500"] += 1
             elif faults == ["hang"] * 3:
-                expected["no reply within 3 s"] += 1
+                expected["no response within 3 s"] += 1
             elif faults == ["half_json"] * 2:
-                expected["the judge's reply was unusable twice: its JSON is broken or cut off"] += 1
+                expected["the judge's response was unusable twice: its JSON is broken or cut off"] += 1
             elif faults == ["wrong_types"] * 2:
-                expected["the judge's reply was unusable twice: prediction_score has a wrong type or value"] += 1
+                expected["the judge's response was unusable twice: prediction_score has a wrong type or value"] += 1
         assert expected.total() >= 5
         assert Counter(v.unscored for v in verdicts if v.unscored is not None) == expected
 
         # A later run asks only for what got no reply.
-        again = expected["HTTP 500"] + expected["no reply within 3 s"]
+        again = expected["HTTP 500"] + expected["no response within 3 s"]
         before = len(server.calls)
         judged(server, count, annotated=True, concurrency=64, timeout_s=3.0)
         assert len(server.calls) - before == 3 * again
@@ -293,8 +309,8 @@ def assert_no_reply_was_asked_for_twice(server):
     replies = Counter(
         json.dumps(call["messages"])
         for call in server.calls
-        if call["delivered"] and call["fault"] in ("fine", "prose", "half_json", "refusal", "wrong_types", "cut_off", "code_fence")
-    )  # fmt: skip
+        if call["delivered"] and call["fault"] in {"fine", *CONTENT}
+    )
     assert max(replies.values()) == 1
 
 
@@ -349,7 +365,7 @@ def test_a_model_that_takes_no_temperature_is_asked_without_one():
 def test_how_long_an_endpoint_asks_to_wait(headers, body, seconds):
     if isinstance(asked := headers.get("Retry-After"), int):  # a date that far from now
         headers = {"Retry-After": formatdate(time.time() + asked, usegmt=True)}
-    found = chat._retry_after(httpx2.Response(429, headers=headers, text=body))
+    found = endpoint.retry_after(httpx2.Response(429, headers=headers, text=body))
     assert found == (None if seconds is None else pytest.approx(seconds, abs=3))
 
 
@@ -385,8 +401,8 @@ def test_a_wait_that_has_passed_is_no_leave_to_knock_without_pause(monkeypatch, 
     async def noted(client, seconds):
         pauses.append(seconds)
 
-    monkeypatch.setattr(chat, "FIRST_PAUSE", 1.0)
-    monkeypatch.setattr(chat._Client, "_sleep", noted)
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(chat.Client, "_sleep", noted)
     calls = iter(range(10**6))
     with Server(Plan(faults={"limited_seconds": 1.0}, retry_after=past)) as server:
         server.let_in = lambda now: next(calls) >= 6  # six times "too many requests" by `over_limit`
@@ -407,7 +423,7 @@ def test_a_response_without_an_end_is_unusable_and_takes_no_memory(fault):
         verdict = one(server)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert verdict.unscored == "the judge's reply was unusable twice: it was longer than 1 MB"
+    assert verdict.unscored == "the judge's response was unusable twice: it was longer than 1 MB"
     assert len(server.calls) == 2 and peak < 30 * MB
     [path] = Path(".cache/llm").glob("*.jsonl")
     assert path.stat().st_size < 2000
@@ -464,7 +480,7 @@ def test_half_a_character_is_an_unusable_reply(how):
         result = CliRunner().invoke(main, STAGE)
         assert result.exit_code == 0, result.output
         assert {v.unscored for v in verdicts_written()} == {
-            "the judge's reply was unusable twice: its evaluation is no text: it holds a lone surrogate"
+            "the judge's response was unusable twice: its evaluation is no text: it holds a lone surrogate"
         }
         server.plan.reply = None
         assert CliRunner().invoke(main, STAGE).exit_code == 0
@@ -498,12 +514,12 @@ def test_a_journal_that_holds_half_a_character_is_healed(how):
          ["does not serve", "successor"]),
         (410, {"error": "gone"}, ["does not serve"]),
         (400, {"error": {"message": "tiny has been deprecated"}}, ["does not serve", "has been deprecated"]),
-        (404, {"detail": "Not Found"}, ["/chat/completions is not there", "base_url"]),
+        (404, {"detail": "Not Found"}, ["/chat/completions does not exist", "base_url"]),
         (401, {"error": {"message": "Incorrect API key provided"}}, ["refuses the key", "JUDGE_KEY"]),
         (403, "no", ["refuses the key"]),
         (429, {"error": {"code": "insufficient_quota", "message": "quota"}}, ["no credit left"]),
         (402, {"error": {"message": "Insufficient Balance"}}, ["no credit left"]),
-        (301, "", ["sends us elsewhere", "base_url"]),
+        (301, "", ["redirects to another address", "base_url"]),
     ],
 )  # fmt: skip
 def test_what_stops_the_run_says_what_to_do(status, body, words):
@@ -524,7 +540,7 @@ def test_a_very_long_wait_stops_the_run():
 def test_nobody_at_the_address():
     with Server() as server:
         settings = settings_for(server)
-    with pytest.raises(UserError, match="nobody answers at"):
+    with pytest.raises(UserError, match="nothing answers at"):
         llm.judge(*rows(3), settings)
 
 
@@ -532,7 +548,7 @@ def test_an_endpoint_that_fails_every_time_is_given_up(monkeypatch):
     monkeypatch.setattr(chat, "ATTEMPTS", 2)
     with Server(Plan(status=(503, "down"))) as server, pytest.raises(UserError) as raised:
         judged(server, 100, concurrency=4)
-    assert "20 predictions in a row without a reply" in raised.value.format_message()
+    assert "20 predictions in a row without a response" in raised.value.format_message()
     assert "HTTP 503" in raised.value.format_message()
     assert len(server.calls) <= 2 * (20 + 4)
 
@@ -594,12 +610,12 @@ def test_an_estimate_over_the_limit_asks_nothing(limit):
 
 def test_spending_stops_at_the_limit_and_keeps_what_was_paid_for(monkeypatch):
     """The server bills more than the estimate; what was answered is not asked for again."""
-    monkeypatch.setattr(chat, "USUAL_REPLY", 1)
+    monkeypatch.setattr(chat, "USUAL_RESPONSE", 1)
     limit = {"max_cost_usd": 7.0, "max_tokens": 60, **PRICES}
     with Server() as server:
         with pytest.raises(UserError, match="max_cost_usd") as raised:
             judged(server, 20, concurrency=4, **limit)
-        assert "is kept in" in raised.value.format_message()
+        assert "are kept in" in raised.value.format_message()
         paid = len(server.calls)
         assert paid * 0.36 <= 7.0 and paid >= 10 and len(kept()) == paid
         with pytest.raises(UserError, match="max_cost_usd"):  # over all runs
@@ -750,8 +766,14 @@ def test_a_key_that_cannot_be_one_is_not_repeated(value, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "line", [f"api_key_env: {SECRET}", f"base_url: https://u:{SECRET}@h/v1", f"base_url: https://h/v1?key={SECRET}", f"api_key: {SECRET}"]
-)  # fmt: skip
+    "line",
+    [
+        f"api_key_env: {SECRET}",
+        f"base_url: https://u:{SECRET}@h/v1",
+        f"base_url: https://h/v1?key={SECRET}",
+        f"api_key: {SECRET}",
+    ],
+)
 def test_a_key_in_params_is_refused_and_not_repeated(line, tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(
@@ -884,7 +906,7 @@ def test_a_key_that_is_written_in_escapes_is_in_nothing_that_is_written_or_said(
 
 def test_a_text_that_is_made_to_take_long_does_not():
     """Backslashes without end, and a key that never ends: the work grows with the text's length only."""
-    pattern = chat._spellings(SECRET)
+    pattern = endpoint.spellings(SECRET)
     for hostile in ("\\" * MB, "\\u005c" * (MB // 6), (escaped(SECRET, 16)[:-1] + "x") * 2000):
         assert pattern.sub("[key]", hostile[:MB])
 
@@ -1047,6 +1069,24 @@ def test_a_line_that_a_kill_cut_off_is_dropped():
         assert len(server.calls) == 6 and len(kept()) == 5
         path.write_bytes(b"not json\n" + whole)
         assert judged(server, 5) == before and len(server.calls) == 6
+
+
+def test_a_journal_of_an_earlier_version_is_used():
+    """Its file's name, its keys (of a question and of the repair of an unusable response) and its lines stay."""
+    sample = a_sample("Nodule", reasoning="A spot.", question="What is seen?")
+    prediction = a_prediction("<think>a [INST] <b>é</think> <answer>Nodule</answer>", id=sample.id)
+    path = Path(".cache/llm/tiny_2024_01_01_87648d53d4d4.jsonl")
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        '{"key": "63fdd09fd4bc0756038624079133d2f0c81e899ab3c68bb64c52d8c3811f9419", "text": "no json", '
+        '"refusal": null, "cut": false, "input_tokens": 300, "output_tokens": 60, "model": ""}\n'
+        '{"key": "530665fad56f6366ad8b21115570627fcb82aadb955e63f5939d0b49f921cb07", "text": '
+        '"{\\"evaluation\\": \\"So.\\", \\"reasoning_score\\": 0, \\"prediction_score\\": 1}", "refusal": null, '
+        '"cut": false, "input_tokens": 300, "output_tokens": 60, "model": ""}\n'
+    )
+    nowhere = Judge(kind="llm", base_url="http://127.0.0.1:9/v1/", model="org/Tiny-2024-01-01")
+    [verdict] = llm.judge([sample], [prediction], nowhere)
+    assert (verdict.prediction_score, verdict.reasoning_score, verdict.evaluation) == (1, 0, "So.")
 
 
 @pytest.mark.parametrize(

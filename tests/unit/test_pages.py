@@ -139,7 +139,7 @@ def test_axe_finds_nothing_grave_in_the_data_card(releases, opened, theme, width
 @pytest.mark.parametrize(("theme", "width"), LOOKS)
 def test_axe_finds_nothing_grave_on_the_rating_page(served, opened, theme, width):
     page = opened(served[0], theme, width)
-    page.wait_for_selector("#case [data-turn]")
+    page.wait_for_selector("#case [data-shown]")
     page.keyboard.press("1")
     page.wait_for_selector("#final-1.primary")
     assert faults(page) == []
@@ -150,7 +150,7 @@ def test_the_rating_page_saves_and_goes_on_by_keys_alone(served, opened, empty_f
     page = opened(served[0])
     refused = []
     page.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
-    page.wait_for_selector("#case [data-turn]")
+    page.wait_for_selector("#case [data-shown]")
     assert "token" not in page.url
     page.keyboard.press("1")
     page.wait_for_selector("#final-1.primary")

@@ -1,4 +1,4 @@
-"""Human evaluation: the queue, the desk, the judge, the page and the export. Data and pictures are made up."""
+"""Human evaluation: the queue, the session, the judge, the page and the export. Data and pictures are made up."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ from rarl.errors import UserError
 from rarl.judges import human
 from rarl.judges.human import Rating, fingerprint, majority, read_ratings
 from rarl.params import load_params
-from rarl.rating import access, blinding, export, worklist
-from rarl.rating.desk import Desk
-from rarl.rating.page import case_html, escaped, picture_html, top_html
+from rarl.rating import access, blinding, console, export, worklist
+from rarl.rating.page import case_html, escaped, image_html, top_html
+from rarl.rating.session import Session
 from rarl.records import Prediction, Sample, predictions_file, read_records, write_records
 
 MODELS = ("base", "sft", "grpo", "rarl")
@@ -107,8 +107,9 @@ def test_a_place_in_the_queue_says_nothing_about_the_model():
     first = [
         part[0].prediction.think
         for number in range(200)
-        for part in [worklist.queue_of([an_item(f"<think>{m}</think> <answer>A</answer>", number) for m in MODELS], "anna", 7)]
-    ]  # fmt: skip
+        for items in [[an_item(f"<think>{m}</think> <answer>A</answer>", number) for m in MODELS]]
+        for part in [worklist.queue_of(items, "anna", 7)]
+    ]
     assert all(25 <= first.count(model) <= 75 for model in MODELS), {m: first.count(m) for m in MODELS}  # fmt: skip
 
 
@@ -157,16 +158,16 @@ def test_disputed_are_the_ties():
     assert worklist.disputed(items, raters) == [items[1]]
 
 
-# The desk -------------------------------------------------------------------------------------------
+# The session -------------------------------------------------------------------------------------------
 
 
 def test_each_click_is_a_line_and_the_last_one_counts():
     items = items_of(2, 1)
-    desk = Desk("anna", items)
-    assert not desk.path.exists()
+    session = Session("anna", items)
+    assert not session.path.exists()
     for changes in ({"final": 1}, {"reasoning": 0}, {"final": 0}, {"final": 0}, {"comment": "ü\n?"}):
-        desk.save(0, **changes)
-    lines = [json.loads(line) for line in desk.path.read_text(encoding="utf-8").splitlines()]
+        session.save(0, **changes)
+    lines = [json.loads(line) for line in session.path.read_text(encoding="utf-8").splitlines()]
     assert [line["final"] for line in lines] == [1, 1, 0, 0], "what changes nothing adds no line"
     [(key, rating)] = read_ratings("anna")["anna"].items()
     assert key == items[0].key
@@ -175,25 +176,25 @@ def test_each_click_is_a_line_and_the_last_one_counts():
 
 def test_going_on_later_starts_at_the_first_answer_that_is_not_rated():
     items = items_of(3, 1)
-    desk = Desk("anna", items)
-    desk.save(0, final=1, reasoning=1)
-    desk.save(1, final=1)
-    again = Desk("anna", items)
+    session = Session("anna", items)
+    session.save(0, final=1, reasoning=1)
+    session.save(1, final=1)
+    again = Session("anna", items)
     assert (again.done, again.next_open()) == (1, 1), "without the reasoning score it is not done"
     again.save(1, reasoning=0)
     assert again.next_open() == 2 and again.next_open(2) == 2
     again.save(2, final=0, reasoning=0)
-    assert again.next_open() is None and Desk("anna", items).done == 3
-    assert Desk("ben", items).done == 0
+    assert again.next_open() is None and Session("anna", items).done == 3
+    assert Session("ben", items).done == 0
 
 
 def test_a_line_that_a_crash_cut_off_is_dropped():
     items = items_of(2, 1)
-    Desk("anna", items).save(0, final=1, reasoning=1)
+    Session("anna", items).save(0, final=1, reasoning=1)
     path = human.ratings_file("anna")
     path.write_bytes(path.read_bytes() + b'{"id": "x/te')
     assert len(read_ratings("anna")["anna"]) == 1, "the judge reads what is whole"
-    again = Desk("anna", items)
+    again = Session("anna", items)
     assert again.done == 1
     again.save(1, final=0, reasoning=0)
     assert len(read_ratings("anna")["anna"]) == 2
@@ -202,11 +203,11 @@ def test_a_line_that_a_crash_cut_off_is_dropped():
 
 def test_the_models_fault_is_wrong_whatever_is_pressed_and_reasoning_is_asked_only_where_annotated():
     empty, plain = an_item("<think>A spot.</think>"), an_item(number=1, reasoning=None)
-    desk = Desk("anna", [empty, plain])
-    desk.save(0, final=1)
-    desk.save(1, final=1, reasoning=1)
-    assert desk.rating(0).final == 0 and not desk.is_done(0)
-    assert desk.rating(1).reasoning is None and desk.is_done(1)
+    session = Session("anna", [empty, plain])
+    session.save(0, final=1)
+    session.save(1, final=1, reasoning=1)
+    assert session.rating(0).final == 0 and not session.is_done(0)
+    assert session.rating(1).reasoning is None and session.is_done(1)
 
 
 @pytest.mark.parametrize("name", ["../anna", "Anna", "a b", "", "a" * 41, "/etc/x", "a.b", "a\n", "..", "ä"])
@@ -214,7 +215,7 @@ def test_unsafe_rater_names_are_refused(name):
     with pytest.raises(UserError):
         human.ratings_file(name)
     with pytest.raises(UserError):
-        Desk(name, [])
+        Session(name, [])
 
 
 # The judge ------------------------------------------------------------------------------------------
@@ -222,9 +223,9 @@ def test_unsafe_rater_names_are_refused(name):
 
 def test_ratings_become_verdicts_in_the_order_of_the_predictions():
     items = [an_item(f"<answer>{n}</answer>", n) for n in range(3)]
-    desk = Desk("anna", items)
-    desk.save(1, final=1, reasoning=0, comment="Left, not right")
-    desk.save(0, final=0, reasoning=1)
+    session = Session("anna", items)
+    session.save(1, final=1, reasoning=0, comment="Left, not right")
+    session.save(0, final=0, reasoning=1)
     found = verdicts([i.sample for i in items], [i.prediction for i in items])
     assert [v.id for v in found] == [i.sample.id for i in items]
     assert [v.prediction_score for v in found] == [0, 1, None]
@@ -236,15 +237,15 @@ def test_ratings_become_verdicts_in_the_order_of_the_predictions():
 def test_a_rating_holds_only_for_what_was_seen():
     """Another completion, question, reference or picture of the same id: not rated, and the reason says so."""
     item = an_item()
-    Desk("anna", [item]).save(0, final=1, reasoning=1)
+    Session("anna", [item]).save(0, final=1, reasoning=1)
     [same] = verdicts([item.sample], [item.prediction])
     assert same.prediction_score == 1
+    changes = {"question": "?", "answers": ["Mass"], "reasoning": "Other", "image_sha256": "cd"}
     others = [
         (item.sample, a_prediction("<answer>Something else</answer>")),
         (item.sample, item.prediction.model_copy(update={"truncated": True})),
-        *((item.sample.model_copy(update={field: value}), item.prediction)
-          for field, value in {"question": "?", "answers": ["Mass"], "reasoning": "Other", "image_sha256": "cd"}.items()),
-    ]  # fmt: skip
+        *((item.sample.model_copy(update={key: value}), item.prediction) for key, value in changes.items()),
+    ]
     for sample, prediction in others:
         [verdict] = verdicts([sample], [prediction])
         assert verdict.prediction_score is None and "1 of 1 rated answers" in verdict.unscored
@@ -253,9 +254,9 @@ def test_a_rating_holds_only_for_what_was_seen():
 def test_no_score_of_the_answers_that_happen_to_be_rated():
     """What is rated must not depend on the answer: else the score is that of the easy ones."""
     items = [an_item(f"<answer>{n}</answer>", n) for n in range(3)]
-    desk = Desk("anna", items)
+    session = Session("anna", items)
     for position in (0, 1):
-        desk.save(position, final=1, reasoning=1)
+        session.save(position, final=1, reasoning=1)
     samples, predictions = [i.sample for i in items], [i.prediction for i in items]
     assert [v.unscored for v in verdicts(samples, predictions)] == [None, None, "not rated"]
     elsewhere = verdicts(samples, predictions, place="base/reasoning/x")
@@ -264,7 +265,7 @@ def test_no_score_of_the_answers_that_happen_to_be_rated():
     retrained = [predictions[0], a_prediction("<answer>new</answer>", 1), predictions[2]]
     found = verdicts(samples, retrained)
     assert {v.unscored for v in found} == {"1 of 2 rated answers have changed since, and are to be rated again"}
-    Desk("ben", [worklist.Item(samples[1], retrained[1], fingerprint(samples[1], retrained[1]), items[0].of)]).save(
+    Session("ben", [worklist.Item(samples[1], retrained[1], fingerprint(samples[1], retrained[1]), items[0].of)]).save(
         0, final=0, reasoning=0
     )
     assert [v.prediction_score for v in verdicts(samples, retrained)] == [1, 0, None]
@@ -273,12 +274,12 @@ def test_no_score_of_the_answers_that_happen_to_be_rated():
 def test_an_answer_that_another_model_gave_too_is_confirmed_before_it_counts_there():
     rarl = an_item()
     both = replace(rarl, of=(*rarl.of, token_of("sft/reasoning/x")))
-    Desk("anna", [rarl]).save(0, final=1, reasoning=1)
-    desk = Desk("anna", [both])
-    assert desk.rating(0).final == 1 and not desk.is_done(0)
-    assert both.is_scored(desk.rating(0)), "going on is enough"
-    desk.save(0)
-    assert desk.is_done(0)
+    Session("anna", [rarl]).save(0, final=1, reasoning=1)
+    session = Session("anna", [both])
+    assert session.rating(0).final == 1 and not session.is_done(0)
+    assert both.is_scored(session.rating(0)), "going on is enough"
+    session.save(0)
+    assert session.is_done(0)
     [verdict] = verdicts([rarl.sample], [rarl.prediction], place="sft/reasoning/x")
     assert verdict.prediction_score == 1
 
@@ -294,7 +295,7 @@ def test_majority(scores, expected):
 def test_majority_of_raters_and_one_rater_alone():
     item = an_item()
     for rater, final, reasoning in (("anna", 1, 1), ("ben", 0, 1), ("cara", 0, 0)):
-        Desk(rater, [item]).save(0, final=final, reasoning=reasoning)
+        Session(rater, [item]).save(0, final=final, reasoning=reasoning)
     [all_three] = verdicts([item.sample], [item.prediction])
     assert (all_three.prediction_score, all_three.reasoning_score) == (0, 1)
     [alone] = verdicts([item.sample], [item.prediction], rater="anna")
@@ -312,28 +313,28 @@ def test_who_could_not_be_asked_is_unscored_with_the_machinerys_reason():
 
 def test_changed_ratings_are_said(capsys):
     item = an_item()
-    Desk("anna", [item]).save(0, final=1, reasoning=1)
+    Session("anna", [item]).save(0, final=1, reasoning=1)
     pinned = human.digest(read_ratings())
     verdicts([item.sample], [item.prediction], ratings=pinned)
     assert "--export" not in capsys.readouterr().err
-    Desk("anna", [item]).save(0, final=0)
-    human._say_once.cache_clear()
+    Session("anna", [item]).save(0, final=0)
+    human._print_once.cache_clear()
     verdicts([item.sample], [item.prediction], ratings=pinned)
     assert "--export" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_ratings_is_named_with_its_line():
-    Desk("anna", [an_item()]).save(0, final=1)
+    Session("anna", [an_item()]).save(0, final=1)
     path = human.ratings_file("anna")
     path.write_text(path.read_text() + '{"final": 3}\n')
-    for read in (read_ratings, lambda: Desk("anna", [])):
+    for read in (read_ratings, lambda: Session("anna", [])):
         with pytest.raises(UserError, match=r"anna\.jsonl, line 2"):
             read()
 
 
 def test_a_queued_experiment_reads_the_ratings_of_its_repository(empty_folder, monkeypatch):
     item = an_item()
-    Desk("anna", [item]).save(0, final=1, reasoning=1)
+    Session("anna", [item]).save(0, final=1, reasoning=1)
     copy = empty_folder / ".dvc/tmp/exps/tmp123"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
@@ -348,9 +349,9 @@ def test_a_ratings_file_tells_nobody_the_model(project):
     params = load_params()
     places = [f"{model}/reasoning/silvar_med" for model in MODELS]
     first = blinding.tokens(places)
-    desk = Desk("anna", worklist.answers(params, MODELS, "reasoning", "silvar_med"))
-    for position in range(len(desk.items)):
-        desk.save(position, final=1)
+    session = Session("anna", worklist.answers(params, MODELS, "reasoning", "silvar_med"))
+    for position in range(len(session.items)):
+        session.save(position, final=1)
     text = human.ratings_file("anna").read_text()
     assert all(token in text for token in first.values())
     for place in places:
@@ -367,8 +368,9 @@ def test_a_ratings_file_tells_nobody_the_model(project):
 def rated_before(project):
     """Ratings of before `places.json`, with hashes as tokens."""
     params = load_params()
+    own = human.old_token("rarl/reasoning/silvar_med")
     rows = [
-        Rating(id=sample.id, shown=fingerprint(sample, prediction), final=1, of=(human.old_token("rarl/reasoning/silvar_med"),))
+        Rating(id=sample.id, shown=fingerprint(sample, prediction), final=1, of=(own,))
         for sample, prediction in zip(
             read_records(params.samples_file("silvar_med"), Sample),
             read_records(predictions_file("rarl", "reasoning", "silvar_med"), Prediction),
@@ -387,9 +389,9 @@ def scores_of(params, model):
 
 def test_earlier_ratings_are_read_and_their_tokens_replaced(rated_before):
     assert scores_of(rated_before, "rarl") == [1] * 6
-    before = human.rows(human.ratings_file("anna"))
+    before = human.read_lines(human.ratings_file("anna"))
     assert blinding.renew(rated_before) == ["anna.jsonl"]
-    after = human.rows(human.ratings_file("anna"))
+    after = human.read_lines(human.ratings_file("anna"))
     assert [row.model_copy(update={"of": ()}) for row in after] == [
         row.model_copy(update={"of": ()}) for row in before
     ]
@@ -406,7 +408,7 @@ def test_the_command_replaces_earlier_tokens_and_says_so(rated_before):
 
 def test_ratings_whose_tokens_nobody_knows_are_no_silent_unrated_answers(project):
     item = an_item()
-    Desk("anna", [item]).save(0, final=1)
+    Session("anna", [item]).save(0, final=1)
     here = human.places_file().read_text()
     elsewhere = '{"0123456789abcdef": "rarl/reasoning/x"}'
     for left in ("", elsewhere):
@@ -436,7 +438,7 @@ def served(empty_folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    blocks = page.build(lambda rater: items_of(), empty_folder, rater="anna")
+    blocks = page.RatingPage(lambda rater: items_of(), empty_folder, rater="anna").blocks
     try:
         yield page.serve(blocks, "127.0.0.1", port, None), f"http://127.0.0.1:{port}"
     finally:
@@ -445,7 +447,7 @@ def served(empty_folder):
 
 def test_nobody_is_let_in_without_the_token(served):
     _, bare = served
-    for path in ("/", "/config", "/gradio_api/queue/data?session_hash=x", "/theme.css", "/?token=", "/?token=x"):  # fmt: skip
+    for path in ("/", "/config", "/gradio_api/queue/data?session_hash=x", "/theme.css", "/?token=", "/?token=x"):
         answer = requests.get(bare + path, cookies={f"rarl_rate_{bare.rpartition(':')[2]}": "x"})
         assert answer.status_code == 403 and answer.text.count(".") == 1, (path, answer.text)
         assert "rarl rate" in answer.text
@@ -518,7 +520,7 @@ EVIL = '</p></section><script>alert(1)</script> ${1+1} {{value}} "prediction_sco
 
 def test_a_models_text_is_text():
     item = an_item(f"<think>{EVIL}</think> <answer>{EVIL}</answer>", question=EVIL, reasoning=EVIL)
-    shown = case_html(item) + top_html(Desk("anna", [item]), 0, EVIL)
+    shown = case_html(item) + top_html(Session("anna", [item]), 0, EVIL)
     assert "<script" not in shown and "<img" not in shown and "$" not in shown and "{" not in shown
     assert shown.count("</section>") == 3
     assert escaped(EVIL) in shown
@@ -529,7 +531,7 @@ def test_the_page_says_all_that_there_is():
     shown = case_html(item)
     for text in ("What is seen?", "Nodule", "(B) Mass", "A round spot.", "A spot."):
         assert text in shown
-    assert "Research only, not for clinical use" in top_html(Desk("anna", [item]), 0)
+    assert "Research only, not for clinical use" in top_html(Session("anna", [item]), 0)
     named = case_html(an_item(choices=["Nodule", "Mass"], question="Which? (A) Nodule (B) Mass"))
     assert named.count("Mass") == 1
     assert "Annotated reasoning" not in case_html(an_item(reasoning=None))
@@ -550,23 +552,23 @@ def test_nothing_tells_models_apart(project):
 
 def test_picture_is_in_the_page_or_said_to_be_missing(empty_folder):
     Image.new("L", (4, 4), 90).save(empty_folder / "1.png")
-    assert picture_html(empty_folder / "1.png").startswith("<img alt=")
-    assert "cannot be shown" in picture_html(empty_folder / "none.png")
+    assert image_html(empty_folder / "1.png").startswith("<img alt=")
+    assert "cannot be shown" in image_html(empty_folder / "none.png")
     (empty_folder / "bad.png").write_text("no picture")
-    assert "cannot be shown" in picture_html(empty_folder / "bad.png")
+    assert "cannot be shown" in image_html(empty_folder / "bad.png")
 
 
 def test_the_gradio_page_is_built_and_holds_no_name_and_no_address(empty_folder):
     gradio = pytest.importorskip("gradio", minversion="6")
     from rarl.rating import page
 
-    blocks = page.build(lambda rater: items_of(), empty_folder, title="24 answers")
+    blocks = page.RatingPage(lambda rater: items_of(), empty_folder, title="24 answers").blocks
     config = json.dumps(blocks.get_config_file(), default=str)
-    for element in ("final-1", "final-0", "reasoning-1", "reasoning-0", "go-next", "comment", "picture"):  # fmt: skip
+    for element in ("final-1", "final-0", "reasoning-1", "reasoning-0", "go-next", "comment", "image"):  # fmt: skip
         assert f'"{element}"' in config
     assert not re.search(r"\b(sft|grpo|rarl)\b", config)
     assert not blocks.analytics_enabled
-    assert isinstance(page.build(lambda rater: [], empty_folder, rater="anna"), gradio.Blocks)
+    assert isinstance(page.RatingPage(lambda rater: [], empty_folder, rater="anna").blocks, gradio.Blocks)
 
 
 def test_own_files_of_the_page_load_nothing_from_elsewhere(repository):
@@ -587,10 +589,11 @@ def test_without_gradio_the_command_says_how_to_get_it(project, monkeypatch):
 
 
 def test_others_are_let_in_only_with_a_warning():
-    assert "WITHOUT A PASSWORD" in rate.open_to_others("0.0.0.0", False)
-    assert "WITHOUT A PASSWORD" not in rate.open_to_others("0.0.0.0", True)
+    assert "WITHOUT A PASSWORD" in console.open_to_others("0.0.0.0", False)
+    assert "WITHOUT A PASSWORD" not in console.open_to_others("0.0.0.0", True)
     [host] = [option.default for option in rate.main.params if option.name == "host"]
     assert host == "127.0.0.1"
+    assert "\n      rarl rate --sample 50 " in CliRunner().invoke(rate.main, ["--help"]).output
 
 
 # Export ---------------------------------------------------------------------------------------------
@@ -605,9 +608,9 @@ def test_export_defines_the_judges_and_counts_what_is_stale(project):
     before = (project / "params.yaml").read_text(encoding="utf-8")
     params = load_params()
     items = worklist.answers(params, MODELS, "reasoning", "silvar_med")
-    desk = Desk("anna", [*items, an_item("<answer>Of an earlier run</answer>", 3)])
-    for position in range(len(desk.items)):
-        desk.save(position, final=1, reasoning=1)
+    session = Session("anna", [*items, an_item("<answer>Of an earlier run</answer>", 3)])
+    for position in range(len(session.items)):
+        session.save(position, final=1, reasoning=1)
 
     result = CliRunner().invoke(rate.main, ["--export"])
     assert result.exit_code == 0, result.output
@@ -620,7 +623,7 @@ def test_export_defines_the_judges_and_counts_what_is_stale(project):
     ], "comments are kept"
     assert "nothing has changed" in CliRunner().invoke(rate.main, ["--export"]).output
 
-    Desk("ben", items).save(0, final=0, reasoning=0)
+    Session("ben", items).save(0, final=0, reasoning=0)
     first = YAML(typ="safe").load((project / "params.yaml").read_text())["judge"]["human"]
     assert CliRunner().invoke(rate.main, ["--export"]).exit_code == 0
     params = load_params()

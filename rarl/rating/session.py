@@ -4,52 +4,54 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from rarl.judges.human import Rating, ratings_file, rows, that_count
+from rarl.judges.human import Rating, last_of_each, ratings_file, read_lines
 from rarl.rating.worklist import Item
 
 
-class Desk:
-    """A rater's queue and what they have said so far.
+class Session:
+    """A rater's queue and their ratings so far.
 
-    Each change is one more line in the rater's file, on disk (fsync) before the page shows it. Ratings
-    of answers that are not in the queue stay untouched.
+    Each change appends a line to the rater's file, which is on disk (fsync) before the page shows it. Ratings of
+    answers that are not in the queue stay untouched.
 
     Raises:
-        UserError: the name cannot be a file's, or the file is not one of ratings.
+        UserError: the name cannot be a file's, or the file does not hold ratings.
     """
 
     def __init__(self, rater: str, items: Sequence[Item]):
         self.path = ratings_file(rater)
         self.rater = rater
         self.items = list(items)
-        self.ratings = that_count(rows(self.path)) if self.path.is_file() else {}
+        self.ratings = last_of_each(read_lines(self.path)) if self.path.is_file() else {}
 
     def rating(self, position: int) -> Rating:
-        """What is said of an answer so far; an empty rating where nothing is."""
+        """The rating of an answer so far; an empty one if there is none."""
         item = self.items[position]
-        final = 0 if item.fault else None
-        empty = Rating(id=item.sample.id, shown=item.shown, final=final)
+        empty = Rating(id=item.sample.id, shown=item.shown, final=0 if item.fault else None)
         return self.ratings.get(item.key, empty)
 
     def is_done(self, position: int) -> bool:
+        """Whether an answer is rated."""
         item = self.items[position]
         return item.is_done(self.ratings.get(item.key))
 
     @property
     def done(self) -> int:
-        return sum(self.is_done(position) for position in range(len(self.items)))
+        """How many answers are rated."""
+        return sum(map(self.is_done, range(len(self.items))))
 
     def next_open(self, position: int = -1) -> int | None:
-        """The first answer after a position that is not rated, from the start again; None where all are."""
+        """The first unrated answer after a position, wrapping to the start; None if all are rated."""
         places = [*range(position + 1, len(self.items)), *range(position + 1)]
         return next((place for place in places if not self.is_done(place)), None)
 
     def save(self, position: int, **changes: int | str) -> None:
-        """Add a line for an answer, unless it says what the last one said.
+        """Append a line for an answer, unless it repeats the last one.
 
         Args:
-            changes: `final`, `reasoning` (0 or 1) or `comment`. A final score that the model's fault decides stays,
-                and reasoning is kept only where it is asked.
+            position: the answer's place in the queue.
+            **changes: `final`, `reasoning` (0 or 1) or `comment`. A final score that the model's failure decides is
+                kept, and reasoning is saved only if it is asked for.
         """
         item, before = self.items[position], self.rating(position)
         if item.fault:
@@ -61,7 +63,7 @@ class Desk:
             return
         rating = Rating(**fields | {"at": datetime.now(UTC).isoformat(timespec="seconds")})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A last line that a crash cut off goes, or the new one would hang on it.
+        # Remove a last line that a crash cut off, or the new one would be appended to it.
         whole = self.path.read_bytes() if self.path.is_file() else b""
         if whole and not whole.endswith(b"\n"):
             os.truncate(self.path, whole.rfind(b"\n") + 1)
