@@ -43,7 +43,7 @@ def main(name, image, question, slug, choices):
     from transformers.utils import logging
 
     from rarl.models.generation import Request, ask
-    from rarl.models.inference import to_prediction
+    from rarl.predictions import to_prediction
     from rarl.prompts import render
 
     mode = params.mode[slug]

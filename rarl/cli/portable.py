@@ -80,8 +80,8 @@ def digests(params: Params, short: bool) -> dict[str, str]:
 
     from rarl.models.features import FeatureStore
     from rarl.models.generation import open_image
-    from rarl.models.inference import predict
     from rarl.models.loading import load
+    from rarl.predictions import predict
     from rarl.training import sft
     from rarl.training.rl import train_rl
 

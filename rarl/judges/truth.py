@@ -3,7 +3,7 @@
 A third rater that shares no code with the rewards or with `rarl/answers.py`: it reads a completion
 and finds words in it by itself, so that a flaw in the shared answer handling shows as disagreement.
 
-It reads `data/phantom_truth.jsonl`, one line for each picture and question:
+It reads `data/truth.jsonl`, one line for each picture and question:
 
     {"image_sha256": "...", "question": "...", "modality": "xray",
      "findings": [{"name": "Nodule", "organ": "lung", "side": "left", "level": "upper"}],
@@ -80,7 +80,7 @@ def read_truth(path: str | Path) -> dict[tuple[str, str], dict]:
             str(path),
             "no such file",
             "what was drawn on the phantoms",
-            "run `dvc repro phantom`, or take `truth` out of `judges`",
+            "run `dvc repro truth`, or take `truth` out of `judges`",
         )
     truths = {}
     with path.open(encoding="utf-8") as file:
@@ -100,7 +100,7 @@ def read_truth(path: str | Path) -> dict[tuple[str, str], dict]:
                     f"{path}, line {number}",
                     line.strip()[:120],
                     'a line with image_sha256, question, findings and expect ("yes", "any_of" or "all_of")',
-                    "make the file again with `dvc repro phantom`",
+                    "make the file again with `dvc repro truth`",
                 ) from None
     return truths
 

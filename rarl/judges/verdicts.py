@@ -31,7 +31,7 @@ from rarl.records import (
 )
 
 CACHE = Path(".cache/verdicts")
-TRUTH = Path("data/phantom_truth.jsonl")
+TRUTH = Path("data/truth.jsonl")
 
 
 def judge_model(params: Params, name: str, model: str) -> None:

@@ -6,13 +6,8 @@ import pytest
 from rarl.reporting.stats import holm
 
 TRAINED = {"sft", "rarl"}
-#: Rows of a model: two modes on two sets, two on the own test set alone.
-ROWS = 6
-
-
-@pytest.fixture
-def project(small, tmp_path):
-    return small.copy(tmp_path / "project")
+#: Rows of a model: two modes on three sets, two on the own test set alone.
+ROWS = 8
 
 
 def compare(project, *arguments: str, code: int = 0) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from rarl.cache import CUDA_ONLY
+
 ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 #: Code that cannot change a stage's output for given parameters: a change of it re-runs nothing.
@@ -23,7 +25,16 @@ PLUMBING = {
     # A text beside the weights, and a text before the training: no weight depends on them.
     "rarl/model_card.py",
     "rarl/memory_plan.py",
+    # Dotted paths and labels. What is at the paths is a dependency of its own; the stages of `SHOWS_LABELS` name it.
+    "rarl/registry.py",
+    *CUDA_ONLY,
 }
+SHOWS_LABELS = {"audit", "score", "report"}
+
+
+def named(dep: Path, file: Path) -> bool:
+    """Whether a dependency is a file, or a folder that it is in."""
+    return dep == file or dep in file.parents
 
 
 def entry(stage: dict) -> str:
@@ -81,11 +92,9 @@ def reached(file: str) -> set[str]:
 def test_stage_names_the_code_that_it_imports(name):
     stage = STAGES[name]
     deps = [Path(dep) for dep in stage["deps"]]
-    unnamed = {
-        file
-        for file in reached(entry(stage)) - PLUMBING
-        if not is_empty(file) and not any(dep == Path(file) or dep in Path(file).parents for dep in deps)
-    }
+    code = reached(entry(stage))
+    needed = code - PLUMBING | (code & {"rarl/registry.py"} if name in SHOWS_LABELS else set())
+    unnamed = {file for file in needed if not is_empty(file) and not any(named(dep, Path(file)) for dep in deps)}
     assert not unnamed, f"dvc.yaml: stage {name} runs code that its deps do not name"
 
 
@@ -93,14 +102,36 @@ def test_stage_names_the_code_that_it_imports(name):
 def test_stage_names_no_code_that_it_does_not_use(name):
     """A dependency that is not used re-runs a stage, perhaps hours of training, for nothing."""
     stage = STAGES[name]
-    files = {Path(file) for file in reached(entry(stage))}
+    code = reached(entry(stage))
+    files = {Path(file) for file in code} | (
+        {Path(file) for file in registered()} if "rarl/registry.py" in code else set()
+    )
     for dep in (Path(dep) for dep in stage["deps"] if dep.startswith(("rarl/", "stages/"))):
         assert (ROOT / dep).exists(), f"dvc.yaml: {name} depends on {dep}, which is not there"
         if dep.suffix == ".py" or any((ROOT / dep).rglob("*.py")):
-            used = any(dep == file or dep in file.parents for file in files)
+            used = any(named(dep, file) for file in files)
         else:  # data, which the code names
-            used = any(f'"{dep.name}"' in (ROOT / file).read_text(encoding="utf-8") for file in files)
+            names = f'"{dep.name}"', f'"{dep.stem}"'
+            used = any(name in (ROOT / file).read_text(encoding="utf-8") for file in files for name in names)
         assert used, f"dvc.yaml: {name} depends on {dep}, which it does not use"
+
+
+@cache
+def registered() -> frozenset[str]:
+    """The project's files at the dotted paths in the registry, such as `rarl.judges.lexical` or `....lexical:judge`."""
+    registry = ROOT / "rarl/registry.py"
+    tree = ast.parse(registry.read_text(encoding="utf-8") if registry.is_file() else "")
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    paths = {text.replace(":", ".") for text in texts if text.startswith("rarl.")}
+    found = {
+        file_of(path) or file_of(path.rpartition(".")[0]) for path in paths if path.replace(".", "").isidentifier()
+    }
+    return frozenset(set().union(*(reached(file) for file in found if file)))
+
+
+def test_what_runs_on_cuda_devices_only_is_no_dependency():
+    assert set(CUDA_ONLY) <= {line.removeprefix("/") for line in (ROOT / ".dvcignore").read_text().splitlines()}
+    assert all((ROOT / file).is_file() for file in CUDA_ONLY)
 
 
 def test_imports_inside_functions_and_through_others_are_seen():
