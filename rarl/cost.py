@@ -16,7 +16,7 @@ import resource
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from platform import machine, python_version
 
@@ -118,10 +118,7 @@ def peak_memory_mb() -> int:
 
 def builds() -> dict[str, str]:
     """What may differ between two machines that installed the same `constraints.txt`."""
-    try:
-        return {"python": python_version(), "torch": version("torch")}
-    except PackageNotFoundError:
-        return {"python": python_version()}
+    return {"python": python_version(), "torch": version("torch")}
 
 
 def code() -> dict[str, str | bool]:

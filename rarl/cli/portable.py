@@ -78,10 +78,10 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     add("phantoms", *draw(params.seed, FEW_ROWS if short else ROWS))
     train, dev, test = (read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev", "test"))
 
+    from rarl.inference import predict
     from rarl.models.features import FeatureStore
     from rarl.models.generation import open_image
     from rarl.models.loading import load
-    from rarl.predictions import predict
     from rarl.training import sft
     from rarl.training.rl import train_rl
 

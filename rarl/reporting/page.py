@@ -320,7 +320,7 @@ def costs(params: Params) -> list[dict]:
     """
     rows = [(stage, "", [stage]) for stage in ("check", "phantom", "curate")]
     rows.append(("benchmark", "", [f"benchmark_{name}" for name in params.benchmarks]))
-    rows += [(stage, "", [stage]) for stage in ("audit", "base")]
+    rows += [(stage, "", [stage]) for stage in ("audit", "truth", "base")]
     rows.append(("encode", "", ["encode_training"]))
     rows.append(("encode_benchmarks", "", ["encode_benchmarks"]))
     rows += [(method, "", [method]) for method in ("sft", "grpo", "rarl")]

@@ -111,7 +111,7 @@ REACH = [
         "rarl/training/run.py": TRAINED,
         "rarl/rewards/format.py": {"grpo", "rarl"},
         "rarl/prompts/short.txt": {"grpo", "rarl"} | INFER,
-        "rarl/predictions.py": INFER,
+        "rarl/inference.py": INFER,
         # The start-up check looks at the judges too; its output stays what it was.
         "rarl/judges/lexical.py": {"check"} | {f"judge@{judge}-{model}" for judge in JUDGES for model in MODELS},
         "stages/truth.py": {"truth"},
@@ -190,7 +190,7 @@ def test_names_of_data_files_stay_inside_the_project(project):
     (workspace,) = noted.iterdir()
     databases = b"".join(path.read_bytes() for path in workspace.rglob("*.db*"))
     assert b"data/phantom" in databases, "the names are here"
-    project.run(*bare, "exp", "run", "--temp", "-S", "report.confidence=0.9")
+    project.run(*bare, "exp", "run", "--temp", "-S", "report.confidence=0.9", "check")
     assert len(list(noted.iterdir())) == 2, "those of the copy too"
     project.run("sh", "-c", "cd stages && exec env -u DVC_SITE_CACHE_DIR dvc status")
     assert not (project.folder / "stages/.dvc").exists() and len(list(noted.iterdir())) == 2
@@ -212,7 +212,7 @@ def test_real_data_below_a_link(project, tmp_path):
     kept = project.git("show", "HEAD:dvc.lock", "HEAD:params.yaml") + project.git("ls-files")
     assert "patients" not in kept and "path: data/raw" in kept
     project.change("phantom.seed", 12)
-    assert project.stages_run() == {"check", "phantom", "truth"}
+    assert project.stages_run() == {"check", "phantom", "truth", "report"}
     (releases / "slake/train.json").write_text("[1, 2]", encoding="utf-8")
     assert "curate" in project.stages_run("repro", "--dry")
 

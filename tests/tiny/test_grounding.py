@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from rarl.models import generation
+from rarl import inference
+from rarl.inference import predict, shuffled, vote
 from rarl.models.generation import Reply
 from rarl.params import Decoding, Mode
-from rarl.predictions import predict, shuffled, vote
 from rarl.records import Prediction, Sample
 
 
@@ -76,7 +76,7 @@ def test_each_turn_has_a_seed_of_its_own_and_pictures_follow_the_mode(tmp_path, 
         answer = "Yes" if len(turns) > 1 else "No"
         return [Reply(r.id, f"<answer>{answer}</answer>", 3, False) for r in batch]
 
-    monkeypatch.setattr(generation, "ask", ask)
+    monkeypatch.setattr(inference, "ask", ask)
     found = predict(
         Loaded(), samples, tmp_path, Mode(prompt="reasoning", image="shuffled"),
         Decoding(samples=3, temperature=1.0), 7, tmp_path / "kept.jsonl",
