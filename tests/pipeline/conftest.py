@@ -29,7 +29,7 @@ class Project:
         self.home.mkdir(exist_ok=True)
 
     def run(self, *command: str, code: int = 0) -> str:
-        """Run a command in the project, on a machine without any git configuration; `code` is what it must end with."""
+        """Run a command in the project, on a machine without git configuration; `code` is its expected exit status."""
         env = {
             name: value
             for name, value in os.environ.items()

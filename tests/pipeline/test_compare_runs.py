@@ -60,8 +60,10 @@ def test_only_what_the_parameter_can_move_is_tested(project):
     forget(project, "data/verdicts/sft/lexical", "data/verdicts/base/lexical")
     said = compare(project)
     assert outcomes(project, "r16") == {
-        "base": {"unchanged"}, "sft": {"not at hand"}, "rarl": {"tested"},
-    }  # fmt: skip
+        "base": {"unchanged"},
+        "sft": {"not at hand"},
+        "rarl": {"tested"},
+    }
     assert "`dvc pull`" in said and f"{ROWS} rows (sft) are not tested" in said
 
 

@@ -83,7 +83,7 @@ def test_features_are_the_same_bytes_in_each_run(tmp_path):
         (lambda path: save_file({"a-4x4": features()["a-4x4"]}, path), "1 images, .*, where nothing is noted"),
     ],
     ids=["empty", "cut", "changed", "missing", "short of an image"],
-)  # fmt: skip
+)
 def test_broken_features_are_not_used(tmp_path, monkeypatch, damage, found):
     monkeypatch.chdir(tmp_path)
     folder = Path("data/features/training")
@@ -158,8 +158,11 @@ def test_features_that_cannot_be_written_in_full_leave_the_old_ones(tmp_path):
     """
     done = subprocess.run(
         ["prlimit", "--fsize=100000", sys.executable, "-c", script],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == f"{errno.EFBIG} {FILE}\n", done.stderr
     assert (tmp_path / FILE).read_bytes() == before and os.listdir(tmp_path) == [FILE]
 

@@ -52,7 +52,7 @@ def test_a_stage_writes_its_cost_and_the_script_of_all():
 
 def git(*arguments: str) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
-    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()  # fmt: skip
+    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_a_cost_says_when_where_and_from_which_code(folder):
