@@ -13,15 +13,11 @@ from pathlib import Path
 from rarl.params import Params
 from rarl.prompts import template
 from rarl.records import Sample, atomic_file, read_json, write_json
+from rarl.registry import MODELS
 
 PHANTOM_ROOT = "data/phantom"
 EMBEDDED = "data/base"
 NOT_CLINICAL = "Research only, not for clinical use."
-METHODS = {
-    "sft": "supervised fine-tuning on the annotated reasoning and the answers",
-    "grpo": "GRPO with rewards for format, length and accuracy",
-    "rarl": "RARL: GRPO with a reward for the reasoning besides, under diverse prompts",
-}
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 USE = "## How to load"
 #: The blocks of `params.yaml` that a training depends on; `method` stands for the method's own block.
@@ -89,7 +85,7 @@ def write_card(folder: str | Path, method: str, params: Params, metrics: dict, c
         f"# {method}: {name}, {'full weights' if full else 'LoRA'}",
         f"**{NOT_CLINICAL}**",
         _phantom_note(pointer, phantom),
-        f"A Qwen2-VL trained by {METHODS[method]}, with the vision tower frozen. It was made by the pipeline that "
+        f"A Qwen2-VL trained by {MODELS[method].trained_by}, with the vision tower frozen. It was made by the pipeline that "
         "implements *RARL: Improving Medical VLM Reasoning and Generalization with Reinforcement Learning and LoRA "
         "under Data and Hardware Constraints* (Pham and Ngo, 2025, arXiv 2506.06600).",
         "## Base\n\n" + _base(pointer, params),

@@ -11,10 +11,20 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML, YAMLError
 
 from rarl.errors import UserError
+from rarl.registry import BENCHMARKS, JUDGE_KINDS, MODELS, REWARDS, SOURCES
 
 #: `base_url` of a judge: a host's name or an IP address, a port, a path.
 _ADDRESS = re.compile(
@@ -53,10 +63,6 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=10_000)]
-
-#: The benchmarks that have an adapter in `rarl/data/adapters/`. The own test set is always evaluated.
-BENCHMARKS = ("slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench", "own")
-METHODS = ("sft", "grpo", "rarl")
 
 
 class Block(BaseModel):
@@ -156,7 +162,7 @@ class Lora(Block):
 class Train(Block):
     """What the three methods share."""
 
-    source: Literal["silvar_med", "own", "sat"] = "silvar_med"
+    source: Literal[SOURCES] = "silvar_med"
     """Where the training, development and own test rows come from: Silvar-Med (paper), your own folder (`own`),
     or SAT, the general-domain set of the paper's Table 2."""
     samples: Positive | None = None
@@ -237,22 +243,22 @@ class Rl(Block):
         return self
 
 
-class Rewards(Block):
-    """Weights of the four rewards of section 2.2.2; a reward with weight 0 is not computed.
+class _Rewards(Block):
+    """Weights of the rewards (section 2.2.2); a reward with weight 0 is not computed.
 
     The paper sums its components without weights, so 1.0 each is the paper's formula.
     """
-
-    format: Weight = 1.0
-    length: Weight = 1.0
-    accuracy: Weight = 1.0
-    reasoning: Weight = 0.0
 
     @model_validator(mode="after")
     def reward_something(self):
         if not any(self.model_dump().values()):
             raise ValueError("at least one weight above 0: there is nothing to learn from otherwise")
         return self
+
+
+Rewards = create_model(
+    "Rewards", __base__=_Rewards, **{name: (Weight, reward.weight) for name, reward in REWARDS.items()}
+)
 
 
 class Guards(Block):
@@ -323,7 +329,7 @@ class Decoding(Block):
 
 
 class Judge(Block):
-    kind: Literal["lexical", "semantic", "truth", "llm", "local", "human"]
+    kind: Literal[tuple(JUDGE_KINDS)]
     """`llm` asks a language model over an OpenAI-compatible endpoint, `local` one on this machine."""
     threshold: Share | None = None
     """Cosine similarity from which the semantic judge calls two answers the same."""
@@ -398,12 +404,7 @@ class Judge(Block):
 
     @model_validator(mode="after")
     def has_what_its_kind_needs(self):
-        keys = {
-            "semantic": {"threshold", "reasoning_threshold"},
-            "llm": {"base_url", "model"},
-            "local": {"model"},
-        }.get(self.kind, set())
-        if missing := sorted(key for key in keys if getattr(self, key) is None):
+        if missing := sorted(key for key in JUDGE_KINDS[self.kind].needs if getattr(self, key) is None):
             raise ValueError(f"a judge of kind {self.kind} needs {' and '.join(f'`{key}`' for key in missing)}")
         prices = (self.price_per_million_input, self.price_per_million_output)
         if self.max_cost_usd is not None and None in prices:
@@ -453,8 +454,8 @@ class Params(Block):
     rarl: Method
     encoder: Encoder = Encoder()
     """The encoder of BERTScore, in rewards and in the semantic judge."""
-    benchmarks: Annotated[list[Literal[BENCHMARKS]], Once] = list(BENCHMARKS[:-1])
-    models: Annotated[list[Literal["base", "sft", "grpo", "rarl"]], Field(min_length=1), Once]
+    benchmarks: Annotated[list[Literal[BENCHMARKS]], Once] = ["slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench"]
+    models: Annotated[list[Literal[tuple(MODELS)]], Field(min_length=1), Once]
     modes: Annotated[list[Slug], Field(min_length=1), Once]
     mode: dict[Slug, Mode]
     """What each mode means, under its slug."""

@@ -17,13 +17,13 @@ import click
 from rarl.errors import UserError, warn
 from rarl.launch import check_config
 from rarl.models.base_files import check_family
-from rarl.params import BENCHMARKS, Params
+from rarl.params import Params
 from rarl.pinning import applies, unportable
 from rarl.records import write_json
+from rarl.registry import BENCHMARKS, DATA_SETS, MODELS
 
 PHANTOM = Path("data/phantom")
 #: The release that the training rows come from, by `train.source`: Silvar-Med's are a part of SLAKE.
-TRAINING_RELEASE = {"silvar_med": "slake", "own": "own", "sat": "sat"}
 #: Free memory and disk in GB that a run needs, estimated generously: (memory, disk).
 #: A 2B base: 9 GB of float32 weights, gradients and activations on a CPU; features of 1.6 MB an image, twice, as
 #: DVC's cache has a copy where the file system cannot share blocks.
@@ -39,7 +39,7 @@ RESOURCES = "RARL_RESOURCES"
 def check_releases(params: Params) -> str:
     """Look for the training release and the listed benchmarks under `data.root`."""
     root = Path(params.data.root)
-    training = TRAINING_RELEASE[params.train.source]
+    training = DATA_SETS[params.train.source].release or params.train.source
     drawn = root.resolve() == PHANTOM.resolve()
     if drawn and params.train.source == "own":
         raise UserError(
@@ -70,10 +70,10 @@ def check_releases(params: Params) -> str:
 
 def _missing(root: Path, name: str, params: Params) -> tuple[str, str] | None:
     """(what was found instead of a release, what to do), or None where the release is there."""
-    from rarl.data.adapters import ADAPTERS, SOURCES, own
+    from rarl.data.adapters import load_adapter, own
     from rarl.data.release import find_release
 
-    folders = (SOURCES | ADAPTERS)[name].FOLDERS
+    folders = load_adapter(name).FOLDERS
     folder = find_release(root, folders)
     if folder is None:
         return f"{root} holds no {' or '.join(folders)} (there: {_names(root)})", _how(name, root)
@@ -373,12 +373,11 @@ def remove_leftovers(params: Params) -> list[Path]:
     Stages depend on whole folders, so a file that is left over would make this clone's folder differ from
     that of a clone which never had it, and models would be asked again there for nothing.
     """
-    models = ("base", "sft", "grpo", "rarl")
     gone = [set_ for set_ in BENCHMARKS if set_ not in params.benchmarks]
     paths = [Path(f"data/benchmarks/{name}.jsonl") for name in gone]
     paths += [Path(f"data/benchmarks/pictures/{name}") for name in gone]
     paths += [Path(f"metrics/benchmark/{name}.json") for name in gone]
-    for model in models:
+    for model in MODELS:
         outputs = [
             Path(f"data/predictions/{model}"),
             Path(f"data/verdicts/{model}"),

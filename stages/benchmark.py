@@ -9,7 +9,8 @@ import click
 
 from rarl.data.benchmarks import read_benchmark
 from rarl.entry import stage_main
-from rarl.params import BENCHMARKS, load_params
+from rarl.params import load_params
+from rarl.registry import BENCHMARKS
 
 
 @click.command()

@@ -4,7 +4,8 @@ import click
 
 from rarl.errors import UserError
 from rarl.memory_plan import configuration, estimate, relief
-from rarl.params import METHODS, load_params
+from rarl.params import load_params
+from rarl.registry import METHODS
 
 
 @click.command(help="Plan the memory of a training with the present parameters, and what to turn on smaller devices.")

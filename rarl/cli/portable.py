@@ -180,14 +180,14 @@ def bert_scores(params: Params) -> list[float]:
 
 def verdicts(params: Params, kind: str, samples: list[Sample]) -> list[str | bytes]:
     """Verdicts on made-up answers and, of the semantic judge, the embeddings' bits."""
-    from rarl.judges import JUDGES
+    from rarl.judges import judge_of
     from rarl.judges.semantic import embed
 
     texts = [TEXTS[index % len(TEXTS)] for index in range(len(samples))]
     answers = [
         Prediction(id=sample.id, completion=text, think=text, answer=text) for sample, text in zip(samples, texts)
     ]
-    said = JUDGES[kind](
+    said = judge_of(kind)(
         samples, answers, params.judge[kind], name=kind, place=None, encoder=params.encoder, truth_file=None
     )  # fmt: skip
     bits = [vector.tobytes() for vector in embed(TEXTS, params.encoder.source).values()]

@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 from rarl.answers import list_items, normalise
-from rarl.data.adapters import ADAPTERS, SOURCES
+from rarl.data.adapters import load_adapter
 from rarl.data.release import DECLARED_FILE, MissingRelease, Pictures, Release, read
 from rarl.errors import UserError
 from rarl.params import Params
@@ -49,10 +49,10 @@ def read_sets(params: Params, root: Path, pictures) -> tuple[dict, dict[str, lis
     Returns:
         name -> (adapter, split -> release), and name -> splits that are not there.
     """
-    source = SOURCES[params.train.source]
+    source = load_adapter(params.train.source)
     sets, absent = {params.own_test: (source, source.training(root, params, pictures))}, {}
     for name in params.benchmarks:
-        adapter = ADAPTERS[name]
+        adapter = load_adapter(name)
         published = {split for form in adapter.DECLARED.counts.values() for split in form}
         releases = {}
         for split in ("train", "validate", "test"):

@@ -18,7 +18,7 @@ from rarl.records import write_json, write_records
 
 def read_benchmark(params: Params, name: str) -> None:
     """Read one benchmark's test rows."""
-    from rarl.data.adapters import ADAPTERS
+    from rarl.data.adapters import load_adapter
     from rarl.data.audit import compare_with_declared, refuse, require_images, selection
     from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, MissingRelease, Pictures, Release, read, require_root
 
@@ -28,7 +28,7 @@ def read_benchmark(params: Params, name: str) -> None:
     pictures = Path(f"data/benchmarks/pictures/{name}")
     metrics = Path(f"metrics/benchmark/{name}.json")
     root = require_root(data.root)
-    adapter = ADAPTERS[name]
+    adapter = load_adapter(name)
     shutil.rmtree(pictures, ignore_errors=True)
     pictures.mkdir(parents=True)
     absent, found = None, []

@@ -26,13 +26,13 @@ METRICS = Path("metrics/curate.json")
 
 def curate(params: Params) -> None:
     """Curate the train, development and test rows."""
-    from rarl.data.adapters import SOURCES
+    from rarl.data.adapters import load_adapter
     from rarl.data.audit import compare_with_declared, own_splits_apart, refuse, require_images
     from rarl.data.release import BURNED_IN, Pictures, require_root
 
     start = time.monotonic()
     root, source = require_root(params.data.root), params.train.source
-    adapter = SOURCES[source]
+    adapter = load_adapter(source)
     click.echo(f"curate: reading {source} below {root} ...")
     releases = adapter.training(root, params, Pictures(root, PICTURES))
     for split, release in releases.items():

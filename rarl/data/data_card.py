@@ -14,6 +14,7 @@ from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, Pictures, Release
 from rarl.images import thumbnail
 from rarl.params import Params
 from rarl.records import Sample, image_file, read_records
+from rarl.registry import DATA_SETS
 
 SEED = 7
 PER_MODALITY = 4
@@ -22,16 +23,6 @@ ANSWERS_SHOWN = 6
 CATEGORIES_SHOWN = 8
 PHANTOM_ROOT = "data/phantom"
 
-LABELS = {
-    "silvar_med": "Silvar-Med",
-    "own": "Your own data",
-    "sat": "SAT",
-    "slake": "SLAKE",
-    "vqa_rad": "VQA-RAD",
-    "vqa_med": "VQA-Med 2019",
-    "path_vqa": "Path-VQA",
-    "cv_bench": "CV-Bench",
-}
 MODALITIES = {
     "mri": "MRI",
     "ct": "CT",
@@ -99,7 +90,7 @@ def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Fin
         cards.append(
             {
                 "name": name,
-                "label": LABELS[name],
+                "label": DATA_SETS[name].label,
                 "role": "training, development and own test set" if name == params.own_test else "benchmark",
                 "trained": name == params.own_test,
                 **{key: known[key] for key in ("licence", "page", "citation", "known")},
@@ -120,8 +111,8 @@ def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Fin
         "phantom": Path(params.data.root) == Path(PHANTOM_ROOT),
         "deviations": found.deviations,
         "cards": cards,
-        "gone": [LABELS[name] for name in params.benchmarks if name not in sets],
-        "labels": LABELS,
+        "gone": [DATA_SETS[name].label for name in params.benchmarks if name not in sets],
+        "labels": {name: data_set.label for name, data_set in DATA_SETS.items()},
         "overview": overview(params, found),
         "pairs": [
             {"first": first, "second": second, "same": pairs[first, second], "alike": alike[first, second]}
@@ -311,7 +302,7 @@ def near_pictures(found: Findings, files: Files) -> list[dict]:
             shown.append(
                 {
                     "images": [thumbnail(path) for path in paths],
-                    "places": [f"{LABELS[place.set]}, {place.split}" for place in (first, second)],
+                    "places": [f"{DATA_SETS[place.set].label}, {place.split}" for place in (first, second)],
                     "bits": (dhash, phash),
                 }
             )

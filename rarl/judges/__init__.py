@@ -13,20 +13,13 @@ list[Verdict]`, one verdict for each prediction, in order. `settings` is its blo
 Where the machinery failed (`Prediction.error`, no truth known) a verdict is unscored and says why;
 where the model failed (no answer, cut off) the answer is wrong.
 
-To add a judge: write `rarl/judges/<kind>.py` with such a function, add it to `JUDGES` and its kind
-to `Judge.kind` in `rarl/params.py`, define it under `judge:` in `params.yaml` and list its name
-under `judges:`. Import heavy packages inside functions: all judges are imported together.
+CONTRIBUTING.md shows how to add one. Import heavy packages inside functions.
 """
 
-from rarl.judges import human, lexical, llm, local, semantic, truth
+from collections.abc import Callable
+from importlib import import_module
 
-JUDGES = {
-    "lexical": lexical.judge,
-    "semantic": semantic.judge,
-    "truth": truth.judge,
-    "llm": llm.judge,
-    "local": local.judge,
-    "human": human.judge,
-}
-#: Judges that keep each reply themselves (`journal`), and are best asked about everything at once.
-ASKED = ("llm", "local")
+
+def judge_of(kind: str) -> Callable:
+    """The judge function of a kind in `rarl.registry.JUDGE_KINDS`."""
+    return import_module(f"{__name__}.{kind}").judge

@@ -17,7 +17,7 @@ import click
 
 from rarl.cache import keep, kept
 from rarl.errors import UserError
-from rarl.judges import ASKED, JUDGES
+from rarl.judges import judge_of
 from rarl.params import Params
 from rarl.records import (
     Prediction,
@@ -29,6 +29,7 @@ from rarl.records import (
     verdicts_file,
     write_records,
 )
+from rarl.registry import JUDGE_KINDS
 
 CACHE = Path(".cache/verdicts")
 TRUTH = Path("data/truth.jsonl")
@@ -37,7 +38,7 @@ TRUTH = Path("data/truth.jsonl")
 def judge_model(params: Params, name: str, model: str) -> None:
     """Write one judge's verdicts on every prediction of one model."""
     asked = {}
-    if params.judge[name].kind in ASKED:
+    if JUDGE_KINDS[params.judge[name].kind].asks:
         asked = ask_once(params, name, model)
     for mode in params.modes:
         judge_mode(params, name, model, mode, params.sets_of(mode), asked)
@@ -116,7 +117,7 @@ def judged(
 ) -> list[Verdict]:
     """`place`: model, mode and set, where the predictions are of one."""
     settings = params.judge[name]
-    return JUDGES[settings.kind](
+    return judge_of(settings.kind)(
         samples, predictions, settings, name=name, place=place, encoder=params.encoder, truth_file=TRUTH
     )
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 @cache
 def template(name: str) -> str:
-    """The text of one prompt file."""
+    """Return the text of one prompt file."""
     return (Path(__file__).parent / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def render(name: str, question: str) -> str:
-    """The text of the user turn for one question."""
+    """Return the text of the user turn for one question."""
     return template(name).replace("{question}", question)

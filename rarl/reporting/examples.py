@@ -7,8 +7,8 @@ smallest SHA-256. That is a draw that the data decide and that comes out the sam
 import hashlib
 from collections.abc import Callable
 
-from rarl.params import METHODS
 from rarl.records import Verdict
+from rarl.registry import METHODS
 from rarl.reporting.inputs import Run
 from rarl.reporting.tables import MODELS, SETS
 

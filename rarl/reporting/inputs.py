@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from rarl.errors import UserError
-from rarl.params import METHODS, Params
+from rarl.params import Params
 from rarl.records import Prediction, Sample, Verdict, predictions_file, read_json, read_records, remake, verdicts_file
+from rarl.registry import METHODS
 
 CURATED = Path("data/curated")
 

@@ -20,24 +20,17 @@ from rarl.cost import COSTS
 from rarl.images import thumbnail
 from rarl.params import Params
 from rarl.records import Sample, image_file, read_json
+from rarl.registry import JUDGE_KINDS, METHODS, MODELS, REWARDS
 from rarl.reporting import cases, plots, tables
 from rarl.reporting.claims import our_table2, overall, paper_table2, printed_as
 from rarl.reporting.examples import examples, shown_model
 from rarl.reporting.inputs import Run
-from rarl.reporting.scoring import WITHOUT_OWN_TEST
+from rarl.reporting.scoring import OVERLAPPING, WITHOUT_OWN_TEST
 
 PHANTOM_ROOT = "data/phantom"
 GALLERY = 12
 #: Share of a model's replies that were cut off, from which on the summary says so.
 CUT_OFF = 0.05
-JUDGE_KINDS = {
-    "lexical": "compares the answer's text with the reference answers",
-    "semantic": "compares sentence embeddings of answer and reference with a threshold, and refuses what denies the reference",
-    "truth": "knows what was drawn into the phantom image, and so rates what is said rather than how it is worded",
-    "llm": "is a language model with the prompt of the paper's appendix B",
-    "local": "is a language model on this machine with the prompt of the paper's appendix B",
-    "human": "is a person at the rating page, who did not know which model had answered",
-}
 SCRIPT = Path(__file__).with_name("report.js")
 NOT_CLINICAL = "Research only, not for clinical use."
 #: Where `rarl compare` puts its tables, and where the semantic judge's threshold comes from.
@@ -50,12 +43,7 @@ PACKAGES = (
 )  # fmt: skip
 #: Those of them that the head of the page names.
 MAIN_PACKAGES = {"torch": "torch", "transformers": "transformers", "trl": "TRL", "peft": "PEFT"}
-REWARDS = {
-    "reward_format": "Format",
-    "reward_length": "Length",
-    "reward_accuracy": "Accuracy",
-    "reward_reasoning": "Reasoning",
-}
+REWARD_COLUMNS = {f"reward_{name}": reward.label for name, reward in REWARDS.items()}
 HEALTH = {
     "kl": "KL to the reference",
     "entropy": "Entropy of a token",
@@ -94,6 +82,7 @@ def template(name: str):
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["colours"] = {name: model.colour for name, model in MODELS.items()}
     environment.filters |= {
         "pct": percent,
         "signed": signed,
@@ -135,7 +124,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "main_mode": run.main_mode,
         "main_judge": run.main_judge,
         "not_clinical": NOT_CLINICAL,
-        "judges": {j: JUDGE_KINDS.get(params.judge[j].kind, "rates answers") for j in run.judges},
+        "judges": {j: JUDGE_KINDS[params.judge[j].kind].how for j in run.judges},
         "idle_judges": run.idle_judges,
         "unscored": unscored(run),
         "paper": tables.paper(),
@@ -167,7 +156,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "truth_judge": run.truth_judge,
         "figures": figures(run, frames),
         "training": run.training,
-        "rewards": REWARDS.values(),
+        "rewards": REWARD_COLUMNS,
         "curation": run.curation,
         "explanations": run.curation.get("explanations", {}),
         "audit": audit_lines(run),
@@ -323,7 +312,7 @@ def costs(params: Params) -> list[dict]:
     rows += [(stage, "", [stage]) for stage in ("audit", "truth", "base")]
     rows.append(("encode", "", ["encode_training"]))
     rows.append(("encode_benchmarks", "", ["encode_benchmarks"]))
-    rows += [(method, "", [method]) for method in ("sft", "grpo", "rarl")]
+    rows += [(method, "", [method]) for method in METHODS]
     rows += [("infer", model, [f"infer_{model}"]) for model in params.models]
     rows += [("judge", judge, [f"judge_{judge}_{model}" for model in params.models]) for judge in params.judges]
     rows.append(("score", "", [f"score_{model}" for model in params.models]))
@@ -436,7 +425,7 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
         for test_set, label in tables.SETS.items():
             ours = [cells.get((row["label"], test_set, "ours", judge)) for judge in run.judges]
             theirs = [cells.get((row["label"], test_set, "paper", judge)) for judge in judges]
-            name_of_set = "slake" if test_set == WITHOUT_OWN_TEST else test_set
+            name_of_set = OVERLAPPING if test_set == WITHOUT_OWN_TEST else test_set
             gone = any(ours) and not run.samples[name_of_set]
             if any(ours) or any(theirs):
                 for score in ("final", "reasoning") if test_set == run.params.own_test else ("final",):
@@ -511,7 +500,7 @@ def figures(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, list[tuple[s
                 plots.curves(rl, "reward", "Weighted sum of the rewards", labels),
                 f"The sums of two methods with other rewards cannot be compared. {mean}",
             ),
-            (plots.panels(rl, REWARDS, "rewards", labels), f"Each reward without its weight. {mean}"),
+            (plots.panels(rl, REWARD_COLUMNS, "rewards", labels), f"Each reward without its weight. {mean}"),
             (
                 plots.curves(run.logs, "dev_score", "Development split, percent right", labels, smooth=False),
                 "The checkpoint with the highest value is the one that is evaluated.",

@@ -6,9 +6,9 @@ Each function returns the SVG's text, or an empty string where the run has nothi
 import io
 import re
 
-#: One colour for a model everywhere: dark enough for white paper, light enough for a dark page,
-#: and told apart by most colour-blind readers (after Okabe and Ito).
-COLOURS = {"base": "#8a8f98", "sft": "#d9822b", "grpo": "#3d8fd1", "rarl": "#12a07a"}
+from rarl.registry import MODELS
+
+COLOURS = {name: model.colour for name, model in MODELS.items()}
 # Stand-ins that are replaced by the page's own colours in the finished SVG.
 TEXT, LINE = "#010203", "#010204"
 

@@ -8,11 +8,13 @@ import pandas as pd
 
 from rarl.params import Params
 from rarl.records import Prediction, Sample, Verdict, predictions_file, read_records, verdicts_file
+from rarl.registry import DATA_SETS
 from rarl.reporting.inputs import in_order
 from rarl.reporting.stats import by_question, wilson
 
-#: SLAKE without the rows that are also the own test set, which is drawn from SLAKE.
-WITHOUT_OWN_TEST = "slake_without_own_test"
+#: The benchmark whose release the own test set is taken from, and its part without the own test's rows.
+OVERLAPPING = DATA_SETS["silvar_med"].release
+WITHOUT_OWN_TEST = f"{OVERLAPPING}_without_own_test"
 
 
 def score_cell(predictions: Sequence[Prediction], verdicts: Sequence[Verdict], confidence: float) -> dict:
@@ -122,7 +124,7 @@ def score_model(judged: list[Judged], params: Params) -> dict:
         sets = scores.setdefault(part.mode, {})
         every = range(len(part.samples))
         sets[part.name] = {judge: part.cell(judge, every, confidence) for judge in part.verdicts}
-        if part.name == "slake":
+        if part.name == OVERLAPPING:
             kept = [i for i, keep in enumerate(outside_own_test(part.samples, own)) if keep]
             sets[WITHOUT_OWN_TEST] = {judge: part.cell(judge, kept, confidence) for judge in part.verdicts}
     return scores

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from rarl import registry
 from rarl.answers import matches, normalise
 from rarl.records import Prediction, read_json
+from rarl.registry import DATA_SETS
 from rarl.reporting.inputs import Run
-from rarl.reporting.scoring import WITHOUT_OWN_TEST, share
+from rarl.reporting.scoring import OVERLAPPING, WITHOUT_OWN_TEST, share
 from rarl.reporting.stats import (
     agreement,
     baseline_scores,
@@ -28,17 +30,15 @@ from rarl.reporting.stats import (
 )
 from rarl.spreadsheet import restore
 
-MODELS = {"base": "Base", "sft": "SFT", "grpo": "RL + LoRA", "rarl": "RARL"}
+MODELS = {name: model.label for name, model in registry.MODELS.items()}
+#: Of `DATA_SETS` and of the part of SLAKE that shares no row with the own test, in the order of the tables.
 SETS = {
-    "silvar_med": "Own test (Silvar-Med)",
-    "own": "Own data",
-    "sat": "SAT",
-    "vqa_rad": "VQA-RAD",
-    "slake": "SLAKE",
-    WITHOUT_OWN_TEST: "SLAKE without own test",
-    "vqa_med": "VQA-Med 2019",
-    "path_vqa": "Path-VQA",
-    "cv_bench": "CV-Bench",
+    name: label
+    for slug, data_set in DATA_SETS.items()
+    for name, label in {
+        slug: data_set.label if data_set.benchmark else f"Own test ({data_set.label})",
+        **({WITHOUT_OWN_TEST: f"{data_set.label} without own test"} if slug == OVERLAPPING else {}),
+    }.items()
 }
 BASELINES = {
     "most_frequent_by_kind": "Most frequent answer of the kind",

@@ -2,15 +2,10 @@
 
 A reward is a function `reward(completions, **columns) -> list[float | None]`: the completions, the
 data set's columns (one value a row) and TRL's own keywords such as `completion_ids`. None leaves a
-row out of the sum. TRL logs a reward under the function's `__name__`.
+row out of the sum. TRL logs a reward under its function's `__name__`, which is set to its name in `rarl/registry.py`.
 
-To add a reward:
-
-1. `rarl/rewards/<name>.py` with such a function, a `make_...` around it where it needs settings or
-   the BERTScorer, and the `__name__` that logs and metrics are to show.
-2. A line in `reward_functions` below, and a weight in `Rewards` (`rarl/params.py`) and under each
-   method in `params.yaml`. What there is to set goes into `Reward` and `reward:`.
-3. A table of hard cases in `tests/unit/test_rewards.py`: what a policy could write to please it.
+CONTRIBUTING.md shows how to add one: `rarl/rewards/<name>.py` defines `reward` itself or, where it reads settings or
+needs the BERTScorer, `make_reward(settings, get_scorer)`, which returns it.
 
 To guard a reward, add a predicate to `guards.py`, a switch to `Guards` and a line to `_guards`.
 """
@@ -18,14 +13,13 @@ To guard a reward, add a predicate to `guards.py`, a switch to `Guards` and a li
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rarl.params import Reward
 from rarl.rewards import guards
-from rarl.rewards.accuracy import make_accuracy_reward
-from rarl.rewards.format import PARTIAL, format_reward
-from rarl.rewards.length import make_length_reward
-from rarl.rewards.reasoning import make_reasoning_reward
+from rarl.rewards.format import PARTIAL
 
 if TYPE_CHECKING:
     from rarl.params import Guards, Rewards
@@ -35,30 +29,34 @@ if TYPE_CHECKING:
 def reward_functions(
     rewards: Rewards, scorer_factory: Callable[[], BertScorer], settings: Reward | None = None
 ) -> tuple[list[Callable], list[float]]:
-    """The reward functions whose weight is above 0, and their weights, in a fixed order.
+    """Return the reward functions with a weight above 0, and their weights, in the order of the registry.
 
     Args:
-        rewards: the weights of one method.
-        scorer_factory: makes the BERTScorer; called once, and only if a reward needs it.
+        rewards: weights of one method.
+        scorer_factory: makes the BERTScorer; called at most once, and only if a reward needs it.
         settings: how each reward is computed; None for the paper's formulas.
+
+    >>> from rarl.params import Rewards
+    >>> functions, weights = reward_functions(Rewards(accuracy=0), lambda: None)
+    >>> [function.__name__ for function in functions], weights
+    (['format', 'length'], [1.0, 1.0])
     """
     settings = settings or Reward()
-    needs_scorer = rewards.accuracy > 0 or (rewards.reasoning > 0 and settings.reasoning != "terms")
-    scorer = scorer_factory() if needs_scorer else None
-    functions = {
-        "format": format_reward,
-        "length": make_length_reward(settings.length_per_token, settings.length_cap),
-        "accuracy": make_accuracy_reward(scorer),
-        "reasoning": make_reasoning_reward(scorer, settings.reasoning, settings.terms_share),
-    }
-    for name, guard, limit in _guards(settings.guards):
-        functions[name] = guards.guarded(functions[name], guard, limit)
     weights = {name: weight for name, weight in rewards.model_dump().items() if weight > 0}
-    return [functions[name] for name in weights], list(weights.values())
+    get_scorer = cache(scorer_factory)
+    functions = {}
+    for name in weights:
+        module = import_module(f"{__name__}.{name}")
+        functions[name] = module.make_reward(settings, get_scorer) if hasattr(module, "make_reward") else module.reward
+        functions[name].__name__ = name
+    for name, guard, limit in _guards(settings.guards):
+        if name in functions:
+            functions[name] = guards.guarded(functions[name], guard, limit)
+    return list(functions.values()), list(weights.values())
 
 
 def _guards(on: Guards) -> list[tuple[str, Callable[..., bool], float]]:
-    """(reward, guard, what the reward is held down to) of every guard that is switched on."""
+    """Return (reward, guard, cap of the reward) of each guard that is on."""
     table = [
         (on.empty_answer, "format", guards.empty_answer, PARTIAL),
         (on.text_after_answer, "accuracy", guards.text_after_answer, 0.0),

@@ -1,16 +1,14 @@
 """BERTScore F1 [29 in the paper] for the accuracy and reasoning rewards, on short texts and often.
 
-The encoder, its layer and its tokenizer are loaded by the `bert-score` package, and the score is its
-raw F1 without IDF weights and without rescaling; `tests/tiny/test_bertscore.py` compares the two.
-What is done here instead of calling `bert_score.BERTScorer.score`:
+The `bert-score` package loads the encoder and its tokenizer, and the score is its raw F1 without IDF weights and
+without rescaling; `tests/tiny/test_bertscore.py` compares the two. Differences from `bert_score.BERTScorer.score`:
 
-* A score depends on its two texts alone. The package pads a text to the longest in its batch, and
-  another length rounds differently; then a cache, another order or a resumed run would change a
-  reward in the last digits. Here texts are grouped by length in steps of `STEP` tokens, so that each
-  has one padded length of its own, on one thread, and the result is rounded to 6 decimals.
-* An empty text scores 0; the package raises on it under transformers 5.
-* Results are kept per pair and embeddings per reference: a group of completions shares one reference,
-  and the same short answer is sampled again and again.
+* A score depends on its two texts alone. The package pads a text to the longest one in its batch, and another length
+  rounds differently: a cache, another order or a resumed run would change the last digits of a reward. Here texts are
+  grouped by length in steps of `STEP` tokens, on one thread, and the result is rounded to 6 decimals.
+* An empty text scores 0; the package raises an error under transformers 5.
+* Scores are cached per pair and embeddings per reference: a group of completions shares one reference, and the same
+  short answers are sampled many times.
 """
 
 import contextlib
@@ -19,25 +17,25 @@ from collections.abc import Iterator, Sequence
 from rarl.errors import UserError
 from rarl.text_encoder import encoder_path
 
-#: Token lengths are padded up to a multiple of this: OpenBLAS computes 12 rows of a product at a time, and each of the
-#: 12 rounds in its own way, so every text has to start at the same one.
+#: Token lengths are padded to a multiple of this: OpenBLAS computes 12 rows of a product at a time, each of which
+#: rounds differently, so every text has to start at the same one.
 STEP = 12
-#: Texts that go through the encoder together, at most.
+#: Largest batch of the encoder, in texts.
 ROWS = 64
-#: A matrix product of fewer rows than this takes another kernel, which rounds differently.
+#: A matrix product of fewer rows uses another kernel, which rounds differently.
 MIN_TOKENS = 36
 
 
 class BertScorer:
-    """Raw BERTScore F1 by one encoder.
+    """Raw BERTScore F1 with one encoder.
 
     Args:
         source: `embedded`, a local folder, or a model type that the bert-score package knows.
-        num_layers: the layer whose output is compared; None for the package's choice for this type.
+        num_layers: the layer whose output is compared; None for the package's default for this type.
         device: where the encoder runs; None for CUDA where there is one.
 
     Raises:
-        UserError: the encoder is not installed, not there, or its layer is not known.
+        UserError: the encoder is not installed or not found, or its layer is unknown.
     """
 
     def __init__(self, source: str, num_layers: int | None, device: str | None = None):
@@ -75,9 +73,9 @@ class BertScorer:
         self._references: dict[str, object] = {}
 
     def f1(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """F1 of each (candidate, reference) pair, 6 decimals; 0 where either text is empty.
+        """Return the F1 of each (candidate, reference) pair, rounded to 6 decimals; 0 if either text is empty.
 
-        The score of a pair does not depend on the other pairs, nor on what was scored before.
+        The score of a pair depends neither on the other pairs nor on earlier calls.
         """
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._scores]
         if new:
@@ -90,7 +88,7 @@ class BertScorer:
         return [self._scores[pair] for pair in pairs]
 
     def _embed(self, texts: set[str]) -> dict[str, object]:
-        """Unit-length token embeddings [tokens, width] of each text; None for an empty one."""
+        """Return the normalized token embeddings [tokens, width] of each text; None for an empty one."""
         import torch
         from bert_score.utils import sent_encode
 
@@ -109,7 +107,7 @@ class BertScorer:
                 rows = max(len(part), -(-MIN_TOKENS // length))
                 ids = torch.full((rows, length), self.tokenizer.pad_token_id)
                 mask = torch.zeros((rows, length), dtype=torch.long)
-                mask[:, 0] = 1  # a row that only fills up must attend to something
+                mask[:, 0] = 1  # a row of padding must attend to something
                 for row, (_, tokens) in enumerate(part):
                     ids[row, : len(tokens)] = torch.tensor(tokens)
                     mask[row, : len(tokens)] = 1
@@ -122,9 +120,9 @@ class BertScorer:
 
 
 def _greedy_f1(candidate, reference) -> float:
-    """Equations (3) to (5) of the BERTScore paper: each token takes its best match on the other side.
+    """Return the F1 of equations (3) to (5) of the BERTScore paper: greedy matching of tokens.
 
-    As in the package the first and last token (CLS, SEP) can be a match but carry no weight.
+    As in the package, the first and last token (CLS, SEP) can be matched but carry no weight.
     """
     if candidate is None or reference is None:
         return 0.0
@@ -138,7 +136,7 @@ def _greedy_f1(candidate, reference) -> float:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums that are split over threads round differently with the batch's size."""
+    """Use one thread: how a sum over several threads rounds depends on the batch size."""
     import torch
 
     threads = torch.get_num_threads()

@@ -1,9 +1,9 @@
-"""Guards against what a policy may exploit: switches (`reward.guards`), off in the paper profile.
+"""Guards against reward hacking: switches (`reward.guards`), off in the paper profile.
 
-Each guard is a plain predicate on one completion. `guarded` wraps a reward and holds it down on the
-rows where the predicate is true, so that the rewards themselves stay the paper's formulas.
+A guard is a predicate on one completion. `guarded` wraps a reward and caps it on the rows where the predicate is true,
+so that the rewards themselves stay the paper's formulas.
 
-| guard | what it sees | what it does |
+| guard | detects | effect |
 |---|---|---|
 | `empty_answer` | a think or answer part without a word | format at most 0.1 |
 | `text_after_answer` | anything after the last `</answer>` | accuracy 0 |
@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from rarl.answers import list_items, normalise, read_completion
 from rarl.rewards.completions import texts
 
-#: Share of repeated word 4-grams from which a text counts as repetitive. Ours: a text said twice has
-#: nearly 0.5, and none of the study's sound texts comes near (`metrics/studies/reasoning_reward.md`).
+#: Share of repeated word 4-grams above which a text counts as repetitive. Ours: a text written twice has nearly 0.5,
+#: and the study's sound texts are far below (`metrics/studies/reasoning_reward.md`).
 MOST_REPEATED = 0.3
 WORDS = 4
-#: A word this often in an answer, and two times more than in any reference: one answer in variants.
+#: A word that is in an answer this often, and at least twice more often than in any reference, marks variants of one
+#: answer.
 VARIANTS = 3
 
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
@@ -36,11 +37,12 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def guarded(reward: Callable, guard: Callable[..., bool], limit: float = 0.0) -> Callable:
-    """The reward, and at most `limit` on rows where the guard is true. None stays None.
+    """Wrap a reward so that it is at most `limit` on rows where the guard is true. None stays None.
 
     Args:
         reward: in TRL's convention; its name is kept.
         guard: takes a completion's text and, by name, the row's `answers`, `kind` and `choices`.
+        limit: the cap.
 
     >>> def always(completions, **columns): return [1.0 for _ in completions]
     >>> held = guarded(always, text_after_answer)
@@ -62,7 +64,7 @@ def guarded(reward: Callable, guard: Callable[..., bool], limit: float = 0.0) ->
 
 
 def empty_answer(text: str, **row) -> bool:
-    """A think or answer part without a letter or digit.
+    """Whether a think or answer part has no letter or digit.
 
     >>> [empty_answer(f"<think>{body}</think> <answer>No</answer>") for body in ("", " ... ", "Ok")]
     [True, True, False]
@@ -73,9 +75,9 @@ def empty_answer(text: str, **row) -> bool:
 
 
 def text_after_answer(text: str, **row) -> bool:
-    """Anything but white space after the last `</answer>`.
+    r"""Whether anything but white space follows the last `</answer>`.
 
-    >>> text_after_answer("<answer>Yes</answer> Or no."), text_after_answer("<answer>Yes</answer>\\n")
+    >>> text_after_answer("<answer>Yes</answer> Or no."), text_after_answer("<answer>Yes</answer>\n")
     (True, False)
     """
     _, tag, after = text.lower().rpartition("</answer>")
@@ -83,9 +85,9 @@ def text_after_answer(text: str, **row) -> bool:
 
 
 def repetition(text: str, **row) -> bool:
-    """More than `MOST_REPEATED` of the word 4-grams have been said before.
+    """Whether more than `MOST_REPEATED` of the word 4-grams are repetitions.
 
-    Counted within each part between tags: an answer may repeat the thinking once.
+    Each part between tags is counted on its own: an answer may repeat the thinking once.
 
     >>> repetition("A small spot in the left lung. " * 3), repetition("A small spot in the left lung.")
     (True, False)
@@ -102,13 +104,12 @@ def repetition(text: str, **row) -> bool:
 def many_answers(
     text: str, answers: Sequence[str] = (), kind: str = "open", choices: Sequence[str] = (), **row
 ) -> bool:
-    """More answers than the reference has: it cannot be seen which one is meant.
+    """Whether there are more answers than the reference has, so that the one that is meant cannot be told.
 
     * `yes_no`: both words as verdicts ("Yes, there is no fluid" is one verdict).
     * `choice` with options: more than one option, by letter or text. `number`: more than one number.
-    * else: more list items ("A, B or C") than any accepted reference, or one word in `VARIANTS`
-      places more than in any reference ("nodule lung nodule nodules"). A sentence with commas counts
-      as a list, as it does for the lexical judge.
+    * Otherwise: more list items ("A, B or C") than any accepted reference, or one word in many variants ("nodule lung
+      nodule nodules", see `VARIANTS`). A sentence with commas counts as a list, as it does for the lexical judge.
 
     >>> many_answers("<answer>Mass, nodule or cyst</answer>", answers=["Nodule"])
     True
@@ -142,20 +143,20 @@ def _items(text: str) -> list[str]:
 
 
 def _counts(text: str) -> Counter:
-    """How often each word of four letters or more stands in the text, plural or not."""
+    """Count the words of at least four letters, plural or not."""
     words = (word.removesuffix("s") for word in _WORD.findall(text.casefold()))
     return Counter(word for word in words if len(word) > 3)
 
 
 def _options(answer: str, choices: Sequence[str]) -> set[int]:
-    """Indices of the options that the answer names, by bracketed letter or by whole words."""
+    """Return the indices of the options that the answer names, by bracketed letter or by whole words."""
     letters = {ord(letter) - ord("A") for letter in _LETTER.findall(answer)}
     named = {index for index in letters if index < len(choices)}
     rest = f" {' '.join(_WORD.findall(answer.casefold()))} "
     plain = {index: " ".join(_WORD.findall(normalise(choice))) for index, choice in enumerate(choices)}
-    # Longest first, so that "left lung" is not also taken for "lung".
+    # Longest first, so that "left lung" does not also match "lung".
     for index, option in sorted(plain.items(), key=lambda item: -len(item[1])):
-        letter = len(option) == 1 and option.isalpha()  # told apart by its bracket only
+        letter = len(option) == 1 and option.isalpha()  # counts with a bracket only
         if option and not letter and f" {option} " in rest:
             named.add(index)
             rest = rest.replace(f" {option} ", "  ")

@@ -1,28 +1,34 @@
 """Length reward (section 2.2.2 of the paper): longer completions, up to 1,000 tokens."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rarl.params import Reward
 
 
-def make_length_reward(per_token: float = 0.001, cap: float = 1.0) -> Callable[..., list[float]]:
-    """The length reward with `per_token` for each token and `cap` at most (the paper's by default)."""
+def make_reward(settings: Reward, get_scorer=None) -> Callable[..., list[float]]:
+    """Make the length reward: `min(0.001 x token count, 1.0)` in section 2.2.2.
 
-    def length(completions, completion_ids, **kwargs) -> list[float]:
-        """`min(per_token x token count, cap)`: `min(0.001 x token count, 1.0)` in section 2.2.2.
+    Args:
+        settings: `length_per_token` and `length_cap`.
+        get_scorer: not called.
 
-        Args:
-            completions: strings or conversations, one a row (not read).
-            completion_ids: the token ids that were sampled, one list a row, without padding; TRL's
-                `completion_ids`, in which the end token counts.
+    Returns:
+        The reward, with values in [0, `length_cap`]. It counts the sampled tokens that TRL passes as `completion_ids`:
+        one list a row, without padding, with the end token.
 
-        Returns:
-            One reward a row, in [0, cap].
+    >>> from rarl.params import Reward
+    >>> reward = make_reward(Reward())
+    >>> reward(["Yes"] * 3, completion_ids=[[7] * 40, [7] * 1000, [7] * 3000])
+    [0.04, 1.0, 1.0]
+    >>> make_reward(Reward(length_per_token=0.01, length_cap=0.5))(["Yes"] * 2, completion_ids=[[7] * 40, [7] * 60])
+    [0.4, 0.5]
+    """
 
-        >>> reward = make_length_reward()
-        >>> reward(["Yes"] * 3, completion_ids=[[7] * 40, [7] * 1000, [7] * 3000])
-        [0.04, 1.0, 1.0]
-        >>> make_length_reward(0.01, 0.5)(["Yes"] * 2, completion_ids=[[7] * 40, [7] * 60])
-        [0.4, 0.5]
-        """
-        return [min(per_token * len(ids), cap) for ids in completion_ids]
+    def reward(completions, completion_ids, **kwargs) -> list[float]:
+        return [min(settings.length_per_token * len(ids), settings.length_cap) for ids in completion_ids]
 
-    return length
+    return reward

@@ -1,9 +1,9 @@
-"""Common terms of radiology reports, with the words that say the same: our own list.
+"""Common terms of radiology reports with their synonyms: our own list.
 
-`TERMS` is group → term → other wordings, separated by commas. Plural forms need no entry, hyphens
-count as blanks. The list is short on purpose: what chest X-rays, brain MRI and abdominal CT are
-asked about in SLAKE, VQA-RAD and Silvar-Med. To add a term, add it here and a line to
-`tests/unit/test_reward_terms.py`.
+`TERMS` maps a group to its terms, and a term to its other wordings, separated by commas. Plurals need no entry;
+hyphens
+count as blanks. The list is short on purpose: it covers what SLAKE, VQA-RAD and Silvar-Med ask about chest X-rays,
+brain MRI and abdominal CT. To add a term, add it here and a line to `tests/unit/test_reward_terms.py`.
 """
 
 TERMS: dict[str, dict[str, str]] = {
@@ -109,7 +109,8 @@ TERMS: dict[str, dict[str, str]] = {
         "nodule": "nodular, coin lesion",
         "mass": "",
         "effusion": "pleural effusion, pleural fluid, fluid collection",
-        "cardiomegaly": "enlarged heart, large heart, heart enlargement, enlarged cardiac silhouette, cardiac enlargement",
+        "cardiomegaly": "enlarged heart, large heart, heart enlargement, enlarged cardiac silhouette, "
+        "cardiac enlargement",
         "pneumothorax": "",
         "atelectasis": "collapse, collapsed lung, atelectatic",
         "edema": "oedema, edematous, oedematous",
@@ -137,14 +138,16 @@ TERMS: dict[str, dict[str, str]] = {
         "obstruction": "obstructed",
     },
     "state": {
-        "abnormal": "abnormality, abnormally, disease, diseased, unhealthy, pathology, pathologic, pathological, irregularity",
+        "abnormal": "abnormality, abnormally, disease, diseased, unhealthy, pathology, pathologic, pathological, "
+        "irregularity",
     },
-}  # fmt: skip
+}
 
 #: Wordings that state a term by denying it: "normal" is "not abnormal".
 DENIALS: dict[str, str] = {
-    "abnormal": "normal, healthy, unremarkable, intact, is clear, are clear, appear clear, look clear, lung clear, clear lung",
-}  # fmt: skip
+    "abnormal": "normal, healthy, unremarkable, intact, is clear, are clear, appear clear, look clear, lung clear, "
+    "clear lung",
+}
 
 #: Wordings in which a term's word means something else.
 IDIOMS = ("is clear that",)

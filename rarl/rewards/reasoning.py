@@ -1,67 +1,67 @@
-"""Reasoning reward (section 2.2.2 of the paper): does the thinking say what the physician wrote?"""
+"""Reasoning reward (section 2.2.2 of the paper): does the think text say what the physician wrote?"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from rarl.answers import read_completion
 from rarl.rewards.completions import texts
 from rarl.rewards.terms import term_score
 
+if TYPE_CHECKING:
+    from rarl.params import Reward
 
-def make_reasoning_reward(
-    scorer, measure: Literal["bertscore", "terms", "mix"] = "bertscore", terms_share: float = 0.5
-) -> Callable[..., list[float | None]]:
-    """The reasoning reward by one measure.
+
+def make_reward(settings: Reward, get_scorer) -> Callable[..., list[float | None]]:
+    """Make the reasoning reward: similarity of the `<think>` text and the annotated reasoning (section 2.2.2).
+
+    A row without annotation gets None, which TRL leaves out of the sum: section 3.3 rewards "only the final answer"
+    there. A completion without a closed `<think>` gets 0.
 
     Args:
-        scorer: has `f1(pairs) -> list[float]`, see `rarl.rewards.bertscore.BertScorer`; None will
-            do for `terms`.
-        measure, terms_share: see `score_reasoning`.
+        settings: `reasoning` (the measure) and `terms_share`, see `score_reasoning`.
+        get_scorer: returns what has `f1(pairs) -> list[float]`, see `rarl.rewards.bertscore.BertScorer`; not called
+            for `terms`.
+
+    Returns:
+        The reward, with values in [0, 1] or None. It reads the column `reasoning` (the annotation or None).
+
+    >>> from rarl.params import Reward
+    >>> class Half:
+    ...     def f1(self, pairs): return [0.5 for _ in pairs]
+    >>> completion = "<think>A dark round spot.</think> <answer>Nodule</answer>"
+    >>> annotations = ["A round spot.", None, "A round spot."]
+    >>> make_reward(Reward(), Half)([completion, completion, "Nodule"], reasoning=annotations)
+    [0.5, None, 0.0]
+    >>> make_reward(Reward(reasoning="terms"), None)([completion, completion, "Nodule"], reasoning=annotations)
+    [1.0, None, 0.0]
     """
+    scorer = None if settings.reasoning == "terms" else get_scorer()
 
-    def reasoning(completions, reasoning, **kwargs) -> list[float | None]:
-        """Likeness of the `<think>` text and the annotated reasoning (section 2.2.2).
-
-        None, which TRL leaves out of the sum, for a row without annotation: section 3.3 rewards
-        "only the final answer" there. 0 where no think text was closed.
-
-        Args:
-            completions: strings or conversations, one a row.
-            reasoning: the annotated explanation or None, one a row.
-
-        Returns:
-            One reward a row, in [0, 1], or None.
-
-        >>> class Half:
-        ...     def f1(self, pairs): return [0.5 for _ in pairs]
-        >>> said = "<think>A dark round spot.</think> <answer>Nodule</answer>"
-        >>> annotations = ["A round spot.", None, "A round spot."]
-        >>> make_reasoning_reward(Half())([said, said, "Nodule"], reasoning=annotations)
-        [0.5, None, 0.0]
-        >>> make_reasoning_reward(None, "terms")([said, said, "Nodule"], reasoning=annotations)
-        [1.0, None, 0.0]
-        """
+    def reward(completions, reasoning, **kwargs) -> list[float | None]:
         thoughts = [read_completion(text)[0] for text in texts(completions)]
         rewards = [0.0 if annotation else None for annotation in reasoning]
-        rows = [
-            index
-            for index, (thought, annotation) in enumerate(zip(thoughts, reasoning, strict=True))
-            if thought and annotation
-        ]
+        rows = [row for row, thought in enumerate(thoughts) if thought and reasoning[row]]
         pairs = [(thoughts[row], reasoning[row]) for row in rows]
-        for row, score in zip(rows, score_reasoning(pairs, scorer, measure, terms_share), strict=True):
+        for row, score in zip(
+            rows, score_reasoning(pairs, scorer, settings.reasoning, settings.terms_share), strict=True
+        ):
             rewards[row] = score
         return rewards
 
-    return reasoning
+    return reward
 
 
 def score_reasoning(pairs: Sequence[tuple[str, str]], scorer, measure: str, terms_share: float = 0.5) -> list[float]:
-    """Likeness of each (text, annotation) pair, in [0, 1].
+    """Return the similarity of each (text, annotation) pair, in [0, 1].
 
     Args:
+        pairs: (text, annotation).
+        scorer: has `f1(pairs) -> list[float]`; not used by `terms`.
         measure: `bertscore`: BERTScore F1, which the paper uses for open answers; `terms`: clinical
-            terms recalled (`rarl.rewards.terms`); `mix`: both, the terms with weight `terms_share`.
+            terms recalled (`rarl.rewards.terms`); `mix`: both.
+        terms_share: weight of the terms in the mix.
     """
     if not pairs:
         return []

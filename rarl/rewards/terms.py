@@ -1,20 +1,19 @@
-"""Clinical-term recall: does the think text state the findings that the physician stated? (ours)
+"""Clinical-term recall: does the think text state the findings that the physician stated?
 
-The paper names a reasoning reward without a formula (section 2.2.2). Here both texts are read as
-facts, (term, affirmed or denied), by the lexicon and by a negation scope after the idea of NegEx
-(Chapman et al. 2001), and compared fact by fact.
+Ours: the paper names a reasoning reward without a formula (section 2.2.2). Both texts are parsed into facts, (term,
+affirmed or denied), with a lexicon and a negation scope after NegEx (Chapman et al. 2001), and compared fact by fact.
 
-Reading a sentence:
+How a sentence is parsed:
 
-* The longest wording of the lexicon that fits is taken; a question states nothing.
-* A denying word ("no", "without") reaches forward, and "is not seen", "absent" reach back, over at
-  most `REACH` words from the denying word or from the last term that it denied. The reach ends at
-  "but" and the like, and at a verb or a new noun phrase ("and the ...") once a term was denied.
-* Findings, sizes and states can be denied. Places are never: "no nodule in the left lung" speaks of
-  the left lung. A denied tone or shape says nothing: "no bright spot" has no brightness.
+* The longest matching wording of the lexicon wins; a question states nothing.
+* A negation ("no", "without") reaches forward, and "is not seen" or "absent" reach back, over at most `REACH` words
+  from the negation or from the last term that it denied. Its scope ends at "but" and the like and, once a term was
+  denied, at a verb or a new noun phrase ("and the ...").
+* Findings, sizes and states can be denied. Places cannot: "no nodule in the left lung" is about the left lung. A
+  denied tone or shape states nothing: "no bright spot" has no brightness.
 
-What it does not see: which side belongs to which finding, doubt ("possible" counts as affirmed),
-numbers, and every word that is not in the lexicon.
+Limits: it does not know which side belongs to which finding, "possible" counts as affirmed, and numbers and words
+outside the lexicon are ignored.
 """
 
 import re
@@ -25,77 +24,53 @@ from rarl.rewards.lexicon import DENIABLE, DENIALS, IDIOMS, PLACES, RIVALS, TERM
 
 Fact = tuple[str, bool]
 
-#: Words that a denial reaches over before it is spent.
+
+def _words_of(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Longest scope of a negation, in words.
 REACH = 6
-DENIES_AHEAD = frozenset(
-    [
-        "no", "not", "without", "never", "none", "nothing", "neither", "nor", "lack", "lacking",
-        "absence", "deny", "exclude",
-    ]
-)  # fmt: skip
-DENIES_AHEAD_2 = frozenset(
-    [
-        ("free", "of"), ("clear", "of"), ("negative", "for"), ("deviate", "from"), ("differ", "from"),
-        ("different", "from"), ("rather", "than"), ("instead", "of"), ("rule", "out"),
-    ]
-)  # fmt: skip
-DENIES_BEHIND = frozenset(["absent", "excluded", "ruled", "unlikely", "resolved"])
-#: After "not" these deny what stands before: "pneumonia is not seen".
-SEEN = frozenset(
-    [
-        "seen", "observed", "shown", "present", "visible", "evident", "identified", "detected",
-        "found", "noted", "apparent", "there",
-    ]
-)  # fmt: skip
-#: "no doubt" and "not only" deny nothing, and "not without" and "cannot be excluded" deny a denial.
-NO_DENIAL = frozenset(["doubt", "only", "change", "necessarily"])
-DENIED_DENIALS = frozenset(
-    [
-        "without", "absent", "exclude", "excluded", "rule", "ruled", "unlikely", "free", "deny",
-        "lack",
-    ]
-)  # fmt: skip
-ENDS = frozenset(
-    [
-        "but", "however", "although", "though", "except", "while", "whereas", "so", "because",
-        "therefore", "thus",
-    ]
-)  # fmt: skip
-#: These end a reach that has denied something.
-NEW_CLAUSE = frozenset(
-    [
-        "with", "is", "are", "was", "were", "has", "have", "had", "show", "showing", "mean",
-        "suggest", "indicate", "appear", "look", "seem", "contain", "lie",
-    ]
-)  # fmt: skip
-ARTICLES = frozenset(["a", "an", "the", "this", "that", "there", "it", "its"])
-#: Words without content, for annotations in which the lexicon finds nothing.
-STOP = frozenset(
-    [
-        "the", "this", "that", "these", "those", "and", "but", "for", "from", "with", "into",
-        "are", "was", "were", "been", "has", "have", "had", "does", "can", "could", "may",
-        "might", "will", "would", "should", "not", "there", "here", "its", "which", "what",
-        "where", "when", "how", "than", "then", "also", "very", "some", "any", "image", "picture",
-        "scan", "show", "shows", "shown", "seen",
-    ]
-)  # fmt: skip
+DENIES_AHEAD = _words_of("no not without never none nothing neither nor lack lacking absence deny exclude")
+TWO_WORDS = (
+    "free of, clear of, negative for, deviate from, differ from, different from, rather than, instead of, rule out"
+)
+DENIES_AHEAD_2 = frozenset(tuple(pair.split()) for pair in TWO_WORDS.split(", "))
+DENIES_BEHIND = _words_of("absent excluded ruled unlikely resolved")
+#: After "not" these deny what comes before: "pneumonia is not seen".
+SEEN = _words_of("seen observed shown present visible evident identified detected found noted apparent there")
+#: "no doubt" and "not only" deny nothing; "not without" and "cannot be excluded" are double negations.
+NO_DENIAL = _words_of("doubt only change necessarily")
+DENIED_DENIALS = _words_of("without absent exclude excluded rule ruled unlikely free deny lack")
+ENDS = _words_of("but however although though except while whereas so because therefore thus")
+#: These end a scope in which a term was denied.
+NEW_CLAUSE = _words_of(
+    "with is are was were has have had show showing mean suggest indicate appear look seem contain lie"
+)
+ARTICLES = _words_of("a an the this that there it its")
+#: Function words, left out when an annotation has no term of the lexicon.
+STOP = _words_of(
+    "the this that these those and but for from with into are was were been has have had does can could may might "
+    "will would should not there here its which what where when how than then also very some any image picture scan show "
+    "shows shown seen"
+)
 _SENTENCE = re.compile(r"[^.!?;:\n]+[.!?;:\n]*")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|,")
 
 
 def term_score(text: str, reference: str) -> float:
-    """How much of the reference the text states, in [0, 1].
+    """Return the share of the reference's facts that the text states, in [0, 1].
 
-    `alike / facts x 0.5 ** contradicted`, where `facts` is how many the reference has and each is
+    The score is `stated / facts x 0.5 ** contradicted`, where `facts` is the number of facts in the reference. A fact
+    is
 
-    * alike, if the text states it and nothing against it;
-    * contradicted, if the text does not state it and states something against it: the same term
-      with the other polarity, or a rival (the other side, another diagnosis) that the reference
-      does not have. One contradiction halves the score;
-    * neither, if the text is silent, or says both.
+    * stated, if the text states it and nothing against it;
+    * contradicted, if the text states only something against it: the same term with the other polarity, or a rival
+      (the other side, another diagnosis) that the reference does not have;
+    * neither, if the text has neither or both.
 
-    An empty text scores 0. A reference in which the lexicon finds nothing is compared by the share
-    of its content words that the text has.
+    An empty text scores 0. For a reference without any term of the lexicon, the score is the share of its content
+    words that the text has.
 
     >>> annotation = "A small nodule in the left lung."
     >>> term_score("The left pulmonary field has a tiny coin lesion.", annotation)
@@ -113,18 +88,18 @@ def term_score(text: str, reference: str) -> float:
     if not wanted:
         wanted_words = content_words(reference)
         return len(wanted_words & content_words(text)) / max(len(wanted_words), 1)
-    alike = contradicted = 0
+    stated = contradicted = 0
     for fact in wanted:
         against = (said - wanted) & opposites(fact, wanted, said)
-        alike += fact in said and not against
+        stated += fact in said and not against
         contradicted += fact not in said and bool(against)
-    return alike / len(wanted) * 0.5**contradicted
+    return stated / len(wanted) * 0.5**contradicted
 
 
 def opposites(fact: Fact, wanted: frozenset[Fact], said: frozenset[Fact]) -> set[Fact]:
-    """What speaks against a fact: its denial and, where it is affirmed, the rivals of its term.
+    """Return what contradicts a fact: its denial and, if it is affirmed, the rivals of its term.
 
-    An organ has rivals only where the text names no organ of the reference: reports mention others.
+    An organ has rivals only if the text names no organ of the reference, because reports mention other organs.
     """
     term, affirmed = fact
     against = {(term, not affirmed)}
@@ -138,7 +113,7 @@ def opposites(fact: Fact, wanted: frozenset[Fact], said: frozenset[Fact]) -> set
 
 @lru_cache(maxsize=8192)
 def facts(text: str) -> frozenset[Fact]:
-    """The (term, affirmed) pairs that a text states.
+    """Return the (term, affirmed) pairs that a text states.
 
     >>> sorted(facts("There is no nodule in the left lung, but the heart is enlarged."))
     [('enlargement', True), ('heart', True), ('left', True), ('lung', True), ('nodule', False)]
@@ -153,13 +128,12 @@ def facts(text: str) -> frozenset[Fact]:
 
 
 def content_words(text: str) -> set[str]:
-    """Words of three letters or more that are no function words, in the singular."""
-    words = {word for word in _words(_plain(text)) if len(word) > 2}
-    return words - STOP
+    """Return the words of at least three letters that are not function words, in the singular."""
+    return {word for word in _words(_plain(text)) if len(word) > 2} - STOP
 
 
 def singular(word: str) -> str:
-    """The singular of a regular plural, near enough to compare words.
+    """Return the singular of a regular plural, close enough to compare words.
 
     >>> [singular(word) for word in ("opacities", "masses", "lungs", "pelvis", "pus")]
     ['opacity', 'mass', 'lung', 'pelvis', 'pus']
@@ -180,7 +154,7 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Words in the singular, and commas."""
+    """Return the words, in the singular, and the commas."""
     return [singular(word.removesuffix("'s")) for word in _WORD.findall(text)]
 
 
@@ -198,7 +172,7 @@ def _facts_of(words: list[str]) -> set[Fact]:
 
 
 def _terms(words: list[str]) -> list[tuple[int, str, bool]]:
-    """(position of its last word, term, affirmed) of every term, the longest wording first."""
+    """Return (position of its last word, term, affirmed) of each term, by the longest wording that matches."""
     found, at = [], 0
     while at < len(words):
         for length in range(LONGEST, 0, -1):
@@ -214,7 +188,7 @@ def _terms(words: list[str]) -> list[tuple[int, str, bool]]:
 
 
 def _denied(words: list[str], terms: set[int]) -> set[int]:
-    """Positions of the terms that a denying word reaches; `terms` are those that can be denied."""
+    """Return the positions of the denied terms; `terms` are the positions of those that can be denied."""
     denied = set()
     for at, word in enumerate(words):
         before, after = words[max(0, at - 2) : at], words[at + 1 : at + 3]
@@ -236,7 +210,7 @@ def _denied(words: list[str], terms: set[int]) -> set[int]:
 
 
 def _reached(words: list[str], terms: set[int], positions: range) -> set[int]:
-    """The terms at these positions, in this order, up to where the denial is spent."""
+    """Return the terms at these positions, in this order, up to the end of the negation's scope."""
     reached, left = set(), REACH
     for at in positions:
         word = words[at]
@@ -254,7 +228,7 @@ def _reached(words: list[str], terms: set[int], positions: range) -> set[int]:
 
 
 def _wordings() -> dict[tuple[str, ...], tuple[str, bool] | None]:
-    """Each wording, as the words that `_words` makes of it, with what it states."""
+    """Map each wording, split by `_words`, to the fact that it states."""
     stated: dict[str, tuple[str, bool] | None] = dict.fromkeys(IDIOMS)
     for terms in TERMS.values():
         for term, others in terms.items():

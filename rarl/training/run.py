@@ -31,6 +31,7 @@ from rarl.models.loading import Loaded, choose_device, load
 from rarl.params import Params, Rl, Sft
 from rarl.prompts import render, template
 from rarl.records import Sample, atomic_file, image_file, read_json, read_records, write_json
+from rarl.registry import REWARDS
 from rarl.training.data import choose
 from rarl.training.safety import Safety, check_weights, digests, last_whole_checkpoint
 
@@ -44,7 +45,7 @@ LOGGED = {
     "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy",
     "completions/mean_length": "completion_length", "completions/clipped_ratio": "truncated_share",
     "frac_reward_zero_std": "zero_signal_share", "clip_ratio/region_mean": "clip_ratio",
-    **{f"rewards/{name}/mean": f"reward_{name}" for name in ("format", "length", "accuracy", "reasoning")},
+    **{f"rewards/{name}/mean": f"reward_{name}" for name in REWARDS},
 }  # fmt: skip
 
 
@@ -367,7 +368,7 @@ class Log(TrainerCallback):
 def first_and_last(rows: list[dict], share: float = 0.2) -> dict:
     """Mean of each reward over the first and the last fifth of the steps; single steps are too noisy."""
     metrics = {}
-    for name in ("reward", "reward_format", "reward_length", "reward_accuracy", "reward_reasoning"):
+    for name in ("reward", *(f"reward_{reward}" for reward in REWARDS)):
         values = [row[name] for row in rows if name in row]
         if values:
             n = max(1, round(len(values) * share))

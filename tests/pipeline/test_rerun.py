@@ -103,6 +103,7 @@ REACH = [
         "rarl/data/download/sources.py": set(),
         "rarl/data/data_card.html": {"audit"},
         "rarl/reporting/page.py": {"report"},
+        "rarl/registry.py": {"audit", "report", *(f"score@{model}" for model in MODELS)},
         # What runs on CUDA devices only
         "rarl/models/graph.py": set(),
         "rarl/encoding.py": {"encode", "encode_benchmarks"},

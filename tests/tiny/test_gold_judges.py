@@ -5,12 +5,13 @@ import random
 
 import pytest
 
-from rarl.data.adapters import ADAPTERS, silvar_med
+from rarl.data.adapters import load_adapter, silvar_med
 from rarl.data.release import Pictures, read
-from rarl.judges import JUDGES
+from rarl.judges import judge_of
 from rarl.params import Encoder, Judge, Phantom
 from rarl.phantom.releases import write_releases
 from rarl.records import Prediction
+from rarl.registry import BENCHMARKS
 
 OFFLINE = {
     "lexical": Judge(kind="lexical"),
@@ -28,9 +29,9 @@ def drawn(tmp_path_factory):
     truth.write_text("".join(json.dumps(line) + "\n" for line in written.truth), encoding="utf-8")
     own = silvar_med.training(root, None, Pictures(root))
     samples = [s for release in own.values() if release.split == "test" for s in release.samples]
-    for name in ADAPTERS:
+    for name in BENCHMARKS:
         if name not in ("own", "sat"):
-            samples += read(ADAPTERS[name], root, "test").samples
+            samples += read(load_adapter(name), root, "test").samples
     return samples, truth
 
 
@@ -39,7 +40,7 @@ def rate(kind, samples, answers, thinks, truth):
         Prediction(id=s.id, completion=f"<think>{t}</think> <answer>{a}</answer>", think=t, answer=a)
         for s, a, t in zip(samples, answers, thinks)
     ]
-    return JUDGES[kind](samples, predictions, OFFLINE[kind], name=kind, encoder=Encoder(), truth_file=truth)
+    return judge_of(kind)(samples, predictions, OFFLINE[kind], name=kind, encoder=Encoder(), truth_file=truth)
 
 
 @pytest.mark.parametrize("kind", OFFLINE)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rarl.answers import kind_of, list_items, matches, normalise, read_completion
 from rarl.judges.lexical import rate_answer
 from rarl.records import Kind, Prediction, Sample
-from rarl.rewards.accuracy import make_accuracy_reward
+from rarl.rewards import accuracy
 
 READ = [
     # completion, think, answer
@@ -139,7 +139,7 @@ def test_the_table_of_hard_cases_is_large_and_says_both():
 
 def test_the_reward_and_the_lexical_judge_agree_on_the_hard_cases():
     """Where they are exact (all but answers in free words), and on every right answer."""
-    reward = make_accuracy_reward(SimpleNamespace(f1=lambda pairs: [0.5 for _ in pairs]))
+    reward = accuracy.make_reward(None, lambda: SimpleNamespace(f1=lambda pairs: [0.5 for _ in pairs]))
     for case in HARD_CASES:
         completion, references, kind, choices, right = case.values
         think, answer = read_completion(completion)

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from PIL import Image
 from test_dicom import PERSON, RAMP, make
 
-from rarl.data.adapters import ADAPTERS, SOURCES, silvar_med, slake, vqa_rad
+from rarl.data.adapters import load_adapter, silvar_med, slake, vqa_rad
 from rarl.data.audit import Split, declared, deviations, measure, near_duplicates, own_splits_apart, refuse
-from rarl.data.data_card import LABELS, binned, top
+from rarl.data.data_card import binned, top
 from rarl.data.release import Pictures, Release, read
 from rarl.errors import UserError
-from rarl.params import BENCHMARKS, Phantom, load_params
+from rarl.params import Phantom, load_params
 from rarl.phantom.releases import write_releases
 from rarl.records import read_json
 from stages.audit import main as audit
@@ -272,10 +272,6 @@ def test_no_patient_and_no_file_name_reaches_the_data_card_of_own_data(project):
                 assert secret.encode() not in path.read_bytes(), path
 
 
-def test_every_set_has_a_label():
-    assert set(LABELS) == {*BENCHMARKS, "silvar_med", "sat"}
-
-
 def test_refusals_are_counted_by_reason_with_the_first_row():
     release = Release("slake", "test")
     release.refused = [("1", "empty answer"), ("2", "cut"), ("3", "cut")]
@@ -380,7 +376,7 @@ def test_the_drawings_are_what_the_phantom_declares_of_them(tmp_path):
     releases = list(silvar_med.training(tmp_path, None, pictures).values())
     for name, splits in counts.items():
         if name != "silvar_med":
-            releases += [read((ADAPTERS | SOURCES)[name], tmp_path, split, pictures=pictures) for split in splits]
+            releases += [read(load_adapter(name), tmp_path, split, pictures=pictures) for split in splits]
     training = {release.dataset: release for release in releases if release.split == "train"}
     assert {(release.dataset, release.split) for release in releases} == {
         (name, split) for name, splits in counts.items() for split in splits

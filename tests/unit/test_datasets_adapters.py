@@ -9,10 +9,10 @@ from PIL import Image
 
 from rarl.answers import matches
 from rarl.data import release
-from rarl.data.adapters import cv_bench, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
+from rarl.data.adapters import cv_bench, load_adapter, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
 from rarl.data.release import MissingRelease, Pictures
 from rarl.errors import UserError
-from rarl.params import BENCHMARKS
+from rarl.registry import DATA_SETS
 
 ADAPTERS = (slake, vqa_rad, vqa_med, path_vqa, cv_bench, sat)
 
@@ -49,16 +49,15 @@ def slake_row(qid, question="Is the gizzard healthy?", answer="Yes", image="xmla
 
 
 def test_every_benchmark_has_an_adapter_with_what_is_declared_of_it():
-    from rarl.data.adapters import ADAPTERS, SOURCES
-
-    assert set(ADAPTERS) == set(BENCHMARKS)
-    for name, adapter in {**ADAPTERS, **SOURCES}.items():
+    for name, data_set in DATA_SETS.items():
+        adapter = load_adapter(name)
         declared = adapter.DECLARED
         assert adapter.FOLDERS[0] == name
         for form, splits in declared.counts.items():
             assert form in ("original", "hub", "export")
             assert all(counts["rows"] > 0 for counts in splits.values())
-    assert all(hasattr(source, "training") for source in SOURCES.values())
+        assert hasattr(adapter, "training") or not data_set.training
+        assert hasattr(adapter, "rows") or not data_set.benchmark
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

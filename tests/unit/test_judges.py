@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from rarl.answers import read_completion
-from rarl.judges import JUDGES, truth
+from rarl.judges import judge_of, truth
 from rarl.judges.lexical import recalled, says
 from rarl.judges.verdicts import paired
 from rarl.params import Judge
@@ -30,7 +30,7 @@ def a_prediction(completion: str, **fields) -> Prediction:
 
 def rate(kind: str, sample: Sample, prediction: Prediction, truth_file=None) -> Verdict:
     settings = Judge(kind=kind)
-    [verdict] = JUDGES[kind]([sample], [prediction], settings, encoder=None, truth_file=truth_file)
+    [verdict] = judge_of(kind)([sample], [prediction], settings, encoder=None, truth_file=truth_file)
     assert verdict.id == sample.id and verdict.evaluation
     return verdict
 

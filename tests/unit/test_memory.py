@@ -68,7 +68,7 @@ def test_the_paper_profile_fits_16_gb(paper):
 
 @pytest.mark.parametrize(("have", "turned"), [(24, []), (16, []), (12, ["auto -> true"])])
 def test_one_switch_brings_the_paper_profile_to_smaller_devices(paper, have, turned):
-    """What the README says of 24, 16 and 12 GB."""
+    """What docs/gpu.md says of 24, 16 and 12 GB."""
     steps = relief(qwen2_vl_2b(), paper, PIXELS, "rarl", "cuda", have)
     assert [change for change, _ in steps] == [f"train.gradient_checkpointing {t}" for t in turned]
     assert all(after < have for _, after in steps)

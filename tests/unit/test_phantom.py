@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarl.data.adapters import ADAPTERS, silvar_med
+from rarl.data.adapters import load_adapter, silvar_med
 from rarl.data.release import Pictures, read
 from rarl.params import Phantom
 from rarl.phantom import medical
 from rarl.phantom.questions import abnormality_questions, reasoning
 from rarl.phantom.releases import SPLITS, write_releases
 from rarl.phantom.words import DISEASES
+from rarl.registry import BENCHMARKS
 
-DRAWN = [name for name in ADAPTERS if name != "own"]
+DRAWN = [name for name in BENCHMARKS if name != "own"]
 PARAMS = Phantom(benchmark_rows=60)
 
 
@@ -34,7 +35,7 @@ def own(drawn):
 def all_samples(root, own):
     samples = [sample for release in own.values() for sample in release.samples]
     for name in DRAWN:
-        release = read(ADAPTERS[name], root, "test")
+        release = read(load_adapter(name), root, "test")
         assert not release.refused and not release.missing_images
         samples += release.samples
     return samples
@@ -72,11 +73,11 @@ def test_the_mix_is_slakes_and_the_wording_gives_little_away(own):
 
 def test_benchmarks_have_the_rows_that_were_asked_for(drawn):
     for name in DRAWN:
-        release = read(ADAPTERS[name], drawn[0], "test")
+        release = read(load_adapter(name), drawn[0], "test")
         assert release.rows == len(release.samples) == PARAMS.benchmark_rows + (150 if name == "slake" else 0)
-    assert read(ADAPTERS["slake"], drawn[0], "test").notes["other_language_rows"] > 0
-    assert read(ADAPTERS["vqa_rad"], drawn[0], "train").rows > 0
-    notes = read(ADAPTERS["path_vqa"], drawn[0], "test").notes
+    assert read(load_adapter("slake"), drawn[0], "test").notes["other_language_rows"] > 0
+    assert read(load_adapter("vqa_rad"), drawn[0], "train").rows > 0
+    notes = read(load_adapter("path_vqa"), drawn[0], "test").notes
     assert notes["rows_with_conflicting_answers"] > 0
 
 

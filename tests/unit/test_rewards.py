@@ -1,19 +1,12 @@
 """Rewards that need no encoder; those with BERTScore are tested in tests/tiny/test_bertscore.py."""
 
-import doctest
-
 import pytest
 
-from rarl import answers
-from rarl.judges import lexical
 from rarl.params import Guards, Reward, Rewards
-from rarl.rewards import accuracy, completions, guards, length, reasoning, reward_functions, terms
+from rarl.rewards import accuracy, length, reasoning, reward_functions, terms
 from rarl.rewards import format as format_family
-from rarl.rewards.accuracy import make_accuracy_reward
 from rarl.rewards.completions import texts
-from rarl.rewards.format import format_reward
-from rarl.rewards.length import make_length_reward
-from rarl.rewards.reasoning import make_reasoning_reward, score_reasoning
+from rarl.rewards.reasoning import score_reasoning
 
 T, A = "<think>a spot</think>", "<answer>Yes</answer>"
 
@@ -98,8 +91,8 @@ FORMAT = [
 
 @pytest.mark.parametrize(("completion", "reward"), FORMAT)
 def test_format(completion, reward):
-    assert format_reward([completion]) == [reward]
-    assert format_reward([[{"role": "assistant", "content": completion}]]) == [reward]
+    assert format_family.reward([completion]) == [reward]
+    assert format_family.reward([[{"role": "assistant", "content": completion}]]) == [reward]
 
 
 @pytest.mark.parametrize(
@@ -120,10 +113,10 @@ def test_format(completion, reward):
     ],
 )
 def test_length_counts_tokens_up_to_a_cap(tokens, per_token, cap, reward):
-    function = make_length_reward(per_token, cap)
+    function = length.make_reward(Reward(length_per_token=per_token, length_cap=cap))
     assert function(["x"], completion_ids=[[5] * tokens]) == [pytest.approx(reward)]
     if (per_token, cap) == (0.001, 1.0):
-        assert make_length_reward()(["x"], completion_ids=[[5] * tokens]) == [reward]
+        assert length.make_reward(Reward())(["x"], completion_ids=[[5] * tokens]) == [reward]
 
 
 ACCURACY = [
@@ -170,7 +163,7 @@ ACCURACY = [
 
 @pytest.mark.parametrize(("answer", "accepted", "kind", "choices", "reward"), ACCURACY)
 def test_accuracy_without_the_encoder(answer, accepted, kind, choices, reward):
-    function = make_accuracy_reward(NoEncoder())
+    function = accuracy.make_reward(Reward(), NoEncoder)
     completion = f"{T} <answer>{answer}</answer>"
     assert function([completion], answers=[accepted], kind=[kind], choices=[choices]) == [reward]
 
@@ -190,7 +183,7 @@ def test_accuracy_without_the_encoder(answer, accepted, kind, choices, reward):
     ],
 )
 def test_accuracy_reads_the_last_closed_answer_or_what_stands_outside_think(completion, reward):
-    function = make_accuracy_reward(NoEncoder())
+    function = accuracy.make_reward(Reward(), NoEncoder)
     assert function([completion], answers=[["yes"]], kind=["yes_no"]) == [reward]
 
 
@@ -206,20 +199,20 @@ def test_accuracy_reads_the_last_closed_answer_or_what_stands_outside_think(comp
     ],
 )
 def test_accuracy_of_an_open_answer_is_the_best_f1(answer, accepted, reward):
-    function = make_accuracy_reward(Overlap())
+    function = accuracy.make_reward(Reward(), Overlap)
     assert function([answer], answers=[accepted], kind=["open"]) == [reward]
 
 
 def test_accuracy_of_many_rows_keeps_their_order():
-    function = make_accuracy_reward(Overlap())
+    function = accuracy.make_reward(Reward(), Overlap)
     rows = [("lung mass", ["lung nodule"], "open"), ("yes", ["yes"], "yes_no"), ("", ["x"], "open")]
     given, accepted, kinds = (list(column) for column in zip(*rows, strict=True))
     assert function(given * 2, answers=accepted * 2, kind=kinds * 2) == [0.5, 1.0, 0.0] * 2
 
 
 def test_accuracy_works_without_a_choices_column():
-    accuracy = make_accuracy_reward(NoEncoder())
-    assert accuracy([A, A], answers=[["yes"], ["no"]], kind=["yes_no"] * 2) == [1.0, 0.0]
+    function = accuracy.make_reward(Reward(), NoEncoder)
+    assert function([A, A], answers=[["yes"], ["no"]], kind=["yes_no"] * 2) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("measure", ["bertscore", "terms", "mix"])
@@ -238,7 +231,7 @@ def test_accuracy_works_without_a_choices_column():
     ],
 )
 def test_reasoning_is_none_without_annotation_and_0_without_a_closed_think(measure, completion, annotation, reward):
-    function = make_reasoning_reward(NoEncoder(), measure)
+    function = reasoning.make_reward(Reward(reasoning=measure), NoEncoder)
     assert function([completion], reasoning=[annotation]) == [reward]
 
 
@@ -252,7 +245,7 @@ def test_reasoning_by_each_measure():
 
 
 def test_reasoning_rows_without_annotation_do_not_shift_the_others():
-    function = make_reasoning_reward(Overlap(), "bertscore")
+    function = reasoning.make_reward(Reward(), Overlap)
     said = "<think>lung mass</think>"
     annotations = [None, "lung mass", None, "lung nodule"]
     assert function([said] * 4, reasoning=annotations) == [None, 1.0, None, 0.5]
@@ -348,21 +341,3 @@ def test_the_papers_formula_is_the_default():
         reasoning="bertscore",
         guards=Guards(empty_answer=False, text_after_answer=False, repetition=False, many_answers=False),
     )
-
-
-@pytest.mark.parametrize(
-    "module", [answers, accuracy, completions, format_family, guards, length, lexical, reasoning, terms]
-)
-def test_the_worked_examples_in_the_docstrings(module):
-    examples = doctest.DocTestFinder().find(module)
-    name = module.__name__.rpartition(".")[2]
-    make = getattr(module, f"make_{name}_reward", None)
-    if make is not None:  # the reward itself is made inside a function
-        inner = make() if name == "length" else make(None)
-        examples += doctest.DocTestFinder().find(inner, globs=vars(module))
-        assert any(example.examples for example in examples if example.name == name)
-    runner = doctest.DocTestRunner()
-    for example in examples:
-        runner.run(example)
-    assert runner.tries > 0
-    assert runner.failures == 0

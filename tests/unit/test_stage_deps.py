@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from rarl.cache import CUDA_ONLY
+from rarl.registry import DATA_SETS, JUDGE_KINDS, REWARDS
 
 ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -21,14 +22,15 @@ PLUMBING = {
     "rarl/params.py",
     "rarl/pinning.py",  # named by the stages whose bits depend on it: those that run a model
     "rarl/cache.py",
+    "rarl/registry.py",  # names; the stages of `SHOWS_LABELS` depend on its labels
     "rarl/launch.py",
     # A text beside the weights, and a text before the training: no weight depends on them.
     "rarl/model_card.py",
     "rarl/memory_plan.py",
-    # Dotted paths and labels. What is at the paths is a dependency of its own; the stages of `SHOWS_LABELS` name it.
-    "rarl/registry.py",
     *CUDA_ONLY,
 }
+#: Folders whose modules are imported by their names in the registry.
+BY_NAME = {"rarl/data/adapters": DATA_SETS, "rarl/judges": JUDGE_KINDS, "rarl/rewards": REWARDS}
 SHOWS_LABELS = {"audit", "score", "report"}
 
 
@@ -71,6 +73,9 @@ def imports(file: str, inside_functions: bool = True) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import; this project writes them out"
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    package = str(Path(file).parent)
+    if Path(file).name == "__init__.py" and package in BY_NAME:
+        modules |= {f"{package.replace('/', '.')}.{name}" for name in BY_NAME[package]}
     found = {name for module in modules if module.startswith(("rarl", "stages")) and (name := file_of(module))}
     for module in {name.removesuffix("/__init__.py").removesuffix(".py") for name in found}:
         package = f"{Path(module).parent.as_posix()}/__init__.py"
@@ -102,10 +107,7 @@ def test_stage_names_the_code_that_it_imports(name):
 def test_stage_names_no_code_that_it_does_not_use(name):
     """A dependency that is not used re-runs a stage, perhaps hours of training, for nothing."""
     stage = STAGES[name]
-    code = reached(entry(stage))
-    files = {Path(file) for file in code} | (
-        {Path(file) for file in registered()} if "rarl/registry.py" in code else set()
-    )
+    files = {Path(file) for file in reached(entry(stage))}
     for dep in (Path(dep) for dep in stage["deps"] if dep.startswith(("rarl/", "stages/"))):
         assert (ROOT / dep).exists(), f"dvc.yaml: {name} depends on {dep}, which is not there"
         if dep.suffix == ".py" or any((ROOT / dep).rglob("*.py")):
@@ -116,19 +118,6 @@ def test_stage_names_no_code_that_it_does_not_use(name):
         assert used, f"dvc.yaml: {name} depends on {dep}, which it does not use"
 
 
-@cache
-def registered() -> frozenset[str]:
-    """The project's files at the dotted paths in the registry, such as `rarl.judges.lexical` or `....lexical:judge`."""
-    registry = ROOT / "rarl/registry.py"
-    tree = ast.parse(registry.read_text(encoding="utf-8") if registry.is_file() else "")
-    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    paths = {text.replace(":", ".") for text in texts if text.startswith("rarl.")}
-    found = {
-        file_of(path) or file_of(path.rpartition(".")[0]) for path in paths if path.replace(".", "").isidentifier()
-    }
-    return frozenset(set().union(*(reached(file) for file in found if file)))
-
-
 def test_what_runs_on_cuda_devices_only_is_no_dependency():
     assert set(CUDA_ONLY) <= {line.removeprefix("/") for line in (ROOT / ".dvcignore").read_text().splitlines()}
     assert all((ROOT / file).is_file() for file in CUDA_ONLY)
@@ -136,7 +125,7 @@ def test_what_runs_on_cuda_devices_only_is_no_dependency():
 
 def test_imports_inside_functions_and_through_others_are_seen():
     """The check itself can fail: `infer` reaches the models only from inside its `main`."""
-    top = {node.module for node in ast.parse((ROOT / "stages/infer.py").read_text(encoding="utf-8")).body
-           if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    body = ast.parse((ROOT / "stages/infer.py").read_text(encoding="utf-8")).body
+    top = {node.module for node in body if isinstance(node, ast.ImportFrom)}
     assert not any(module.startswith("rarl.models") for module in top)
     assert any(file.startswith("rarl/models/") for file in reached("stages/infer.py"))

@@ -1,20 +1,13 @@
-"""Data sets: one adapter per release.
+"""Data sets: one module per release, `rarl/data/adapters/<name>.py`, under its name in `rarl/registry.py`.
 
-`ADAPTERS` maps a benchmark's slug to its adapter module, which `release.read` takes. `SOURCES` maps a
-training source's slug (`train.source`) to a module with
-`training(root, params, pictures) -> {"train", "dev", "test": Release}`.
+A benchmark's module defines what `rarl.data.release.read` takes: its folders, splits, published counts and rows. A
+training source's module defines `training(root, params, images) -> {"train", "dev", "test": Release}`.
 """
 
+from importlib import import_module
 from types import ModuleType
 
-from rarl.data.adapters import cv_bench, own, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
 
-ADAPTERS: dict[str, ModuleType] = {
-    "slake": slake,
-    "vqa_rad": vqa_rad,
-    "vqa_med": vqa_med,
-    "path_vqa": path_vqa,
-    "cv_bench": cv_bench,
-    "own": own,
-}
-SOURCES: dict[str, ModuleType] = {"silvar_med": silvar_med, "own": own, "sat": sat}
+def load_adapter(name: str) -> ModuleType:
+    """Import the adapter of a data set."""
+    return import_module(f"{__name__}.{name}")
