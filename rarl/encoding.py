@@ -1,9 +1,9 @@
 """Features of the images of record files: what the stages `encode` and `encode_benchmarks` write.
 
-The store of the last run is linked in `.cache/features`, so that one more benchmark encodes its own images only.
+Features that are there already are kept if the same tower, code and libraries computed them (`.cache/features`), so that
+one more benchmark encodes its own images only. DVC leaves them there if the output has `persist: true`.
 """
 
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ def encode(files: list[Path], output: Path, params: Params) -> None:
     """Run the frozen vision tower once per distinct image, and write its output to the folder `output`."""
     from tqdm import tqdm
 
-    from rarl.models.features import FILE, FeatureStore, content, describe, patch_keys
+    from rarl.models.features import FeatureStore, content, describe, patch_keys
     from rarl.models.loading import load
 
     started = time.perf_counter()
@@ -30,10 +30,10 @@ def encode(files: list[Path], output: Path, params: Params) -> None:
     loaded = load("data/models/base", params.model)
     visual, tower = loaded.model.model.visual, describe(loaded)
     key = key_of(tower=tower, code=code_key("encode", params.model.device), packages=packages())
-    last = CACHE / "features" / output.name
+    note = CACHE / "features" / f"{output.name}.json"
     store, keys = FeatureStore(), {}
     with suppress(OSError, ValueError, KeyError, UserError):
-        noted, kept = read_json(last / "images.json"), FeatureStore.load(last)
+        noted, kept = read_json(note), FeatureStore.load(output)
         if noted["key"] == key and noted["content"] == content(kept.features):
             store, keys = kept, noted["images"]
     store.attach(loaded.model)
@@ -47,11 +47,7 @@ def encode(files: list[Path], output: Path, params: Params) -> None:
     keys = {image: keys[image] for image in images}
     store = FeatureStore({key: store.features[key] for key in keys.values()}, tower)
     store.save(output)
-    with suppress(OSError):  # a file system without hard links: the next run encodes all images again
-        last.mkdir(parents=True, exist_ok=True)
-        (last / FILE).unlink(missing_ok=True)
-        os.link(output / FILE, last / FILE)
-        write_json(last / "images.json", {"key": key, "content": content(store.features), "images": keys})
+    write_json(note, {"key": key, "content": content(store.features), "images": keys})
     click.echo(
         f"encode: {len(images)} distinct images of {len(files)} record files, {len(images) - len(missing)} of them "
         f"encoded before, in {time.perf_counter() - started:.1f} s"

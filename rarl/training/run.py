@@ -272,12 +272,8 @@ class Log(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Show a bar."""
-        options = {
-            "desc": self.run.method,
-            "unit": "step",
-            "mininterval": 1,
-            "disable": not state.is_world_process_zero,
-        }
+        hidden = not state.is_world_process_zero
+        options = {"desc": self.run.method, "unit": "step", "mininterval": 1, "disable": hidden}
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, **options)
 
     def on_train_end(self, args, state, control, **kwargs):
