@@ -94,7 +94,7 @@ class Run:
             # In bfloat16 most updates at a usual learning rate are smaller than a weight's last digit.
             model = model.model_copy(update={"dtype": "float32"})
         loaded = load(self.start, model, trainable=True)
-        # Features in another dtype are not this tower's.
+        # A tower in float32 cannot use what `encode` computed in bfloat16, and computes it again.
         store = FeatureStore.load(FEATURES, loaded) if model.dtype == self.params.model.dtype else FeatureStore()
         store.attach(loaded.model)
         if not self.full:  # whole models are saved with their tower
