@@ -117,6 +117,16 @@ def test_full_training_moves_the_language_model_and_not_the_tower(encoded, param
     assert moved == {name for name in before if "visual" not in name}
 
 
+def test_full_training_in_float32_takes_no_features_that_were_computed_in_bfloat16(project, params):
+    from rarl.encoding import encode
+    from rarl.training.run import FEATURES, Run
+
+    params = copy.deepcopy(params)
+    params.train.trainable, params.model.dtype = "full", "bfloat16"
+    encode([Path("data/curated/dev.jsonl")], FEATURES, params)
+    assert Run("sft", params, {}).load().model.dtype is torch.float32
+
+
 def test_the_peak_is_kept_and_old_checkpoints_are_not(encoded, params, monkeypatch):
     """The earliest of equal peaks is the output; of four checkpoints the newest two are left."""
     from rarl.training.run import Log
