@@ -14,7 +14,7 @@ from rarl.records import Prediction, R, Record, atomic_file
 
 CACHE = Path(".cache")
 ROOT = Path(__file__).parents[1]
-#: What runs on CUDA devices only: no dependency in dvc.yaml (`.dvcignore`), and in no key of a run on the CPU.
+#: What runs on CUDA devices only: no dependency in dvc.yaml, and in no key of a run on the CPU.
 CUDA_ONLY = ("rarl/models/graph.py",)
 
 
@@ -56,6 +56,7 @@ def code_key(stage: str, device: str) -> dict[str, str]:
     pipeline = ROOT / "dvc.yaml"  # an installed package has none
     deps = YAML(typ="safe").load(pipeline)["stages"][stage]["deps"] if pipeline.is_file() else ["rarl/"]
     code = [ROOT / dep for dep in deps if dep.startswith("rarl/")]
+    code += [ROOT / file for file in CUDA_ONLY if device != "cpu"]
     files = [file for path in code for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
     names = {file.relative_to(ROOT).as_posix(): file for file in files if file.suffix == ".py"}
     return {
