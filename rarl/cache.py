@@ -1,5 +1,6 @@
-"""Keys of resumable work: unfinished or reusable results lie in `.cache/`, named by all that they depend on."""
+"""Keys of resumable work: unfinished and reusable results are kept in `.cache/`, named by all that they depend on."""
 
+import ast
 import hashlib
 import json
 from importlib.metadata import version
@@ -7,10 +8,14 @@ from pathlib import Path
 
 import click
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
 from rarl.records import Prediction, R, Record, atomic_file
 
 CACHE = Path(".cache")
+ROOT = Path(__file__).parents[1]
+#: What runs on CUDA devices only: no dependency in dvc.yaml, and in no key of a run on the CPU.
+CUDA_ONLY = ("rarl/models/shared_prefix/cuda_graph.py",)
 
 
 def hash_path(path: str | Path) -> str:
@@ -26,6 +31,41 @@ def hash_path(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+class _WithoutTexts(ast.NodeTransformer):
+    def visit_Expr(self, node):
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else node
+
+
+def hash_code(source: str) -> str:
+    """SHA-256 of what Python code does: comments, docstrings and formatting do not count.
+
+    >>> hash_code("x = 1  # one") == hash_code("'Numbers.'; x = (1)")
+    True
+    """
+    return hashlib.sha256(ast.dump(_WithoutTexts().visit(ast.parse(source))).encode()).hexdigest()
+
+
+def code_key(stage: str, device: str) -> dict[str, str]:
+    """Hashes of the Python files that a stage's output depends on: of the library, its `deps` in dvc.yaml.
+
+    Args:
+        stage: its name in dvc.yaml.
+        device: `model.device`; on the CPU `CUDA_ONLY` is left out.
+    """
+    pipeline = ROOT / "dvc.yaml"  # an installed package has none
+    deps = YAML(typ="safe").load(pipeline)["stages"][stage]["deps"] if pipeline.is_file() else ["rarl/"]
+    code = [ROOT / dep for dep in deps if dep.startswith("rarl/")]
+    code += [ROOT / file for file in CUDA_ONLY if device != "cpu"]
+    files = [file for path in code for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+    names = {file.relative_to(ROOT).as_posix(): file for file in files if file.suffix == ".py"}
+    return {
+        name: hash_code(file.read_text(encoding="utf-8"))
+        for name, file in names.items()
+        if device != "cpu" or name not in CUDA_ONLY
+    }
+
+
 def key_of(*paths: str | Path, **values) -> str:
     """Key of work that depends on the content of `paths` and on `values` (JSON-serialisable)."""
     parts = {"values": values, "paths": [hash_path(path) for path in paths]}
@@ -33,15 +73,29 @@ def key_of(*paths: str | Path, **values) -> str:
 
 
 def packages() -> dict[str, str]:
-    """Versions of the libraries that compute; part of every cache key."""
+    """Library versions; part of every cache key."""
     names = ("torch", "numpy", "transformers", "trl", "peft", "accelerate")
     return {name: version(name) for name in names}
 
 
-def finished(path: Path, kind: type[R]) -> list[R]:
-    """Records of an earlier, perhaps stopped, run that added them to the file line by line.
+def announce_format() -> None:
+    """Log once which results of versions before 0.2.0 are not used, and why."""
+    mark = CACHE / "format"
+    if mark.is_file():
+        return
+    if old := [f"{folder}/" for folder in (CACHE / "training", CACHE / "predictions") if folder.is_dir()]:
+        why = "made by a version before 0.2.0, whose keys counted comments in the code too"
+        click.echo(
+            f"{' and '.join(old)}: {why}; not used. `make clean-cache` deletes it, and no response that was paid for"
+        )
+    with atomic_file(mark) as file:
+        file.write("2\n")
 
-    Lines that are no such record, as one that a kill cut off, are dropped from the file: their work is done again.
+
+def finished(path: Path, kind: type[R]) -> list[R]:
+    """Records of an earlier, perhaps stopped, run that appended them line by line.
+
+    Lines that are no such record, such as one that a kill cut off, are dropped from the file: their work is repeated.
     """
     found = path.read_bytes() if path.is_file() else b""
     records, whole = [], ""
@@ -58,14 +112,13 @@ def finished(path: Path, kind: type[R]) -> list[R]:
 
 
 def answered(scratch: Path) -> dict[str, Prediction]:
-    """Predictions by id that earlier runs, and other processes in files beside it, have finished.
+    """Predictions by id that earlier runs have finished, and other processes in files beside `scratch`.
 
-    Where one failed, such as by an image that could not be opened, and was asked for again, the later one is taken.
+    Where one failed, for example because an image could not be opened, a later one that did not is taken.
     """
     files = sorted(scratch.parent.glob(f"{scratch.stem}*.jsonl"))
     records = [record for path in files for record in finished(path, Prediction)]
-    records.sort(key=lambda record: record.error is None)
-    return {record.id: record for record in records}
+    return {record.id: record for record in sorted(records, key=lambda record: record.error is None)}
 
 
 def keep(path: Path, records: list[Record]) -> None:
@@ -76,13 +129,13 @@ def keep(path: Path, records: list[Record]) -> None:
 
 
 def kept(path: Path, kind: type[R]) -> list[R] | None:
-    """The records of `keep`, or None. A file that is empty, cut or changed is removed, and the console says so."""
+    """The records of `keep`, or None. A file that is empty, cut or changed is deleted, which is logged."""
     if not path.is_file():
         return None
     *lines, seal = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     if seal == _seal(lines):
         return [kind.model_validate_json(line) for line in lines]
-    click.echo(f"{path}: empty, cut or changed; it is removed and made again")
+    click.echo(f"{path}: empty, cut or changed; it is deleted and made again")
     path.unlink(missing_ok=True)
     return None
 

@@ -16,25 +16,31 @@ import resource
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from platform import machine, python_version
 
 COSTS = Path("metrics/cost")
 EXPERIMENTS = Path(".cache/cost")
-#: What the cost file of this process's stage takes along, see `note`.
-_noted: dict[str, str] = {}
+#: Keys of a record that are the largest of all processes of a stage.
+PEAKS = ("peak_memory_mb", "peak_gpu_memory_mb")
+#: Facts for the cost file of this process's stage, see `note`.
+_noted: dict[str, str | float] = {}
 
 
-def note(**facts: str) -> None:
-    """Facts of the stage that runs in this process, for its cost file."""
+def note(**facts: str | float) -> None:
+    """Add facts to the cost file of the stage that runs in this process.
+
+    `earlier_seconds` is the time that a resumed stage took before it was stopped; it is added to `seconds`.
+    """
     _noted.update(facts)
 
 
 def slug_of(name: list[str]) -> str:
-    """The name of a stage's cost file: `["judge", "lexical", "base"]` gives `judge_lexical_base`.
+    """The name of a stage's cost file. Parts that are no slugs, such as file names, and repeated parts are left out.
 
-    Parts that are no slugs, such as file names, and repeated parts are left out.
+    >>> slug_of(["encode", "test.jsonl", "benchmarks", "benchmarks"])
+    'encode_benchmarks'
     """
     return "_".join(dict.fromkeys(part for part in name if part.replace("_", "").isalnum()))
 
@@ -42,21 +48,34 @@ def slug_of(name: list[str]) -> str:
 def write_cost(name: list[str], seconds: float) -> None:
     """Write the cost of a stage that has just finished in this process.
 
+    A process that `rarl.launch` has started leaves its own record to the process that started it, which keeps the
+    largest memory of all.
+
     Args:
         name: the stage and its items, see `slug_of`.
         seconds: wall-clock time.
     """
-    # DVC sets these for the commands of an experiment; the root is that of the repository it was started from.
-    root, baseline, experiment = (os.environ.get(f"DVC_{key}") for key in ("ROOT", "EXP_BASELINE_REV", "EXP_NAME"))
-    slug = slug_of(name)
-    now = datetime.now(UTC)
-    cost = {"seconds": round(seconds, 1), "peak_memory_mb": peak_memory_mb(), "finished": now.isoformat(timespec="seconds")}  # fmt: skip
+    slug, now = slug_of(name), datetime.now(UTC)
+    cost = {"seconds": seconds, "peak_memory_mb": peak_memory_mb(), "finished": now.isoformat(timespec="seconds")}
     cost |= builds() | code() | hardware() | _noted
     _noted.clear()
-    # The processes that a stage was started on have just written what only they know, such as the card.
-    before = read(COSTS / f"{slug}.json")
-    if before.get("finished", "") >= (now - timedelta(seconds=seconds)).isoformat(timespec="seconds"):
-        cost = before | cost
+    if rank := os.environ.get("RANK"):
+        from rarl.launch import STARTED
+
+        if os.environ.get(STARTED):
+            _write(COSTS / f"{slug}.{rank}.process", json.dumps(cost))
+            return
+        if rank != "0":  # started by a launcher of the user's own
+            return
+    for file in COSTS.glob(f"{slug}.*.process"):
+        process = read(file)
+        file.unlink()
+        if process.get("finished", "") >= (now - timedelta(seconds=seconds)).isoformat(timespec="seconds"):
+            largest = {key: max(process[key], cost.get(key, 0)) for key in PEAKS if key in process}
+            cost = process | cost | largest
+    cost["seconds"] = round(cost["seconds"] + cost.pop("earlier_seconds", 0), 1)
+    # DVC sets these for the commands of an experiment; the root is that of the repository it was started from.
+    root, baseline, experiment = (os.environ.get(f"DVC_{key}") for key in ("ROOT", "EXP_BASELINE_REV", "EXP_NAME"))
     text = json.dumps(cost | ({"experiment": experiment} if experiment else {})) + "\n"
     _write(COSTS / f"{slug}.json", text)
     known = {file.stem: read(file) for file in sorted(COSTS.glob("*.json"))}
@@ -72,11 +91,12 @@ def read_cost(stage: str, experiment: tuple[str, str] | None = None) -> dict:
 
     Args:
         stage: the file's name without its suffix, such as `sft` or `infer_base`.
-        experiment: full hash of the commit that it was started from, and its name; None for the last run in this folder.
+        experiment: full hash of the commit that it was started from, and its name; None for the last run in this
+            folder.
 
     Returns:
-        `seconds` (wall clock), `peak_memory_mb` (see `peak_memory_mb`), `finished` (UTC), what `builds`, `code` and
-        `hardware` return, and the name of the `experiment` if it was one.
+        `seconds` (wall clock, of training over all legs of a resumed run), `peak_memory_mb` (see `peak_memory_mb`),
+        `finished` (UTC), what `builds`, `code` and `hardware` return, and the name of the `experiment` if it was one.
     """
     folder = COSTS if experiment is None else EXPERIMENTS.joinpath(*experiment)
     return read(folder / f"{stage}.json")
@@ -91,20 +111,14 @@ def read(file: Path) -> dict:
 
 
 def peak_memory_mb() -> int:
-    """Peak resident memory in units of 2^20 bytes: of this process, or of the largest one that it waited for.
-
-    The second is the larger one where `rarl.launch` trains on several processes. GPU memory is not in it.
-    """
-    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]  # fmt: skip
-    return round(max(usage) / (1 << 20 if sys.platform == "darwin" else 1 << 10))
+    """Peak resident memory of the host in MiB: of this process, or of the largest one that it waited for."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
 
 
 def builds() -> dict[str, str]:
     """What may differ between two machines that installed the same `constraints.txt`."""
-    try:
-        return {"python": python_version(), "torch": version("torch")}
-    except PackageNotFoundError:
-        return {"python": python_version()}
+    return {"python": python_version(), "torch": version("torch")}
 
 
 def code() -> dict[str, str | bool]:
@@ -121,20 +135,21 @@ def code() -> dict[str, str | bool]:
         return {}
 
 
-def hardware() -> dict[str, str]:
-    """The name of the `processor`, and of the `card` if this process computed on one."""
-    found = {"processor": machine()}
+def hardware() -> dict[str, str | int]:
+    """The name of the `processor`; of the `card`, if this process computed on one, with its `peak_gpu_memory_mb`.
+
+    The last is PyTorch's peak of allocated memory on that card, in MiB.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            found["processor"] = line.partition(":")[2].strip()
-            break
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    found = {"processor": next(names, machine())}
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         found["card"] = torch.cuda.get_device_name()
+        found["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What every stage's `main` is wrapped in: errors for the user to read, and the cost of the run."""
+"""What every stage's `main` is wrapped in: readable errors, and the cost of the run."""
 
 import errno
 import functools
@@ -17,28 +17,29 @@ from rarl.errors import UserError
 from rarl.params import load_params
 from rarl.pinning import pin
 
-#: What the operating system says where the user can put it right: a full disk or quota, a limit, a denied place.
+_ACCESS = "give this user access to it"
+#: System errors that the user can put right: a full disk or quota, a limit, a place without access.
 UNWRITABLE = {
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room, or have the quota raised",
     errno.EFBIG: "raise the limit on the size of files (`ulimit -f`), or use another file system",
     errno.EROFS: "work in a folder that can be written to",
-    errno.EACCES: "give this user access to it",
-    errno.EPERM: "give this user access to it",
+    errno.EACCES: _ACCESS,
+    errno.EPERM: _ACCESS,
 }
 
 
 def ignore_warnings_between_libraries() -> None:
-    """What one library says to another is none of the user's business."""
+    """Silence warnings of one library to another, which no user can act on."""
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
 
 
 @contextmanager
 def explained():
-    """A block, or a decorated command, in which a full disk or a denied place ends with one message.
+    """A block, or a decorated command, in which a full disk or a place without access ends with one message.
 
     Raises:
-        UserError: in the place of the system's error.
+        UserError: instead of the system's error.
     """
     try:
         yield
@@ -48,21 +49,19 @@ def explained():
         number = _system_error(error)
         if number not in UNWRITABLE:
             raise
-        raise UserError(
-            str(getattr(error, "filename", None) or Path.cwd()),
-            os.strerror(number).lower(),
-            "a place with room that this user may read and write",
-            f"{UNWRITABLE[number]}, then run the same command again; what was finished is kept",
-        ) from None
+        where, fix = str(getattr(error, "filename", None) or Path.cwd()), UNWRITABLE[number]
+        expected = "a place with room that this user may read and write"
+        fix += ", then run the same command again; what was finished is kept"
+        raise UserError(where, os.strerror(number).lower(), expected, fix) from None
 
 
 def _system_error(error: Exception) -> int | None:
-    """The number of the system's error, also in what safetensors and PyTorch make of it when they write weights."""
+    """The number of the system's error, also from what safetensors and PyTorch raise when they write weights."""
     if isinstance(error, OSError):
         return error.errno
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         return int(found[1])
-    # PyTorch says only how far it came. What stopped it is mostly a full disk.
+    # PyTorch reports only how far it came. The cause is mostly a full disk.
     return errno.ENOSPC if re.search(r"unexpected pos|StreamWriter", str(error)) else None
 
 

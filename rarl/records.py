@@ -120,8 +120,8 @@ def remake(path: str | Path) -> str:
             stage = f"benchmark@{Path(file).stem}"
         case "data", "curated", *_:
             stage = "curate"
-        case "data", "phantom_truth.jsonl":
-            stage = "phantom"
+        case "data", "truth.jsonl":
+            stage = "truth"
         case _:
             return "delete the file and run the same command again"
     return f"run `dvc repro -s -f {stage}`, which makes it again, then `dvc repro`"

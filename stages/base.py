@@ -11,6 +11,7 @@ from rarl.records import write_json
 @click.command()
 @stage_main
 def main():
+    """Write which base model is used."""
     pointer = base_pointer(load_params().base)
     write_json("data/models/base/base.json", pointer)
     click.echo(f"base: {pointer['source']}" + (f" at {pointer['revision']}" if pointer["revision"] else ""))

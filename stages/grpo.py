@@ -10,12 +10,12 @@ from rarl.params import load_params
 @click.command()
 @stage_main
 def main():
+    """Train by GRPO with rewards for format, length and accuracy."""
     params = load_params()
-    if on_several_processes(params, "stages.grpo"):
-        return
-    from rarl.training.rl import train_rl
+    if not on_several_processes(params, "stages.grpo"):
+        from rarl.training.rl import train_rl
 
-    train_rl("grpo", params)
+        train_rl("grpo", params)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stage `judge`: one judge's verdict on every prediction of one model.
 
-Reads `data/predictions/<model>/<mode>/<set>.jsonl` beside the set's samples, and writes
+Reads `data/predictions/<model>/<mode>/<set>.jsonl` and the set's samples, and writes
 `data/verdicts/<model>/<judge>/<mode>/<set>.jsonl`.
 """
 
@@ -13,20 +13,18 @@ from rarl.params import load_params
 
 
 @click.command()
-@click.option("--judge", "name", required=True, help="Slug of a judge in params.yaml.")
+@click.option("--judge", required=True, help="Slug of a judge in params.yaml.")
 @click.option("--model", required=True, help="Slug of a model with predictions.")
 @stage_main
-def main(name: str, model: str) -> None:
+def main(judge, model):
     """Judge every prediction of one model."""
     params = load_params()
-    if name not in params.judge:
+    if judge not in params.judge:
+        known = ", ".join(params.judge)
         raise UserError(
-            f"--judge {name}",
-            "no such judge",
-            f"one of {', '.join(params.judge)}",
-            "define it under `judge:` in params.yaml",
+            f"--judge {judge}", "no such judge", f"one of {known}", "define it under `judge:` in params.yaml"
         )
-    judge_model(params, name, model)
+    judge_model(params, judge, model)
 
 
 if __name__ == "__main__":

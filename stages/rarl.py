@@ -1,4 +1,4 @@
-"""Stage `rarl`: GRPO with the reasoning reward besides, and with diverse prompts (paper, 3.3)."""
+"""Stage `rarl`: GRPO with the reasoning reward added, and with diverse prompts (paper, 3.3)."""
 
 import click
 
@@ -10,12 +10,12 @@ from rarl.params import load_params
 @click.command()
 @stage_main
 def main():
+    """Train by GRPO with the reasoning reward added, and with diverse prompts."""
     params = load_params()
-    if on_several_processes(params, "stages.rarl"):
-        return
-    from rarl.training.rl import train_rl
+    if not on_several_processes(params, "stages.rarl"):
+        from rarl.training.rl import train_rl
 
-    train_rl("rarl", params)
+        train_rl("rarl", params)
 
 
 if __name__ == "__main__":

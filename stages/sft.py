@@ -10,12 +10,12 @@ from rarl.params import load_params
 @click.command()
 @stage_main
 def main():
+    """Train by supervised fine-tuning."""
     params = load_params()
-    if on_several_processes(params, "stages.sft"):
-        return
-    from rarl.training.sft import train_sft
+    if not on_several_processes(params, "stages.sft"):
+        from rarl.training.sft import train_sft
 
-    train_sft(params)
+        train_sft(params)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ def main(name, image, question, slug, choices):
 
     from transformers.utils import logging
 
+    from rarl.inference import to_prediction
     from rarl.models.generation import Request, ask
-    from rarl.models.inference import to_prediction
     from rarl.prompts import render
 
     mode = params.mode[slug]

@@ -156,7 +156,7 @@ def prepared(case: Case, fast: bool, steps: int):
     """(model on its device, processor, rows, seconds of encoding) of one side."""
     import torch
 
-    from rarl.models.features import FeatureStore, put_away
+    from rarl.models.features import FeatureStore, offload
     from rarl.models.loading import keep_freed_memory
 
     if fast:
@@ -173,7 +173,7 @@ def prepared(case: Case, fast: bool, steps: int):
             model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     encoding = time.perf_counter() - start if fast else 0.0
     if fast:
-        put_away(model)
+        offload(model)
     if case.ends:
         likely = torch.zeros(model.config.text_config.vocab_size, device=model.device)
         likely[processor.tokenizer.eos_token_id] = case.ends

@@ -79,8 +79,8 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     train, dev, test = (read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev", "test"))
 
     from rarl.images import open_rgb
+    from rarl.inference import predict
     from rarl.models.features import FeatureStore
-    from rarl.models.inference import predict
     from rarl.models.loading import load
     from rarl.training import sft
     from rarl.training.rl import train_rl

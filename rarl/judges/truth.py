@@ -3,7 +3,7 @@
 A third rater that shares no code with the rewards or with `rarl/answers.py`: it parses completions on its own, so
 that a bug in the shared answer handling shows as disagreement.
 
-It reads `data/phantom_truth.jsonl`, one line for each image and question:
+It reads `data/truth.jsonl`, one line for each image and question:
 
     {"image_sha256": "...", "question": "...", "modality": "xray",
      "findings": [{"name": "Nodule", "organ": "lung", "side": "left", "level": "upper"}],

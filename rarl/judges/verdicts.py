@@ -32,7 +32,7 @@ from rarl.records import (
 from rarl.registry import JUDGE_KINDS
 
 CACHE = Path(".cache/verdicts")
-TRUTH = Path("data/phantom_truth.jsonl")
+TRUTH = Path("data/truth.jsonl")
 
 
 def judge_model(params: Params, name: str, model: str) -> None:

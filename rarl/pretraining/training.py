@@ -474,9 +474,8 @@ def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 
     """
     from tempfile import TemporaryDirectory
 
-    from rarl.answers import matches
+    from rarl.answers import matches, read_completion
     from rarl.models.generation import Request, ask_all
-    from rarl.models.inference import to_prediction
     from rarl.models.loading import load
     from rarl.params import Model
 
@@ -492,7 +491,7 @@ def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 
             requests = [
                 Request(str(i), render(prompt, row["prompt"]), scratch / f"{i}.png") for i, (_, row) in enumerate(rows)
             ]
-            answers = {r.id: to_prediction(r).answer for batch in ask_all(loaded, requests, 64, 96) for r in batch}
+            answers = {r.id: read_completion(r.text)[1] for batch in ask_all(loaded, requests, 64, 96) for r in batch}
             right = [
                 matches(answers[str(i)], [row["choices"]["ABCDEF".index(row["answer"][1])]], "choice", row["choices"])
                 for i, (_, row) in enumerate(rows)

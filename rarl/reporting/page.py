@@ -269,7 +269,7 @@ def costs(params: Params) -> list[dict]:
     of_models = {name: [f"{name}_{model}" for model in params.models] for name in ("score", *params.judges)}
     rows = [(stage, "", [stage]) for stage in ("check", "phantom", "curate")]
     rows.append(("benchmark", "", [f"benchmark_{name}" for name in params.benchmarks]))
-    rows += [(stage, "", [stage]) for stage in ("audit", "base")]
+    rows += [(stage, "", [stage]) for stage in ("audit", "truth", "base")]
     rows += [("encode", "", ["encode_training"]), ("encode_benchmarks", "", ["encode_benchmarks"])]
     rows += [(method, "", [method]) for method in METHODS]
     rows += [("infer", model, [f"infer_{model}"]) for model in params.models]

@@ -1,7 +1,7 @@
 """A training run from parameters to a model folder: its key, its checkpoints, its log and its choice.
 
-Checkpoints lie in `.cache/training/<key>/`, outside the stage's outputs and named by all that the run
-depends on: a stopped run goes on from its last one, and never from another run's.
+Checkpoints are in `.cache/training/<key>/`, outside the stage's outputs and named by all that the run depends on: a
+stopped run resumes from its last one, and never from another run's.
 """
 
 import csv
@@ -18,18 +18,18 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
-from rarl.answers import matches
-from rarl.cache import CACHE, key_of, packages
+from rarl.answers import matches, read_completion
+from rarl.cache import CACHE, announce_format, code_key, key_of, packages
+from rarl.cost import note
 from rarl.errors import UserError
 from rarl.launch import is_main_process
 from rarl.memory_plan import preflight, recomputes
 from rarl.model_card import counts, make_portable, write_card
-from rarl.models.features import FeatureStore, put_away, tower
+from rarl.models.features import FeatureStore, offload, tower
 from rarl.models.generation import Request, ask_all
-from rarl.models.inference import to_prediction
 from rarl.models.loading import Loaded, choose_device, load
 from rarl.params import Params, Rl, Sft
-from rarl.prompts import render
+from rarl.prompts import render, template
 from rarl.records import Sample, atomic_file, image_file, read_json, read_records, write_json
 from rarl.registry import REWARDS
 from rarl.training.checkpoints import CheckpointGuard, check_weights, digests, last_complete_checkpoint
@@ -37,17 +37,9 @@ from rarl.training.data import choose
 
 CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
-CODE = (
-    "rarl/training",
-    "rarl/models",
-    "rarl/rewards",
-    "rarl/prompts",
-    "rarl/answers.py",
-    "rarl/text_encoder.py",
-    "rarl/pinning.py",
-    "rarl/records.py",
-)
-#: What the trainers log under their own names, and the names that our logs use.
+PROMPT = "reasoning"
+"""Of the development split, and of SFT."""
+#: The trainers' names of logged values, and the names in our logs.
 LOGGED = {
     "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "entropy", "grad_norm": "grad_norm",
     "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy",
@@ -62,117 +54,128 @@ class Run:
 
     Args:
         method: `sft`, `grpo` or `rarl`.
-        settings: the parameters that the run depends on, beside the shared ones.
+        params: all parameters.
+        settings: those that this method depends on and the others do not.
     """
 
     def __init__(self, method: str, params: Params, settings: dict):
-        self.method, self.params = method, params
-        start = params.train.start if method != "sft" else "base"
-        self.start = Path("data/models") / start
+        self.method, self.params, self.started = method, params, time.perf_counter()
+        self.start = Path("data/models") / (params.train.start if method != "sft" else "base")
         self.output = Path("data/models") / method
         self.pointer = read_json(self.start / "base.json")
-        shared = {
-            name: getattr(params, name).model_dump() for name in ("model", "lora", "train", "decoding", "accelerate")
-        }
-        config = filter(None, [params.accelerate.config])
-        key = key_of(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start, *CODE, *config,
-                     method=method, seed=params.seed, settings=settings, packages=packages(), **shared)  # fmt: skip
+        self.full = params.train.trainable == "full"
+        announce_format()
+        shared = ("model", "lora", "train", "decoding", "accelerate")
+        key = key_of(
+            *(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start),
+            *filter(None, [params.accelerate.config]),
+            method=method,
+            seed=params.seed,
+            settings=settings,
+            prompts={name: template(name) for name in {PROMPT, *settings.get("prompts", [])}},
+            code=code_key(method, params.model.device),
+            packages=packages(),
+            **{name: getattr(params, name).model_dump() for name in shared},
+        )
         self.folder = CACHE / "training" / key
         self.folder.mkdir(parents=True, exist_ok=True)
         self.train = read_records(CURATED / "train.jsonl", Sample)
         self.dev = read_records(CURATED / "dev.jsonl", Sample)[: params.train.dev_samples]
         if not self.train:
-            raise UserError(
-                str(CURATED / "train.jsonl"),
-                "no training row",
-                "at least one",
-                "see metrics/curate.json for what became of the release's rows",
-            )
-        self.started = time.perf_counter()
+            fix = "see metrics/curate.json for what became of the release's rows"
+            raise UserError(str(CURATED / "train.jsonl"), "no training row", "at least one", fix)
 
     def load(self) -> Loaded:
-        """The model to train on, with its image features; prints the memory plan first."""
+        """The model to train, with its image features; prints the memory plan first."""
         if is_main_process():
             print(preflight(self.start, self.params, self.method), flush=True)
         model = self.params.model
-        if self.params.train.trainable == "full":
+        if self.full:
             # In bfloat16 most updates at a usual learning rate are smaller than a weight's last digit.
             model = model.model_copy(update={"dtype": "float32"})
         loaded = load(self.start, model, trainable=True)
-        FeatureStore.load(FEATURES).attach(loaded.model)
-        if self.params.train.trainable != "full":  # whole models are saved with their tower
-            put_away(loaded.model)
+        # A tower in float32 cannot use what `encode` computed in bfloat16, and computes it again.
+        store = FeatureStore.load(FEATURES, loaded) if model.dtype == self.params.model.dtype else FeatureStore()
+        store.attach(loaded.model)
+        if not self.full:  # whole models are saved with their tower
+            offload(loaded.model)
         loaded.model.train()
         return loaded
 
     def lora(self) -> LoraConfig | None:
-        """The adapter of section 2.3; None for full weights, or when a loaded adapter is trained on."""
-        if self.params.train.trainable == "full" or self.start.name != "base":
+        """The adapter of section 2.3; None for full weights, or when a loaded adapter is trained."""
+        if self.full or self.start.name != "base":
             return None
         lora = self.params.lora
-        return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
-                          target_modules=list(lora.target_modules), exclude_modules=r".*visual.*")  # fmt: skip
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.target_modules),
+            exclude_modules=r".*visual.*",
+        )
 
     def learning_rate(self, method: Sft | Rl) -> float:
-        full = self.params.train.trainable == "full"
-        return method.learning_rate_full if full else method.learning_rate
+        """That of the adapter, or of full weights."""
+        return method.learning_rate_full if self.full else method.learning_rate
 
     def batches(self, per_step: int, most: int, what: str) -> tuple[int, int]:
-        """(rows a pass and process, passes a step), so that a step has `per_step` rows on any number of processes.
+        """Batch size and accumulation steps of one process, so that a step has `per_step` rows on all of them.
 
         Args:
+            per_step: rows of an optimizer step.
             most: rows a pass at most.
-            what: the parameter's key.
+            what: the key of `per_step` in params.yaml.
 
         Raises:
-            UserError: `per_step` cannot be shared out evenly.
+            UserError: the processes cannot share `per_step` evenly.
         """
         processes = self.params.accelerate.processes
         per_pass = self.params.accelerate.per_pass(per_step, most)
         if per_step % (per_pass * processes):
-            raise UserError(
-                f"{what} = {per_step}",
-                f"{processes} processes (accelerate.processes) with {per_pass} a pass",
-                f"a multiple of {per_pass * processes}",
-                f"change {what}, its micro value, or accelerate.processes",
-            )
+            found = f"{processes} processes (accelerate.processes) with {per_pass} a pass"
+            expected = f"a multiple of {per_pass * processes}"
+            fix = f"change {what}, its micro value, or accelerate.processes"
+            raise UserError(f"{what} = {per_step}", found, expected, fix)
         return per_pass, per_step // (per_pass * processes)
 
     def common_arguments(self) -> dict:
         """Trainer arguments that SFT and RL share."""
         params = self.params
         return {
-            "output_dir": str(self.folder), "seed": params.seed, "data_seed": params.seed,
-            "max_grad_norm": params.train.max_grad_norm, "logging_steps": 1, "report_to": "none",
-            "save_strategy": "steps", "save_steps": params.train.eval_steps, "save_total_limit": params.train.keep_checkpoints,
-            "bf16": params.model.dtype == "bfloat16", "activation_checkpointing": recomputes(self.start, params, self.method),
-            "use_cpu": choose_device(params.model).type == "cpu", "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(), "remove_unused_columns": False,
-            "logging_nan_inf_filter": False, "lr_scheduler_type": "linear",
-        }  # fmt: skip
+            "output_dir": str(self.folder),
+            "seed": params.seed,
+            "data_seed": params.seed,
+            "max_grad_norm": params.train.max_grad_norm,
+            "lr_scheduler_type": "linear",
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "report_to": "none",
+            "save_strategy": "steps",
+            "save_steps": params.train.eval_steps,
+            "save_total_limit": params.train.keep_checkpoints,
+            "bf16": params.model.dtype == "bfloat16",
+            "activation_checkpointing": recomputes(self.start, params, self.method),
+            "use_cpu": choose_device(params.model).type == "cpu",
+            "dataloader_pin_memory": params.model.device != "cpu" and torch.cuda.is_available(),
+            "remove_unused_columns": False,
+        }
 
     def train_to_end(self, trainer, loaded: Loaded) -> dict:
-        """Train, resume if there is a checkpoint, choose the peak on the development split, write the outputs.
+        """Train or resume, choose the peak on the development split, and write the outputs.
 
-        Returns the run's metrics (also written to `metrics/train/<method>.json`).
+        Returns:
+            The run's metrics (also written to `metrics/train/<method>.json`); empty if this is not the main process.
+
+        Raises:
+            UserError: the processes are not those asked for, or training has changed no weight.
         """
-        count = trainer.accelerator.num_processes
-        if count != self.params.accelerate.processes:  # a step would have other rows than asked for
-            raise UserError(
-                f"accelerate.processes = {self.params.accelerate.processes}",
-                f"{count} processes in training",
-                "the same number",
-                "start the stage as dvc.yaml does, without a launcher of your own",
-            )
+        self.check(trainer)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)  # prints a line of numbers a step; Log shows a bar
-        network = trainer.model
-        frozen = [p for p in tower(network).parameters() if p.requires_grad]
-        if frozen:
-            raise RuntimeError("the vision tower must be frozen")
-        if not any(p.requires_grad for p in network.parameters()):
-            raise RuntimeError("there is no weight to train")
         loaded.shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        log = Log(self, loaded, network)
+        log = Log(self, loaded, trainer.model)
         trainer.add_callback(log)
         trainer.add_callback(CheckpointGuard(trainer))
         trainer.state_name = self.method
@@ -185,13 +188,26 @@ class Run:
             trainer.state = state
         else:
             if last:
-                tqdm.write(f"{self.method}: going on from {last}")
+                tqdm.write(f"{self.method}: resuming from {last}")
             trainer.train(resume_from_checkpoint=last)
-        steps = trainer.state.global_step
         trainer.accelerator.wait_for_everyone()
-        if not trainer.accelerator.is_main_process:
-            return {}
-        best = log.best()
+        return self.write(trainer, log) if trainer.accelerator.is_main_process else {}
+
+    def check(self, trainer) -> None:
+        """Raise an error if the trainer is not what was asked for."""
+        asked, count = self.params.accelerate.processes, trainer.accelerator.num_processes
+        if count != asked:  # a step would have other rows than asked for
+            where, found = f"accelerate.processes = {asked}", f"{count} processes in training"
+            fix = "start the stage as dvc.yaml does, without a launcher of your own"
+            raise UserError(where, found, "the same number", fix)
+        if any(p.requires_grad for p in tower(trainer.model).parameters()):
+            raise RuntimeError("the vision tower must be frozen")
+        if not any(p.requires_grad for p in trainer.model.parameters()):
+            raise RuntimeError("there is no weight to train")
+
+    def write(self, trainer, log: "Log") -> dict:
+        """Write the best weights, the metrics and the log; returns the metrics."""
+        steps, best = trainer.state.global_step, log.best()
         self.refuse_untrained(trainer, best["trained"])
         shutil.rmtree(self.output, ignore_errors=True)
         shutil.copytree(self.folder / f"best-{best['step']}", self.output)
@@ -199,7 +215,7 @@ class Run:
         rows = log.table(trainer.state.log_history)
         metrics = {
             "steps": steps,
-            "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+            "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "best_step": best["step"],
             "dev_score": best["dev_score"],
             **first_and_last(rows),
@@ -209,15 +225,13 @@ class Run:
         write_card(self.output, self.method, self.params, metrics, counts(trained, self.dev))
         write_json(f"metrics/train/{self.method}.json", metrics)
         write_csv(Path(f"metrics/train/{self.method}.csv"), rows)
-        print(
-            f"{self.method}: {steps} steps, best at {best['step']} (development score {best['dev_score']}), "
-            f"{time.perf_counter() - self.started:.0f} s",
-            flush=True,
-        )
+        note(earlier_seconds=log.earlier)
+        score, seconds = f"development score {best['dev_score']}", f"{log.seconds():.0f} s"
+        print(f"{self.method}: {steps} steps, best at {best['step']} ({score}), {seconds}", flush=True)
         return metrics
 
     def refuse_untrained(self, trainer, moved: bool) -> None:
-        """Raise a UserError if no weight has moved, or if RL had nothing to move them by but rounding in the KL term."""
+        """Raise a UserError if no weight has moved, or if RL moved them by rounding in the KL term only."""
         name, found = "frac_reward_zero_std", None
         idle = [row[name] for row in trainer.state.log_history if name in row]
         if min(idle, default=0) == 1:
@@ -227,12 +241,8 @@ class Run:
             found = f"all weights as before training (learning rate {trainer.args.learning_rate})"
             fix = "raise the learning rate"
         if found:
-            raise UserError(
-                f"{self.method}, {trainer.state.global_step} steps",
-                found,
-                "weights that training has changed",
-                f"{fix}. {self.output} was not written",
-            )
+            where, fix = f"{self.method}, {trainer.state.global_step} steps", f"{fix}. {self.output} was not written"
+            raise UserError(where, found, "weights that training has changed", fix)
 
 
 class Log(TrainerCallback):
@@ -246,9 +256,13 @@ class Log(TrainerCallback):
         self.run, self.loaded, self.network = run, loaded, network
         self.file = run.folder / "dev_scores.json"
         self.scores = json.loads(self.file.read_text()) if self.file.is_file() else []
-        self.full = run.params.train.trainable == "full"
-        weights = (p for p in network.parameters() if self.full or p.requires_grad)
+        self.earlier = self.scores[-1].get("seconds", 0) if self.scores else 0
+        weights = (p for p in network.parameters() if run.full or p.requires_grad)
         self.untrained = digests(weights) if is_main_process() else set()
+
+    def seconds(self) -> float:
+        """Wall-clock time of the run so far, over all legs of a resumed one."""
+        return self.earlier + time.perf_counter() - self.run.started
 
     def best(self) -> dict:
         """The peak; the earliest of equals. Without development rows, the last checkpoint."""
@@ -257,40 +271,36 @@ class Log(TrainerCallback):
         return max(self.scores, key=lambda s: (s.get("trained", True), s["dev_score"], -s["step"]))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(
-            disable=not state.is_world_process_zero,
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.run.method,
-            unit="step",
-            mininterval=1,
-        )
+        """Show a bar."""
+        hidden = not state.is_world_process_zero
+        options = {"desc": self.run.method, "unit": "step", "mininterval": 1, "disable": hidden}
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, **options)
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Close the bar."""
         self.bar.close()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
+        """Score the development split where a checkpoint is due."""
         step = state.global_step
+        self.bar.update(step - self.bar.n)
         if step % self.run.params.train.eval_steps == 0 or step == state.max_steps:
-            self.score_and_keep(state.global_step)
+            self.score_and_keep(step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        logs = logs or {}
-        shown = {
-            LOGGED[name]: f"{float(logs[name]):.3f}"
-            for name in ("loss", "reward", "rewards/accuracy/mean")
-            if name in logs
-        }
+        """Show the step's values beside the bar."""
+        names = [name for name in ("loss", "reward", "rewards/accuracy/mean") if name in (logs or {})]
+        shown = {LOGGED[name]: f"{float(logs[name]):.3f}" for name in names}
         if self.scores:
             shown["dev"] = self.scores[-1]["dev_score"]
         self.bar.set_postfix(shown, refresh=False)
 
     def score_and_keep(self, step: int) -> None:
+        """Score the development split; keep the weights if they are the best so far, and delete worse ones."""
         # One process's score for all: GPUs may differ in a last bit, and all must agree to save, which is collective.
         (score,) = broadcast_object_list([self.dev_score()])
         self.scores = [score for score in self.scores if score["step"] < step]
-        self.scores.append({"step": step, "dev_score": score})
+        self.scores.append({"step": step, "dev_score": score, "seconds": round(self.seconds(), 1)})
         if self.best()["step"] == step:
             folder = self.run.folder / f"best-{step}"
             (self.scores[-1]["trained"],) = broadcast_object_list([self.keep(folder)])
@@ -304,12 +314,12 @@ class Log(TrainerCallback):
         """Write the weights and check what was written; returns whether training has changed them (main process)."""
         weights = None
         if self.loaded.shared:
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not self.full)
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not self.run.full)
             weights = get_model_state_dict(self.network, options=options)
         if not is_main_process():
             return False
         shutil.rmtree(folder, ignore_errors=True)
-        if self.full:
+        if self.run.full:
             if weights:  # gathered one by one: tied weights are one tensor again, and saved once
                 for name, source in self.network.all_tied_weights_keys.items():
                     weights[name] = weights[source]
@@ -321,25 +331,20 @@ class Log(TrainerCallback):
 
     def dev_score(self) -> float | None:
         """Percent of development answers that are right under the reasoning prompt, decoded greedily."""
-        run = self.run
+        run, network = self.run, self.network
         if not run.dev:
             return None
-        root = Path(run.params.data.root)
-        requests = [
-            Request(sample.id, render("reasoning", sample.question), image_file(root, sample.image))
-            for sample in run.dev
-        ]
-        training, cache = self.network.training, self.network.config.use_cache
-        self.network.eval()
-        self.network.config.use_cache = True
-        asked = replace(self.loaded, model=self.network)
-        replies = {}
+        root, decoding = Path(run.params.data.root), run.params.decoding
+        requests = [Request(s.id, render(PROMPT, s.question), image_file(root, s.image)) for s in run.dev]
+        training, cache = network.training, network.config.use_cache
+        network.eval()
+        network.config.use_cache = True
         # Every process scores all rows: with shared parameters (FSDP) none may be left out of a forward pass.
-        for batch in ask_all(asked, requests, run.params.decoding.batch_size, run.params.decoding.max_new_tokens):
-            replies |= {reply.id: to_prediction(reply).answer for reply in batch}
-        self.network.config.use_cache = cache
-        self.network.train(training)
-        right = sum(matches(replies[s.id], s.answers, s.kind, s.choices) for s in run.dev)
+        batches = ask_all(replace(self.loaded, model=network), requests, decoding.batch_size, decoding.max_new_tokens)
+        answers = {reply.id: read_completion(reply.text)[1] for batch in batches for reply in batch}
+        network.config.use_cache = cache
+        network.train(training)
+        right = sum(matches(answers[s.id], s.answers, s.kind, s.choices) for s in run.dev)
         return round(100 * right / len(run.dev), 2)
 
     def table(self, history: list[dict]) -> list[dict]:
@@ -369,6 +374,7 @@ def first_and_last(rows: list[dict], share: float = 0.2) -> dict:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write a run's log."""
     names = list(dict.fromkeys(["step", "dev_score", *LOGGED.values()]))
     names = [name for name in names if any(name in row for row in rows) or name == "dev_score"]
     with atomic_file(path) as file:

@@ -1,6 +1,6 @@
 """A project of the real `dvc.yaml`, `params.yaml` and code, run by the real `dvc`.
 
-Only the stages' entry files are stand-ins, but for that of `check`, which is fast and real.
+The stages' entry files are stand-ins, except those of `check` and `truth`, which are fast.
 """
 
 import os
@@ -17,6 +17,7 @@ from rarl.profiles import round_trip
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+REAL = ("check", "truth")
 
 
 class Project:
@@ -28,7 +29,7 @@ class Project:
         self.home.mkdir(exist_ok=True)
 
     def run(self, *command: str, code: int = 0) -> str:
-        """Run a command in the project, on a machine without any git configuration; `code` is what it must end with."""
+        """Run a command in the project, on a machine without git configuration; `code` is its expected exit status."""
         env = {
             name: value
             for name, value in os.environ.items()
@@ -92,7 +93,7 @@ def build(folder: Path, *benchmarks: str) -> Project:
     stages = YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     for stage in stages.values():
         name = stage["cmd"].removeprefix("python -m stages.").split()[0]
-        if name != "check":
+        if name not in REAL:
             entry = folder / f"stages/{name}.py"
             entry.write_text("from stages.standin import main\n\nmain()\n", encoding="utf-8")
     # What studies and the frozen stage have made is kept in git.
@@ -115,8 +116,11 @@ def build(folder: Path, *benchmarks: str) -> Project:
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory) -> Project:
-    """The project after its first `dvc repro`; copy it, do not change it."""
-    project = build(tmp_path_factory.mktemp("pipeline") / "project", "slake", "vqa_rad", "vqa_med", "path_vqa")
+    """A project of few models, sets and judges after its first `dvc repro`; copy it, and leave it as it is."""
+    project = build(tmp_path_factory.mktemp("pipeline") / "project", "slake", "vqa_rad")
+    project.change("models", ["base", "sft", "rarl"])
+    project.change("judges", ["lexical", "semantic"])
+    project.commit()
     project.first_run = project.stages_run()
     project.commit()
     return project
@@ -128,17 +132,6 @@ def without_benchmarks(tmp_path) -> Project:
     project = build(tmp_path / "new/project")
     project.change("models", ["base"])
     project.change("judges", ["lexical"])
-    return project
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory) -> Project:
-    """A project with fewer models, sets and judges after its first `dvc repro`; copy it, do not change it."""
-    project = build(tmp_path_factory.mktemp("small") / "project", "slake")
-    project.change("models", ["base", "sft", "rarl"])
-    project.change("judges", ["lexical", "semantic"])
-    project.dvc("repro", "--quiet")
-    project.commit()
     return project
 
 

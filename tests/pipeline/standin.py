@@ -126,7 +126,13 @@ def number(seed: list) -> int:
 
 def write(path: Path, seed: list) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".csv":
+    if path.name == "phantom_truth.jsonl":
+        path.write_text(json.dumps({"image_sha256": "data/phantom", "value": number(seed)}) + "\n", encoding="utf-8")
+    elif path.suffix == ".jsonl":  # a question about an image, which is a phantom with the phantoms' root only
+        sample = {name: f"{number(seed)}" for name in ("id", "dataset", "split", "image", "question")}
+        sample |= {"image_sha256": load("params.yaml")["data"]["root"], "answers": ["yes"], "kind": "open"}
+        path.write_text(json.dumps(sample) + "\n", encoding="utf-8")
+    elif path.suffix == ".csv":
         path.write_text(f"step,value\n1,{number(seed)}\n", encoding="utf-8")
     else:
         path.write_text(json.dumps({"value": number(seed)}), encoding="utf-8")

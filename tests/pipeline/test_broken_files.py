@@ -1,4 +1,4 @@
-"""Broken outputs under the real `dvc`, with the real stages `judge` and `score`: what the message advises mends them."""
+"""Broken outputs under the real `dvc`, with the real stages `judge` and `score`: the message's advice mends them."""
 
 import json
 import re
@@ -57,18 +57,24 @@ def judged(tmp_path_factory) -> Project:
     for name, place in (("silvar_med", "curated/test"), ("slake", "benchmarks/slake")):
         samples = [
             Sample(
-                id=f"{name}/{i}", dataset=name, split="test", image="x.png", image_sha256="0",
-                question="Is it?", answers=["Yes"], kind="yes_no",
+                id=f"{name}/{i}",
+                dataset=name,
+                split="test",
+                image="x.png",
+                image_sha256="0",
+                question="Is it?",
+                answers=["Yes"],
+                kind="yes_no",
             )
             for i in range(4)
-        ]  # fmt: skip
+        ]
         write_records(folder / f"data/{place}.jsonl", samples)
         write_records(
             folder / f"answers/reasoning/{name}.jsonl",
             [Prediction(id=s.id, completion="Yes", answer="Yes" if s.id[-1] in "12" else "No") for s in samples],
-        )  # fmt: skip
+        )
     project = Project(folder)
-    for arguments in (["init", "--quiet"], ["config", "user.name", "x"], ["config", "user.email", "x@y"]):  # fmt: skip
+    for arguments in (["init", "--quiet"], ["config", "user.name", "x"], ["config", "user.email", "x@y"]):
         project.git(*arguments)
     project.commit()
     project.dvc("repro")
@@ -102,7 +108,7 @@ def test_a_broken_output_is_mended_by_what_the_message_advises(project, place, k
     assert final(project) == 50.0
     path.write_bytes(b"")
     if kept:  # as a version of this project did that took an empty file for a finished one
-        project.dvc("commit", "--force", "infer@base" if "predictions" in place else "judge@lexical-base")  # fmt: skip
+        project.dvc("commit", "--force", "infer@base" if "predictions" in place else "judge@lexical-base")
         commands = advice(project)
         assert commands[0][:4] == ["dvc", "repro", "-s", "-f"]
         for command in commands:
@@ -132,4 +138,4 @@ def test_what_a_killed_writer_leaves_behind_changes_nothing(project):
     assert project.stages_run() == set()
     assert project.git("status", "--porcelain") == ""
     project.dvc("repro", "-f")
-    assert not (project.folder / "data/verdicts/base/lexical/reasoning/x.json.01234567.partial").exists()  # fmt: skip
+    assert not (project.folder / "data/verdicts/base/lexical/reasoning/x.json.01234567.partial").exists()

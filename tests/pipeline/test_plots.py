@@ -19,7 +19,7 @@ def project(tmp_path) -> Project:
     with (folder / "dvc.yaml").open("w", encoding="utf-8") as file:
         YAML().dump({"plots": plots}, file)
     for name in ("sft", "grpo", "rarl"):
-        rows = [f"{step},{step / 7},{step * step},{step if step % 10 == 0 else ''}" for step in range(1, 31)]  # fmt: skip
+        rows = [f"{step},{step / 7},{step * step},{step if step % 10 == 0 else ''}" for step in range(1, 31)]
         put(folder / f"metrics/train/{name}.csv", ["step,loss,reward,dev_score", *rows])
     put(folder / "metrics/tables/own_test.csv", ["label,final", "base,40.5", "rarl,61.0", "none,"])
     project = Project(folder)
@@ -51,11 +51,11 @@ def test_every_plot_is_drawn(project, chromium):
         page.on("pageerror", lambda error: asked.append(str(error)))
         page.goto((project.folder / "dvc_plots/index.html").as_uri())
         titles = page.locator("main h2").all_text_contents()
-        assert titles == ["Reward", "Development score: dev_score", "SFT loss", "Own test set, final score"]  # fmt: skip
+        assert titles == ["Reward", "Development score: dev_score", "SFT loss", "Own test set, final score"]
         # Reward and loss: a noisy curve and its mean for each method; few points: one curve.
         curves = [box.locator("polyline").count() for box in page.locator("main > div").all()]
         assert curves == [4, 3, 2, 0]
-        widths = page.locator("rect").evaluate_all("(bars) => bars.map((bar) => bar.getAttribute('width'))")  # fmt: skip
+        widths = page.locator("rect").evaluate_all("(bars) => bars.map((bar) => bar.getAttribute('width'))")
         assert len(widths) == 2 and float(widths[1]) / float(widths[0]) == pytest.approx(61 / 40.5)
     assert len(asked) == 1, "the page itself"
 
@@ -66,7 +66,7 @@ def test_revisions_are_told_apart(project, chromium):
     with chromium.new_context() as context:
         page = context.new_page()
         page.goto((project.folder / "dvc_plots/index.html").as_uri())
-        colours = page.locator("rect").evaluate_all("(bars) => bars.map((bar) => bar.getAttribute('fill'))")  # fmt: skip
+        colours = page.locator("rect").evaluate_all("(bars) => bars.map((bar) => bar.getAttribute('fill'))")
         assert len(colours) == 4 and len(set(colours)) == 2
         keys = page.locator("main > div").last.locator(".key").all_text_contents()
         assert sorted(keys) == ["HEAD", "workspace"]

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from rarl import encoding
 from rarl.errors import UserError
-from rarl.models.features import FILE, FeatureStore, patch_keys, put_away
+from rarl.models.features import FILE, FeatureStore, describe, offload, patch_keys
 from rarl.models.loading import load
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def test_features_are_the_same_bytes_in_each_run(tmp_path):
         (lambda path: save_file({"a-4x4": features()["a-4x4"]}, path), "1 images, .*, where nothing is noted"),
     ],
     ids=["empty", "cut", "changed", "missing", "short of an image"],
-)  # fmt: skip
+)
 def test_broken_features_are_not_used(tmp_path, monkeypatch, damage, found):
     monkeypatch.chdir(tmp_path)
     folder = Path("data/features/training")
@@ -91,6 +92,55 @@ def test_broken_features_are_not_used(tmp_path, monkeypatch, damage, found):
     with pytest.raises(UserError, match=f"{folder / FILE}\n  found: .*{found}") as raised:
         FeatureStore.load(folder)
     assert "`dvc repro -s -f encode`" in raised.value.format_message()
+
+
+def test_features_of_another_tower_are_refused(project, params, monkeypatch):
+    loaded, folder = load("data/models/base", params.model), Path("data/features/training")
+    FeatureStore(features(), describe(loaded)).save(folder)
+    assert FeatureStore.load(folder, loaded).tower == describe(loaded)
+    for key, now, then in [("dtype", "bfloat16", "float32"), ("max_pixels", 25088, 12544)]:
+        other = load("data/models/base", params.model.model_copy(update={key: now}))
+        with pytest.raises(UserError, match="of another vision tower") as raised:
+            FeatureStore.load(folder, other)
+        where, found, expected, fix = raised.value.parts
+        assert where == str(folder / FILE) and f"{key} {then}" in found and f"{key} {now}" in expected
+        assert "`dvc repro -s -f encode`" in fix
+    with torch.no_grad():
+        loaded.model.model.visual.blocks[0].mlp.fc1.weight[0, 0] += 1
+    with pytest.raises(UserError, match="another vision tower: weights"):
+        FeatureStore.load(folder, loaded)
+
+
+def test_one_more_benchmark_encodes_its_own_images_only(project, params, monkeypatch, capsys):
+    """The bytes are those of a run that encodes everything, whatever was there before, and in whatever order."""
+    files = [Path(f"data/curated/{split}.jsonl") for split in ("test", "dev", "train")]
+
+    def encoded(*files: Path, fresh: bool = False) -> tuple[bytes, str]:
+        if fresh:
+            shutil.rmtree(".cache")
+        encoding.encode([*files], Path("data/features/benchmarks"), params)
+        return Path("data/features/benchmarks", FILE).read_bytes(), capsys.readouterr().out
+
+    few, said = encoded(*files[:1])
+    assert "6 distinct images of 1 record files, 0 of them encoded before" in said
+    kept = Path("kept-by-dvc")
+    kept.hardlink_to(Path("data/features/benchmarks", FILE))
+    more, said = encoded(*files)
+    assert "26 distinct images of 3 record files, 6 of them encoded before" in said
+    assert kept.read_bytes() == few, "what DVC may have linked is not written to"
+    assert encoded(*files[::-1])[0] == more
+    again, said = encoded(files[0])
+    assert again == few and "6 of them encoded before" in said
+    fresh, said = encoded(*files[::-1], fresh=True)
+    assert fresh == more and ", 0 of them encoded before" in said
+    Path("data/features/benchmarks", FILE).write_bytes(more[:-1])
+    assert ", 0 of them encoded before" in encoded(*files)[1], "a damaged store"
+    with monkeypatch.context() as other:
+        other.setattr(encoding, "code_key", lambda stage, device: {"rarl/models/loading.py": "changed"})
+        assert ", 0 of them encoded before" in encoded(*files)[1]
+    params = params.model_copy(deep=True)
+    params.model.max_pixels *= 2
+    assert ", 0 of them encoded before" in encoded(*files)[1]
 
 
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
@@ -107,13 +157,16 @@ def test_features_that_cannot_be_written_in_full_leave_the_old_ones(tmp_path):
     """
     done = subprocess.run(
         ["prlimit", "--fsize=100000", sys.executable, "-c", script],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == f"{errno.EFBIG} {FILE}\n", done.stderr
     assert (tmp_path / FILE).read_bytes() == before and os.listdir(tmp_path) == [FILE]
 
 
-def test_a_tower_put_away_comes_back_for_an_image_that_is_not_there(project, params):
+def test_an_offloaded_tower_comes_back_for_an_image_that_is_not_there(project, params):
     loaded = load("data/models/base", params.model)
     model, store = loaded.model, FeatureStore()
     inputs = loaded.processor.image_processor(pictures(), return_tensors="pt")
@@ -121,7 +174,7 @@ def test_a_tower_put_away_comes_back_for_an_image_that_is_not_there(project, par
     store.attach(model)
     count, first = sum(p.numel() for p in model.parameters()), int(grid[0].prod())
     known = model.model.visual(pixels[:first], grid_thw=grid[:1]).pooler_output
-    put_away(model)
+    offload(model)
     assert sum(p.numel() for p in model.parameters()) < count
     assert (model.device, model.model.visual.dtype) == (loaded.device, torch.float32)
     again = model.model.visual(pixels[:first], grid_thw=grid[:1]).pooler_output

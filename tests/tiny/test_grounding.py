@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from rarl.models import inference
+from rarl import inference
+from rarl.inference import predict, shuffled, vote
 from rarl.models.generation import Response
-from rarl.models.inference import predict, shuffled, vote
 from rarl.params import Decoding, Mode
 from rarl.records import Prediction, Sample
 

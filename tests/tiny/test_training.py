@@ -117,6 +117,16 @@ def test_full_training_moves_the_language_model_and_not_the_tower(encoded, param
     assert moved == {name for name in before if "visual" not in name}
 
 
+def test_full_training_in_float32_takes_no_features_that_were_computed_in_bfloat16(project, params):
+    from rarl.encoding import encode
+    from rarl.training.run import FEATURES, Run
+
+    params = copy.deepcopy(params)
+    params.train.trainable, params.model.dtype = "full", "bfloat16"
+    encode([Path("data/curated/dev.jsonl")], FEATURES, params)
+    assert Run("sft", params, {}).load().model.dtype is torch.float32
+
+
 def test_the_peak_is_kept_and_old_checkpoints_are_not(encoded, params, monkeypatch):
     """The earliest of equal peaks is the output; of four checkpoints the newest two are left."""
     from rarl.training.run import Log
@@ -258,16 +268,38 @@ def test_other_data_code_or_packages_are_another_run(encoded, params, monkeypatc
     folders = [run.Run("sft", params, {}).folder]
     assert run.Run("sft", params, {}).folder == folders[0]
     changed = ["data/curated/train.jsonl", "data/curated/dev.jsonl", "data/features/training/features.safetensors"]
-    for path in [*changed, "data/models/base/base.json", *(f"{c}/x.py" for c in run.CODE[:4])]:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        old = Path(path).read_bytes() if Path(path).is_file() else b""
-        Path(path).write_bytes(old + (old.splitlines(True)[0] if "jsonl" in path else b"\n"))
+    for path in map(Path, [*changed, "data/models/base/base.json"]):
+        old = path.read_bytes()
+        path.write_bytes(old + (old.splitlines(True)[0] if path.suffix == ".jsonl" else b"\n"))
         folders.append(run.Run("sft", params, {}).folder)
     monkeypatch.setattr(run, "packages", lambda: {"torch": "0"})
+    folders.append(run.Run("sft", params, {}).folder)
+    monkeypatch.setattr(run, "template", lambda name: "Is it?")
+    folders.append(run.Run("sft", params, {}).folder)
+    monkeypatch.setattr(run, "code_key", lambda stage, device: {"rarl/models/loading.py": stage})
     folders += [run.Run("sft", params, {}).folder, run.Run("sft", params, {"beta": 1}).folder]
     other = params.model_copy(update={"seed": 8})
     folders += [run.Run("sft", other, {}).folder, run.Run("grpo", other, {}).folder]
     assert len(set(folders)) == len(folders)
+
+
+def test_a_resumed_run_counts_the_time_of_its_earlier_legs(encoded, params, monkeypatch):
+    from rarl.training import run, sft
+
+    noted = []
+    monkeypatch.setattr(run, "note", lambda **facts: noted.append(facts["earlier_seconds"]))
+    sft.train_sft(params)
+    (folder,) = Path(".cache/training").iterdir()
+    whole = {path: path.read_bytes() for path in Path("metrics/train").iterdir()}
+    scores = json.loads((folder / "dev_scores.json").read_text())
+    assert 0 < scores[0]["seconds"] <= scores[1]["seconds"]
+    shutil.rmtree(folder / "checkpoint-4")
+    (folder / "dev_scores.json").write_text(json.dumps([scores[0] | {"seconds": 1000}]))
+    sft.train_sft(params)
+    assert json.loads((folder / "dev_scores.json").read_text())[1]["seconds"] > 1000
+    sft.train_sft(params)
+    assert noted[:2] == [0, 1000] and 1000 < noted[2] < 1100
+    assert whole == {path: path.read_bytes() for path in Path("metrics/train").iterdir()}, "no time in what git keeps"
 
 
 def test_inference_keeps_what_it_has_and_reads_a_cut_line(encoded, params, monkeypatch):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -51,7 +52,7 @@ def test_a_stage_writes_its_cost_and_the_script_of_all():
 
 def git(*arguments: str) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
-    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()  # fmt: skip
+    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_a_cost_says_when_where_and_from_which_code(folder):
@@ -73,16 +74,56 @@ def test_a_cost_says_when_where_and_from_which_code(folder):
     assert cost.code()["changed"] is True
 
 
-def test_what_the_processes_of_a_stage_know_is_kept_for_its_run_alone():
-    """The processes that a stage was started on write first; the card is known to them alone."""
-    cost.note(card="a card")
-    cost.write_cost(["sft"], 5)
+def test_the_largest_memory_of_all_processes_is_kept_and_the_time_of_the_one_that_waited(monkeypatch):
+    """The processes of a stage finish first, in any order; the card is known to them alone."""
+    for rank, (host, gpu) in enumerate([(7_000_000, 20), (8_000_000, 10)]):
+        with monkeypatch.context() as process:
+            process.setenv("RARL_LAUNCHED", "1")
+            process.setenv("RANK", str(rank))
+            process.setattr(cost, "peak_memory_mb", lambda host=host: host)
+            cost.note(card="a card", peak_gpu_memory_mb=gpu)
+            cost.write_cost(["sft"], 5)
+    assert cost.read_cost("sft") == {}, "no process writes the stage's record"
     cost.write_cost(["sft"], 60)
-    assert cost.read_cost("sft")["card"] == "a card" and cost.read_cost("sft")["seconds"] == 60
-    path = Path("metrics/cost/sft.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": "2020-01-01T00:00:00+00:00"}))  # fmt: skip
+    found = cost.read_cost("sft")
+    assert (found["card"], found["seconds"]) == ("a card", 60)
+    assert (found["peak_memory_mb"], found["peak_gpu_memory_mb"]) == (8_000_000, 20)
     cost.write_cost(["sft"], 60)
     assert "card" not in cost.read_cost("sft"), "that was another run"
+
+
+def test_what_processes_of_a_killed_run_have_left_is_not_taken(monkeypatch):
+    Path("metrics/cost").mkdir(parents=True)
+    old = {"card": "a card", "finished": "2020-01-01T00:00:00+00:00"}
+    Path("metrics/cost/sft.0.process").write_text(json.dumps(old))
+    cost.write_cost(["sft"], 60)
+    assert "card" not in cost.read_cost("sft") and not list(Path("metrics/cost").glob("*.process"))
+
+
+def test_processes_of_a_launcher_of_the_users_own_leave_one_record(monkeypatch):
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        cost.write_cost(["sft"], 5 + int(rank))
+    assert cost.read_cost("sft")["seconds"] == 5
+
+
+def test_memory_of_a_gpu_has_a_name_of_its_own(monkeypatch):
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True, get_device_name=lambda: "a card", max_memory_allocated=lambda: 3 << 30
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    cost.write_cost(["sft"], 5)
+    found = cost.read_cost("sft")
+    assert (found["card"], found["peak_gpu_memory_mb"]) == ("a card", 3072)
+    assert found["peak_memory_mb"] == cost.peak_memory_mb() != 3072
+
+
+def test_a_resumed_run_counts_its_earlier_legs_once():
+    cost.note(earlier_seconds=100.25)
+    cost.write_cost(["sft"], 5)
+    assert cost.read_cost("sft")["seconds"] == 105.2 and "earlier_seconds" not in cost.read_cost("sft")
+    cost.write_cost(["sft"], 5)
+    assert cost.read_cost("sft")["seconds"] == 5
 
 
 def test_a_damaged_file_stops_nothing():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from rarl.cache import CUDA_ONLY
 from rarl.registry import DATA_SETS, JUDGE_KINDS, REWARDS
 
 ROOT = Path(__file__).parents[2]
@@ -21,14 +22,21 @@ PLUMBING = {
     "rarl/params.py",
     "rarl/pinning.py",  # named by the stages whose bits depend on it: those that run a model
     "rarl/cache.py",
-    "rarl/registry.py",  # names; `audit`, `score` and `report` depend on its labels
+    "rarl/registry.py",  # names; the stages of `SHOWS_LABELS` depend on its labels
     "rarl/launch.py",
     # A text beside the weights, and a text before the training: no weight depends on them.
     "rarl/model_card.py",
     "rarl/memory_plan.py",
+    *CUDA_ONLY,
 }
 #: Folders whose modules are imported by their names in the registry.
 BY_NAME = {"rarl/data/adapters": DATA_SETS, "rarl/judges": JUDGE_KINDS, "rarl/rewards": REWARDS}
+SHOWS_LABELS = {"audit", "score", "report"}
+
+
+def named(dep: Path, file: Path) -> bool:
+    """Whether a dependency is a file, or a folder that it is in."""
+    return dep == file or dep in file.parents
 
 
 def entry(stage: dict) -> str:
@@ -89,11 +97,9 @@ def reached(file: str) -> set[str]:
 def test_stage_names_the_code_that_it_imports(name):
     stage = STAGES[name]
     deps = [Path(dep) for dep in stage["deps"]]
-    unnamed = {
-        file
-        for file in reached(entry(stage)) - PLUMBING
-        if not is_empty(file) and not any(dep == Path(file) or dep in Path(file).parents for dep in deps)
-    }
+    code = reached(entry(stage))
+    needed = code - PLUMBING | (code & {"rarl/registry.py"} if name in SHOWS_LABELS else set())
+    unnamed = {file for file in needed if not is_empty(file) and not any(named(dep, Path(file)) for dep in deps)}
     assert not unnamed, f"dvc.yaml: stage {name} runs code that its deps do not name"
 
 
@@ -105,15 +111,22 @@ def test_stage_names_no_code_that_it_does_not_use(name):
     for dep in (Path(dep) for dep in stage["deps"] if dep.startswith(("rarl/", "stages/"))):
         assert (ROOT / dep).exists(), f"dvc.yaml: {name} depends on {dep}, which is not there"
         if dep.suffix == ".py" or any((ROOT / dep).rglob("*.py")):
-            used = any(dep == file or dep in file.parents for file in files)
+            used = any(named(dep, file) for file in files)
         else:  # data, which the code names
-            used = any(f'"{dep.name}"' in (ROOT / file).read_text(encoding="utf-8") for file in files)
+            names = f'"{dep.name}"', f'"{dep.stem}"'
+            used = any(name in (ROOT / file).read_text(encoding="utf-8") for file in files for name in names)
         assert used, f"dvc.yaml: {name} depends on {dep}, which it does not use"
+
+
+def test_what_runs_on_cuda_devices_only_is_no_dependency():
+    deps = {Path(dep) for name, stage in STAGES.items() if name != "pretrain" for dep in stage["deps"]}
+    for file in map(Path, CUDA_ONLY):
+        assert (ROOT / file).is_file() and not any(named(dep, file) for dep in deps)
 
 
 def test_imports_inside_functions_and_through_others_are_seen():
     """The check itself can fail: `infer` reaches the models only from inside its `main`."""
-    top = {node.module for node in ast.parse((ROOT / "stages/infer.py").read_text(encoding="utf-8")).body
-           if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    body = ast.parse((ROOT / "stages/infer.py").read_text(encoding="utf-8")).body
+    top = {node.module for node in body if isinstance(node, ast.ImportFrom)}
     assert not any(module.startswith("rarl.models") for module in top)
     assert any(file.startswith("rarl/models/") for file in reached("stages/infer.py"))

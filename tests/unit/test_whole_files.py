@@ -62,9 +62,9 @@ def test_a_broken_file_in_the_cache_is_removed_and_made_again(project, damage):
     again = run()
     assert again.exit_code == 0, again.output
     count = sum(broken[path] != whole[path] for path in whole)
-    assert count and again.output.count("removed and made again") == count
+    assert count and again.output.count("deleted and made again") == count
     assert files() == before and files(".cache") == whole
-    assert "removed" not in run().output
+    assert "deleted" not in run().output
 
 
 @pytest.mark.parametrize("kind", ["predictions", "verdicts"])
