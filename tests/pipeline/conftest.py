@@ -1,6 +1,6 @@
 """A project of the real `dvc.yaml`, `params.yaml` and code, run by the real `dvc`.
 
-Only the stages' entry files are stand-ins, but for that of `check`, which is fast and real.
+The stages' entry files are stand-ins, except those of `tidy` and `check`, which are fast and real.
 """
 
 import os
@@ -92,7 +92,7 @@ def build(folder: Path, *benchmarks: str) -> Project:
     stages = YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     for stage in stages.values():
         name = stage["cmd"].removeprefix("python -m stages.").split()[0]
-        if name != "check":
+        if name not in ("check", "tidy"):
             entry = folder / f"stages/{name}.py"
             entry.write_text("from stages.standin import main\n\nmain()\n", encoding="utf-8")
     # What studies and the frozen stage have made is kept in git.
