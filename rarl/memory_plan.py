@@ -1,24 +1,23 @@
-"""How much memory a training run will need, from the model's configuration and the parameters, before it starts.
+"""Estimate, before a training run starts, how much memory it will need, from the base's configuration and the parameters.
 
-`rarl memory` prints the plan for the present parameters, and what to turn on smaller devices.
-An estimate, not a measurement: a test counts what a layer of a small model keeps. What it assumes:
+`rarl memory` prints the plan for the present parameters, and what to change for smaller devices. It is an estimate, not
+a measurement; a test counts what a layer of a small model keeps. Assumptions:
 
-* What is counted is one process's share (`accelerate.processes`, DDP: each holds a whole model).
-* Rows are as long as they can get: the largest image that `model.max_pixels` lets through, the longest training
-  prompt, `rl.max_completion_length` tokens (for SFT's targets too).
-* With LoRA weights lie in `model.dtype`, adapters in float32 (PEFT). Without it weights, gradients and the reference
-  policy, which TRL loads as a second model, are float32 (`Run.load`), and autocast copies them to `model.dtype` for a
-  pass. AdamW keeps two states a trainable parameter, in its dtype.
-* The tower's output is looked up (features.py): its activations are not counted, and its weights are off a GPU unless
-  whole models are saved (`Run.load`).
-* RL runs a prompt once a group (grpo_trainer.py): a pass has `micro_prompts` x (prompt + `group_size` x completion) tokens, and
-  sampling keeps `prompts_per_step` prompts' keys and values once and those of all completions. What is left to stock TRL (FSDP's and DeepSpeed's sampling, sliding windows) and SFT
-  have rows of their own.
-* What autograd keeps of a layer: `kept_activations`; tests count it on a small model. Gradient checkpointing keeps
-  `hidden` values a token and layer, and one layer in full.
-* TRL 1.16 never holds the logits of the vocabulary: its fused head works in tiles of 4,096 tokens x 32,768
-  words. A trained embedding has its gradient in float32 there for a moment.
-* On top come what CUDA and the encoder of BERTScore take, and a tenth of all that is not weights for fragmentation.
+* The plan is of one process (`accelerate.processes`; under DDP each process holds the whole model).
+* Rows have their maximum length: the largest image that `model.max_pixels` permits, the longest training prompt, and
+  `rl.max_completion_length` tokens (also for SFT's targets).
+* With LoRA, weights are in `model.dtype` and adapters in float32 (PEFT). Without it weights, gradients and the reference
+  policy, which TRL loads as a second model, are in float32, and autocast copies them to `model.dtype` for a pass. AdamW
+  keeps two states per trainable parameter, in its dtype.
+* The output of the vision tower is cached (`rarl/models/features.py`): its activations are not counted, and its weights
+  are offloaded from a GPU unless whole models are saved.
+* RL shares a prompt within its group (`rarl/training`): a pass has `micro_prompts` x (prompt + `group_size` x
+  completion) tokens, and sampling keeps the keys and values of `prompts_per_step` prompts once and those of all
+  completions. SFT, and what falls back to stock TRL (sampling under FSDP and DeepSpeed, sliding windows), has full rows.
+* Gradient checkpointing keeps `hidden` values per token and layer, and one layer in full (`kept_activations`).
+* TRL 1.16 never materializes the logits of the whole vocabulary: its fused head works in tiles of 4,096 tokens x 32,768
+  vocabulary entries. A trained embedding briefly has its gradient in float32 there.
+* The reserve covers CUDA, the encoder of BERTScore, and a tenth of the largest pass for fragmentation.
 """
 
 import math
@@ -35,14 +34,21 @@ from rarl.records import read_json
 
 GB = 1e9
 PAPERS_BASE = "Qwen/Qwen2-VL-2B-Instruct"
+#: Its vision and text sizes.
+QWEN2_VL_2B = (
+    dict(depth=32, embed_dim=1280, hidden_size=1536, num_heads=16, mlp_ratio=4),
+    dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2)
+    | dict(intermediate_size=8960, vocab_size=151_936, tie_word_embeddings=True)
+    | dict(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24])),
+)
 BYTES = {"float32": 4, "bfloat16": 2}
-#: Tile of TRL's fused head: tokens, words (`trl/kernels/chunked_logprob.py`, `trl/trainer/utils.py`).
+#: Tile of TRL's fused head: tokens, vocabulary entries (`trl/kernels/chunked_logprob.py`, `trl/trainer/utils.py`).
 TILE = (4096, 32768)
-#: Float32 tiles that the same head holds besides where there is no Triton: a CPU.
+#: Additional float32 tiles that the head holds without Triton, on a CPU.
 TILES_ON_CPU = 5
-#: Float32 tables over the vocabulary that the drawing of a token holds: logits, probabilities, noise, their ratio.
+#: Float32 tables over the vocabulary in sampling a token: logits, probabilities, noise, their ratio.
 FLOAT_LOGITS = 4
-#: Tokens of the question and of the chat template around the prompt; generous.
+#: Tokens of the question and of the chat template; generous.
 QUESTION_AND_TEMPLATE = 64
 CHARACTERS_A_TOKEN = 4
 #: GB: CUDA's context and libraries, BERTScore's small encoder; on a CPU the interpreter with its libraries.
@@ -52,9 +58,13 @@ FRAGMENTATION = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory of a run in GB.
+    """Memory of a training run in GB.
 
-    `resident` is there all the time; of `passes` one at a time is; `reserve` is for what cannot be counted.
+    Attributes:
+        rows: the tokens of a pass, in words.
+        resident: what is allocated all the time.
+        passes: what is allocated in one phase at a time.
+        reserve: what cannot be counted.
     """
 
     rows: str
@@ -64,23 +74,22 @@ class Plan:
 
     @property
     def total(self) -> float:
+        """Peak memory in GB."""
         return sum(self.resident.values()) + max(self.passes.values()) + self.reserve
 
     def table(self) -> str:
-        top = max(self.passes, key=self.passes.get)
-        lines = [f"  {name:<34}{value:7.2f}" for name, value in self.resident.items()]
-        lines += [
-            f"  {name:<34}{value:7.2f}{'  <- the most of the passes' if name == top else ''}"
-            for name, value in self.passes.items()
-        ]
-        lines.append(f"  {'context, libraries, fragmentation':<34}{self.reserve:7.2f}")
-        return "\n".join([f"  {self.rows}", *lines, f"  {'together':<34}{self.total:7.2f}"])
+        """The plan, one line per item."""
+        items = self.resident | self.passes
+        items |= {"context, libraries, fragmentation": self.reserve, "together": self.total}
+        marks = {max(self.passes, key=self.passes.get): "  <- the largest pass"}
+        lines = [f"  {name:<34}{value:7.2f}{marks.get(name, '')}" for name, value in items.items()]
+        return "\n".join([f"  {self.rows}", *lines])
 
 
-def parameter_counts(config: Qwen2VLConfig, lora_r: int, target_modules: list[str]) -> dict:
-    """Parameters of the language model (tied embeddings once), of the tower, of an adapter and of what it adapts.
+def parameter_counts(config: Qwen2VLConfig, lora_r: int, target_modules: list[str]) -> dict[str, int]:
+    """Count the parameters of the language model (tied embeddings once), the vision tower and an adapter.
 
-    No weights are made.
+    No weights are allocated.
     """
     with torch.device("meta"):
         model = Qwen2VLForConditionalGeneration._from_config(config)
@@ -100,7 +109,15 @@ def parameter_counts(config: Qwen2VLConfig, lora_r: int, target_modules: list[st
 
 @dataclass(frozen=True)
 class Layout:
-    """What a forward pass runs: `groups` prompts with `size` completions each (`size` 1: rows of their own)."""
+    """Tokens of a forward pass.
+
+    Attributes:
+        groups: prompts.
+        size: completions per prompt; 1 for rows of one prompt and one completion.
+        prompt: tokens of a prompt.
+        completion: tokens of a completion.
+        shared: whether the completions of a group share one copy of their prompt.
+    """
 
     groups: int
     size: int
@@ -110,31 +127,27 @@ class Layout:
 
     @property
     def tokens(self) -> int:
+        """All tokens."""
         return self.groups * (self.prompt + self.size * self.completion)
 
     @property
     def scored(self) -> int:
+        """Completion tokens, whose log-probabilities are computed."""
         return self.groups * self.size * self.completion
 
     @property
     def attended(self) -> int:
-        """Tokens whose keys and values attention is given: a completion's and again those of its prompt."""
+        """Tokens whose keys and values attention takes: each completion's, and again those of its prompt."""
         return self.groups * self.size * (self.prompt + self.completion)
 
 
-def layout(config: Qwen2VLConfig, groups: int, size: int, prompt: int, completion: int) -> Layout:
-    """A pass of the policy or the reference: the fast trainer's, or stock TRL's where that takes over (`_unfit`)."""
-    shared = size > 1 and set(config.text_config.layer_types) == {"full_attention"}
-    return Layout(*((groups, size) if shared else (groups * size, 1)), prompt, completion, shared)
-
-
 def kept_activations(config: Qwen2VLConfig, params: Params, rows: Layout) -> int:
-    """Bytes that autograd keeps in one layer of the language model.
+    """Count the bytes that autograd keeps for one layer of the language model.
 
-    Of a token 2 x intermediate (3 where it is trained) and 6 x hidden values in the compute dtype, queries and the
-    attention's output among them; in trained layers casts, in bfloat16 more of them, and the products' inputs. Of an attended
-    token keys and values, which the library repeats for all query heads and a shared prompt's layout does not; there
-    the completions' queries are copies, too, and the mask is each layer's own.
+    Per token these are 2 x intermediate values (3 if trained) and 6 x hidden values in the compute dtype, with queries
+    and the attention's output among them; in trained layers also casts, more of them in bfloat16, and the inputs of
+    products. Per attended token they are keys and values, which the library repeats for all query heads; a shared
+    prompt's layout does not repeat them, but copies the completions' queries and has one mask per layer.
     """
     text = config.text_config
     hidden, value = text.hidden_size, BYTES[params.model.dtype]
@@ -142,122 +155,179 @@ def kept_activations(config: Qwen2VLConfig, params: Params, rows: Layout) -> int
     half = full and value < 4
     kept = rows.tokens * value * (2 + full) * text.intermediate_size
     kept += rows.tokens * hidden * (6 * value + 4 * full + 6 * half)
-    keys = 2 * _key_width(config)
+    keys_values = _keys_values(config)
     if rows.shared:
-        kept += value * (rows.attended * keys + rows.scored * hidden + rows.tokens * keys)
-        seen = rows.groups * rows.completion * (rows.prompt + rows.completion)
-        return kept + value * seen * 2 * hidden // keys
+        kept += value * (rows.attended * keys_values + rows.scored * hidden + rows.tokens * keys_values)
+        mask = rows.groups * rows.completion * (rows.prompt + rows.completion)
+        return kept + value * mask * 2 * hidden // keys_values
     if params.model.attention == "flash_attention_2":
-        return kept + rows.attended * value * keys
+        return kept + rows.attended * value * keys_values
     return kept + rows.attended * 2 * hidden * (value + half)
 
 
-def _key_width(config: Qwen2VLConfig) -> int:
+def _keys_values(config: Qwen2VLConfig) -> int:
+    """Values in the keys and values of one token in one layer."""
     text = config.text_config
-    return text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    return 2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads
 
 
-def estimate(
-    config: Qwen2VLConfig, params: Params, image_pixels: int, method: str = "rarl", device: str = "cuda"
-) -> Plan:
-    """Plan the memory of one training run; the module's docstring says what is assumed.
+class Footprint:
+    """The sizes of one process's share of a training run, and the bytes that each phase needs.
 
     Args:
-        config: of the base; nothing is loaded.
-        image_pixels: height x width of the largest image after scaling.
+        config: of the base.
+        params: of the pipeline.
         method: `sft`, `grpo` or `rarl`.
         device: `cuda` or `cpu`.
     """
-    text, vision = config.text_config, config.vision_config
-    full = params.train.trainable == "full"
-    rl = method != "sft"
-    value = BYTES[params.model.dtype]
-    weight = 4 if full else value
-    layers, hidden, inner = text.num_hidden_layers, text.hidden_size, text.intermediate_size
-    count = parameter_counts(config, params.lora.r, params.lora.target_modules)
 
-    patches = math.ceil(image_pixels / vision.patch_size**2)
-    image_tokens = math.ceil(patches / vision.spatial_merge_size**2)
-    prompts = getattr(params, method).prompts if rl else ["reasoning"]
-    prompt_text = max(len(template(name)) for name in prompts) // CHARACTERS_A_TOKEN
-    prompt = image_tokens + prompt_text + QUESTION_AND_TEMPLATE
-    completion = params.rl.max_completion_length
-    processes = params.accelerate.processes
-    share = max(1, params.rl.prompts_per_step // processes)
-    if rl:
-        groups, size = min(params.rl.micro_prompts, share), params.rl.group_size
-    else:
-        share, size = max(1, params.sft.batch_size // processes), 1
-        groups = min(params.sft.micro_batch_size, share)
-    rows = layout(config, groups, size, prompt, completion)
+    def __init__(self, config: Qwen2VLConfig, params: Params, method: str, device: str):
+        self.config, self.text, self.params, self.device = config, config.text_config, params, device
+        self.rl, self.full = method != "sft", params.train.trainable == "full"
+        self.compute = BYTES[params.model.dtype]  # bytes of a value in a pass
+        self.weight = 4 if self.full else self.compute  # bytes of a stored weight
+        self.count = parameter_counts(config, params.lora.r, params.lora.target_modules)
 
-    kept = kept_activations(config, params, rows)
-    running = value * (3 * inner + 4 * hidden)  # a token in a layer, without gradients
-    backward = rows.tokens * value * 3 * inner
-    if params.train.gradient_checkpointing is True:
-        activations = rows.tokens * layers * weight * hidden + kept + backward
-    else:
-        activations = layers * kept + backward
-    # Autocast's copies of float32 weights; the embedding is looked up and needs none.
-    copies = (count["language model"] - text.vocab_size * hidden) * value if weight > value else 0
+        vision = config.vision_config
+        self.patches = math.ceil(params.model.max_pixels / vision.patch_size**2)
+        self.image_tokens = math.ceil(self.patches / vision.spatial_merge_size**2)
+        prompts = getattr(params, method).prompts if self.rl else ["reasoning"]
+        self.prompt_tokens = max(len(template(name)) for name in prompts) // CHARACTERS_A_TOKEN + QUESTION_AND_TEMPLATE
 
-    scored = rows.scored if rl or device == "cuda" else rows.tokens
-    if device == "cuda":
-        tile = min(scored, TILE[0]) * TILE[1] * value
-    else:  # what lies beyond the vocabulary is never touched
-        words = min(TILE[1], text.vocab_size)
-        tile = min(scored, TILE[0]) * words * (value + TILES_ON_CPU * 4)
-    head = tile + scored * hidden * 4
-    if full:
-        head += text.vocab_size * hidden * (4 + value)
+        rl, sft, processes = params.rl, params.sft, params.accelerate.processes
+        per_step, per_pass = (
+            (rl.prompts_per_step, rl.micro_prompts) if self.rl else (sft.batch_size, sft.micro_batch_size)
+        )
+        self.prompts_per_step = max(1, per_step // processes)
+        self.sampled = self.prompts_per_step * rl.group_size if self.rl else 0  # completions per step
+        # As the trainer does it: sliding windows fall back to stock TRL, which repeats the prompt.
+        shared = self.rl and set(self.text.layer_types) == {"full_attention"}
+        groups, size = min(per_pass, self.prompts_per_step), rl.group_size if self.rl else 1
+        groups, size = (groups, size) if shared else (groups * size, 1)
+        prompt = self.image_tokens + self.prompt_tokens
+        self.rows = Layout(groups, size, prompt, rl.max_completion_length, shared)
 
-    def decoding(prompts: int, rows: int, new: int, value: int) -> float:
-        """Bytes: keys and values of prompts and, twice for a moment, of completions; logits; copies of weights."""
-        cache = 2 * _key_width(config) * layers * value
-        bytes = (prompts * prompt + rows * new) * cache
-        bytes += prompts * prompt * running + rows * text.vocab_size * (value + FLOAT_LOGITS * 4)
-        if weight == 4 and device == "cpu":  # step.py's layout, at most
-            bytes += 4 * count["language model"]
-        return bytes
+    @property
+    def reference(self) -> bool:
+        """Whether log-probabilities of a reference policy are computed."""
+        return self.rl and self.params.rl.beta > 0
 
-    sampled = share * size if rl else 0
-    passes = {}
-    if rl:
-        alone = not rows.shared or _weights_are_shared(params)  # stock TRL: each row has its own prompt
-        decoded = decoding(sampled if alone else share, sampled, completion, value)
-        passes[f"sampling {sampled} completions"] = (decoded + copies) / GB
-    asked = params.decoding.batch_size
-    passes["scoring development rows"] = decoding(asked, asked, params.decoding.max_new_tokens, weight) / GB
-    reference = rl and params.rl.beta > 0
-    if reference:
-        attending = rows.attended * value * 2 * hidden
-        passes["reference pass"] = (rows.tokens * running + attending + copies + head) / GB
-    passes["policy pass: forward, backward"] = (activations + copies + head) / GB
+    def resident(self) -> dict[str, float]:
+        """Weights, gradients, optimizer states and images, which are allocated all the time."""
+        count, vision = self.count, self.config.vision_config
+        trainable = count["language model"] if self.full else count["adapter"]
+        offloaded = self.device == "cuda" and not self.full
+        patch = 3 * vision.temporal_patch_size * vision.patch_size**2 * 4
+        # An adapter's weights are counted here, too: weights, gradients and two states of AdamW in float32.
+        optimizer = trainable * 4 * (3 if self.full else 4)
+        images = max(self.sampled, self.rows.groups) * self.patches * patch
+        found = {
+            f"language model, {'float32' if self.full else self.params.model.dtype}": count["language model"]
+            * self.weight,
+            "vision tower, frozen": 0 if offloaded else count["tower"] * self.weight,
+            "gradients, optimizer" if self.full else "adapter, gradients, optimizer": optimizer,
+            "images of a step": 2 * images,  # and a copy while the rows are shuffled and grouped
+        }
+        if self.reference and self.full:
+            found["reference policy"] = (count["language model"] + count["tower"]) * self.weight
+        return found
 
-    trainable = count["language model"] if full else count["adapter"]
-    pixels = 3 * vision.temporal_patch_size * vision.patch_size**2 * 4
-    resident = {
-        f"language model, {'float32' if full else params.model.dtype}": count["language model"] * weight / GB,
-        "vision tower, frozen": count["tower"] * weight / GB if full or device == "cpu" else 0.0,
-        # In float32: a gradient and AdamW's two states; an adapter's own weights besides.
-        "gradients, optimizer" if full else "adapter, gradients, optimizer": trainable * 4 * (4 - full) / GB,
-        # Once more while the rows are shuffled and grouped.
-        "pictures of a step": 2 * max(sampled, groups) * patches * pixels / GB,
-    }  # fmt: skip
-    if reference and full:
-        resident["reference policy"] = (count["language model"] + count["tower"]) * weight / GB
-    each = f"{size} x " if rows.shared else ""
+    def passes(self) -> dict[str, float]:
+        """The phases of a step and of scoring, of which one is active at a time."""
+        found = {}
+        if self.rl:
+            found[f"sampling {self.sampled} completions"] = self.sampling()
+        batch, new = self.params.decoding.batch_size, self.params.decoding.max_new_tokens
+        found["scoring development rows"] = self.decoding(batch, batch, new, self.weight)
+        if self.reference:
+            found["reference pass"] = self.reference_pass()
+        found["policy pass: forward, backward"] = self.policy_pass()
+        return found
+
+    def sampling(self) -> float:
+        """Generate a step's completions."""
+        # Stock TRL, which samples where processes share the weights, repeats the prompt for each row.
+        repeated = not self.rows.shared or _weights_are_sharded(self.params)
+        prompts = self.sampled if repeated else self.prompts_per_step
+        return self.decoding(prompts, self.sampled, self.rows.completion, self.compute) + self.autocast_copies()
+
+    def decoding(self, prompts: int, rows: int, new: int, value: int) -> float:
+        """Decode: keys and values, logits, and copies of the weights on a CPU.
+
+        Args:
+            prompts: number of prompts in the cache.
+            rows: number of completions.
+            new: tokens of a completion.
+            value: bytes of a value in the cache.
+        """
+        cache = _keys_values(self.config) * self.text.num_hidden_layers * value
+        needed = (prompts * self.rows.prompt + rows * new) * cache
+        needed += prompts * self.rows.prompt * self.running()
+        needed += rows * self.text.vocab_size * (value + FLOAT_LOGITS * 4)
+        if self.weight == 4 and self.device == "cpu":  # the layout of the decoding step, at most
+            needed += 4 * self.count["language model"]
+        return needed
+
+    def reference_pass(self) -> float:
+        """Run the reference policy, without gradients."""
+        attention = self.rows.attended * self.compute * 2 * self.text.hidden_size
+        return self.rows.tokens * self.running() + attention + self.autocast_copies() + self.head()
+
+    def policy_pass(self) -> float:
+        """Run the policy forward and backward."""
+        layers, tokens = self.text.num_hidden_layers, self.rows.tokens
+        kept = kept_activations(self.config, self.params, self.rows)
+        if self.params.train.gradient_checkpointing is True:
+            activations = tokens * layers * self.weight * self.text.hidden_size + kept
+        else:
+            activations = layers * kept
+        backward = tokens * self.compute * 3 * self.text.intermediate_size
+        return activations + backward + self.autocast_copies() + self.head()
+
+    def running(self) -> int:
+        """Bytes of one token's activations in one layer without gradients."""
+        return self.compute * (3 * self.text.intermediate_size + 4 * self.text.hidden_size)
+
+    def autocast_copies(self) -> int:
+        """Copies of float32 weights in the compute dtype; the embedding is looked up and needs none."""
+        if self.weight <= self.compute:
+            return 0
+        return (self.count["language model"] - self.text.vocab_size * self.text.hidden_size) * self.compute
+
+    def head(self) -> int:
+        """TRL's fused head: a tile of logits, hidden states, and the gradient of a trained embedding."""
+        scored = self.rows.scored if self.rl or self.device == "cuda" else self.rows.tokens
+        tokens, entries = min(scored, TILE[0]), TILE[1]
+        tile = tokens * entries * self.compute
+        if self.device == "cpu":  # entries beyond the vocabulary are never touched
+            tile = tokens * min(entries, self.text.vocab_size) * (self.compute + TILES_ON_CPU * 4)
+        gradient = self.text.vocab_size * self.text.hidden_size * (4 + self.compute) if self.full else 0
+        return tile + scored * self.text.hidden_size * 4 + gradient
+
+
+def estimate(config: Qwen2VLConfig, params: Params, method: str = "rarl", device: str = "cuda") -> Plan:
+    """Plan the memory of one training run.
+
+    Args:
+        config: of the base, whose weights are not loaded.
+        params: of the pipeline.
+        method: `sft`, `grpo` or `rarl`.
+        device: `cuda` or `cpu`.
+    """
+    run = Footprint(config, params, method, device)
+    passes = {name: needed / GB for name, needed in run.passes().items()}
+    completions = f"{run.rows.size} x {run.rows.completion}" if run.rows.shared else run.rows.completion
     return Plan(
-        rows=f"a pass: {rows.groups} x ({image_tokens} image + {prompt - image_tokens} prompt + "
-        f"{each}{completion} completion tokens)",
-        resident=resident,
+        rows=f"a pass: {run.rows.groups} x ({run.image_tokens} image + {run.prompt_tokens} prompt + "
+        f"{completions} completion tokens)",
+        resident={name: needed / GB for name, needed in run.resident().items()},
         passes=passes,
         reserve=FIXED[device] + FRAGMENTATION * max(passes.values()),
     )
 
 
-def _weights_are_shared(params: Params) -> bool:
-    """Among processes: then the fast trainer leaves sampling to stock TRL."""
+def _weights_are_sharded(params: Params) -> bool:
+    """Whether processes share the weights; sampling then falls back to stock TRL."""
     if params.accelerate.config is None:
         return False
     config = YAML(typ="safe").load(Path(params.accelerate.config).read_text(encoding="utf-8"))
@@ -265,42 +335,40 @@ def _weights_are_shared(params: Params) -> bool:
 
 
 def relief(
-    config: Qwen2VLConfig, params: Params, image_pixels: int, method: str, device: str, have: float
+    config: Qwen2VLConfig, params: Params, method: str, device: str, available_gb: float
 ) -> list[tuple[str, float]]:
-    """What to turn, in this order and together, until the run fits into `have` GB: (change, GB after it).
+    """Return the changes, in this order and together, with which the run fits: (change, GB after it).
 
-    First what leaves the mathematics as it is, then what changes it. The last entry may still be too much.
+    Changes that keep the mathematics come first. The last entry may still be too much.
     """
     params = params.model_copy(deep=True)
-    rl = method != "sft"
-    micro = (params.rl, "micro_prompts") if rl else (params.sft, "micro_batch_size")
+    rl, decoding, model = params.rl, params.decoding, params.model
     knobs = [
-        (*micro, 1),
-        (params.train, "gradient_checkpointing", True),
-        (params.decoding, "batch_size", max(1, params.decoding.batch_size // 4)),
-        (params.model, "max_pixels", max(params.model.min_pixels, params.model.max_pixels // 2)),
-        (params.rl, "max_completion_length", max(1, params.rl.max_completion_length // 2)),
+        ("rl", "micro_prompts", 1) if method != "sft" else ("sft", "micro_batch_size", 1),
+        ("train", "gradient_checkpointing", True),
+        ("decoding", "batch_size", max(1, decoding.batch_size // 4)),
+        ("model", "max_pixels", max(model.min_pixels, model.max_pixels // 2)),
+        ("rl", "max_completion_length", max(1, rl.max_completion_length // 2)),
+        *([("rl", "group_size", max(2, rl.group_size // 2))] if method != "sft" else []),
     ]
-    if rl:
-        knobs.append((params.rl, "group_size", max(2, params.rl.group_size // 2)))
-    blocks = {id(getattr(params, name)): name for name in ("rl", "sft", "train", "decoding", "model")}
-    steps, last = [], estimate(config, params, image_pixels, method, device).total
-    for block, key, new in knobs:
-        if last <= have:
+    steps, last = [], estimate(config, params, method, device).total
+    for name, key, new in knobs:
+        if last <= available_gb:
             break
+        block = getattr(params, name)
         old = getattr(block, key)
         setattr(block, key, new)
-        after = estimate(config, params, min(image_pixels, params.model.max_pixels), method, device)
-        if after.total < last:
-            steps.append((f"{blocks[id(block)]}.{key} {old} -> {new}".lower(), after.total))
-            last = after.total
+        after = estimate(config, params, method, device).total
+        if after < last:
+            steps.append((f"{name}.{key} {old} -> {new}".lower(), after))
+            last = after
         else:
             setattr(block, key, old)
     return steps
 
 
 def available(device: str) -> float:
-    """GB that this process can have: free now, and what it holds already."""
+    """GB that this process can allocate: what is free, and what it holds already."""
     if device == "cuda":
         return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / GB
     import psutil
@@ -308,64 +376,56 @@ def available(device: str) -> float:
     return (psutil.virtual_memory().available + psutil.Process().memory_info().rss) / GB
 
 
-def _found(folder: str | Path, params: Params) -> tuple[Qwen2VLConfig | None, str, float]:
-    """The base's configuration (None where it cannot be reached, which loading says better), the device, its GB."""
+def _context(folder: str | Path, params: Params) -> tuple[Qwen2VLConfig | None, str, float]:
+    """Return the base's configuration (None if it cannot be read, which loading explains), the device, its GB."""
     pointer = read_json(Path(folder) / "base.json")
     device = "cuda" if params.model.device != "cpu" and torch.cuda.is_available() else "cpu"
     return configuration(pointer["source"], pointer["revision"]), device, available(device)
 
 
 def configuration(source: str, revision: str | None) -> Qwen2VLConfig | None:
+    """Read a base's configuration; None if it cannot be read."""
     if source == PAPERS_BASE:
-        return qwen2_vl_2b()
+        vision, text = QWEN2_VL_2B
+        return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
     try:
         return Qwen2VLConfig.from_pretrained(source, revision=revision)
     except OSError:
         return None
 
 
-def qwen2_vl_2b() -> Qwen2VLConfig:
-    """Sizes of the paper's base, so that a plan needs no hub."""
-    text = dict(
-        hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-        intermediate_size=8960, vocab_size=151_936, tie_word_embeddings=True,
-    )  # fmt: skip
-    vision = dict(depth=32, embed_dim=1280, hidden_size=1536, num_heads=16, mlp_ratio=4)
-    return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
-
-
 def recomputes(folder: str | Path, params: Params, method: str) -> bool:
-    """Whether gradient checkpointing is on; `auto`: where the plan says that the run will not fit without it."""
+    """Whether to use gradient checkpointing; `auto` uses it where the plan without it does not fit."""
     if params.train.gradient_checkpointing != "auto":
         return params.train.gradient_checkpointing
-    config, device, have = _found(folder, params)
-    return config is not None and estimate(config, params, params.model.max_pixels, method, device).total > have
+    config, device, have = _context(folder, params)
+    return config is not None and estimate(config, params, method, device).total > have
 
 
 def preflight(folder: str | Path, params: Params, method: str) -> str:
-    """The plan of a run as a short table, and what to turn where it will not fit; nothing is loaded.
+    """Return the plan of a run as a table, and what to change if it does not fit.
 
     Args:
         folder: the model folder that the training starts from, with `base.json`.
+        params: of the pipeline.
+        method: `sft`, `grpo` or `rarl`.
 
     Returns:
-        the text; empty where the base's configuration cannot be reached.
+        The text; empty if the base's configuration cannot be read.
     """
-    config, device, have = _found(folder, params)
+    config, device, have = _context(folder, params)
     if config is None:
         return ""
     params = params.model_copy(deep=True)
     params.train.gradient_checkpointing = recomputes(folder, params, method)
-    plan = estimate(config, params, params.model.max_pixels, method, device)
+    plan = estimate(config, params, method, device)
     where = torch.cuda.get_device_name() if device == "cuda" else "memory of this machine"
-    lines = [f"{method}: memory plan in GB (an estimate; {where}: {have:.1f} to be had)", plan.table()]
-    if plan.total > have:
-        steps = relief(config, params, params.model.max_pixels, method, device, have)
-        turn = ", then ".join(f"{change} ({after:.1f} GB)" for change, after in steps)
-        enough = bool(steps) and steps[-1][1] <= have
-        lines.append(
-            f"  WARNING: will not fit: turn {turn}" + ("" if enough else "; even then it will not")
-            if steps
-            else "  WARNING: will not fit, and no parameter helps: take a smaller base or a larger device"
-        )
-    return "\n".join(lines)
+    text = f"{method}: memory plan in GB (an estimate; {where}: {have:.1f} available)\n{plan.table()}"
+    if plan.total <= have:
+        return text
+    steps = relief(config, params, method, device, have)
+    if not steps:
+        return f"{text}\n  WARNING: will not fit, and no parameter helps: use a smaller base or a larger device"
+    changes = ", then ".join(f"{change} ({after:.1f} GB)" for change, after in steps)
+    enough = "" if steps[-1][1] <= have else "; it still does not fit"
+    return f"{text}\n  WARNING: will not fit: set {changes}{enough}"

@@ -7,7 +7,7 @@ is what a judge thinks of that. All are written as JSON lines, one record a line
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TextIO, TypeVar
@@ -223,3 +223,14 @@ def _sync(path: Path) -> None:
 def batches(items: list, size: int) -> Iterator[list]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A GitHub table.
+
+    >>> print(markdown_table(["set", "n"], [["slake", "70"]]))
+    | set | n |
+    | --- | --- |
+    | slake | 70 |
+    """
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))

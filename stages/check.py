@@ -1,7 +1,7 @@
 """Stage `check`: find what would stop the pipeline later, before an hour of work is spent.
 
-Validates `params.yaml` as a whole, and looks for the releases, the base model, the packages, memory and disk that it
-asks for. Writes a constant (`data/check.json`), so that nothing re-runs because of it.
+Validates `params.yaml` as a whole, and looks for the releases, the base model, the packages, memory and
+disk that it asks for; deletes nothing. Writes a constant (`data/check.json`), so that nothing re-runs because of it.
 """
 
 import click
@@ -13,7 +13,7 @@ from rarl.preflight import check
 
 @click.command()
 @stage_main
-def main():
+def main() -> None:
     """Find what would stop the pipeline later."""
     check(load_params())
 

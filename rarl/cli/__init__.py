@@ -1,7 +1,7 @@
-"""The command `rarl`: what people type beside `dvc repro`.
+"""The command `rarl`: what people type in addition to `dvc repro`.
 
-A command's module is imported when the command is called, so that `rarl --help` starts at once and numeric libraries
-are pinned (`rarl/pinning.py`) before anything loads them.
+A command's module is imported when the command is called. `rarl --help` therefore starts at once, and
+`rarl/pinning.py` can pin numeric libraries before anything loads them.
 """
 
 from importlib import import_module
@@ -11,10 +11,11 @@ from click.shell_completion import CompletionItem
 
 
 class Commands(click.Group):
-    """A group whose commands are known by name and description, and imported when they are called.
+    """A group that lists its commands without importing them.
 
     Args:
-        modules: name of a command -> (module with its `main`, what it does, in a line).
+        modules: name of a command -> (module with its `main`, one line of help).
+        **settings: arguments of `click.Group`.
     """
 
     def __init__(self, modules: dict[str, tuple[str, str]], **settings):
@@ -22,9 +23,11 @@ class Commands(click.Group):
         self.modules = modules
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in their given order."""
         return list(self.modules)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import a command."""
         if name not in self.modules:
             return None
         command = import_module(self.modules[name][0]).main
@@ -32,10 +35,12 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write name and help of each command."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, what) for name, (_, what) in self.modules.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands that begin with `incomplete`."""
         found = [
             CompletionItem(name, help=what) for name, (_, what) in self.modules.items() if name.startswith(incomplete)
         ]
@@ -47,16 +52,16 @@ main = Commands(
     {
         "download": ("rarl.cli.download", "Fetch a release of images and questions."),
         "profile": ("rarl.cli.switch_profile", "Switch params.yaml to the paper's settings, or back."),
-        "memory": ("rarl.cli.memory", "Plan the memory of the trainings."),
+        "memory": ("rarl.cli.memory", "Estimate the memory that training needs."),
         "compare": ("rarl.cli.compare", "Compare experiments: scores, intervals, paired tests."),
         "ask": ("rarl.cli.ask", "Ask a model a question about an image."),
-        "merge": ("rarl.cli.merge", "Merge an adapter into whole weights."),
+        "merge": ("rarl.cli.merge", "Merge an adapter into its base."),
         "rate": ("rarl.cli.rate", "Rate the models' answers in the browser."),
         "study": ("rarl.cli.study", "Studies of the reasoning reward and of a judge's threshold."),
         "bench": ("rarl.cli.bench", "Time a step against stock TRL and transformers."),
-        "portable": ("rarl.cli.portable", "Compare bits with emulated processors."),
+        "portable": ("rarl.cli.portable", "Compare bits with those of emulated processors."),
     },
     name="rarl",
     help="Reasoning-aware reinforcement learning for small medical vision-language models.\n\n"
-    "`dvc repro` runs the pipeline; these commands are what it leaves to people.",
+    "`dvc repro` runs the pipeline; these commands do the rest.",
 )

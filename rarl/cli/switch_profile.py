@@ -1,7 +1,6 @@
-"""Switch `params.yaml` to a profile: the paper's settings, or the embedded default for a CPU.
+"""Switch params.yaml to a profile: the paper's settings, or the embedded default for a CPU.
 
-No stage of the pipeline: it edits the pipeline's parameters. It touches only what the profiles differ
-in, and keeps comments; what a user has set elsewhere stays.
+Only the keys in which the profiles differ are changed; comments and all other values stay.
 """
 
 from pathlib import Path
@@ -14,10 +13,11 @@ from rarl.profiles import PROFILES, apply
 
 @click.command(help=__doc__)
 @click.argument("name", type=click.Choice(sorted(path.stem for path in PROFILES.glob("*.yaml"))))
-@click.option("--root", metavar="FOLDER", help="Folder that holds your releases (data.root).")
-@click.option("--params", "path", default="params.yaml", type=click.Path(path_type=Path))
+@click.option("--root", metavar="FOLDER", help="Folder of your releases (data.root).")
+@click.option("--params", "path", default="params.yaml", show_default=True, type=click.Path(path_type=Path))
 @stage_main
 def main(name: str, root: str | None, path: Path) -> None:
+    """Run the command."""
     changed = apply(path, name, root)
     for key, (before, after) in changed.items():
         click.echo(f"{key}: {before} -> {after}")

@@ -5,7 +5,7 @@ from math import isfinite
 import pytest
 import torch
 
-from rarl.cli.bench import Case, make_trainer, prepared
+from rarl.measuring.sides import Case, make_trainer, prepared
 from rarl.models.generation import Request, ask
 from rarl.models.loading import Loaded
 from rarl.models.shared_prefix import cuda_graph
@@ -23,7 +23,7 @@ def two_questions(rows, folder):
 def test_a_step_of_the_2b_model_fits(tmp_path):
     """Qwen2-VL-2B, bfloat16, LoRA r = 8, G = 8, 401,408 px at most, 256 tokens: under 24 GB, and so under 40."""
     case = Case("one prompt", model="qwen2_vl_2b", pixels=616, tokens=256, prompts=1)
-    trainer, _ = make_trainer(case, fast=True, steps=1, folder=str(tmp_path))
+    trainer, _ = make_trainer(case, ours=True, steps=1, folder=str(tmp_path))
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
     assert isfinite(trainer.state.log_history[0]["loss"])

@@ -1,6 +1,6 @@
 """A project of the real `dvc.yaml`, `params.yaml` and code, run by the real `dvc`.
 
-The stages' entry files are stand-ins, except those of `check` and `truth`, which are fast.
+The stages' entry files are stand-ins, except those of `tidy`, `check` and `truth`, which are fast.
 """
 
 import os
@@ -17,7 +17,7 @@ from rarl.profiles import round_trip
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-REAL = ("check", "truth")
+REAL = ("tidy", "check", "truth")
 
 
 class Project:

@@ -31,7 +31,7 @@ def evaluation(*models: str, judges: set[str] = JUDGES) -> set[str]:
 
 def test_first_run_runs_every_stage_but_the_frozen_one(reproduced):
     sets = {"benchmark@slake", "benchmark@vqa_rad"}
-    data = {"check", "phantom", "base", "curate", "audit", "encode", "encode_benchmarks", "truth"}
+    data = {"tidy", "check", "phantom", "base", "curate", "audit", "encode", "encode_benchmarks", "truth"}
     assert reproduced.first_run == data | sets | TRAINED | evaluation(*MODELS)
 
 
@@ -80,7 +80,7 @@ def test_settings_of_one_judge_ask_that_judge_only(project):
 def test_one_more_benchmark_trains_nothing(project):
     project.change("benchmarks", ["slake", "vqa_rad", "cv_bench"])
     run = project.stages_run()
-    assert run == {"check", "benchmark@cv_bench", "audit", "encode_benchmarks", "truth"} | evaluation(*MODELS)
+    assert run == {"tidy", "check", "benchmark@cv_bench", "audit", "encode_benchmarks", "truth"} | evaluation(*MODELS)
 
 
 def test_own_test_set_alone(without_benchmarks):
@@ -151,9 +151,22 @@ def test_second_clone_that_pulls_has_nothing_to_run(project, tmp_path):
 def test_shorter_list_leaves_nothing_that_a_second_clone_would_lack(project, tmp_path):
     """Stages depend on the folder data/benchmarks: a file left over there would be a difference."""
     project.change("benchmarks", ["slake"])
-    assert project.stages_run("repro", "encode_benchmarks") == {"check", "encode_benchmarks"}
+    assert project.stages_run("repro", "encode_benchmarks") == {"tidy", "check", "encode_benchmarks"}
     clone = pushed_and_cloned(project, tmp_path)
     assert clone.stages_run("repro", "--dry", "encode_benchmarks") == set()
+
+
+def test_a_model_off_the_list_and_back_is_not_asked_again(project, tmp_path):
+    """`tidy` removes its predictions, so that the report's folders are those of a clone; DVC's cache keeps them."""
+    listed = ["base", "sft", "grpo", "rarl"]
+    project.change("models", listed[:-1])
+    assert project.stages_run() == {"tidy", "check", "report"}
+    assert not (project.folder / "data/predictions/rarl").exists()
+    assert pushed_and_cloned(project, tmp_path).stages_run("repro", "--dry") == set()
+    project.change("models", listed)
+    project.stages_run()
+    assert (project.folder / "data/predictions/rarl").is_dir()
+    assert project.stages_run() == set()
 
 
 def test_times_and_memory_leave_the_tree_clean(project):

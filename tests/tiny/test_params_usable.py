@@ -4,7 +4,7 @@ import pytest
 
 from rarl.errors import UserError
 from rarl.params import Params
-from rarl.preflight import check_adapter
+from rarl.preflight import check_adapter, check_context
 from rarl.profiles import put
 
 
@@ -37,7 +37,9 @@ def test_trainers_take_what_check_lets_through(encoded, params, changes):
     checked = Params.model_validate(values)
     for prepare in (sft.prepare, lambda params: rl.prepare("grpo", params)):
         run, trainer, loaded = prepare(checked)
-        check_adapter(checked, loaded.model.config.to_dict(), dict(loaded.model.named_modules()).keys())
+        config = loaded.model.config.to_dict()
+        check_adapter(checked, config, dict(loaded.model.named_modules()).keys())
+        check_context(checked, config)
         try:
             assert run.train_to_end(trainer, loaded)["steps"] == 1
         except UserError as error:  # a warm-up's first step, a rate or a norm next to nothing, no difference in reward

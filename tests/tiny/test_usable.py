@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 
+from rarl import asking
 from rarl.cli import ask, merge
 from rarl.model_card import counts, make_portable, write_card
 from rarl.models.base_files import base_pointer
@@ -201,9 +202,9 @@ def test_merging_overwrites_nothing_and_needs_something_trained(trained):
     Path("full/mine.txt").write_text("mine")
     Path("file").write_text("mine")
     for args, said in (
-        (["rarl", "full"], "something is there already"),
-        (["rarl", "file"], "something is there already"),
-        (["base", "new"], "holds no adapter"),
+        (["rarl", "full"], "it exists already"),
+        (["rarl", "file"], "it exists already"),
+        (["base", "new"], "neither an adapter nor trained weights"),
         (["rral", "new"], "there: base, rarl"),
     ):
         result = CliRunner().invoke(merge.main, ["--model", args[0], "--output", args[1]])
@@ -293,6 +294,8 @@ def test_ask_names_what_is_wrong(trained):
         ("rarl", "missing.png", (), "no such file"),
         ("rarl", "notes.png", (), "--image notes.png"),
         ("rarl", "scan.dcm", (), "--image scan.dcm"),
+        ("rarl", "/dev/zero", (), "not a regular file but a device"),
+        ("rarl", "empty", (), "a folder"),
         ("rral", good, (), "there: base, rarl"),
         ("empty", good, (), "neither base.json nor config.json"),
         ("rarl", good, ("--mode", "loud"), "--mode loud"),
@@ -336,12 +339,12 @@ def test_ask_says_that_the_embedded_base_has_seen_no_real_image(project, reposit
     folder = Path("data/models/base")
     write_json(folder / "base.json", {"source": "data/base", "revision": None, "sha256": None})
     loaded = load_embedded(repository, params)
-    said = ask.about_base(folder, loaded.model)
+    said = asking.about_base(folder, loaded.model)
     assert "2.1 million parameters, trained on synthetic images only" in said
     assert "a real image has no meaning" in said
     write_json(folder / "base.json", {"source": "Qwen/Qwen2-VL-2B-Instruct", "revision": "895c3a4", "sha256": None})
-    said = ask.about_base(folder, loaded.model)
-    assert said == "Base: Qwen/Qwen2-VL-2B-Instruct at 895c3a4; its model card says what it has seen."  # fmt: skip
+    said = asking.about_base(folder, loaded.model)
+    assert said == "Base: Qwen/Qwen2-VL-2B-Instruct at 895c3a4; its model card names its training data."  # fmt: skip
 
 
 def load_embedded(repository, params):

@@ -12,6 +12,7 @@ from rarl import preflight
 from rarl.params import load_params
 from rarl.profiles import apply, put, round_trip
 from stages.check import main as check_stage
+from stages.tidy import main as tidy_stage
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -163,7 +164,7 @@ def test_missing_benchmark_stops_or_warns_as_the_parameter_says(project):
 
 def test_judge_of_drawings_is_warned_of_on_real_data(project):
     code, said = run(data__root=releases(project / "raw", *RELEASES))
-    assert code == 0 and "judge truth knows drawn images only" in said
+    assert code == 0 and "judge truth knows phantom images only" in said
     assert "WARNING" not in run(judges=["lexical"])[1]
 
 
@@ -282,19 +283,30 @@ def test_image_and_completion_fit_into_the_bases_context(project):
     assert code == 1 and "16000 image tokens" in said and "decoding.max_new_tokens = 17000" in said
 
 
-def test_outputs_of_what_is_no_longer_listed_are_removed(project):
+def test_a_completion_that_leaves_little_to_the_prompt_is_warned_of(project):
+    config = json.loads(Path("data/base/config.json").read_text(encoding="utf-8"))
+    config["text_config"]["max_position_embeddings"] = 2048
+    Path("data/base/config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert "WARNING" not in run()[1]
+    code, said = run(decoding__max_new_tokens=2000)
+    assert code == 0 and "decoding.max_new_tokens = 2000 and 16 image tokens leave 32 of the 2048 tokens" in said
+
+
+def test_check_deletes_nothing_and_tidy_what_is_no_longer_listed(project):
     kept = ["data/benchmarks/slake.jsonl", "data/verdicts/base/lexical/a.jsonl", "data/benchmarks/notes.txt",
             "metrics/scores/base.json", "data/predictions/base/a.jsonl", "data/benchmarks/pictures/slake/a.png"]  # fmt: skip
-    gone = ["data/benchmarks/cv_bench.jsonl", "data/benchmarks/pictures/cv_bench/a.png", "data/benchmarks/pictures/cv_bench/a.png", "metrics/benchmark/cv_bench.json", "data/verdicts/base/truth/a.jsonl",
-            "metrics/scores/rarl.json", "data/predictions/rarl/a.jsonl", "data/verdicts/rarl/lexical/a.jsonl"]  # fmt: skip
+    gone = ["data/benchmarks/cv_bench.jsonl", "data/benchmarks/pictures/cv_bench/a.png",
+            "metrics/benchmark/cv_bench.json", "data/verdicts/base/truth/a.jsonl", "metrics/scores/rarl.json",
+            "data/predictions/rarl/a.jsonl", "data/verdicts/rarl/lexical/a.jsonl"]  # fmt: skip
     for name in kept + gone:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
-    code, said = run(benchmarks=["slake"], judges=["lexical"], models=["base", "sft"])
-    assert code == 0
+    code, _ = run(benchmarks=["slake"], judges=["lexical"], models=["base", "sft"])
+    assert code == 0 and all(Path(name).exists() for name in kept + gone)
+    result = CliRunner().invoke(tidy_stage)
+    assert result.exit_code == 0 and "data/benchmarks/cv_bench.jsonl removed: no longer listed" in result.output
     assert [name for name in kept if not Path(name).exists()] == []
     assert [name for name in gone if Path(name).exists()] == []
-    assert "data/benchmarks/cv_bench.jsonl: no longer listed" in said
 
 
 def test_real_data_whose_names_everybody_can_read_is_warned_of(project, monkeypatch):

@@ -9,12 +9,13 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from rarl.cli.memory import main
 from rarl.memory_plan import (
+    PAPERS_BASE,
     Layout,
+    configuration,
     estimate,
     kept_activations,
     parameter_counts,
     preflight,
-    qwen2_vl_2b,
     recomputes,
     relief,
 )
@@ -26,7 +27,11 @@ from rarl.profiles import apply
 from rarl.records import write_json
 from rarl.training.log_probs import packed_log_probs
 
-PIXELS = 401_408
+
+def qwen2_vl_2b() -> Qwen2VLConfig:
+    return configuration(PAPERS_BASE, None)
+
+
 #: A small model of the same kind; counted below.
 SMALL = dict(
     hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=704,
@@ -62,7 +67,7 @@ def test_parameters_of_the_2b_model():
 
 def test_the_paper_profile_fits_16_gb(paper):
     for method in ("sft", "grpo", "rarl"):
-        plan = estimate(qwen2_vl_2b(), paper, PIXELS, method)
+        plan = estimate(qwen2_vl_2b(), paper, method)
         assert 12 < plan.total < 16, f"{method}\n{plan.table()}"
     assert "512 image" in plan.rows and f"{paper.rl.max_completion_length} completion" in plan.rows
 
@@ -70,7 +75,7 @@ def test_the_paper_profile_fits_16_gb(paper):
 @pytest.mark.parametrize(("have", "turned"), [(24, []), (16, []), (12, ["auto -> true"])])
 def test_one_switch_brings_the_paper_profile_to_smaller_devices(paper, have, turned):
     """What docs/gpu.md says of 24, 16 and 12 GB."""
-    steps = relief(qwen2_vl_2b(), paper, PIXELS, "rarl", "cuda", have)
+    steps = relief(qwen2_vl_2b(), paper, "rarl", "cuda", have)
     assert [change for change, _ in steps] == [f"train.gradient_checkpointing {t}" for t in turned]
     assert all(after < have for _, after in steps)
 
@@ -81,7 +86,7 @@ def test_a_prompt_is_counted_once_a_group(paper):
 
     def total(config, size):
         paper.rl.group_size = size
-        return estimate(config, paper, PIXELS).passes["reference pass"]
+        return estimate(config, paper).passes["reference pass"]
 
     ours, stock = qwen2_vl_2b(), qwen2_vl_2b()
     stock.text_config.layer_types = ["sliding_attention"] * 28
@@ -92,32 +97,32 @@ def test_a_prompt_is_counted_once_a_group(paper):
 
 def test_sampling_keeps_a_prompts_keys_once_unless_weights_are_shared(paper, repository):
     key_values = 2 * 2 * 2 * 128 * 28  # bytes a token: keys and values, 2 heads of 128, bfloat16
-    before = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
+    before = estimate(qwen2_vl_2b(), paper).passes["sampling 32 completions"]
     paper.rl.max_completion_length += 100
-    after = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
+    after = estimate(qwen2_vl_2b(), paper).passes["sampling 32 completions"]
     assert after - before == pytest.approx(32 * 100 * key_values / 1e9)
     paper.accelerate.config = str(repository / "rarl/accelerate/fsdp.yaml")
-    stock = estimate(qwen2_vl_2b(), paper, PIXELS).passes["sampling 32 completions"]
+    stock = estimate(qwen2_vl_2b(), paper).passes["sampling 32 completions"]
     assert stock - after > 28 * 671 * key_values / 1e9
 
 
 def test_each_knob_saves_and_those_that_keep_the_mathematics_come_first(paper):
     paper.rl.micro_prompts = paper.rl.prompts_per_step
     before = paper.model_dump()
-    steps = relief(qwen2_vl_2b(), paper, PIXELS, "rarl", "cuda", 0)
+    steps = relief(qwen2_vl_2b(), paper, "rarl", "cuda", 0)
     assert [change.split()[0] for change, _ in steps] == [
         "rl.micro_prompts", "train.gradient_checkpointing", "decoding.batch_size", "model.max_pixels",
         "rl.max_completion_length", "rl.group_size",
     ]  # fmt: skip
-    totals = [estimate(qwen2_vl_2b(), paper, PIXELS).total, *(total for _, total in steps)]
+    totals = [estimate(qwen2_vl_2b(), paper).total, *(total for _, total in steps)]
     assert totals == sorted(totals, reverse=True)
     assert paper.model_dump() == before, "planning must not change the parameters"
 
 
 def test_full_weights_need_gradients_optimizer_and_a_reference_policy(paper):
-    lora = estimate(qwen2_vl_2b(), paper, PIXELS)
+    lora = estimate(qwen2_vl_2b(), paper)
     paper.train.trainable = "full"
-    full = estimate(qwen2_vl_2b(), paper, PIXELS)
+    full = estimate(qwen2_vl_2b(), paper)
     # float32 (`Run.load`): weights, a gradient and two states of 4 bytes each.
     assert full.resident["language model, float32"] == pytest.approx(1.5437 * 4, rel=1e-3)
     assert full.resident["gradients, optimizer"] == pytest.approx(1.5437 * 12, rel=1e-3)
@@ -125,13 +130,13 @@ def test_full_weights_need_gradients_optimizer_and_a_reference_policy(paper):
     assert lora.resident["adapter, gradients, optimizer"] < 0.05
     assert full.total > lora.total + 30
     paper.rl.beta = 0.0
-    assert "reference policy" not in estimate(qwen2_vl_2b(), paper, PIXELS).resident
+    assert "reference policy" not in estimate(qwen2_vl_2b(), paper).resident
 
 
 def test_more_processes_share_a_steps_rows(paper):
-    one = estimate(qwen2_vl_2b(), paper, PIXELS)
+    one = estimate(qwen2_vl_2b(), paper)
     paper.accelerate.processes = 2
-    two = estimate(qwen2_vl_2b(), paper, PIXELS)
+    two = estimate(qwen2_vl_2b(), paper)
     assert one.passes["sampling 32 completions"] == 2 * two.passes["sampling 16 completions"]
 
 
@@ -222,14 +227,14 @@ def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 14.0)
     paper.train.gradient_checkpointing = False
     text = preflight(tmp_path, paper, "rarl")
-    assert "will not fit: turn train.gradient_checkpointing false -> true (" in text
+    assert "will not fit: set train.gradient_checkpointing false -> true (" in text
     paper.train.gradient_checkpointing = "auto"
     text = preflight(tmp_path, paper, "rarl")
     assert "WARNING" not in text and recomputes(tmp_path, paper, "rarl") is True
     monkeypatch.setattr(memory, "available", lambda device: 1000.0)
     assert recomputes(tmp_path, paper, "rarl") is False
     monkeypatch.setattr(memory, "available", lambda device: 1.0)
-    assert "even then it will not" in preflight(tmp_path, paper, "rarl")
+    assert "it still does not fit" in preflight(tmp_path, paper, "rarl")
 
 
 def test_preflight_leaves_a_base_that_is_not_there_to_loading(paper, tmp_path):

@@ -1,0 +1,29 @@
+"""Results of models, judges and benchmarks that `params.yaml` no longer lists."""
+
+import shutil
+from pathlib import Path
+
+from rarl.params import Params
+from rarl.registry import BENCHMARKS, MODELS
+
+
+def remove_leftovers(params: Params) -> list[Path]:
+    """Delete the results of what is no longer listed from the workspace, and return what was deleted.
+
+    Stages depend on whole folders. With a leftover in it, this clone's folder would differ from that of a clone without
+    it, and both would run the stages again in turn. DVC's cache keeps what was committed: listing a model again checks
+    its predictions out.
+    """
+    paths = []
+    for name in set(BENCHMARKS) - set(params.benchmarks):
+        paths += [Path(f"data/benchmarks/{name}.jsonl"), Path(f"data/benchmarks/pictures/{name}")]
+        paths += [Path(f"metrics/benchmark/{name}.json")]
+    for model in set(MODELS) - set(params.models):
+        paths += [Path(f"data/predictions/{model}"), Path(f"data/verdicts/{model}")]
+        paths += [Path(f"metrics/scores/{model}.json"), Path(f"metrics/breakdown/{model}.csv")]
+    judged = [path for model in params.models for path in Path(f"data/verdicts/{model}").glob("*")]
+    paths += [path for path in judged if path.name not in params.judges]
+    paths = sorted(path for path in paths if path.exists())
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return paths

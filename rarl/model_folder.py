@@ -1,0 +1,124 @@
+"""Model folders: find one, load it, name its base, and merge an adapter into the base."""
+
+import shutil
+from json import JSONDecodeError
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rarl.errors import UserError
+from rarl.model_card import base_name, merged_card
+from rarl.params import Params
+from rarl.records import read_json, write_json
+
+MODELS = Path("data/models")
+
+
+def find(name: str) -> Path:
+    """Find a model folder: one in `data/models`, or the folder itself.
+
+    Raises:
+        UserError: there is no such folder, or no model in it.
+    """
+    for folder in (MODELS / name, Path(name)):
+        if (folder / "base.json").is_file() or (folder / "config.json").is_file():
+            return folder
+    known = sorted(path.parent.name for path in MODELS.glob("*/base.json"))
+    raise UserError(
+        f"--model {name}",
+        "a folder with neither base.json nor config.json" if folder.is_dir() else "no such model",
+        f"a model in {MODELS} (there: {', '.join(known) or 'none'}), a copy of one, or a merged model",
+        "make it with `dvc repro`, or fetch it with `dvc pull`",
+    )
+
+
+def open_model(folder: Path, params: Params):
+    """Load a model folder of the pipeline, or whole weights in the hub's layout.
+
+    Raises:
+        UserError: it cannot be loaded, for example because a copy was interrupted.
+    """
+    from safetensors import SafetensorError
+
+    from rarl.models.loading import load
+
+    try:
+        if (folder / "base.json").is_file():
+            return load(folder, params.model)
+        with TemporaryDirectory() as pointer:
+            write_json(Path(pointer) / "base.json", {"source": str(folder), "revision": None, "sha256": None})
+            return load(pointer, params.model)
+    except (SafetensorError, JSONDecodeError) as error:
+        raise UserError(str(folder), str(error), "whole files of a model", "copy or fetch the folder again") from None
+
+
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """Return (name, revision) of a model folder's base; for merged weights, as the model card says."""
+    if (folder / "base.json").is_file():
+        pointer = read_json(folder / "base.json")
+        return base_name(pointer), pointer["revision"]
+    from huggingface_hub import ModelCard
+
+    text = _card(folder)
+    named = ModelCard(text).data.get("base_model") if text.startswith("---\n") else None
+    return named if isinstance(named, str) else folder.as_posix(), None
+
+
+def _card(folder: Path) -> str:
+    card = folder / "README.md"
+    return card.read_text(encoding="utf-8") if card.is_file() else ""
+
+
+def merge(name: str, output: Path, params: Params) -> Path:
+    """Write the merged weights, tokenizer, processor files and card of a trained model, and return its folder.
+
+    The merge is computed in float32 on the CPU and rounded once, to `model.dtype`. If it fails, no output is left.
+
+    Raises:
+        UserError: the model was not trained, or the output folder is not empty.
+    """
+    folder = find(name)
+    if not (folder / "adapter_config.json").is_file() and not (folder / "full").is_dir():
+        found = f"neither an adapter nor trained weights in {folder}"
+        raise UserError(f"--model {name}", found, "a trained model", "name one that was trained: sft, grpo or rarl")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output}", "it exists already", "a new or empty folder", "name another folder")
+    import torch
+
+    from rarl.models.loading import load
+
+    settings = {"dtype": "float32", "device": "cpu", "attention": "sdpa"}
+    loaded = load(folder, params.model.model_copy(update=settings))
+    network = loaded.model
+    if hasattr(network, "merge_and_unload"):
+        network = network.merge_and_unload(safe_merge=True)
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        network.to(getattr(torch, params.model.dtype)).save_pretrained(partial)
+        save_processor(loaded.processor, partial)
+        card = merged_card(_card(folder), folder.resolve().name, params.model.dtype)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        if output.is_dir():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def save_processor(processor, folder: Path) -> None:
+    """Save tokenizer, chat template and image settings under the names that other programs look for.
+
+    The stock processor classes replace ours, which only this project knows.
+    """
+    processor.tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
+    tokenizer = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", tokenizer | {"processor_class": "Qwen2VLProcessor"})
+    images = processor.image_processor.to_dict() | {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+        "min_pixels": processor.image_processor.size["shortest_edge"],
+        "max_pixels": processor.image_processor.size["longest_edge"],
+    }
+    write_json(folder / "preprocessor_config.json", dict(sorted(images.items())))

@@ -1,0 +1,29 @@
+"""Stage `tidy`: remove the results of models, judges and benchmarks that params.yaml no longer lists.
+
+DVC's cache and `.cache/` keep them. Writes a constant (`data/tidy.json`), so that nothing re-runs because of it.
+"""
+
+from pathlib import Path
+
+import click
+
+from rarl.entry import stage_main
+from rarl.leftovers import remove_leftovers
+from rarl.params import load_params
+from rarl.records import write_json
+
+
+@click.command(help=__doc__)
+@stage_main
+def main() -> None:
+    """Run the stage."""
+    for path in remove_leftovers(load_params()):
+        click.echo(f"tidy: {path} removed: no longer listed in params.yaml")
+    for folder in ("data/benchmarks", "metrics/benchmark"):
+        # DVC requires the folders that stages depend on, even if no benchmark is listed.
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    write_json("data/tidy.json", {"leftovers": "removed"})
+
+
+if __name__ == "__main__":
+    main()
