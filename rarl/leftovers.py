@@ -10,8 +10,8 @@ from rarl.registry import BENCHMARKS, MODELS
 def remove_leftovers(params: Params) -> list[Path]:
     """Delete the results of what is no longer listed from the workspace, and return what was deleted.
 
-    Stages depend on whole folders. With a leftover in it, this clone's folder would differ from that of a clone without
-    it, and both would run the stages again in turn. DVC's cache keeps what was committed: listing a model again checks
+    Stages depend on whole folders. With a leftover in it, this clone's folder would differ from that of a clone
+    without it, and both would run the stages again in turn. DVC's cache keeps what was committed: listing a model again checks
     its predictions out.
     """
     paths = []

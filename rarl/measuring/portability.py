@@ -1,9 +1,9 @@
 """Compare the bits of the pipeline's work on this processor and on emulated processors of two vendors.
 
 The work is two steps of everything that the embedded default does, at its own sizes: phantoms, image scaling, the
-vision tower, SFT, GRPO and RARL, inference, BERTScore, the semantic and the lexical judge, intervals and tests, a plot.
-A digest of each part's bits is compared. It needs `qemu-x86_64` (Debian, Ubuntu: package qemu-user), which emulates
-processors without AVX-512. Agreement is evidence; only a run on another machine is a proof.
+vision tower, SFT, GRPO and RARL, inference, BERTScore, the semantic and the lexical judge, intervals and tests, a
+plot. A digest of each part's bits is compared. It needs `qemu-x86_64` (Debian, Ubuntu: package qemu-user), which
+emulates processors without AVX-512. Agreement is evidence; only a run on another machine is a proof.
 
 `python -m rarl.measuring.portability <JSON of Work>` does the work, in a process whose kernels are not pinned yet.
 """
@@ -39,8 +39,8 @@ def shortened(params: Params, short: bool) -> Params:
     params = params.model_copy(deep=True)
     rl, sft = params.rl, params.sft
     params.train.eval_steps, params.train.dev_samples, sft.epochs, rl.max_steps = 2, 2, 1, 2
-    # Adam's first step is nearly the sign of the gradient, whatever its digits: only the second one, at a learning rate
-    # that counts, shows them.
+    # Adam's first step is nearly the sign of the gradient, whatever its digits: only the second one, at a learning
+    # rate that counts, shows them.
     sft.warmup_ratio = rl.warmup_ratio = 0.0
     if short:
         sft.batch_size = sft.micro_batch_size = 2

@@ -3,9 +3,9 @@
 Measured are an RL step, an SFT step, and inference (a batch of questions, several about each image). Both sides train
 the same model on the same rows from the same seed, each in its own process, and alternate step by step, so that other
 load on the machine slows both. Stock is TRL's `GRPOTrainer` or `SFTTrainer` with the stock image processor, and
-`generate` on the padded batch. Ours reads the frozen tower's output, which the stage `encode` has computed (its time is
-given separately), and lets the C library keep freed memory, as the stages do. Times are medians of all steps after the
-first, in seconds; processor time excludes what other programs used.
+`generate` on the padded batch. Ours reads the frozen tower's output, which the stage `encode` has computed (its time
+is given separately), and lets the C library keep freed memory, as the stages do. Times are medians of all steps after
+the first, in seconds; processor time excludes what other programs used.
 
 On a CPU the models are the embedded base and a mid-sized one with random weights; on a GPU also Qwen2-VL-2B's
 configuration with random weights in bfloat16. The results are `steps.json` and `steps.md` in `metrics/bench`.
