@@ -267,7 +267,7 @@ def costs(params: Params) -> list[dict]:
         files (`rarl/cost.py`). A row over several runs shows the sum of their times and the largest memory.
     """
     of_models = {name: [f"{name}_{model}" for model in params.models] for name in ("score", *params.judges)}
-    rows = [(stage, "", [stage]) for stage in ("check", "phantom", "curate")]
+    rows = [(stage, "", [stage]) for stage in ("tidy", "check", "phantom", "curate")]
     rows.append(("benchmark", "", [f"benchmark_{name}" for name in params.benchmarks]))
     rows += [(stage, "", [stage]) for stage in ("audit", "truth", "base")]
     rows += [("encode", "", ["encode_training"]), ("encode_benchmarks", "", ["encode_benchmarks"])]

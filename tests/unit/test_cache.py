@@ -23,13 +23,16 @@ class Image:
 '''
 
 
+CUDA = cache.CUDA_ONLY[0].removeprefix("rarl/").removesuffix(".py")
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A project of two stages over three modules, a text and a folder."""
     deps = {"sft": ["data/x", "rarl/one.py", "rarl/models"], "grpo": ["rarl/one.py", "rarl/rl.py", "rarl/models"]}
     YAML().dump({"stages": {name: {"deps": paths} for name, paths in deps.items()}}, tmp_path / "dvc.yaml")
-    (tmp_path / "rarl/models").mkdir(parents=True)
-    for name in ("one", "rl", "models/plain", "models/graph"):
+    (tmp_path / f"rarl/{CUDA}").parent.mkdir(parents=True)
+    for name in ("one", "rl", "models/plain", CUDA):
         (tmp_path / f"rarl/{name}.py").write_text(CODE)
     (tmp_path / "rarl/models/prompt.txt").write_text("Is it?")
     monkeypatch.setattr(cache, "ROOT", tmp_path)
@@ -60,7 +63,7 @@ def test_comments_docstrings_and_formatting_are_in_no_key(project, same):
 
 @pytest.mark.parametrize(
     ("file", "changed"),
-    [("one", ["sft", "grpo"]), ("rl", ["grpo"]), ("models/plain", ["sft", "grpo"]), ("models/graph", [])],
+    [("one", ["sft", "grpo"]), ("rl", ["grpo"]), ("models/plain", ["sft", "grpo"]), (CUDA, [])],
 )
 def test_code_is_in_the_keys_of_the_stages_that_run_it(project, monkeypatch, file, changed):
     before, on_gpu = keys(), keys("cuda")

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 from test_dicom import make
 
+from rarl import asking, model_folder
 from rarl.cli import ask
 from rarl.data.release import Images, decode
 from rarl.errors import UserError
@@ -99,7 +100,7 @@ def test_ask_shows_the_model_what_the_pipeline_shows_it(own, name):
     images = Images("raw", Path("data/pictures"))
     record, sha256, fault = images.admit(name, Path("raw/own"))
     assert sha256 and fault is None
-    shown, asked = (open_rgb(file) for file in (image_file("raw", record), ask.readable(own / name)))  # fmt: skip
+    shown, asked = (open_rgb(file) for file in (image_file("raw", record), asking.read_image(own / name)))  # fmt: skip
     assert shown.size == asked.size and shown.tobytes() == asked.tobytes()
 
 
@@ -112,14 +113,14 @@ def test_ask_refuses_what_the_pipeline_refuses_and_in_its_words(own, name, reaso
     _, sha256, fault = Images("raw").admit(name, Path("raw/own"))
     assert sha256 is None and reason in fault
     with pytest.raises(UserError) as error:
-        ask.readable(own / name)
+        asking.read_image(own / name)
     assert fault in error.value.message and f"--image {own / name}" in error.value.message
 
 
 def test_ask_tells_a_folder_from_a_missing_file(own):
     for path, found in ((own, "a folder"), (own / "gone.png", "no such file")):
         with pytest.raises(UserError, match=found):
-            ask.readable(path)
+            asking.read_image(path)
 
 
 @pytest.mark.parametrize("question, found", [("", "no text"), (" \n", "no text"), ("a\udcff?", "not UTF-8")])
@@ -137,7 +138,7 @@ def test_ask_names_the_base_of_pointers_copies_and_merged_weights(tmp_path):
         else:
             (tmp_path / "base.json").unlink(missing_ok=True)
             (tmp_path / "README.md").write_text(card, encoding="utf-8")
-        return ask.base_of(tmp_path)
+        return model_folder.base_of(tmp_path)
 
     hub = {"source": "Qwen/Qwen2-VL-2B-Instruct", "revision": "895c3a4", "sha256": None}
     assert made(hub) == ("Qwen/Qwen2-VL-2B-Instruct", "895c3a4")
