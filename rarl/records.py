@@ -1,7 +1,7 @@
-"""The three records that flow through the pipeline, and their reading and writing.
+"""The three records that flow through the pipeline, and how they are read and written.
 
-A `Sample` is one question about one image. A `Prediction` is what a model said to it. A `Verdict`
-is what a judge thinks of that. All are written as JSON lines, one record a line, in UTF-8.
+A `Sample` is one question about one image. A `Prediction` is a model's completion for it. A `Verdict` is a judge's
+rating of that. All are JSON lines in UTF-8, one record per line.
 """
 
 import json
@@ -21,6 +21,8 @@ Modality = Literal["mri", "ct", "xray", "pathology", "other", "unknown"]
 
 
 class Record(BaseModel):
+    """What the records have in common: they are immutable and have no unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -32,15 +34,15 @@ class Sample(Record):
     dataset: str
     split: str
     image: str
-    """Path of the image relative to `data.root`, or to the repository where it starts with `data/` (pictures that were
-    unpacked from a table or from DICOM), with forward slashes."""
+    """Path of the image relative to `data.root`, or to the repository if it starts with `data/` (images unpacked from
+    a table or from DICOM), with forward slashes."""
     image_sha256: str
-    """Hash of the image file's bytes: the same picture in two data sets has the same hash."""
+    """Hash of the image file's bytes: the same image in two data sets has the same hash."""
     question: str
     answers: list[str]
-    """Every accepted reference answer; the first is the one to train on. Never empty."""
+    """Every accepted reference answer; models are trained on the first. Never empty."""
     reasoning: str | None = None
-    """The annotated explanation, or None where nobody wrote one."""
+    """The annotated explanation, or None."""
     kind: Kind
     choices: list[str] = []
     """The options of a multiple-choice question, in order; empty otherwise."""
@@ -48,7 +50,7 @@ class Sample(Record):
     category: str = ""
     """The release's own category of the question (SLAKE content type, VQA-Med category, CV-Bench task)."""
     origin: str = ""
-    """Where the picture was taken from, when a release is scored by it (CV-Bench: ADE20K, COCO, Omni3D)."""
+    """Source of the image, for a release that is scored by source (CV-Bench: ADE20K, COCO, Omni3D)."""
     source_id: str = ""
     """The row's id or number in the release."""
 
@@ -60,54 +62,56 @@ class Prediction(Record):
     """The sample's id."""
     completion: str
     think: str | None = None
-    """Text of the `<think>` part, None where there is none."""
+    """Text of the `<think>` part, or None."""
     answer: str
-    """The answer as read from the completion; may be empty."""
+    """The answer, parsed from the completion; may be empty."""
     tokens: int = 0
     truncated: bool = False
-    """The completion reached the token limit without an end."""
+    """Whether the completion reached the token limit without an end token."""
     error: str | None = None
-    """Why the machinery could not ask the model (image unreadable); None when it did."""
+    """Why the model could not be asked (such as an unreadable image); None if it was."""
 
 
 class Verdict(Record):
-    """What one judge says of one prediction, in the schema of the paper's appendix B."""
+    """One judge's rating of one prediction, in the schema of the paper's appendix B."""
 
     id: str
     """The sample's id."""
     evaluation: str = ""
     """One sentence that justifies the scores."""
     reasoning_score: Literal[0, 1] | None = None
-    """None where the sample has no annotated reasoning, or nothing was scored."""
+    """None if the sample has no annotated reasoning, or nothing was scored."""
     prediction_score: Literal[0, 1] | None = None
-    """None where the judge could not score: then `unscored` says why."""
+    """None if the judge could not score it; `unscored` has the reason."""
     unscored: str | None = None
 
 
 R = TypeVar("R", bound=Record)
 
 
-#: Pictures that were unpacked from a table or from DICOM lie below this folder of the repository.
+#: Folder of the repository with the images that were unpacked from a table or from DICOM.
 UNPACKED = "data/"
 
 
 def image_file(root: str | Path, image: str) -> Path:
-    """The file of a `Sample.image`."""
+    """Return the file of a `Sample.image`."""
     return Path(image) if image.startswith(UNPACKED) else Path(root) / image
 
 
 def predictions_file(model: str, mode: str, test_set: str) -> Path:
+    """Return the file of a model's predictions on one test set."""
     return Path("data/predictions", model, mode, f"{test_set}.jsonl")
 
 
 def verdicts_file(model: str, judge: str, mode: str, test_set: str) -> Path:
+    """Return the file of a judge's verdicts on these predictions."""
     return Path("data/verdicts", model, judge, mode, f"{test_set}.jsonl")
 
 
 def remake(path: str | Path) -> str:
-    """The advice for an output of the pipeline that is not whole.
+    """Return what to do about an incomplete output of the pipeline.
 
-    A plain `dvc repro` would restore the file from DVC's cache, where it may have been kept as broken as it is.
+    A plain `dvc repro` would restore the file from DVC's cache, which may contain the same broken file.
     """
     match Path(path).parts:
         case "data", "predictions", model, *_:
@@ -128,7 +132,7 @@ def remake(path: str | Path) -> str:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records as JSON lines; the file appears whole or not at all. Returns how many."""
+    """Write records as JSON lines, atomically, and return their number."""
     count = 0
     with atomic_file(path) as file:
         for record in records:
@@ -141,7 +145,7 @@ def read_records(path: str | Path, kind: type[R]) -> list[R]:
     """Read a JSON-lines file of one kind of record.
 
     Raises:
-        UserError: the file is missing or a line is not such a record (named with its number).
+        UserError: the file is missing, or a line, which is named by its number, is not such a record.
     """
     path = Path(path)
     if not path.is_file():
@@ -168,25 +172,26 @@ def read_records(path: str | Path, kind: type[R]) -> list[R]:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write a JSON file with sorted, stable formatting; it appears whole or not at all."""
+    """Write an indented JSON file, atomically."""
     with atomic_file(path) as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> dict:
+    """Read a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Path of a temporary file, to be written in the block, that then takes the place of `path`.
+    """Yield the path of a temporary file, which replaces `path` at the end of the block.
 
-    The file is on the disk (fsync) before it takes its place: after a power cut the old file is there, or the new one.
-    Each writer has a temporary file of its own, as two processes may write the same file. A block that ends with an
-    error leaves the old file; a process that is killed may leave a `.partial`, which git and DVC ignore.
+    The file is synced to disk before it replaces the old one, so that a power cut leaves either of them complete. Each
+    writer has its own temporary file, because two processes may write the same file. If the block raises an error, the
+    old file stays; a killed process may leave a `.partial`, which git and DVC ignore.
 
     Raises:
-        OSError: the file cannot be written; it names the file.
+        OSError: the file, which the error names, cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -206,13 +211,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[TextIO]:
-    """A text file for writing that takes its place only when the block ends without an error; see `atomic_path`."""
+    """Yield a text file to write, which replaces `path` if the block ends without an error; see `atomic_path`."""
     with atomic_path(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
         yield file
 
 
 def _sync(path: Path) -> None:
-    """Put a file's content, or the entries of a folder, on the disk."""
+    """Sync a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -221,12 +226,13 @@ def _sync(path: Path) -> None:
 
 
 def batches(items: list, size: int) -> Iterator[list]:
+    """Split a list into lists of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A GitHub table.
+    """Return a table in GitHub's Markdown.
 
     >>> print(markdown_table(["set", "n"], [["slake", "70"]]))
     | set | n |

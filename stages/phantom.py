@@ -1,7 +1,7 @@
 """Draw the phantom releases and their ground truth.
 
 Writes `data/phantom/` (SLAKE, Silvar-Med, VQA-RAD, VQA-Med, Path-VQA, CV-Bench and SAT, each in the real release's
-on-disk format, with the row and image counts in `declared.json`) and `data/phantom_truth.jsonl` (the drawn findings,
+on-disk format, with the row and image counts in `declared.json`) and `data/phantom_truth.jsonl` (the findings,
 for the truth judge).
 """
 

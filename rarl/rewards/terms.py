@@ -51,8 +51,8 @@ ARTICLES = _words_of("a an the this that there it its")
 #: Function words, left out when an annotation has no term of the lexicon.
 STOP = _words_of(
     "the this that these those and but for from with into are was were been has have had does can could may might "
-    "will would should not there here its which what where when how than then also very some any image picture scan show "
-    "shows shown seen"
+    "will would should not there here its which what where when how than then also very some any image picture scan "
+    "show shows shown seen"
 )
 _SENTENCE = re.compile(r"[^.!?;:\n]+[.!?;:\n]*")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|,")
