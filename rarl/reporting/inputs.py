@@ -174,7 +174,12 @@ class Run:
 def _read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
     import pandas as pd
 
-    frame = pd.read_csv(path, float_precision="round_trip").apply(pd.to_numeric, errors="coerce")
+    try:
+        frame = pd.read_csv(path, float_precision="round_trip").apply(pd.to_numeric, errors="coerce")
+    except pd.errors.EmptyDataError:
+        return {}
+    if "step" not in frame:
+        return {}
     frame = frame.dropna(subset="step").set_index("step")
     columns = {column: series.dropna() for column, series in frame.items()}
     return {column: list(zip(series.index, series)) for column, series in columns.items() if len(series)}

@@ -22,7 +22,9 @@
     const [, seconds, memory, finished, at] = row.cells;
     seconds.textContent = time(runs.reduce((sum, run) => sum + run.seconds, 0));
     // Files count in 2^20 bytes; the page, as the memory plan does, in 10^9.
-    memory.textContent = ((Math.max(...runs.map((run) => run.peak_memory_mb)) * 2 ** 20) / 1e9).toFixed(1);
+    const largest = (key) => ((Math.max(...runs.map((run) => run[key] ?? 0)) * 2 ** 20) / 1e9).toFixed(1);
+    const onGpu = runs.some((run) => run.peak_gpu_memory_mb) ? `, GPU ${largest("peak_gpu_memory_mb")}` : "";
+    memory.textContent = largest("peak_memory_mb") + onGpu;
     finished.textContent = runs.filter((run) => run.finished).map(utc).sort().pop() ?? "–";
     if (row.id !== "cost-total") at.textContent = unique(runs.filter((run) => run.commit).map(commit)) || "–";
   };
