@@ -52,7 +52,7 @@ def test_numbers_as_dvc_writes_them_are_numbers(edited, spelling):
         ("  r: 8", "  r: eight", ["lora.r = 'eight'", "integer"]),
         ("- cv_bench", "- slake", ["benchmarks", "twice"]),
         ("- cv_bench", "- mimic", ["benchmarks.4 = 'mimic'", "'cv_bench'"]),
-        ("- blank\n", "- dark\n", ["modes: 'dark' has no definition"]),
+        ("- blank\n", "- dark\n", ["modes: 'dark' is not defined"]),
         ("  main_judge: lexical", "  main_judge: people", ["report.main_judge", "people"]),
         ("  - open\n", "  - shout\n", ["rarl.prompts", "shout.txt"]),
         ("lora:\n", "lora: [\n", ["valid YAML"]),
