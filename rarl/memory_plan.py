@@ -9,11 +9,11 @@ not a measurement; a test counts what a layer of a small model keeps. Assumption
 * With LoRA, weights are in `model.dtype` and adapters in float32 (PEFT). Without it, weights, gradients and the
   reference policy, which TRL loads as a second model, are in float32, and autocast copies them to `model.dtype` for a
   pass. AdamW keeps two states per trainable parameter, in its dtype.
-* The output of the vision tower is cached (`rarl/models/features.py`): its activations are not counted, and its weights
-  are offloaded from a GPU unless whole models are saved.
+* The output of the vision tower is cached (`rarl/models/features.py`): its activations are not counted, and its
+  weights are offloaded from a GPU unless whole models are saved.
 * RL shares a prompt within its group (`rarl/training`): a pass has `micro_prompts` x (prompt + `group_size` x
   completion) tokens, and sampling keeps the keys and values of `prompts_per_step` prompts once and those of all
-  completions. SFT and what falls back to stock TRL (sampling under FSDP and DeepSpeed, sliding windows) have full rows.
+  completions. SFT and fallbacks to stock TRL (sampling under FSDP and DeepSpeed, sliding windows) have full rows.
 * Gradient checkpointing keeps `hidden` values per token and layer, and one layer in full (`kept_activations`).
 * TRL 1.16 never materializes the logits of the whole vocabulary: its fused head works in tiles of 4,096 tokens x
   32,768 vocabulary entries. A trained embedding briefly has its gradient in float32 there.

@@ -231,7 +231,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(encoded, params):
 @pytest.mark.parametrize("max_steps", [4, 3])
 @pytest.mark.parametrize("method", ["sft", "grpo", "rarl"])
 def test_a_finished_run_is_not_trained_further(encoded, params, method, max_steps, capsys):
-    """Entered again (`dvc repro -f`, a lost dvc.lock), it writes the same bytes; 3 steps do not end at a checkpoint."""
+    """A second run (`dvc repro -f`, a lost dvc.lock) writes the same bytes; 3 steps do not end at a checkpoint."""
     from rarl.training.rl import train_rl
     from rarl.training.sft import train_sft
 
