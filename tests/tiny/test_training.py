@@ -423,5 +423,6 @@ def test_stage_modules_start_without_torch():
         "phantom",
         "check",
     ]
-    code = "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module('stages.' + name)\nassert 'torch' not in sys.modules"
+    code = "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module('stages.' + name)\n"
+    code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, *stages], check=True)
