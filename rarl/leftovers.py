@@ -10,9 +10,9 @@ from rarl.registry import BENCHMARKS, MODELS
 def remove_leftovers(params: Params) -> list[Path]:
     """Delete the results of what is no longer listed from the workspace, and return what was deleted.
 
-    Stages depend on whole folders. With a leftover in it, this clone's folder would differ from that of a clone
-    without it, and both would run the stages again in turn. DVC's cache keeps what was committed: listing a model again checks
-    its predictions out.
+    Stages depend on whole folders: a leftover would make this clone's folder differ from one without it, and each
+    would run the stages again. DVC's cache keeps what was committed: if a model is listed again, DVC checks its
+    predictions out.
     """
     paths = []
     for name in set(BENCHMARKS) - set(params.benchmarks):

@@ -1,22 +1,22 @@
-"""Estimate, before a training run starts, how much memory it will need, from the base's configuration and the parameters.
+"""Estimate the memory of a training run before it starts, from the base's configuration and the parameters.
 
-`rarl memory` prints the plan for the present parameters, and what to change for smaller devices. It is an estimate, not
-a measurement; a test counts what a layer of a small model keeps. Assumptions:
+`rarl memory` prints the plan for the current parameters, and what to change for smaller devices. It is an estimate,
+not a measurement; a test counts what a layer of a small model keeps. Assumptions:
 
 * The plan is of one process (`accelerate.processes`; under DDP each process holds the whole model).
 * Rows have their maximum length: the largest image that `model.max_pixels` permits, the longest training prompt, and
   `rl.max_completion_length` tokens (also for SFT's targets).
-* With LoRA, weights are in `model.dtype` and adapters in float32 (PEFT). Without it weights, gradients and the reference
-  policy, which TRL loads as a second model, are in float32, and autocast copies them to `model.dtype` for a pass. AdamW
-  keeps two states per trainable parameter, in its dtype.
-* The output of the vision tower is cached (`rarl/models/features.py`): its activations are not counted, and its weights
-  are offloaded from a GPU unless whole models are saved.
+* With LoRA, weights are in `model.dtype` and adapters in float32 (PEFT). Without it, weights, gradients and the
+  reference policy, which TRL loads as a second model, are in float32, and autocast copies them to `model.dtype` for a
+  pass. AdamW keeps two states per trainable parameter, in its dtype.
+* The output of the vision tower is cached (`rarl/models/features.py`): its activations are not counted, and its
+  weights are offloaded from a GPU unless whole models are saved.
 * RL shares a prompt within its group (`rarl/training`): a pass has `micro_prompts` x (prompt + `group_size` x
   completion) tokens, and sampling keeps the keys and values of `prompts_per_step` prompts once and those of all
-  completions. SFT, and what falls back to stock TRL (sampling under FSDP and DeepSpeed, sliding windows), has full rows.
+  completions. SFT and fallbacks to stock TRL (sampling under FSDP and DeepSpeed, sliding windows) have full rows.
 * Gradient checkpointing keeps `hidden` values per token and layer, and one layer in full (`kept_activations`).
-* TRL 1.16 never materializes the logits of the whole vocabulary: its fused head works in tiles of 4,096 tokens x 32,768
-  vocabulary entries. A trained embedding briefly has its gradient in float32 there.
+* TRL 1.16 never materializes the logits of the whole vocabulary: its fused head works in tiles of 4,096 tokens x
+  32,768 vocabulary entries. A trained embedding briefly has its gradient in float32 there.
 * The reserve covers CUDA, the encoder of BERTScore, and a tenth of the largest pass for fragmentation.
 """
 
@@ -61,10 +61,10 @@ class Plan:
     """Memory of a training run in GB.
 
     Attributes:
-        rows: the tokens of a pass, in words.
-        resident: what is allocated all the time.
-        passes: what is allocated in one phase at a time.
-        reserve: what cannot be counted.
+        rows: description of a pass's tokens.
+        resident: allocated all the time.
+        passes: allocated in one phase at a time.
+        reserve: for what cannot be counted.
     """
 
     rows: str
@@ -78,19 +78,16 @@ class Plan:
         return sum(self.resident.values()) + max(self.passes.values()) + self.reserve
 
     def table(self) -> str:
-        """The plan, one line per item."""
+        """Format the plan, one line per item."""
         items = self.resident | self.passes
-        items |= {"context, libraries, fragmentation": self.reserve, "together": self.total}
+        items |= {"context, libraries, fragmentation": self.reserve, "total": self.total}
         marks = {max(self.passes, key=self.passes.get): "  <- the largest pass"}
         lines = [f"  {name:<34}{value:7.2f}{marks.get(name, '')}" for name, value in items.items()]
         return "\n".join([f"  {self.rows}", *lines])
 
 
 def parameter_counts(config: Qwen2VLConfig, lora_r: int, target_modules: list[str]) -> dict[str, int]:
-    """Count the parameters of the language model (tied embeddings once), the vision tower and an adapter.
-
-    No weights are allocated.
-    """
+    """Count the parameters of the language model (tied embeddings once), the vision tower and an adapter."""
     with torch.device("meta"):
         model = Qwen2VLForConditionalGeneration._from_config(config)
     model.tie_weights()
@@ -112,7 +109,7 @@ class Layout:
     """Tokens of a forward pass.
 
     Attributes:
-        groups: prompts.
+        groups: number of prompts.
         size: completions per prompt; 1 for rows of one prompt and one completion.
         prompt: tokens of a prompt.
         completion: tokens of a completion.
@@ -172,14 +169,7 @@ def _keys_values(config: Qwen2VLConfig) -> int:
 
 
 class Footprint:
-    """The sizes of one process's share of a training run, and the bytes that each phase needs.
-
-    Args:
-        config: of the base.
-        params: of the pipeline.
-        method: `sft`, `grpo` or `rarl`.
-        device: `cuda` or `cpu`.
-    """
+    """The sizes of one process's share of a training run, and the bytes that each phase needs (as for `estimate`)."""
 
     def __init__(self, config: Qwen2VLConfig, params: Params, method: str, device: str):
         self.config, self.text, self.params, self.device = config, config.text_config, params, device
@@ -195,12 +185,11 @@ class Footprint:
         self.prompt_tokens = max(len(template(name)) for name in prompts) // CHARACTERS_A_TOKEN + QUESTION_AND_TEMPLATE
 
         rl, sft, processes = params.rl, params.sft, params.accelerate.processes
-        per_step, per_pass = (
-            (rl.prompts_per_step, rl.micro_prompts) if self.rl else (sft.batch_size, sft.micro_batch_size)
-        )
+        per_step = rl.prompts_per_step if self.rl else sft.batch_size
+        per_pass = rl.micro_prompts if self.rl else sft.micro_batch_size
         self.prompts_per_step = max(1, per_step // processes)
         self.sampled = self.prompts_per_step * rl.group_size if self.rl else 0  # completions per step
-        # As the trainer does it: sliding windows fall back to stock TRL, which repeats the prompt.
+        # As in the trainer, sliding windows fall back to stock TRL, which repeats the prompt.
         shared = self.rl and set(self.text.layer_types) == {"full_attention"}
         groups, size = min(per_pass, self.prompts_per_step), rl.group_size if self.rl else 1
         groups, size = (groups, size) if shared else (groups * size, 1)
@@ -221,9 +210,9 @@ class Footprint:
         # An adapter's weights are counted here, too: weights, gradients and two states of AdamW in float32.
         optimizer = trainable * 4 * (3 if self.full else 4)
         images = max(self.sampled, self.rows.groups) * self.patches * patch
+        dtype = "float32" if self.full else self.params.model.dtype
         found = {
-            f"language model, {'float32' if self.full else self.params.model.dtype}": count["language model"]
-            * self.weight,
+            f"language model, {dtype}": count["language model"] * self.weight,
             "vision tower, frozen": 0 if offloaded else count["tower"] * self.weight,
             "gradients, optimizer" if self.full else "adapter, gradients, optimizer": optimizer,
             "images of a step": 2 * images,  # and a copy while the rows are shuffled and grouped
@@ -246,7 +235,7 @@ class Footprint:
 
     def sampling(self) -> float:
         """Generate a step's completions."""
-        # Stock TRL, which samples where processes share the weights, repeats the prompt for each row.
+        # If the weights are sharded, stock TRL samples, which repeats the prompt for each row.
         repeated = not self.rows.shared or _weights_are_sharded(self.params)
         prompts = self.sampled if repeated else self.prompts_per_step
         return self.decoding(prompts, self.sampled, self.rows.completion, self.compute) + self.autocast_copies()
@@ -334,12 +323,10 @@ def _weights_are_sharded(params: Params) -> bool:
     return config.get("distributed_type") in ("FSDP", "DEEPSPEED")
 
 
-def relief(
-    config: Qwen2VLConfig, params: Params, method: str, device: str, available_gb: float
-) -> list[tuple[str, float]]:
-    """Return the changes, in this order and together, with which the run fits: (change, GB after it).
+def relief(config: Qwen2VLConfig, params: Params, method: str, device: str, limit: float) -> list[tuple[str, float]]:
+    """Return the changes with which the run fits, applied in this order: (change, GB after it).
 
-    Changes that keep the mathematics come first. The last entry may still be too much.
+    Changes that keep the mathematics come first. The run may still not fit after the last one.
     """
     params = params.model_copy(deep=True)
     rl, decoding, model = params.rl, params.decoding, params.model
@@ -353,7 +340,7 @@ def relief(
     ]
     steps, last = [], estimate(config, params, method, device).total
     for name, key, new in knobs:
-        if last <= available_gb:
+        if last <= limit:
             break
         block = getattr(params, name)
         old = getattr(block, key)
@@ -368,7 +355,7 @@ def relief(
 
 
 def available(device: str) -> float:
-    """GB that this process can allocate: what is free, and what it holds already."""
+    """Return the GB that are free or already allocated by this process."""
     if device == "cuda":
         return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / GB
     import psutil
@@ -402,8 +389,8 @@ def recomputes(folder: str | Path, params: Params, method: str) -> bool:
     return config is not None and estimate(config, params, method, device).total > have
 
 
-def preflight(folder: str | Path, params: Params, method: str) -> str:
-    """Return the plan of a run as a table, and what to change if it does not fit.
+def log_plan(folder: str | Path, params: Params, method: str) -> str:
+    """Return the text to log: a run's plan and, if it does not fit, what to change.
 
     Args:
         folder: the model folder that the training starts from, with `base.json`.

@@ -1,6 +1,6 @@
-"""The card of a trained model: what it is, what it learnt from, how good it is, and how to use it elsewhere.
+"""The model card: how a model was trained, on what data, how good it is, and how to use it elsewhere.
 
-The text holds no times and no paths of this machine, so that two equal runs write equal files.
+The card contains no times and no paths of this machine, so that two equal runs write equal files.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ BLOCKS = {
 
 
 def counts(train: list[Sample], dev: list[Sample]) -> dict[str, dict]:
-    """What the card says of the rows: of each split the rows, images, annotated rows, kinds and sources."""
+    """Count rows, images, annotated rows, kinds and sources of each split."""
     return {
         name: {
             "rows": len(samples),
@@ -44,7 +44,7 @@ def counts(train: list[Sample], dev: list[Sample]) -> dict[str, dict]:
 
 
 def base_name(pointer: dict) -> str:
-    """The base's name without this machine's path: the hub's id, `data/base`, or a local folder's last name."""
+    """Return the base's name without this machine's path: the hub id, `data/base`, or a local folder's name."""
     local = pointer["sha256"] is not None and pointer["source"] != EMBEDDED
     return Path(pointer["source"]).name if local else pointer["source"]
 
@@ -52,9 +52,8 @@ def base_name(pointer: dict) -> str:
 def make_portable(folder: str | Path) -> None:
     """Make `adapter_config.json` the same on every machine and in every equal run.
 
-    PEFT writes the base's path as it was on this machine, and its sets of module names in an order that
-    changes from one Python process to the next. Loading an adapter on a base that was loaded needs neither.
-    A folder without an adapter (full weights) stays as it is.
+    PEFT writes the base's path on this machine, and sets of module names in an order that differs between Python
+    processes. Loading an adapter onto a loaded base needs neither. A folder of full weights is not changed.
     """
     pointer = read_json(Path(folder) / "base.json")
     for file in sorted(Path(folder).rglob("adapter_config.json")):
@@ -72,8 +71,9 @@ def write_card(folder: str | Path, method: str, params: Params, metrics: dict, c
     Args:
         folder: a trained model's folder with `base.json` and an adapter or `full/`.
         method: `sft`, `grpo` or `rarl`.
+        params: of the pipeline.
         metrics: as in `metrics/train/<method>.json`.
-        counts: as `counts` gives them.
+        counts: as returned by `counts`.
     """
     folder = Path(folder)
     pointer = read_json(folder / "base.json")
@@ -85,9 +85,9 @@ def write_card(folder: str | Path, method: str, params: Params, metrics: dict, c
         f"# {method}: {name}, {'full weights' if full else 'LoRA'}",
         f"**{NOT_CLINICAL}**",
         _phantom_note(pointer, phantom),
-        f"A Qwen2-VL trained by {MODELS[method].trained_by}, with the vision tower frozen. It was made by the pipeline that "
-        "implements *RARL: Improving Medical VLM Reasoning and Generalization with Reinforcement Learning and LoRA "
-        "under Data and Hardware Constraints* (Pham and Ngo, 2025, arXiv 2506.06600).",
+        f"A Qwen2-VL trained by {MODELS[method].trained_by}, with a frozen vision tower. The pipeline implements "
+        "*RARL: Improving Medical VLM Reasoning and Generalization with Reinforcement Learning and LoRA under Data "
+        "and Hardware Constraints* (Pham and Ngo, 2025, arXiv 2506.06600).",
         "## Base\n\n" + _base(pointer, params),
         "## Data\n\n" + _data(params, counts),
         "## Results of the training" + (" (PHANTOM)" if phantom else "") + "\n\n" + _metrics(metrics),
@@ -95,23 +95,23 @@ def write_card(folder: str | Path, method: str, params: Params, metrics: dict, c
         USE + "\n\n" + _use(pointer, full),
         "## Parameters\n\n" + _parameters(method, params),
         "## Versions\n\n" + ", ".join(f"{library} {_release(library)}" for library in LIBRARIES),
-    ]  # fmt: skip
+    ]
     with atomic_file(folder / "README.md") as file:
         file.write("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _release(library: str) -> str:
-    """A library's version without its build, such as `+cpu`, which differs between machines."""
+    """Return a library's version without its build, such as `+cpu`, which differs between machines."""
     return version(library).partition("+")[0]
 
 
 def merged_card(text: str, source: str, dtype: str) -> str:
-    """The card of a model whose adapter was merged into the base, from the adapter's card.
+    """Return the card of a model whose adapter was merged into the base.
 
     Args:
-        text: the adapter's card; empty where there is none.
-        source: the name of the model that was merged.
-        dtype: in which the merged weights are saved.
+        text: the adapter's card; empty if there is none.
+        source: the name of the merged model.
+        dtype: of the merged weights.
     """
     text = text or f"---\nlibrary_name: peft\n---\n\n# {source}\n\n**{NOT_CLINICAL}**\n\n{USE}\n"
     use = f"""{USE}
@@ -148,9 +148,9 @@ def _front_matter(method: str, pointer: dict, phantom: bool, full: bool) -> str:
 
 def _phantom_note(pointer: dict, phantom: bool) -> str:
     if phantom:
-        return "**PHANTOM RESULT**: trained and scored on drawn images; nothing here has a medical meaning."
+        return "**PHANTOM RESULT**: trained and scored on synthetic images; nothing here has a medical meaning."
     if pointer["source"] == EMBEDDED:
-        return "The base is the pipeline's embedded stand-in of two million parameters: of no medical use."
+        return "The base is the pipeline's embedded test model of two million parameters, which has no medical use."
     return ""
 
 
@@ -165,28 +165,18 @@ def _base(pointer: dict, params: Params) -> str:
 
 
 def _data(params: Params, counts: dict[str, dict]) -> str:
-    rows = [
-        (
-            split, f"{of['rows']:,}", f"{of['images']:,}", f"{of['annotated']:,} ({_share(of)})",
-            _listed(of["kinds"]), _listed(of["modalities"]), ", ".join(of["datasets"]),
-        )
-        for split, of in counts.items()
-    ]  # fmt: skip
+    rows = []
+    for split, of in counts.items():
+        share = f"{of['annotated'] / of['rows']:.0%}".replace("%", " %") if of["rows"] else "–"
+        row = (split, f"{of['rows']:,}", f"{of['images']:,}", f"{of['annotated']:,} ({share})")
+        rows.append((*row, _listed(of["kinds"]), _listed(of["modalities"]), ", ".join(of["datasets"])))
     head = ("split", "rows", "images", "with annotated reasoning", "kinds", "modalities", "data set")
-    idle = ""
+    first = f", the first {params.train.samples} rows of a seeded shuffle" if params.train.samples else ""
+    chosen = "The checkpoint was selected on the development rows; the test rows were not used."
+    text = f"Source: `{params.train.source}`{first}. {chosen}\n\n{_table(head, rows)}"
     if not counts["training"]["annotated"]:
-        idle = "\n\nNo training row is annotated: a reward for the reasoning had nothing to compare with."
-    return (
-        f"Source: `{params.train.source}`"
-        + (f", the first {params.train.samples} rows of a seeded shuffle" if params.train.samples else "")
-        + ". The checkpoint was chosen on the development rows; the test rows were not looked at.\n\n"
-        + _table(head, rows)
-        + idle
-    )  # fmt: skip
-
-
-def _share(of: dict) -> str:
-    return f"{100 * of['annotated'] / of['rows']:.0f} %" if of["rows"] else "–"
+        text += "\n\nNo training row is annotated: a reasoning reward had no reference to compare with."
+    return text
 
 
 def _listed(counted: dict[str, int]) -> str:
@@ -197,8 +187,8 @@ def _metrics(metrics: dict) -> str:
     names = {
         "steps": "optimizer steps",
         "trainable_parameters": "trainable parameters",
-        "best_step": "step of the chosen checkpoint",
-        "dev_score": "right on the development rows at that step, %",
+        "best_step": "step of the selected checkpoint",
+        "dev_score": "accuracy on the development rows at that step, %",
     }
     rows = [
         (names.get(key, key.replace("_", " ")), "–" if value is None else str(value)) for key, value in metrics.items()
@@ -212,13 +202,14 @@ def _metrics(metrics: dict) -> str:
 def _limits(phantom: bool) -> str:
     lines = [
         f"{NOT_CLINICAL} No regulator has cleared it, and no physician has reviewed its answers.",
-        "It answers one question about one picture, in English. Series, volumes and earlier studies are not seen.",
-        "The text between the think tags is what the model was rewarded for writing; it need not be how the answer came about.",
-        "The training rows are few and of few kinds; other pictures, devices, hospitals and questions are untested.",
-        "The development score chose the checkpoint and is therefore too high; scores with intervals are in the pipeline's report.",
-    ]  # fmt: skip
+        "It answers one question about one image, in English. It does not see series, volumes or earlier studies.",
+        "The text between the think tags is what was rewarded; it need not be the reason for the answer.",
+        "The training rows are few and of few kinds; other images, devices, hospitals and questions are untested.",
+        "The development score is too high, because it selected the checkpoint; the report has scores with intervals.",
+    ]
     if phantom:
-        lines.insert(0, "The pictures are drawings. The figures show that the training works, not that the model knows medicine.")  # fmt: skip
+        note = "The images are synthetic. The scores show that the training works, not that the model knows medicine."
+        lines.insert(0, note)
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -238,16 +229,14 @@ def _use(pointer: dict, full: bool) -> str:
             'model = PeftModel.from_pretrained(base, "<this folder>")'
         )
     return (
-        f"```python\n{code}\n```\n\nTokenizer and image processor are the base's. {_prompt()}\n\n"
+        f"```python\n{code}\n```\n\nUse the base's tokenizer and image processor. {_prompt()}\n\n"
         "In the pipeline's repository: `rarl ask --model <this folder> --image x.png --question '...'`, "
-        "and `rarl merge` for weights that need no PEFT."
+        "and `rarl merge` for weights that load without PEFT."
     )
 
 
 def _prompt() -> str:
-    return (
-        "The user turn holds the image and after it this text:\n\n```text\n" + template("reasoning").strip() + "\n```"
-    )
+    return f"The user message is the image, followed by this text:\n\n```text\n{template('reasoning').strip()}\n```"
 
 
 def _parameters(method: str, params: Params) -> str:
@@ -269,9 +258,9 @@ def _leaves(prefix: str, block: dict) -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += _leaves(f"{prefix}.{key}", value)
         else:
-            # A folder is this machine's; its name says enough.
+            # Only the name of a folder on this machine.
             text = Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-            rows.append((f"{prefix}.{key}", ", ".join(map(str, text)) if isinstance(text, list) else str(text)))  # fmt: skip
+            rows.append((f"{prefix}.{key}", ", ".join(map(str, text)) if isinstance(text, list) else str(text)))
     return rows
 
 

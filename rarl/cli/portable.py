@@ -8,7 +8,9 @@ import click
 
 
 @click.command(help=__doc__)
-@click.option("--short", is_flag=True, help="Two small steps of everything, for tests.")
+@click.option(
+    "--short", is_flag=True, help="Two small steps of everything except GRPO, whose code RARL runs, too; for tests."
+)
 @click.option("--price", "priced", is_flag=True, help="Time pinned kernels instead; needs a finished `dvc repro`.")
 def main(short: bool, priced: bool) -> None:
     """Run the command."""

@@ -2,13 +2,14 @@
 
 The work is two steps of everything that the embedded default does, at its own sizes: phantoms, image scaling, the
 vision tower, SFT, GRPO and RARL, inference, BERTScore, the semantic and the lexical judge, intervals and tests, a
-plot. A digest of each part's bits is compared. It needs `qemu-x86_64` (Debian, Ubuntu: package qemu-user), which
-emulates processors without AVX-512. Agreement is evidence; only a run on another machine is a proof.
+plot. The script compares a digest of each part's bits. It needs `qemu-x86_64` (Debian, Ubuntu: package qemu-user),
+which emulates processors without AVX-512. Agreement is evidence; only a run on another machine is a proof.
 
 `python -m rarl.measuring.portability <JSON of Work>` does the work, in a process whose kernels are not pinned yet.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -35,17 +36,17 @@ ROWS, FEW_ROWS = (32, 2, 6), (4, 2, 3)
 
 
 def shortened(params: Params, short: bool) -> Params:
-    """Limit the embedded default to two optimizer steps with every reward; `short` makes these steps small, too."""
+    """Limit the embedded default to two optimizer steps with every reward; `short` also makes these steps small."""
     params = params.model_copy(deep=True)
     rl, sft = params.rl, params.sft
     params.train.eval_steps, params.train.dev_samples, sft.epochs, rl.max_steps = 2, 2, 1, 2
-    # Adam's first step is nearly the sign of the gradient, whatever its digits: only the second one, at a learning
-    # rate that counts, shows them.
+    # Adam's first step is nearly the sign of the gradient; the gradient's digits show in the second one, if its
+    # learning rate is not 0.
     sft.warmup_ratio = rl.warmup_ratio = 0.0
-    if short:
+    if short:  # the completions of these groups differ in reward
         sft.batch_size = sft.micro_batch_size = 2
-        rl.group_size, rl.prompts_per_step, rl.micro_prompts = 4, 2, 2
-        rl.max_completion_length = params.decoding.max_new_tokens = 8
+        rl.group_size, rl.prompts_per_step, rl.micro_prompts = 4, 1, 1
+        rl.max_completion_length = params.decoding.max_new_tokens = 12
     params.grpo.rewards = Rewards(format=1, length=50, accuracy=1)
     params.rarl.rewards = Rewards(format=1, length=50, accuracy=1, reasoning=1)
     params.reward.reasoning = "mix"
@@ -55,7 +56,7 @@ def shortened(params: Params, short: bool) -> Params:
 
 
 def digests(params: Params, short: bool) -> dict[str, str]:
-    """Do the work in the current folder, which must be empty, and return a digest of each part's bits."""
+    """Do the work in the current, empty folder, and return a digest of each part's bits."""
     found = {}
 
     def add(part: str, *values: bytes | str | Path) -> None:
@@ -76,7 +77,7 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     from rarl.training import sft
     from rarl.training.rl import train_rl
 
-    # An emulated process cannot fork: it loads its batches itself, with the same bits.
+    # An emulated process cannot fork, so it loads its batches itself, with the same bits.
     arguments = sft.SFTConfig
     sft.SFTConfig = lambda **given: arguments(**given | {"dataloader_num_workers": 0})
 
@@ -92,9 +93,11 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     add("vision tower", Path("data/features/training/features.safetensors"))
 
     sft.train_sft(params)
-    for method in ("grpo", "rarl"):
+    # RARL with all rewards runs the code that GRPO runs.
+    methods = ("rarl",) if short else ("grpo", "rarl")
+    for method in methods:
         train_rl(method, params)
-    for method in ("sft", "grpo", "rarl"):
+    for method in ("sft", *methods):
         weights = Path(f"data/models/{method}/adapter_model.safetensors")
         add(f"{method} training", weights, Path(f"metrics/train/{method}.csv"))
 
@@ -112,11 +115,11 @@ def digests(params: Params, short: bool) -> dict[str, str]:
 
 
 def draw(seed: int, counts: tuple[int, int, int]) -> list[Path]:
-    """Generate phantoms, write the rows that the other parts use, and return the image files.
+    """Generate phantoms, write rows with one image each, and return the image files.
 
     Args:
         seed: of the phantoms.
-        counts: numbers of training, development and test rows, with one image each.
+        counts: numbers of training, development and test rows.
     """
     import numpy as np
     from PIL import Image
@@ -160,7 +163,7 @@ TEXTS = (
 
 
 def bert_scores(params: Params) -> list[float]:
-    """F1 of every pair of texts."""
+    """Compute F1 of every pair of texts."""
     from rarl.rewards.bertscore import BertScorer
 
     scorer = BertScorer(params.encoder.source, params.encoder.num_layers, "cpu")
@@ -168,23 +171,20 @@ def bert_scores(params: Params) -> list[float]:
 
 
 def verdicts(params: Params, kind: str, samples: list[Sample]) -> list[str | bytes]:
-    """Verdicts on made-up answers and, of the semantic judge, the embeddings' bits."""
+    """Judge made-up answers; return the verdicts and, for the semantic judge, the embeddings' bits."""
     from rarl.judges import judge_of
     from rarl.judges.semantic import embed
 
-    texts = [TEXTS[index % len(TEXTS)] for index in range(len(samples))]
-    answers = [
-        Prediction(id=sample.id, completion=text, think=text, answer=text) for sample, text in zip(samples, texts)
-    ]
-    rated = judge_of(kind)(
-        samples, answers, params.judge[kind], name=kind, place=None, encoder=params.encoder, truth_file=None
-    )  # fmt: skip
+    texts = zip(samples, itertools.cycle(TEXTS))
+    answers = [Prediction(id=sample.id, completion=text, think=text, answer=text) for sample, text in texts]
+    more = dict(name=kind, place=None, encoder=params.encoder, truth_file=None)
+    rated = judge_of(kind)(samples, answers, params.judge[kind], **more)
     bits = [vector.tobytes() for vector in embed(TEXTS, params.encoder.source).values()]
     return [verdict.model_dump_json() for verdict in rated] + (bits if kind == "semantic" else [])
 
 
 def intervals() -> list:
-    """Intervals and tests of the report, and the bootstrap of the threshold study."""
+    """Compute intervals and tests of the report, and the bootstrap of the threshold study."""
     from rarl.reporting import stats as s
     from rarl.studies.threshold import Pair, calibrate
 
@@ -205,7 +205,7 @@ def intervals() -> list:
 
 
 def plot() -> str:
-    """A plot as SVG."""
+    """Return a plot as SVG."""
     from rarl.reporting.plots import curves
 
     series = [(float(step), (step * 37 % 11) / 7) for step in range(1, 60)]
@@ -213,16 +213,16 @@ def plot() -> str:
 
 
 def child(processor: str | None = None, **work) -> dict:
-    """Do a piece of work in a new process, on an emulated processor if one is named, and return its result.
+    """Call `work` in a new process, on an emulated processor if one is named, and return its result.
 
     Args:
-        processor: the name of a processor that the emulator knows.
+        processor: the emulator's name of a processor.
         **work: arguments of `work`.
 
     Raises:
         UserError: the process failed.
     """
-    # The emulator runs a program's file, and a virtual environment's Python is a link: name its packages instead.
+    # The emulator needs a program's file. A virtual environment's Python is a link, so its packages are added here.
     python = [sys.executable] if processor is None else [EMULATOR, "-cpu", processor, os.path.realpath(sys.executable)]
     paths = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
     clean = {k: v for k, v in os.environ.items() if k not in (*ENVIRONMENT, "OMP_NUM_THREADS")}
@@ -230,12 +230,9 @@ def child(processor: str | None = None, **work) -> dict:
     env = clean | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(
-            f"the work on {processor or 'this processor'}",
-            "\n".join(done.stderr.splitlines()[-5:]),
-            "digests",
-            f"run `python -m rarl.measuring.portability '{command[-1]}'` to see the whole message",
-        )
+        where, found = f"the work on {processor or 'this processor'}", "\n".join(done.stderr.splitlines()[-5:])
+        fix = f"run `python -m rarl.measuring.portability '{command[-1]}'` to see the whole message"
+        raise UserError(where, found, "digests", fix)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -277,12 +274,12 @@ def compare(short: bool, processors: tuple[str, ...] = PROCESSORS) -> dict[str, 
 
 
 def differing(found: dict[str, dict[str, str]]) -> list[str]:
-    """The parts whose bits are not the same everywhere."""
+    """Return the parts whose bits are not the same everywhere."""
     return [part for part, row in found.items() if len(set(row.values())) > 1]
 
 
 def table(found: dict[str, dict[str, str]]) -> str:
-    """The digests as Markdown."""
+    """Return the digests as a Markdown table."""
     unequal = differing(found)
     rows = [[part, *row.values(), "NO" if part in unequal else "yes"] for part, row in found.items()]
     return markdown_table(["part", *next(iter(found.values())), "same bits"], rows)
@@ -298,8 +295,8 @@ def report(short: bool) -> None:
     write_json(OUTPUT / "portable.json", found)
     write_page("portable", table(found), "The same bits on other processors", "--short" if short else "")
     if unequal := differing(found):
-        fix = "look for the first part that differs: the parts after it follow from it"
-        different = f"other bits in {', '.join(unequal)}"
+        fix = "look at the first part that differs: later parts depend on it"
+        different = f"different bits in {', '.join(unequal)}"
         raise UserError("make portable", different, "the same bits on every processor", fix)
 
 

@@ -1,4 +1,4 @@
-"""The two sides that `rarl/measuring/speed.py` compares, each in its own process: stock libraries, and this project."""
+"""The two sides that `rarl/measuring/speed.py` compares, stock libraries and this project, each in a process."""
 
 import resource
 import tempfile
@@ -251,7 +251,7 @@ class StepClock:
 
 
 def run_side(case: Case, ours: bool, steps: int, threads: int, pipe) -> None:
-    """Run one side in this process: its steps in turn, then a summary of them all."""
+    """Run one side in this process: its steps, then a summary."""
     import torch
     from transformers import logging
 
@@ -287,9 +287,9 @@ def infer(case: Case, ours: bool, steps: int, folder: str, clock: StepClock) -> 
     size = case.prompts * case.group
     for step in range(steps):
         clock.begin()
-        replies = ask(loaded, requests[step * size : (step + 1) * size], case.tokens, 1.0)
-        mean_length = sum(reply.tokens for reply in replies) / len(replies)
-        clock.end(tokens=str([(reply.id, reply.text) for reply in replies]), mean_length=mean_length)
+        found = ask(loaded, requests[step * size : (step + 1) * size], case.tokens, 1.0)
+        mean_length = sum(completion.tokens for completion in found) / len(found)
+        clock.end(tokens=str([(completion.id, completion.text) for completion in found]), mean_length=mean_length)
     return {"encode_s_an_image": encoding / len(rows)}
 
 
@@ -309,7 +309,7 @@ def _train(trainer, begin, end) -> None:
 
 
 def train_sft(case: Case, ours: bool, steps: int, folder: str, clock: StepClock) -> dict:
-    """Train by SFT; the losses stand for the tokens that the two sides should have in common."""
+    """Train by SFT; the losses, which should be equal on both sides, are compared instead of tokens."""
     trainer, encoding = make_trainer(case, ours, steps, folder)
     losses, compute = [], trainer.compute_loss
 
@@ -324,7 +324,7 @@ def train_sft(case: Case, ours: bool, steps: int, folder: str, clock: StepClock)
 
 
 def train_rl(case: Case, ours: bool, steps: int, folder: str, clock: StepClock) -> dict:
-    """Train by GRPO, with the seconds of each part of a step."""
+    """Train by GRPO, and time each part of a step."""
     import torch
 
     trainer, encoding = make_trainer(case, ours, steps, folder)

@@ -34,7 +34,7 @@ def leaves(block: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def put(params: dict, dotted: str, value: object) -> object:
-    """Set one key in place and return what stood there (None where nothing did)."""
+    """Set one key in place and return the old value (None if there was none)."""
     *blocks, key = dotted.split(".")
     for block in blocks:
         params = params.setdefault(block, {})
@@ -55,14 +55,16 @@ def apply(path: Path, name: str, root: str | None = None) -> dict[str, tuple[obj
     """Rewrite a `params.yaml` to a profile.
 
     Args:
-        root: folder that holds the user's releases, instead of the profile's. Judges of kind `truth`
-            know the answer because the pipeline drew the picture; with a root they leave the list.
+        path: the `params.yaml`.
+        name: of the profile.
+        root: folder of the user's releases, instead of the profile's. It removes judges of kind `truth`, which know
+            the answers for the pipeline's phantoms only.
 
     Returns:
         key → (value before, value after) of what changed.
 
     Raises:
-        UserError: the file is missing or is no valid `params.yaml`, or would not be one after it. It is left as it is.
+        UserError: the file is missing or is not valid, or would not be afterwards. It is not changed.
     """
     kinds = {slug: judge.kind for slug, judge in load_params(path).judge.items()}
     yaml = round_trip()
@@ -85,7 +87,7 @@ def write_params(path: Path, params: dict) -> None:
     """Write what `round_trip` read and the caller changed.
 
     Raises:
-        UserError: it would be no valid `params.yaml`; then the file is left as it is.
+        UserError: the result would not be a valid `params.yaml`. The file is not changed.
     """
     text = io.StringIO()
     round_trip().dump(params, text)

@@ -23,7 +23,7 @@ from rarl.cache import CACHE, announce_format, code_key, key_of, packages
 from rarl.cost import note
 from rarl.errors import UserError
 from rarl.launch import is_main_process
-from rarl.memory_plan import preflight, recomputes
+from rarl.memory_plan import log_plan, recomputes
 from rarl.model_card import counts, make_portable, write_card
 from rarl.models.features import FeatureStore, offload, tower
 from rarl.models.generation import Request, ask_all
@@ -88,7 +88,7 @@ class Run:
     def load(self) -> Loaded:
         """The model to train, with its image features; prints the memory plan first."""
         if is_main_process():
-            print(preflight(self.start, self.params, self.method), flush=True)
+            print(log_plan(self.start, self.params, self.method), flush=True)
         model = self.params.model
         if self.full:
             # In bfloat16 most updates at a usual learning rate are smaller than a weight's last digit.

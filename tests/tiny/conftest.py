@@ -1,4 +1,4 @@
-"""A small world for the tiny tier: a random Qwen2-VL on disk, drawn pictures, and a project folder around them."""
+"""A small world for the tiny tier: a random Qwen2-VL on disk, synthetic images, and a project folder around them."""
 
 import copy
 import hashlib
@@ -50,7 +50,7 @@ def params():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, random_base, params):
-    """A project folder with 16 training, 4 development and 6 test rows on drawn pictures; the test works in it."""
+    """A project folder with 16 training, 4 development and 6 test rows on synthetic images; the test works in it."""
     rng = np.random.default_rng(1)
     monkeypatch.chdir(tmp_path)
     root = tmp_path / params.data.root
@@ -64,12 +64,18 @@ def project(tmp_path, monkeypatch, random_base, params):
             bright = any(thing.colour == "bright" for thing in scene.things)
             rows.append(
                 Sample(
-                    id=f"drawn/{split}/{index}", dataset="drawn", split=split, image=image,
+                    id=f"drawn/{split}/{index}",
+                    dataset="drawn",
+                    split=split,
+                    image=image,
                     image_sha256=hashlib.sha256((root / image).read_bytes()).hexdigest(),
-                    question="Is there a bright spot in this image?", answers=["Yes" if bright else "No"], kind="yes_no",
-                    reasoning="There is a bright spot." if bright and index % 2 else None, modality="other",
+                    question="Is there a bright spot in this image?",
+                    answers=["Yes" if bright else "No"],
+                    kind="yes_no",
+                    reasoning="There is a bright spot." if bright and index % 2 else None,
+                    modality="other",
                 )
-            )  # fmt: skip
+            )
         write_records(f"data/curated/{split}.jsonl", rows)
     write_json("data/models/base/base.json", base_pointer(Base(source=str(random_base[0]))))
     return tmp_path

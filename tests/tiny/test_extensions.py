@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipes, followed: a benchmark, a reward and a judge more, in a copy of the project, up to the report."""
+"""Follow CONTRIBUTING's recipes for a benchmark, a reward and a judge in a copy of the project, up to the report."""
 
 import csv
 import json

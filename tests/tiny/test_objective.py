@@ -39,10 +39,16 @@ def test_the_loss_is_the_papers(prepared, moved):
     if moved:  # as in a second pass over the same completions: ratios beyond the clipping range
         torch.manual_seed(4)
         policy = trainer._get_per_token_logps_and_entropies(
-            model, torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
-            torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1), batch["completion_ids"].size(1),
-            **{k: batch[k] for k in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids") if k in batch},
-        )[0].detach()  # fmt: skip
+            model,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
+            batch["completion_ids"].size(1),
+            **{
+                k: batch[k]
+                for k in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+                if k in batch
+            },
+        )[0].detach()
         batch["old_per_token_logps"] = policy + 0.4 * torch.randn_like(policy)
 
     rows = []

@@ -231,7 +231,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(encoded, params):
 @pytest.mark.parametrize("max_steps", [4, 3])
 @pytest.mark.parametrize("method", ["sft", "grpo", "rarl"])
 def test_a_finished_run_is_not_trained_further(encoded, params, method, max_steps, capsys):
-    """Entered again (`dvc repro -f`, a lost dvc.lock), it writes the same bytes; 3 steps do not end at a checkpoint."""
+    """A second run (`dvc repro -f`, a lost dvc.lock) writes the same bytes; 3 steps do not end at a checkpoint."""
     from rarl.training.rl import train_rl
     from rarl.training.sft import train_sft
 
@@ -423,5 +423,6 @@ def test_stage_modules_start_without_torch():
         "phantom",
         "check",
     ]
-    code = "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module('stages.' + name)\nassert 'torch' not in sys.modules"
+    code = "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module('stages.' + name)\n"
+    code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, *stages], check=True)

@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(request, fault, plan)
             note["delivered"] = True
 
-    def _answer(self, request: dict, fault: str, plan: Plan) -> None:
+    def _answer(self, request: dict, fault: str, plan: Plan) -> None:  # noqa: C901, PLR0912 - one case per fault
         error = json.dumps({"error": {"message": fault, "type": "server"}})
         if plan.status is not None:
             status, body = plan.status

@@ -293,11 +293,23 @@ def test_a_completion_that_leaves_little_to_the_prompt_is_warned_of(project):
 
 
 def test_check_deletes_nothing_and_tidy_what_is_no_longer_listed(project):
-    kept = ["data/benchmarks/slake.jsonl", "data/verdicts/base/lexical/a.jsonl", "data/benchmarks/notes.txt",
-            "metrics/scores/base.json", "data/predictions/base/a.jsonl", "data/benchmarks/pictures/slake/a.png"]  # fmt: skip
-    gone = ["data/benchmarks/cv_bench.jsonl", "data/benchmarks/pictures/cv_bench/a.png",
-            "metrics/benchmark/cv_bench.json", "data/verdicts/base/truth/a.jsonl", "metrics/scores/rarl.json",
-            "data/predictions/rarl/a.jsonl", "data/verdicts/rarl/lexical/a.jsonl"]  # fmt: skip
+    kept = [
+        "data/benchmarks/slake.jsonl",
+        "data/verdicts/base/lexical/a.jsonl",
+        "data/benchmarks/notes.txt",
+        "metrics/scores/base.json",
+        "data/predictions/base/a.jsonl",
+        "data/benchmarks/pictures/slake/a.png",
+    ]
+    gone = [
+        "data/benchmarks/cv_bench.jsonl",
+        "data/benchmarks/pictures/cv_bench/a.png",
+        "metrics/benchmark/cv_bench.json",
+        "data/verdicts/base/truth/a.jsonl",
+        "metrics/scores/rarl.json",
+        "data/predictions/rarl/a.jsonl",
+        "data/verdicts/rarl/lexical/a.jsonl",
+    ]
     for name in kept + gone:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()

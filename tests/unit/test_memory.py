@@ -14,8 +14,8 @@ from rarl.memory_plan import (
     configuration,
     estimate,
     kept_activations,
+    log_plan,
     parameter_counts,
-    preflight,
     recomputes,
     relief,
 )
@@ -72,11 +72,11 @@ def test_the_paper_profile_fits_16_gb(paper):
     assert "512 image" in plan.rows and f"{paper.rl.max_completion_length} completion" in plan.rows
 
 
-@pytest.mark.parametrize(("have", "turned"), [(24, []), (16, []), (12, ["auto -> true"])])
-def test_one_switch_brings_the_paper_profile_to_smaller_devices(paper, have, turned):
+@pytest.mark.parametrize(("have", "changed"), [(24, []), (16, []), (12, ["auto -> true"])])
+def test_one_change_fits_the_paper_profile_to_smaller_devices(paper, have, changed):
     """What docs/gpu.md says of 24, 16 and 12 GB."""
     steps = relief(qwen2_vl_2b(), paper, "rarl", "cuda", have)
-    assert [change for change, _ in steps] == [f"train.gradient_checkpointing {t}" for t in turned]
+    assert [change for change, _ in steps] == [f"train.gradient_checkpointing {t}" for t in changed]
     assert all(after < have for _, after in steps)
 
 
@@ -111,9 +111,13 @@ def test_each_knob_saves_and_those_that_keep_the_mathematics_come_first(paper):
     before = paper.model_dump()
     steps = relief(qwen2_vl_2b(), paper, "rarl", "cuda", 0)
     assert [change.split()[0] for change, _ in steps] == [
-        "rl.micro_prompts", "train.gradient_checkpointing", "decoding.batch_size", "model.max_pixels",
-        "rl.max_completion_length", "rl.group_size",
-    ]  # fmt: skip
+        "rl.micro_prompts",
+        "train.gradient_checkpointing",
+        "decoding.batch_size",
+        "model.max_pixels",
+        "rl.max_completion_length",
+        "rl.group_size",
+    ]
     totals = [estimate(qwen2_vl_2b(), paper).total, *(total for _, total in steps)]
     assert totals == sorted(totals, reverse=True)
     assert paper.model_dump() == before, "planning must not change the parameters"
@@ -154,10 +158,8 @@ def kept_by_autograd(paper, layers: int, full: bool, half: bool, packed: bool, s
     model.model.visual.requires_grad_(False)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     if not full:
-        lora = LoraConfig(
-            r=2, task_type="CAUSAL_LM", target_modules=paper.lora.target_modules, exclude_modules=r".*visual.*"
-        )  # fmt: skip
-        model = get_peft_model(model, lora)
+        modules = dict(target_modules=paper.lora.target_modules, exclude_modules=r".*visual.*")
+        model = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **modules))
     network = without_peft(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -215,34 +217,34 @@ def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
     assert expected == pytest.approx(more - less, rel=0.04)
 
 
-def test_preflight_prints_the_plan_and_warns(paper, tmp_path, monkeypatch):
+def test_log_plan_returns_the_plan_and_a_warning(paper, tmp_path, monkeypatch):
     import rarl.memory_plan as memory
 
     qwen2_vl_2b().save_pretrained(tmp_path / "base")
     write_json(tmp_path / "base.json", {"source": str(tmp_path / "base"), "revision": None, "sha256": "0"})
     paper.model.device = "cpu"
     monkeypatch.setattr(memory, "available", lambda device: 1000.0)
-    text = preflight(tmp_path, paper, "rarl")
+    text = log_plan(tmp_path, paper, "rarl")
     assert "estimate" in text and "policy pass" in text and "WARNING" not in text
     monkeypatch.setattr(memory, "available", lambda device: 14.0)
     paper.train.gradient_checkpointing = False
-    text = preflight(tmp_path, paper, "rarl")
+    text = log_plan(tmp_path, paper, "rarl")
     assert "will not fit: set train.gradient_checkpointing false -> true (" in text
     paper.train.gradient_checkpointing = "auto"
-    text = preflight(tmp_path, paper, "rarl")
+    text = log_plan(tmp_path, paper, "rarl")
     assert "WARNING" not in text and recomputes(tmp_path, paper, "rarl") is True
     monkeypatch.setattr(memory, "available", lambda device: 1000.0)
     assert recomputes(tmp_path, paper, "rarl") is False
     monkeypatch.setattr(memory, "available", lambda device: 1.0)
-    assert "it still does not fit" in preflight(tmp_path, paper, "rarl")
+    assert "it still does not fit" in log_plan(tmp_path, paper, "rarl")
 
 
-def test_preflight_leaves_a_base_that_is_not_there_to_loading(paper, tmp_path):
+def test_log_plan_leaves_a_base_that_is_not_there_to_loading(paper, tmp_path):
     write_json(tmp_path / "base.json", {"source": str(tmp_path / "nowhere"), "revision": None, "sha256": None})
-    assert preflight(tmp_path, copy.deepcopy(paper), "rarl") == ""
+    assert log_plan(tmp_path, copy.deepcopy(paper), "rarl") == ""
 
 
-def test_the_command_says_what_to_turn(paper, tmp_path, monkeypatch):
+def test_the_command_says_what_to_change(paper, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where `paper` has put its params.yaml
     result = CliRunner().invoke(main, ["--gb", "40", "--gb", "12", "--gb", "2"])
     assert result.exit_code == 0, result.output
@@ -250,4 +252,4 @@ def test_the_command_says_what_to_turn(paper, tmp_path, monkeypatch):
     assert [float(cell) < 40 for cell in forty] == [True] * 3  # nothing but the figure
     assert all(float(cell.split(",")[0]) < 12 and "->" in cell for cell in twelve)
     assert all("(too much)" in cell for cell in two)
-    assert result.output.count("together") == 3
+    assert result.output.count("total") == 3

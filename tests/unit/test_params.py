@@ -52,7 +52,7 @@ def test_numbers_as_dvc_writes_them_are_numbers(edited, spelling):
         ("  r: 8", "  r: eight", ["lora.r = 'eight'", "integer"]),
         ("- cv_bench", "- slake", ["benchmarks", "twice"]),
         ("- cv_bench", "- mimic", ["benchmarks.4 = 'mimic'", "'cv_bench'"]),
-        ("- blank\n", "- dark\n", ["modes: 'dark' has no definition"]),
+        ("- blank\n", "- dark\n", ["modes: 'dark' is not defined"]),
         ("  main_judge: lexical", "  main_judge: people", ["report.main_judge", "people"]),
         ("  - open\n", "  - shout\n", ["rarl.prompts", "shout.txt"]),
         ("lora:\n", "lora: [\n", ["valid YAML"]),
@@ -71,7 +71,11 @@ def test_numbers_as_dvc_writes_them_are_numbers(edited, spelling):
         ("  warmup_ratio: 0.05", "  warmup_ratio: 1.0", ["sft.warmup_ratio = 1.0", "less than 1"]),
         ("  temperature: 1.0", "  temperature: 1e-300", ["rl.temperature = 1e-300"]),
         ("  temperature: 0.0\n", "  temperature: 0.001\n", ["decoding.temperature", "at least 0.01"]),
-        ("  micro_prompts: 4", "  micro_prompts: 3", ["rl.prompts_per_step: a multiple of 3, not 4", "rl.micro_prompts"]),
+        (
+            "  micro_prompts: 4",
+            "  micro_prompts: 3",
+            ["rl.prompts_per_step: a multiple of 3, not 4", "rl.micro_prompts"],
+        ),
         ("  processes: 1", "  processes: 3", ["sft.batch_size: a multiple of 15, not 16", "accelerate.processes"]),
         ("  dev_share: 0.15", "  dev_share: 0.85", ["own", "a sum below 1"]),
         ("  test_seed: 97", "  test_seed: 11", ["phantom", "test_seed and seed that differ"]),
@@ -80,8 +84,11 @@ def test_numbers_as_dvc_writes_them_are_numbers(edited, spelling):
         ("root: data/phantom", "root: ''", ["data.root = ''"]),
         ("root: data/phantom", 'root: "a\\0b"', ["data.root", "printable"]),
         ("root: data/phantom", f"root: {'a' * 256}", ["data.root", "255 bytes"]),
-        ("    format: 1.0\n    length: 1.0\n    accuracy: 1.0", "    format: 0.0\n    length: 0.0\n    accuracy: 0.0",
-         ["grpo.rewards", "at least one weight above 0"]),
+        (
+            "    format: 1.0\n    length: 1.0\n    accuracy: 1.0",
+            "    format: 0.0\n    length: 0.0\n    accuracy: 0.0",
+            ["grpo.rewards", "at least one weight above 0"],
+        ),
         # What once ended in a traceback.
         ("\nseed: 7", "\nseed: 2024-13-45", ["valid YAML"]),
         ("\nseed: 7", f"\nseed: {'1' * 5000}", ["valid YAML"]),
@@ -90,7 +97,7 @@ def test_numbers_as_dvc_writes_them_are_numbers(edited, spelling):
         ("\nseed: 7", "\nseed: !!python/object:os.system x", ["valid YAML"]),
         ("\nseed: 7", f"\nseed: {'[' * 5000}", ["valid YAML"]),
     ],
-)  # fmt: skip
+)
 def test_mistake_is_named_with_what_to_do(edited, before, after, words):
     with pytest.raises(UserError) as raised:
         load_params(edited(before, after))
@@ -102,12 +109,20 @@ def test_mistake_is_named_with_what_to_do(edited, before, after, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ["grpo: ", "required"]), (b"# only a comment\n", ["required"]), (b"[]", ["valid dictionary"]),
-        (b"seed\n", ["valid dictionary"]), (b"seed: \xff\n", ["no UTF-8 at byte 6"]), (b"---\n---\n", ["valid YAML"]),
-        ("\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0: &a0 [x]" for i in range(12)).encode(),
-         ["a11: unknown key"]),
+        (b"", ["grpo: ", "required"]),
+        (b"# only a comment\n", ["required"]),
+        (b"[]", ["valid dictionary"]),
+        (b"seed\n", ["valid dictionary"]),
+        (b"seed: \xff\n", ["no UTF-8 at byte 6"]),
+        (b"---\n---\n", ["valid YAML"]),
+        (
+            "\n".join(
+                f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0: &a0 [x]" for i in range(12)
+            ).encode(),
+            ["a11: unknown key"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_file_that_is_no_parameter_file(tmp_path, content, words):
     path = tmp_path / "params.yaml"
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Parameter files drawn at random: each is valid, or refused with a message that names the key. Never a traceback."""
+"""Random parameter files: each is valid, or refused with a message that names the key. Never a traceback."""
 
 import datetime
 import random
@@ -41,12 +41,13 @@ def blocks(params: dict, prefix: str = "") -> list[str]:
 
 KEYS = [*(key for key, _ in leaves(plain(SHIPPED))), *blocks(plain(SHIPPED))]
 EXTREMES = [
-    None, True, False, "", " ", "8", "null", "lora", "a\0b", "é漢字🫁", "x" * 300, "../..", "/", "~/slake", "data/base",
-    "own", "paper", "full", "stop", "llm", "local", "truth", "Qwen/Qwen2-VL-2B-Instruct", "http://[::1", b"\xff",
+    None, True, False, "", " ", "8", "null", "lora", "a\0b", "é漢字🫁", "x" * 300, "../..", "/", "~/slake",
+    "data/base", "own", "paper", "full", "stop", "llm", "local", "truth", "Qwen/Qwen2-VL-2B-Instruct",
+    "http://[::1", b"\xff",
     0, -1, 1, 2, 3, 7, 64, 562, 563, 784, 10**6, 2**31 - 1, 2**31, 2**32, 2**64, 10**30, -(10**30),
     0.0, -0.0, 0.5, 1.0, 1.5, -1.0, 1e-300, 1e300, 0.1 + 0.2, float("inf"), float("-inf"), float("nan"),
-    [], [[]], [None], ["reasoning"], ["q_proj"], ["q_proj", "q_proj"], ["proj"], ["base"], ["slake", "own"], {}, {"a": 1},
-    {1: 2}, datetime.date(2024, 2, 29),
+    [], [[]], [None], ["reasoning"], ["q_proj"], ["q_proj", "q_proj"], ["proj"], ["base"], ["slake", "own"], {},
+    {"a": 1}, {1: 2}, datetime.date(2024, 2, 29),
 ]  # fmt: skip
 VALUES = st.one_of(
     st.sampled_from(EXTREMES),
@@ -139,8 +140,10 @@ def usable() -> None:
     start=st.integers(0, len(SHIPPED)),
     length=st.integers(0, 40),
     put_in=st.one_of(
-        st.sampled_from([b"\t", b"\n", b":", b"- ", b"[", b"{", b"&a ", b"*a", b"<<: ", b"!!str ", b"!!float x", b"!!binary =",
-                         b"\xff", b"\x00", b"'", b'"', b"|", b">", b"%", b"@", b"---", b"2024-13-45", b"? ", b"#", b"\xef\xbb\xbf"]),
+        st.sampled_from([b"\t", b"\n", b":", b"- ", b"[", b"{", b"&a ", b"*a", b"<<: ", b"!!str ",
+                         b"!!float x", b"!!binary =", b"\xff", b"\x00", b"'", b'"', b"|", b">", b"%", b"@",
+                         b"---", b"2024-13-45", b"? ", b"#",
+                         b"\xef\xbb\xbf"]),
         st.binary(max_size=8),
         st.text(max_size=8).map(lambda text: text.encode("utf-8")),
     ),
