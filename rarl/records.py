@@ -7,7 +7,7 @@ rating of that. All are JSON lines in UTF-8, one record per line.
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TextIO, TypeVar
@@ -229,14 +229,3 @@ def batches(items: list, size: int) -> Iterator[list]:
     """Split a list into lists of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in GitHub's Markdown.
-
-    >>> print(markdown_table(["set", "n"], [["slake", "70"]]))
-    | set | n |
-    | --- | --- |
-    | slake | 70 |
-    """
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))

@@ -5,8 +5,8 @@ import click
 from rarl.errors import UserError
 from rarl.memory_plan import configuration, estimate, relief
 from rarl.params import load_params
-from rarl.records import markdown_table
 from rarl.registry import METHODS
+from rarl.reporting.formats import markdown_table
 
 
 @click.command(help=__doc__)
@@ -30,4 +30,4 @@ def main(sizes: tuple[float, ...], device: str) -> None:
         return ", ".join([f"{after:.1f}{' (too much)' * (after > size)}", *(f"`{change}`" for change, _ in steps)])
 
     rows = [[f"{size:g} GB", *(cell(method, size) for method in METHODS)] for size in sizes]
-    click.echo(markdown_table(["a device of", *METHODS], rows))
+    click.echo("\n".join(markdown_table(["a device of", *METHODS], rows)))

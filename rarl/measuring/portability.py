@@ -24,7 +24,8 @@ import click
 from rarl.errors import UserError
 from rarl.params import Params, Rewards, load_params
 from rarl.pinning import ENVIRONMENT, pin
-from rarl.records import Prediction, Sample, atomic_file, markdown_table, read_records, write_json, write_records
+from rarl.records import Prediction, Sample, atomic_file, read_records, write_json, write_records
+from rarl.reporting.formats import markdown_table
 
 EMULATOR = "qemu-x86_64"
 #: Emulated processors: Intel with AVX2 (2013) and AMD with AVX2 (2019).
@@ -282,7 +283,7 @@ def table(found: dict[str, dict[str, str]]) -> str:
     """Return the digests as a Markdown table."""
     unequal = differing(found)
     rows = [[part, *row.values(), "NO" if part in unequal else "yes"] for part, row in found.items()]
-    return markdown_table(["part", *next(iter(found.values())), "same bits"], rows)
+    return "\n".join(markdown_table(["part", *next(iter(found.values())), "same bits"], rows))
 
 
 def report(short: bool) -> None:

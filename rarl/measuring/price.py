@@ -10,7 +10,8 @@ import click
 
 from rarl.measuring.portability import OUTPUT, child, write_page
 from rarl.params import Params
-from rarl.records import markdown_table, write_json
+from rarl.records import write_json
+from rarl.reporting.formats import markdown_table
 
 BUSY = 8
 #: Heads of the table's columns: (kernels pinned, threads).
@@ -68,7 +69,7 @@ def table(lines: list[dict]) -> str:
         busy = line["busy_processes"]
         name = f"{line['method']}, " + (f"beside {busy} busy processes" if busy else "idle machine")
         rows.setdefault(name, [name]).append(str(line["seconds"]))
-    return markdown_table(["seconds a step", *SETTINGS], list(rows.values()))
+    return "\n".join(markdown_table(["seconds a step", *SETTINGS], list(rows.values())))
 
 
 def report() -> None:

@@ -26,7 +26,8 @@ from pathlib import Path
 import click
 
 from rarl.measuring.sides import PARTS, Case, run_side
-from rarl.records import markdown_table, write_json
+from rarl.records import write_json
+from rarl.reporting.formats import markdown_table
 
 #: The first three are the bars; the others change one thing of the first.
 CPU = (
@@ -145,7 +146,7 @@ def table(results: list[dict]) -> str:
         ]
         for result in results
     ]
-    return markdown_table(["case", "**ratio**", "ratio of processor time", *heads], rows) + "\n"
+    return "\n".join(markdown_table(["case", "**ratio**", "ratio of processor time", *heads], rows)) + "\n"
 
 
 def page(results: list[dict]) -> str:
