@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -251,12 +252,34 @@ def work(short: bool = False, portable: bool = True, threads: int = 1, method: s
     params.model.portable, params.model.threads = portable, threads
     pin(params)
     if method:
-        from rarl.measuring.price import step_seconds
-
         return step_seconds(params, method, steps)
     with TemporaryDirectory() as folder:
         os.chdir(folder)
         return digests(shortened(params, short), short)
+
+
+def step_seconds(params: Params, method: str, steps: int) -> list[float]:
+    """Time the first optimizer steps of a training at the embedded default's sizes."""
+    from transformers import TrainerCallback
+
+    from rarl.training import rl, sft
+
+    params.rl.max_steps = steps
+    params.train.eval_steps = 10**6
+    _, trainer, _ = sft.prepare(params) if method == "sft" else rl.prepare(method, params)
+    trainer.args.max_steps, trainer.args.save_strategy = steps, "no"
+    begun, seconds = [0.0], []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            begun[0] = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            seconds.append(time.perf_counter() - begun[0])
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    return seconds
 
 
 def compare(short: bool, processors: tuple[str, ...] = PROCESSORS) -> dict[str, dict[str, str]]:

@@ -4,42 +4,16 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 
 import click
 
 from rarl.measuring.portability import OUTPUT, child, write_page
-from rarl.params import Params
 from rarl.records import write_json
 from rarl.reporting.formats import markdown_table
 
 BUSY = 8
 #: Heads of the table's columns: (kernels pinned, threads).
 SETTINGS = {"pinned": (True, 1), "not pinned": (False, 1), "not pinned, two threads": (False, 2)}
-
-
-def step_seconds(params: Params, method: str, steps: int) -> list[float]:
-    """Time the first optimizer steps of a training at the embedded default's sizes."""
-    from transformers import TrainerCallback
-
-    from rarl.training import rl, sft
-
-    params.rl.max_steps = steps
-    params.train.eval_steps = 10**6
-    _, trainer, _ = sft.prepare(params) if method == "sft" else rl.prepare(method, params)
-    trainer.args.max_steps, trainer.args.save_strategy = steps, "no"
-    begun, seconds = [0.0], []
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, *args, **kwargs):
-            begun[0] = time.perf_counter()
-
-        def on_step_end(self, *args, **kwargs):
-            seconds.append(time.perf_counter() - begun[0])
-
-    trainer.add_callback(Watch())
-    trainer.train()
-    return seconds
 
 
 def measure(busy: int) -> list[dict]:
