@@ -14,7 +14,7 @@ help:
 	@echo "make lint         ruff alone, with the formatting"
 	@echo "make bench        the RL step, SFT and inference against the stock ones (20 minutes; metrics/bench/)"
 	@echo "make portable     the same work on emulated processors of two vendors, bit for bit (metrics/bench/)"
-	@echo "make clean-cache  delete resumable work in progress (.cache/, except paid replies and the costs of experiments)"
+	@echo "make clean-cache  delete resumable work in progress (.cache/, except paid responses and the costs of experiments)"
 
 repro: identity $(VENV)/.installed
 	@$(MAKE) --no-print-directory site-cache
@@ -77,6 +77,6 @@ portable: $(VENV)/.installed
 	@$(RUN) rarl portable
 
 clean-cache:
-	@# No work in progress: replies of judges that were paid for, and the costs of experiments, which 'rarl compare' reads.
+	@# Not work in progress: responses of judges that were paid for, and the costs of experiments, which 'rarl compare' reads.
 	rm -rf $(filter-out .cache/llm .cache/cost,$(wildcard .cache/* .cache/.[!.]*))
 	@echo "DVC's own cache is kept; 'dvc gc --workspace' deletes what the present results do not use."
