@@ -26,7 +26,6 @@ from rarl.errors import UserError
 from rarl.params import Params, Rewards, load_params
 from rarl.pinning import ENVIRONMENT, pin
 from rarl.records import Prediction, Sample, atomic_file, read_records, write_json, write_records
-from rarl.reporting.formats import markdown_table
 
 EMULATOR = "qemu-x86_64"
 #: Emulated processors: Intel with AVX2 (2013) and AMD with AVX2 (2019).
@@ -306,6 +305,8 @@ def table(found: dict[str, dict[str, str]]) -> str:
     """Return the digests as a Markdown table."""
     unequal = differing(found)
     rows = [[part, *row.values(), "NO" if part in unequal else "yes"] for part, row in found.items()]
+    from rarl.reporting.formats import markdown_table
+
     return "\n".join(markdown_table(["part", *next(iter(found.values())), "same bits"], rows))
 
 

@@ -9,7 +9,6 @@ import click
 
 from rarl.measuring.portability import OUTPUT, child, write_page
 from rarl.records import write_json
-from rarl.reporting.formats import markdown_table
 
 BUSY = 8
 #: Heads of the table's columns: (kernels pinned, threads).
@@ -43,6 +42,8 @@ def table(lines: list[dict]) -> str:
         busy = line["busy_processes"]
         name = f"{line['method']}, " + (f"beside {busy} busy processes" if busy else "idle machine")
         rows.setdefault(name, [name]).append(str(line["seconds"]))
+    from rarl.reporting.formats import markdown_table
+
     return "\n".join(markdown_table(["seconds a step", *SETTINGS], list(rows.values())))
 
 
