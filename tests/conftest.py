@@ -58,7 +58,7 @@ def real_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop would stop what calls asyncio.run in the same process
 def chromium():
     """A browser without a window (Debian, Ubuntu: the package `chromium`)."""
     playwright = pytest.importorskip("playwright.sync_api")
