@@ -45,10 +45,10 @@ def ask_once(
     request = Request("asked", render(mode.prompt, with_choices(question, choices)), data, mode.image == "blank")
     logging.set_verbosity_error()
     loaded = open_model(folder, params)
-    (reply,) = ask(loaded, [request], decoding.max_new_tokens, decoding.temperature, params.seed)
-    if reply.error:
-        raise UserError("--question", reply.error, "a question that the model can take", "change or shorten it")
-    return about_base(folder, loaded.model), to_prediction(reply)
+    (response,) = ask(loaded, [request], decoding.max_new_tokens, decoding.temperature, params.seed)
+    if response.error:
+        raise UserError("--question", response.error, "a question that the model can take", "change or shorten it")
+    return about_base(folder, loaded.model), to_prediction(response)
 
 
 def about_base(folder: Path, model) -> str:

@@ -1,8 +1,7 @@
 """Features of the images of record files: what the stages `encode` and `encode_benchmarks` write.
 
 Features that are there already are kept if the same tower, code and libraries computed them (`.cache/features`), so
-that
-one more benchmark encodes its own images only. DVC leaves them there if the output has `persist: true`.
+that one more benchmark encodes its own images only. DVC leaves them there if the output has `persist: true`.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Draw the phantom releases and their ground truth.
+"""Generate the phantom releases and their ground truth.
 
 Writes `data/phantom/` (SLAKE, Silvar-Med, VQA-RAD, VQA-Med, Path-VQA, CV-Bench and SAT, each in the real release's
 on-disk format, with the row and image counts in `declared.json`) and `data/phantom_truth.jsonl` (the findings,
@@ -18,7 +18,7 @@ from rarl.params import load_params
 @click.option("--truth", type=click.Path(path_type=Path), default=Path("data/phantom_truth.jsonl"), show_default=True)
 @stage_main
 def main(output: Path, truth: Path) -> None:
-    """Draw phantom images with known findings, in the real releases' formats."""
+    """Generate phantom images with known findings, in the real releases' formats."""
     from rarl.phantom.releases import make_phantom
 
     make_phantom(load_params().phantom, output, truth)

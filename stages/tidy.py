@@ -13,10 +13,10 @@ from rarl.params import load_params
 from rarl.records import write_json
 
 
-@click.command(help=__doc__)
+@click.command()
 @stage_main
 def main() -> None:
-    """Run the stage."""
+    """Remove results that params.yaml no longer lists."""
     for path in remove_leftovers(load_params()):
         click.echo(f"tidy: {path} removed: no longer listed in params.yaml")
     for folder in ("data/benchmarks", "metrics/benchmark"):

@@ -21,7 +21,6 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 SIZES = ("small", "large")
 SPOTS = ("spot", "area", "bar")
 TONES = ("bright", "dark")
-NUMBERS = ("0", "1", "2", "3", "4", "5", "6")
 GRID = 4  # an image of 112 pixels is 4 x 4 image tokens
 
 

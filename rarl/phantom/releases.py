@@ -82,7 +82,7 @@ class Written:
 def make_phantom(params: Phantom, output: Path, truth: Path) -> None:
     """Draw the releases into `output` and write the ground truth, each atomically, and print the counts."""
     start = time.monotonic()
-    click.echo(f"phantom: drawing {params.image_size} px images (seeds {params.seed} and {params.test_seed}) ...")
+    click.echo(f"phantom: generating {params.image_size} px images (seeds {params.seed} and {params.test_seed}) ...")
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -32,14 +32,11 @@ from rarl.spreadsheet import restore
 
 MODELS = {name: model.label for name, model in registry.MODELS.items()}
 #: Of `DATA_SETS` and of the part of SLAKE that shares no row with the own test, in the order of the tables.
-SETS = {
-    name: label
-    for slug, data_set in DATA_SETS.items()
-    for name, label in {
-        slug: data_set.label if data_set.benchmark else f"Own test ({data_set.label})",
-        **({WITHOUT_OWN_TEST: f"{data_set.label} without own test"} if slug == OVERLAPPING else {}),
-    }.items()
-}
+SETS = {}
+for _name, _data_set in DATA_SETS.items():
+    SETS[_name] = _data_set.label if _data_set.benchmark else f"Own test ({_data_set.label})"
+    if _name == OVERLAPPING:
+        SETS[WITHOUT_OWN_TEST] = f"{_data_set.label} without own test"
 BASELINES = {
     "most_frequent_by_kind": "Most frequent answer of the kind",
     "most_frequent_by_question": "Most frequent answer to the question",

@@ -1,9 +1,8 @@
 """Common terms of radiology reports with their synonyms: our own list.
 
 `TERMS` maps a group to its terms, and a term to its other wordings, separated by commas. Plurals need no entry;
-hyphens
-count as blanks. The list is short on purpose: it covers what SLAKE, VQA-RAD and Silvar-Med ask about chest X-rays,
-brain MRI and abdominal CT. To add a term, add it here and a line to `tests/unit/test_reward_terms.py`.
+hyphens count as blanks. The list is short on purpose: it covers what SLAKE, VQA-RAD and Silvar-Med ask about chest
+X-rays, brain MRI and abdominal CT. To add a term, add it here and a line to `tests/unit/test_reward_terms.py`.
 """
 
 TERMS: dict[str, dict[str, str]] = {
