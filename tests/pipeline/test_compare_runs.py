@@ -87,6 +87,15 @@ def test_baseline_of_another_machine_is_not_compared_with(project, monkeypatch):
     assert set().union(*outcomes(project, "r16").values()) == {"other numbers"}
     assert table(project)["p"].isna().all() and "another machine's" in said
 
+    # What the message says to do.
+    project.git("stash")
+    project.dvc("repro")
+    project.git("add", "dvc.lock", "metrics")
+    project.git("commit", "--quiet", "--message", "baseline of this machine")
+    project.dvc("exp", "run", "-n", "r16again", "-S", "lora.r=16")
+    compare(project)
+    assert outcomes(project, "r16again") == {"base": {"unchanged"}} | {model: {"tested"} for model in TRAINED}
+
 
 def test_scores_of_before_are_not_shown_as_the_experiments(project):
     """`dvc exp run sft` trains with the new rank; the scores in its commit are still those of the old one."""

@@ -1,6 +1,6 @@
 """Stages that are killed (SIGKILL) at random moments, again and again, end with what an undisturbed run ends with.
 
-The suite kills SFT once; `RARL_KILLS=24 pytest tests/tiny/test_kills.py -s` kills that often, and prints a table.
+The suite kills a few times; `RARL_KILLS=24 pytest tests/tiny/test_kills.py -s` kills that often, and prints a table.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("RARL_KILLS", "1"))
+KILLS = int(os.environ.get("RARL_KILLS", "2"))
 STAGES = {
     "sft": ["stages.sft"],
     "grpo": ["stages.grpo"],

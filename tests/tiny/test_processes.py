@@ -36,15 +36,16 @@ def short(encoded, params):
     return params
 
 
-def test_sft_on_two_processes_has_the_losses_of_one(short, monkeypatch):
+@pytest.mark.parametrize("config", [None, "ddp"])
+def test_sft_on_two_processes_has_the_losses_of_one(short, config, monkeypatch):
     run("stages.sft", short)
     one, key = losses(), json.loads(Path("metrics/train/sft.json").read_text())
     short.accelerate.processes = 2
-    # As on a machine without a GPU, which nobody has told the parameters.
-    file = (ROOT / "rarl/accelerate/ddp.yaml").read_text(encoding="utf-8")
-    Path("engine.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
-    short.model.device, short.accelerate.config = "auto", "engine.yaml"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if config:  # as on a machine without a GPU, which nobody has told the parameters
+        file = (ROOT / f"rarl/accelerate/{config}.yaml").read_text(encoding="utf-8")
+        Path("engine.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
+        short.model.device, short.accelerate.config = "auto", "engine.yaml"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run("stages.sft", short)
     two = losses()
     assert len(one) == len(two) == 4
