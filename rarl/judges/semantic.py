@@ -14,7 +14,7 @@ from rarl.errors import UserError
 from rarl.judges.failures import infrastructure_failure, model_failure
 from rarl.judges.lexical import content_words, quoted, rate_answer
 from rarl.records import Prediction, Sample, Verdict, batches
-from rarl.text_encoder import encoder_path
+from rarl.text_encoder import encoder_path, one_thread
 
 BATCH = 64
 #: Tokens after which a text is truncated (all-MiniLM-L6-v2 was trained on 128).
@@ -172,9 +172,7 @@ def embed(texts: Sequence[str], source: str) -> dict[str, object]:
     tokenizer, model = _load(source)
     ids = {text: tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"] for text in texts}
     vectors = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for batch in batches(sorted(ids, key=lambda text: (len(ids[text]), text)), BATCH):
             inputs = tokenizer.pad({"input_ids": [ids[text] for text in batch]}, return_tensors="pt")
             mask = inputs["attention_mask"]
@@ -183,8 +181,6 @@ def embed(texts: Sequence[str], source: str) -> dict[str, object]:
             means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
             unit = torch.nn.functional.normalize(means, dim=-1).numpy()
             vectors |= dict(zip(batch, unit, strict=True))
-    finally:
-        torch.set_num_threads(threads)
     return vectors
 
 

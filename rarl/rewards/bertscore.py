@@ -11,11 +11,10 @@ without rescaling; `tests/tiny/test_bertscore.py` compares the two. Differences 
   short answers are sampled many times.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rarl.errors import UserError
-from rarl.text_encoder import encoder_path
+from rarl.text_encoder import encoder_path, one_thread
 
 #: Token lengths are padded to a multiple of this: OpenBLAS computes 12 rows of a product at a time, each of which
 #: rounds differently, so every text has to start at the same one.
@@ -79,7 +78,7 @@ class BertScorer:
         """
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._scores]
         if new:
-            with _one_thread():
+            with one_thread():
                 self._references |= self._embed({reference for _, reference in new} - self._references.keys())
                 embedded = self._embed({text for text, _ in new} - self._references.keys())
                 embedded |= self._references
@@ -132,16 +131,3 @@ def _greedy_f1(candidate, reference) -> float:
     if precision + recall <= 0:
         return 0.0
     return round(2 * precision * recall / (precision + recall), 6)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread: how a sum over several threads rounds depends on the batch size."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
