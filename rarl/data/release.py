@@ -22,6 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
+
 from rarl.answers import kind_of, normalise
 from rarl.data.dicom import MAX_PIXELS
 from rarl.errors import UserError
@@ -87,6 +90,12 @@ class Declared:
     licence: str = ""
     page: str = ""
     citation: str = ""
+
+
+def published(name: str) -> Declared:
+    """Return what `adapters/published.yaml` declares of a release."""
+    table = YAML(typ="safe").load(Path(__file__).with_name("adapters") / "published.yaml")
+    return TypeAdapter(Declared).validate_python(table[name])
 
 
 @dataclass

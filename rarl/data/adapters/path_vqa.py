@@ -20,42 +20,12 @@ from pathlib import Path
 
 from rarl.answers import normalise
 from rarl.data import hub
-from rarl.data.release import Declared, MissingRelease, Refused, Row, fold, load_rows, relative, require_split
+from rarl.data.release import MissingRelease, Refused, Row, fold, load_rows, published, relative, require_split
 
 FOLDERS = ("path_vqa", "path-vqa", "PathVQA", "pathvqa", "pvqa")
 FILES = {"train": "pvqa_train.json", "validate": "pvqa_val.json", "test": "pvqa_test.json"}
 IMAGE_FOLDERS = {"train": "train", "validate": "val", "test": "test"}
-DECLARED = Declared(
-    counts={
-        "original": {
-            "train": {"rows": 19755},
-            "validate": {"rows": 6279},
-            "test": {
-                "rows": 6761,
-                "images": 858,
-                "duplicate_rows": 559,
-                "conflicting_groups": 236,
-                "rows_in_conflicting_groups": 952,
-                "groups_with_yes_and_no": 3,
-            },
-        },
-        "hub": {
-            "train": {"rows": 19654},
-            "validate": {"rows": 6259},
-            "test": {"rows": 6719, "rows_in_conflicting_groups": 951},
-        },
-    },
-    known=(
-        "236 groups of one test image and question have conflicting answers, 3 of them both yes and no: any "
-        "answer of its group is accepted for a row.",
-        "42 test rows are exact duplicates, which the hub's form lacks; with case and blanks before the question "
-        "mark folded, 650 are duplicates (608 in the hub's form).",
-        "443 of the hub's 6,719 test rows have a CMYK image: they are converted to RGB.",
-    ),
-    licence="not stated clearly: see https://github.com/UCSD-AI4H/PathVQA",
-    page="https://github.com/UCSD-AI4H/PathVQA",
-    citation="He et al., arXiv 2003.10286",
-)
+DECLARED = published("path_vqa")
 _BEFORE_MARK = re.compile(r"\s+\?")
 
 

@@ -6,8 +6,6 @@ in which nothing moves. A row in the real format, with made-up values:
     {"image_bytes": [<PNG>], "question": "Is the gizzard left of the antenna?",
      "answers": ["left", "right"], "question_type": "obj_rel", "correct_answer": "left"}
 
-The declared counts are those of the card of `array/SAT-v2`; that of `array/SAT` says 175K for train.
-
 Quirks: rows about a movement have two images, and are refused: a sample has one. Options keep their order and follow
 the question as in CV-Bench, which this source trains for.
 """
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rarl.data import hub
 from rarl.data.adapters.cv_bench import LETTERS, multiple_choice, with_options
-from rarl.data.release import Declared, MissingRelease, Refused, Release, Row, fold, read, require_split
+from rarl.data.release import MissingRelease, Refused, Release, Row, fold, published, read, require_split
 
 if TYPE_CHECKING:
     from rarl.data.release import Images
@@ -29,20 +27,7 @@ if TYPE_CHECKING:
 
 FOLDERS = ("sat", "SAT", "array___sat")
 FILES = {"train": "SAT_train", "static": "SAT_static", "validate": "SAT_val", "test": "SAT_test"}
-DECLARED = Declared(
-    counts={
-        hub.FORM: {
-            "train": {"rows": 172384},
-            "static": {"rows": 127405},
-            "validate": {"rows": 4001},
-            "test": {"rows": 150},
-        }
-    },
-    known=("Rows with two images (movements) are refused: a sample has one image.",),
-    licence="MIT",
-    page="https://huggingface.co/datasets/array/SAT",
-    citation="Ray et al., arXiv 2412.07755",
-)
+DECLARED = published("sat")
 COLUMNS = ("image_bytes", "question", "answers", "correct_answer")
 
 

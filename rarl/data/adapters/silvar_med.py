@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from rarl.answers import normalise
 from rarl.data import hub
 from rarl.data.adapters import slake
-from rarl.data.release import Declared, Release, find_release, fold, load_lines, load_rows, read
+from rarl.data.release import Release, find_release, fold, load_lines, load_rows, published, read
 from rarl.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,24 +39,7 @@ NAME = "silvar_med"
 FOLDERS = ("silvar_med", "silvar-med", "Silvar-Med")
 #: Our splits and SLAKE's: `validate.json` is not used by the paper and picks checkpoints here.
 SPLITS = {"train": "train", "dev": "validate", "test": "test"}
-DECLARED = Declared(
-    counts={
-        form: {
-            "train": {"rows": 716, "images": 304, "yes_no": 467, "mri": 162, "ct": 122, "xray": 432},
-            "validate": {"rows": 132, "images": 61, "yes_no": 88, "mri": 29, "ct": 17, "xray": 86},
-            "test": {"rows": 150, "images": 67, "yes_no": 98, "mri": 32, "ct": 21, "xray": 97},
-        }
-        for form in ("original", hub.FORM)
-    },
-    known=(
-        "It is a part of SLAKE: its English Abnormality rows, whose train, development and test images are disjoint.",
-        "With 150 test rows a 95 % interval is about ±7.6 points.",
-        "The paper's own-set scores are multiples of 1/148, not of 1/150.",
-    ),
-    licence="CC BY 4.0 (SLAKE); explanations: see their page",
-    page="https://huggingface.co/datasets/Hanhpt23/Silvar-Med",
-    citation="Pham et al., CVPR Workshops 2025",
-)
+DECLARED = published("silvar_med")
 _COPY = re.compile(r"(.+?)(?:_\d+)?$")
 
 

@@ -21,27 +21,12 @@ from pathlib import Path
 
 from rarl.answers import kind_of
 from rarl.data import hub
-from rarl.data.release import Declared, Refused, Row, find_file, fold, inside, load_rows, relative, require_split
+from rarl.data.release import Refused, Row, find_file, fold, inside, load_rows, published, relative, require_split
 
 FOLDERS = ("vqa_rad", "vqa-rad", "VQA_RAD", "VQA-RAD")
 FILE = "VQA_RAD Dataset Public.json"
 IMAGES = "VQA_RAD Image Folder"
-DECLARED = Declared(
-    counts={
-        "original": {
-            "train": {"rows": 1797, "images": 313, "duplicate_rows": 3},
-            "test": {"rows": 451, "images": 203, "images_also_in_train": 202, "rows_with_training_image": 446},
-        },
-        "hub": {"train": {"rows": 1793}, "test": {"rows": 451}},
-    },
-    known=(
-        "The published split leaks: 202 of 203 test images, with 446 of 451 test rows, are also in training.",
-        "3 training rows are duplicates, and 1 row is in both splits: the hub's form has 4 training rows fewer.",
-    ),
-    licence="CC0 1.0",
-    page="https://osf.io/89kps",
-    citation="Lau et al., Scientific Data 2018",
-)
+DECLARED = published("vqa_rad")
 
 
 def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
