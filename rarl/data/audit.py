@@ -218,14 +218,13 @@ class Split:
 
     def __init__(self, set_: str, split: str, release: Release, images: Images):
         self.set, self.split = set_, split
-        hashes = {sample.image: sample.image_sha256 for sample in release.samples}
-        self.rows = [(hashes.get(row.image, row.image), normalise(row.question)) for row in release.seen]
+        self.rows = [(row.image_sha256 or row.image, normalise(row.question)) for row in release.seen]
         # The name of an unusable file may be anything, such as a path of this machine or a patient's name.
         self.images = {
-            hashes.get(row.image, row.image): row.image if row.image in hashes else f"{set_}/{split}/{row.row}"
+            row.image_sha256 or row.image: row.image if row.image_sha256 else f"{set_}/{split}/{row.source_id}"
             for row in release.seen
         }
-        self.hashed = [sha256 for sha256 in self.images if sha256 in set(hashes.values())]
+        self.hashed = list(dict.fromkeys(row.image_sha256 for row in release.seen if row.image_sha256))
         self.bits = [
             np.array([int(getattr(images.kept(sha256), kind), 16) for sha256 in self.hashed], np.uint64)
             for kind in ("dhash", "phash")

@@ -330,35 +330,25 @@ def gallery(name: str, releases: dict[str, Release], files: Files) -> list[dict]
     images_shown = set()
     for sample in samples:
         group = chosen[sample.modality]
-        if len(group) < PER_MODALITY and sample.image_sha256 not in images_shown:
-            path = files.find(sample.image)
-            image = path and thumbnail(path)
-            if image:
-                images_shown.add(sample.image_sha256)
-                group.append({"sample": sample, "image": image})
+        if len(group) == PER_MODALITY or sample.image_sha256 in images_shown:
+            continue
+        if (path := files.find(sample.image)) and (image := thumbnail(path)):
+            images_shown.add(sample.image_sha256)
+            group.append({"sample": sample, "image": image})
     return [{"label": label, "items": chosen[modality]} for modality, label in MODALITIES.items() if chosen[modality]]
 
 
 def near_images(found: Findings, files: Files) -> list[dict]:
     """Return the most similar pairs: one of each two splits before a second of any."""
-    rank: Counter = Counter()
-    ordered, met = [], set()
-    for first, second, dhash, phash in sorted(found.near, key=lambda pair: (max(pair[2:]), pair)):
-        if (first.image, second.image) in met:
-            continue  # a test image of ours is in SLAKE's test split too
-        met.add((first.image, second.image))
-        key = first.set, first.split, second.set, second.split
-        ordered.append((rank[key], len(ordered), first, second, dhash, phash))
-        rank[key] += 1
-    shown = []
-    for _, _, first, second, dhash, phash in sorted(ordered):
-        paths = [files.find(place.image) for place in (first, second)]
+    rank, ranked, shown = Counter(), {}, []
+    for first, second, *bits in sorted(found.near, key=lambda pair: (max(pair[2:]), pair)):
+        if (first.image, second.image) not in ranked:  # a test image of ours is in SLAKE's test split too
+            splits = first[:2], second[:2]
+            ranked[first.image, second.image] = rank[splits], first, second, bits
+            rank[splits] += 1
+    for _, *places, bits in sorted(ranked.values(), key=lambda pair: pair[0]):
+        paths = [files.find(place.image) for place in places]
         if len(shown) < NEAR_SHOWN and all(paths):
-            shown.append(
-                {
-                    "images": [thumbnail(path) for path in paths],
-                    "places": [f"{DATA_SETS[place.set].label}, {place.split}" for place in (first, second)],
-                    "bits": (dhash, phash),
-                }
-            )
+            names = [f"{DATA_SETS[place.set].label}, {place.split}" for place in places]
+            shown.append({"images": [thumbnail(path) for path in paths], "places": names, "bits": bits})
     return shown

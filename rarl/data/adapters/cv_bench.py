@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_uppercase
 
 from rarl.data import hub
 from rarl.data.release import MissingRelease, Refused, Row, fold, load_lines, load_rows, published, require_split
@@ -100,7 +101,7 @@ def with_options(question: str, choices: list) -> str:
     >>> with_options("How many?", ["3", "2"])
     'How many? Select from the following choices.\n(A) 3\n(B) 2'
     """
-    options = "\n".join(f"({letter}) {fold(choice)}" for letter, choice in zip(LETTERS, choices))
+    options = "\n".join(f"({letter}) {fold(choice)}" for letter, choice in zip(ascii_uppercase, choices))
     return f"{question.strip()} Select from the following choices.\n{options}"
 
 

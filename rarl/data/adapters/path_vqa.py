@@ -15,12 +15,13 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from rarl.answers import normalise
 from rarl.data import hub
-from rarl.data.release import MissingRelease, Refused, Row, fold, load_rows, published, relative, require_split
+from rarl.data.release import MissingRelease, Refused, Row, fold, load_rows, published, require_split
 
 FOLDERS = ("path_vqa", "path-vqa", "PathVQA", "pathvqa", "pvqa")
 FILES = {"train": "pvqa_train.json", "validate": "pvqa_val.json", "test": "pvqa_test.json"}
@@ -120,15 +121,10 @@ def _folded(question: object) -> object:
 
 def _image(folder: Path, beside: Path, split: str, name: str) -> str:
     """Return the image's path below the release's folder, or its usual path if it does not exist."""
-    usual = folder / "images" / split / f"{name}.jpg"
-    places = (
-        usual,
-        folder / "images" / f"{name}.jpg",
-        folder / split / f"{name}.jpg",
-        folder / "pvqa" / "images" / split / f"{name}.jpg",  # as its archive unpacks
-        beside / f"{name}.jpg",
-    )
-    try:
-        return relative(folder, next((place for place in places if place.is_file()), usual))
-    except (OSError, ValueError):  # not a possible file name
-        return f"images/{split}/{name}.jpg"
+    usual = f"images/{split}"
+    with suppress(OSError, ValueError):  # not a possible file name
+        # The fourth is as its archive unpacks.
+        for place in (usual, "images", split, f"pvqa/{usual}", beside.relative_to(folder)):
+            if (folder / place / f"{name}.jpg").is_file():
+                return Path(place, f"{name}.jpg").as_posix()
+    return f"{usual}/{name}.jpg"

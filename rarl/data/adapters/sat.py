@@ -15,15 +15,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rarl.data import hub
 from rarl.data.adapters.cv_bench import LETTERS, multiple_choice, with_options
-from rarl.data.release import MissingRelease, Refused, Release, Row, fold, published, read, require_split
-
-if TYPE_CHECKING:
-    from rarl.data.release import Images
-    from rarl.params import Params
+from rarl.data.release import Images, MissingRelease, Refused, Release, Row, fold, published, read, require_split
+from rarl.params import Params
 
 FOLDERS = ("sat", "SAT", "array___sat")
 FILES = {"train": "SAT_train", "static": "SAT_static", "validate": "SAT_val", "test": "SAT_test"}
@@ -31,7 +27,7 @@ DECLARED = published("sat")
 COLUMNS = ("image_bytes", "question", "answers", "correct_answer")
 
 
-def training(root: Path, params: "Params", images: "Images") -> dict[str, Release]:
+def training(root: Path, params: Params, images: Images) -> dict[str, Release]:
     """Return the train, development and test rows: SAT's own train, validation and test splits.
 
     Of the 172,384 rows of `train`, only `train.samples` are read, chosen by `seed`.

@@ -23,17 +23,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rarl.answers import normalise
 from rarl.data import hub
 from rarl.data.adapters import slake
-from rarl.data.release import Release, find_release, fold, load_lines, load_rows, published, read
+from rarl.data.release import Images, Release, find_release, fold, load_lines, load_rows, published, read
 from rarl.errors import UserError
-
-if TYPE_CHECKING:
-    from rarl.data.release import Images
-    from rarl.params import Params
+from rarl.params import Params
 
 NAME = "silvar_med"
 FOLDERS = ("silvar_med", "silvar-med", "Silvar-Med")
@@ -61,7 +57,7 @@ class Explanation:
         return _key(self.image, self.question)
 
 
-def training(root: Path, params: "Params", images: "Images") -> dict[str, Release]:
+def training(root: Path, params: Params, images: Images) -> dict[str, Release]:
     """Return the train, development and test rows, each with its explanation if it has one.
 
     Each release's notes count `explanations_matched` (its rows that have one) and `rows_with_differing_explanations`
@@ -76,7 +72,7 @@ def training(root: Path, params: "Params", images: "Images") -> dict[str, Releas
         ours: read(slake, root, theirs, dataset=NAME, images=images, content_type="Abnormality")
         for ours, theirs in SPLITS.items()
     }
-    found = explanations(root)
+    found = list(explanations(root))
     texts: dict[tuple[str, str], list[str]] = defaultdict(list)
     for explanation in found:
         if explanation.text and explanation.text not in texts[explanation.key]:
@@ -93,31 +89,25 @@ def training(root: Path, params: "Params", images: "Images") -> dict[str, Releas
     notes = releases["train"].notes
     notes["explanations_read"] += len(found)
     notes["explanations_empty"] += sum(not explanation.text for explanation in found)
-    notes["explanations_without_a_row"] += len(_unmatched(found, releases.values()))
+    notes["explanations_without_a_row"] += len(unmatched(found, releases.values()))
     return releases
 
 
-def unmatched(root: Path, releases: Iterable[Release]) -> list[Explanation]:
-    """List the explanations without a row in any of the releases (`training(...).values()`), in file order."""
-    return _unmatched(explanations(root), releases)
-
-
-def _unmatched(found: list[Explanation], releases: Iterable[Release]) -> list[Explanation]:
+def unmatched(found: Iterable[Explanation], releases: Iterable[Release]) -> list[Explanation]:
+    """List the explanations without a row in any of the releases (`training(...).values()`)."""
     keys = {_key(row.image, row.question) for release in releases for row in release.seen}
     return [explanation for explanation in found if explanation.key not in keys]
 
 
-def explanations(root: Path) -> list[Explanation]:
-    """List every explanation below the release's folder, including empty ones; none if there is no such folder.
+def explanations(root: Path) -> Iterator[Explanation]:
+    """Yield every explanation below the release's folder, including empty ones; none if there is no such folder.
 
     Raises:
         UserError: A file is not in one of the documented forms.
     """
     folder = find_release(root, FOLDERS)
-    return list(_explanations(folder)) if folder else []
-
-
-def _explanations(folder: Path) -> Iterator[Explanation]:
+    if folder is None:
+        return
     for path in sorted(folder.rglob("*.json")):
         if not _of_tools(path.relative_to(folder)):
             for number, row in enumerate(load_rows(path), 1):

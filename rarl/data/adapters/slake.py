@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rarl.answers import kind_of
 from rarl.data import hub
-from rarl.data.release import Refused, Row, find_file, fold, inside, load_rows, published, relative, require_split
+from rarl.data.release import Refused, Row, find_file, fold, inside, load_rows, published, require_split
 from rarl.errors import UserError
 
 FOLDERS = ("slake", "SLAKE", "Slake1.0", "BoKelvin___slake")
@@ -70,7 +70,7 @@ def _all_rows(folder: Path, split: str) -> Iterator[dict]:
             yield {**cells, "image": hub.image_of(cells["image"]), "form": hub.FORM}
         return
     path = find_file(folder, names, f"SLAKE's {split} questions")
-    images = f"{relative(folder, path.parent)}/{_images(path.parent)}"
+    images = (path.parent / _images(path.parent)).relative_to(folder).as_posix()
     for row in load_rows(path):
         yield {**row, "image": inside(images, row.get("img_name")), "form": "original"}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rarl.answers import normalise
 from rarl.data import hub
-from rarl.data.release import Refused, Row, find_file, fold, inside, published, read_text, relative, require_split
+from rarl.data.release import Refused, Row, find_file, fold, inside, published, read_text, require_split
 
 FOLDERS = ("vqa_med", "vqa-med", "vqa-med-2019", "vqa_med_2019", "VQA-Med-2019")
 FILES = {
@@ -36,12 +36,10 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
     """Yield the rows of one split (`train`, `validate` or `test`)."""
     file = require_split(split, FILES, "VQA-Med")
     if table := hub.table(folder, split, optional=("category",)):
-        for number, cells in enumerate(table, 1):
-            row = hub.row_of(cells, number, category=fold(cells["category"]))
-            yield _accepting(row, split, notes)
+        yield from (_accepting(row, split, notes) for row in hub.questions(table))
         return
     path = find_file(folder, (file,), f"VQA-Med's {split} file")
-    images = f"{relative(folder, path.parent)}/{IMAGES[split]}"
+    images = (path.parent / IMAGES[split]).relative_to(folder).as_posix()
     fields = 4 if split == "test" else 3
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():

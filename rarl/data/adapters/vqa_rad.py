@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rarl.answers import kind_of
 from rarl.data import hub
-from rarl.data.release import Refused, Row, find_file, fold, inside, load_rows, published, relative, require_split
+from rarl.data.release import Refused, Row, find_file, fold, inside, load_rows, published, require_split
 
 FOLDERS = ("vqa_rad", "vqa-rad", "VQA_RAD", "VQA-RAD")
 FILE = "VQA_RAD Dataset Public.json"
@@ -36,6 +36,7 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
         yield from hub.questions(table)
         return
     path = find_file(folder, (FILE,), "VQA-RAD's questions")
+    images = (path.parent / IMAGES).relative_to(folder).as_posix()
     for number, row in enumerate(load_rows(path), 1):
         if fold(row.get("phrase_type")).startswith("test_") is not (split == "test"):
             continue
@@ -46,7 +47,7 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
         notes["closed_not_yes_no"] += fold(row.get("answer_type")) == "CLOSED" and kind != "yes_no"
         yield Row(
             source_id=fold(row.get("qid")),
-            image=inside(f"{relative(folder, path.parent)}/{IMAGES}", row.get("image_name")),
+            image=inside(images, row.get("image_name")),
             question=question,
             answers=[answer],
             category=fold(row.get("question_type")),
