@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from ruamel.yaml import YAML
 
 from rarl.data.audit import OF_SAMPLES, Findings, Sets, compare, read_sets, refuse, warn_of
 from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, Images, Release, require_root
@@ -31,45 +32,12 @@ ANSWERS_SHOWN = 6
 CATEGORIES_SHOWN = 8
 PHANTOM_ROOT = "data/phantom"
 
-MODALITIES = {
-    "mri": "MRI",
-    "ct": "CT",
-    "xray": "X-ray",
-    "pathology": "pathology",
-    "other": "other",
-    "unknown": "modality not given",
-}
-KINDS = {"yes_no": "yes or no", "choice": "choice", "number": "number", "open": "open"}
-#: The lines of a data set's table, in order; a line without any value is left out.
-COUNTS = {
-    "rows": "Rows in the file",
-    "read": "Usable",
-    "refused": "Refused",
-    "missing_rows": "Without their image",
-    "images": "Distinct images",
-    "missing_images": "Missing images",
-    **{name: f"{label[0].upper()}{label[1:]}" for name, label in MODALITIES.items()},
-    **{name: f"Answer: {label}" for name, label in KINDS.items()},
-    "annotated": "Reasoning annotated",
-    "duplicate_rows": "Duplicate rows",
-    "conflicting_groups": "Questions with conflicting answers",
-    "rows_in_conflicting_groups": "Rows of these questions",
-    "groups_with_yes_and_no": "Answered both yes and no",
-    "images_also_in_train": "Images also in its training split",
-    "rows_with_training_image": "Rows of these images",
-    "images_in_own_train": "Images in our training rows",
-    "rows_with_own_train_image": "Rows of these images",
-    "images_in_own_dev": "Images in our development rows",
-    "rows_of_own_test": "Rows of our test set",
-    "near_duplicates_of_own_train": "Near duplicates of a training image",
-    "near_duplicates_of_own_dev": "Near duplicates of a development image",
-}
+_TEXT = YAML(typ="safe").load(Path(__file__).with_suffix(".yaml"))
+MODALITIES, KINDS, COUNTS = _TEXT["modalities"], _TEXT["kinds"], _TEXT["counts"]
 #: Shown even if 0.
 ALWAYS = ("rows", "read", "refused", "missing_rows", "images")
 WORDS = ((1, 4), (5, 6), (7, 8), (9, 10), (11, 15), (16, 25), (26, None))
 PIXELS = ((1, 127), (128, 255), (256, 383), (384, 511), (512, 767), (768, 1023), (1024, None))
-
-
 #: Counts on the console.
 SHOWN = [key for key in COUNTS if "rows" in key or key in ("refused", "near_duplicates_of_own_train")]
 
@@ -218,7 +186,7 @@ def findings(found: Findings, name: str, releases: dict[str, Release]) -> list[s
     for split, release in releases.items():
         count = found.counts[name][split]
         rows = f"of the {count['rows']:,} {split} rows"
-        for key, images, text in _SHARED:
+        for key, images, text in _TEXT["shared"]:
             if count.get(key):
                 many = f" ({number(count[images], 'image')})" if images else ""
                 lines.append(f"{count[key]:,} {rows} {text}{many}.")
@@ -243,14 +211,6 @@ def findings(found: Findings, name: str, releases: dict[str, Release]) -> list[s
         if burned_in := release.notes[BURNED_IN]:
             lines.append(f"{burned_in:,} {rows}: {BURNED_IN_MEANS}.")
     return lines
-
-
-_SHARED = (
-    ("rows_with_training_image", "images_also_in_train", "show an image that is also in the set's own training split"),
-    ("rows_of_own_test", None, "are in our test set"),
-    ("rows_with_own_train_image", "images_in_own_train", "show an image that we train on"),
-    ("rows_with_own_dev_image", "images_in_own_dev", "show an image of our development rows"),
-)
 
 
 def quirks(releases: dict[str, Release]) -> list[str]:
