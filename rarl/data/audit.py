@@ -76,7 +76,10 @@ def measure(release: Release, train: Release | None = None) -> dict:
     """
     seen = release.seen
     modality, kind = Counter(row.modality for row in seen), Counter(row.kind for row in seen)
-    groups = [rows for rows in _groups(release).values() if len(set(rows)) > 1]
+    answers = defaultdict(list)
+    for row in seen:  # order and case are no conflict
+        answers[row.image, normalise(row.question)].append(frozenset(list_items(row.answers[0])))
+    groups = [rows for rows in answers.values() if len(set(rows)) > 1]
     both = {frozenset({"yes"}), frozenset({"no"})}
     counts = {
         "rows": release.rows,
@@ -99,14 +102,6 @@ def measure(release: Release, train: Release | None = None) -> dict:
         shared = [row.image for row in seen if row.image in theirs]
         counts |= dict(zip(ACROSS, (len(set(shared)), len(shared))))
     return counts
-
-
-def _groups(release: Release) -> dict[tuple[str, str], list[frozenset]]:
-    """Return (image, question) -> the answers of its rows; order and case are no conflict."""
-    groups = defaultdict(list)
-    for row in release.seen:
-        groups[row.image, normalise(row.question)].append(frozenset(list_items(row.answers[0])))
-    return groups
 
 
 def declared(root: str | Path, adapter: ModuleType, release: Release) -> dict[str, int]:

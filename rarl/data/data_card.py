@@ -127,7 +127,12 @@ def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Fin
         "cards": cards,
         "gone": [DATA_SETS[name].label for name in params.benchmarks if name not in sets],
         "labels": {name: data_set.label for name, data_set in DATA_SETS.items()},
-        "overview": overview(params, found),
+        "overview": [
+            {"set": name, "split": split, **count}
+            for name, splits in found.counts.items()
+            for split, count in splits.items()
+            if name == params.own_test or split == "test"
+        ],
         "pairs": [
             {"first": first, "second": second, "same": pairs[first, second], "alike": alike[first, second]}
             for first, second in dict.fromkeys([*pairs, *alike])
@@ -152,16 +157,6 @@ class Files:
         """Return its path, or None if it was not unpacked (for example of an unused training split)."""
         path = image_file(self.root, self.unpacked.get(image, image))
         return path if path.is_file() else None
-
-
-def overview(params: Params, found: Findings) -> list[dict]:
-    """Return one line for each split that is trained on or evaluated."""
-    return [
-        {"set": name, "split": split, **count}
-        for name, splits in found.counts.items()
-        for split, count in splits.items()
-        if name == params.own_test or split == "test"
-    ]
 
 
 def counts(found: Findings, name: str, releases: dict[str, Release]) -> list[dict]:

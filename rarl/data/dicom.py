@@ -84,11 +84,7 @@ def _shown(data):
 
 
 def _require_image(data) -> str:
-    """Return the photometric interpretation.
-
-    Raises:
-        _Unusable: The file is not one readable image.
-    """
+    """Return the photometric interpretation; refuse a file that is not one readable image."""
     if "PixelData" not in data:
         raise _Unusable("no pixel data (a report or a plan, or cut off before them)")
     frames = int(data.get("NumberOfFrames") or 1)

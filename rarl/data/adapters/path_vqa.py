@@ -89,11 +89,7 @@ def _rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
 
 
 def _questions(folder: Path, file: str, split: str, notes: Counter) -> Path:
-    """Return the file with the questions.
-
-    Raises:
-        MissingRelease: It does not exist, or only as a pickle.
-    """
+    """Return the file with the questions; refuse one that exists only as a pickle, or not at all."""
     path = next((path for path in sorted(folder.rglob(file)) if path.is_file()), None)
     pickles = [found for pattern in ("*.pkl", "*.pickle") for found in folder.rglob(pattern)]
     notes["pickle_files_not_opened"] += len(pickles)

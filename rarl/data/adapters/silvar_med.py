@@ -36,6 +36,8 @@ FOLDERS = ("silvar_med", "silvar-med", "Silvar-Med")
 #: Our splits and SLAKE's: `validate.json` is not used by the paper and picks checkpoints here.
 SPLITS = {"train": "train", "dev": "validate", "test": "test"}
 DECLARED = published("silvar_med")
+#: JSON files that `save_to_disk` and `rarl download` write.
+_OF_TOOLS = ("dataset_dict.json", "dataset_info.json", "state.json", "download.json")
 _COPY = re.compile(r"(.+?)(?:_\d+)?$")
 
 
@@ -109,7 +111,7 @@ def explanations(root: Path) -> Iterator[Explanation]:
     if folder is None:
         return
     for path in sorted(folder.rglob("*.json")):
-        if not _of_tools(path.relative_to(folder)):
+        if path.name not in _OF_TOOLS and ".cache" not in path.relative_to(folder).parts:
             for number, row in enumerate(load_rows(path), 1):
                 yield _explanation(folder, path, number, row, ("img_name", "question", "answer"))
     for path in sorted(folder.rglob("*.jsonl")):
@@ -123,12 +125,6 @@ def explanations(root: Path) -> Iterator[Explanation]:
                 named = row["img_name"] or (image.get("path") if isinstance(image, dict) else image)
                 row["img_name"] = named if isinstance(named, str) else ""
                 yield _explanation(folder, path, number, row, ("img_name", "question", "answer"))
-
-
-def _of_tools(path: Path) -> bool:
-    """Return whether `save_to_disk`, `rarl download` or the hub's client wrote a JSON file."""
-    tools = ("dataset_dict.json", "dataset_info.json", "state.json", "download.json")
-    return path.name in tools or ".cache" in path.parts
 
 
 def _explanation(folder: Path, path: Path, number: int, row: dict, keys: tuple[str, str, str]) -> Explanation:

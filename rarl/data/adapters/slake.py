@@ -76,11 +76,7 @@ def _all_rows(folder: Path, split: str) -> Iterator[dict]:
 
 
 def _images(folder: Path) -> str:
-    """Return the folder of the images: `imgs/`, or nested once more by an unpacked archive.
-
-    Raises:
-        UserError: They are still in the archive.
-    """
+    """Return the images' folder, `imgs/` or one nested by an unpacked archive; refuse an archive that is packed."""
     for place in ("imgs", "imgs/imgs"):
         if any((folder / place).glob("xmlab*")):
             return place

@@ -133,11 +133,7 @@ def _extract(archive: Path, folder: Path) -> Counter:
 
 
 def _is_file(archive: Path, member: zipfile.ZipInfo | tarfile.TarInfo, name: str) -> bool:
-    """Return whether a member is a file or a folder.
-
-    Raises:
-        UserError: It is neither, or its name leads outside on any system.
-    """
+    """Return False for a folder; refuse what is no plain file either, and a name that leads outside on any system."""
     if isinstance(member, tarfile.TarInfo):
         link, folder, other = member.issym() or member.islnk(), member.isdir(), not member.isreg()
     else:
