@@ -110,7 +110,7 @@ class Release:
         samples: The usable rows.
         refused: (row, reason) of the rows that are not.
         missing_images: (row, image path) of rows whose image file does not exist.
-        seen: The well-formed rows, whether or not their image exists: what an audit by name works on.
+        seen: The well-formed rows, what an audit by name works on; `image_sha256` is empty without a usable image.
         notes: Counts by name of quirks that were met.
     """
 

@@ -36,7 +36,7 @@ FOLDERS = ("silvar_med", "silvar-med", "Silvar-Med")
 #: Our splits and SLAKE's: `validate.json` is not used by the paper and picks checkpoints here.
 SPLITS = {"train": "train", "dev": "validate", "test": "test"}
 DECLARED = published("silvar_med")
-#: JSON files that `save_to_disk` and `rarl download` write.
+#: JSON files that `save_to_disk` and `rarl download` write; those of the hub's client are in `.cache/`.
 _OF_TOOLS = ("dataset_dict.json", "dataset_info.json", "state.json", "download.json")
 _COPY = re.compile(r"(.+?)(?:_\d+)?$")
 
