@@ -32,7 +32,7 @@ ANSWERS_SHOWN = 6
 CATEGORIES_SHOWN = 8
 PHANTOM_ROOT = "data/phantom"
 
-_TEXT = YAML(typ="safe").load(Path(__file__).with_suffix(".yaml"))
+_TEXT = YAML(typ="safe").load(Path(__file__).with_name("data_card.yaml"))
 MODALITIES, KINDS, COUNTS = _TEXT["modalities"], _TEXT["kinds"], _TEXT["counts"]
 #: Shown even if 0.
 ALWAYS = ("rows", "read", "refused", "missing_rows", "images")

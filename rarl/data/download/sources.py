@@ -76,5 +76,5 @@ class Published:
     """What to do where the download is refused; empty where there is no alternative."""
 
 
-_TABLE = Path(__file__).with_suffix(".yaml")
+_TABLE = Path(__file__).with_name("sources.yaml")
 SOURCES = TypeAdapter(dict[str, Published]).validate_python(YAML(typ="safe").load(_TABLE))
