@@ -19,10 +19,15 @@ outside the lexicon are ignored.
 import re
 import unicodedata
 from functools import lru_cache
+from pathlib import Path
 
-from rarl.rewards.lexicon import DENIABLE, DENIALS, IDIOMS, PLACES, RIVALS, TERMS
+from ruamel.yaml import YAML
 
 Fact = tuple[str, bool]
+#: The lexicon; `lexicon.yaml` says what each part is.
+LEXICON = YAML(typ="safe", pure=True).load(Path(__file__).with_name("lexicon.yaml"))
+TERMS: dict[str, dict[str, str]] = LEXICON["terms"]
+RIVALS, DENIABLE, PLACES = (LEXICON[groups] for groups in ("rivals", "deniable", "places"))
 
 
 def _words_of(text: str) -> frozenset[str]:
@@ -229,11 +234,11 @@ def _reached(words: list[str], terms: set[int], positions: range) -> set[int]:
 
 def _wordings() -> dict[tuple[str, ...], tuple[str, bool] | None]:
     """Map each wording, split by `_words`, to the fact that it states."""
-    stated: dict[str, tuple[str, bool] | None] = dict.fromkeys(IDIOMS)
+    stated: dict[str, tuple[str, bool] | None] = dict.fromkeys(LEXICON["idioms"])
     for terms in TERMS.values():
         for term, others in terms.items():
             stated |= dict.fromkeys([term, *others.split(",")], (term, True))
-    for term, others in DENIALS.items():
+    for term, others in LEXICON["denials"].items():
         stated |= dict.fromkeys(others.split(","), (term, False))
     return {tuple(_words(wording)): fact for wording, fact in stated.items() if wording}
 

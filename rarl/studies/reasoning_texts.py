@@ -3,7 +3,7 @@
 An annotation is the reasoning that `rarl/phantom/questions.py` writes. Each case also has texts of the kinds in
 `KINDS`. The wrong ones are written by the annotation's own grammar about other findings, so that they are as close to
 it in wording as a wrong text can be; two in three of the right ones use other words than the annotation. Those words
-were written after the lexicon of `rarl/rewards/lexicon.py` and not added to it: most plain ones are not in it.
+were written after the lexicon of `rarl/rewards/lexicon.yaml` and not added to it: most plain ones are not in it.
 """
 
 import re
