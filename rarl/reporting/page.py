@@ -71,12 +71,12 @@ def render_cases(run: Run) -> str:
 
 
 def template(name: str, folder: Path = Path(__file__).parent):
-    """Return a Jinja template of this folder or of another one, which escapes everything that is put into it."""
+    """Return a Jinja template of this folder or of another one; an HTML one escapes everything that is put into it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader([folder, Path(__file__).parent]),
-        autoescape=True,
+        autoescape=lambda name: name.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
