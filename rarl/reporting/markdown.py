@@ -26,7 +26,6 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
             for name in ("table3", "table6")
         },
         labels=tables.MODELS | tables.BASELINES,
-        baselines=tables.BASELINES,
         grid=page.study("grid", run.params.profile),
         seeds=page.study("seeds", run.params.profile),
     )
