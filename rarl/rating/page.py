@@ -223,17 +223,9 @@ def label(score: str, value: int, pressed: bool = False) -> str:
 
 
 def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None, names: tuple[str, ...] = ()) -> str:
-    """Start serving the page.
+    """Start serving the blocks, and return the address to open, token included.
 
-    Args:
-        page: the blocks.
-        host: the address to listen on.
-        port: the port to listen on.
-        auth: users and their passwords; None to ask for none.
-        names: further host names by which the page is reached (`access.hosts_of`).
-
-    Returns:
-        The address to open, token included.
+    `auth` are users and their passwords (None to ask for none), `names` further host names (`access.hosts_of`).
 
     Raises:
         UserError: the port is taken or the address is not this machine's.

@@ -251,12 +251,8 @@ def thresholds(run: Run) -> dict | None:
 def costs(params: Params) -> list[dict]:
     """Return the rows of the table of times and memory, in the order of the pipeline.
 
-    They come from the parameters, not from the files in `metrics/cost/`: the page is the same on every machine, and
-    files of stages that were run with other parameters are not shown.
-
-    Returns:
-        For each row the `stage`, the `item` that it is for ("" for a stage without items) and the `names` of its cost
-        files (`rarl/cost.py`). A row over several runs shows the sum of their times and the largest memory.
+    They come from the parameters, not from the files in `metrics/cost/`, so that the page is the same on every
+    machine. A row has the `names` of its cost files (`rarl/cost.py`): the sum of their times and the largest memory.
     """
     of_models = {name: [f"{name}_{model}" for model in params.models] for name in ("score", *params.judges)}
     rows = [(stage, "", [stage]) for stage in ("tidy", "check", "phantom", "curate")]
