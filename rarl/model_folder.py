@@ -23,12 +23,9 @@ def find(name: str) -> Path:
         if (folder / "base.json").is_file() or (folder / "config.json").is_file():
             return folder
     known = sorted(path.parent.name for path in MODELS.glob("*/base.json"))
-    raise UserError(
-        f"--model {name}",
-        "a folder with neither base.json nor config.json" if folder.is_dir() else "no such model",
-        f"a model in {MODELS} (there: {', '.join(known) or 'none'}), a copy of one, or a merged model",
-        "make it with `dvc repro`, or fetch it with `dvc pull`",
-    )
+    found = "a folder with neither base.json nor config.json" if folder.is_dir() else "no such model"
+    expected = f"a model in {MODELS} (there: {', '.join(known) or 'none'}), a copy of one, or a merged model"
+    raise UserError(f"--model {name}", found, expected, "make it with `dvc repro`, or fetch it with `dvc pull`")
 
 
 def open_model(folder: Path, params: Params):

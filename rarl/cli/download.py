@@ -56,12 +56,9 @@ def main(name: str | None, to: Path, form: str | None, update: bool, list_: bool
         click.echo("Stopped. Run the same command again to resume.", err=True)
         sys.exit(130)
     except OSError as error:
-        raise UserError(
-            str(error.filename or to / name),
-            error.strerror or str(error),
-            "a folder that can be written to, with room in it",
-            "check its permissions and the disk, or give another folder with --to",
-        ) from None
+        where, found = str(error.filename or to / name), error.strerror or str(error)
+        fix = "check its permissions and the disk, or give another folder with --to"
+        raise UserError(where, found, "a folder that can be written to, with room in it", fix) from None
     kept = [file.size for _, file in record.everything()]
     click.echo(f"{name}: {len(kept):,} files, {sum(kept) / 1e6:,.0f} MB, in {to / name}")
     click.echo(f"Their source, sizes and SHA-256 are in {to / name / RECORD}.")

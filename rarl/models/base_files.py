@@ -21,12 +21,11 @@ def fingerprint(folder: str | Path) -> str:
     folder = Path(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
-        raise UserError(
-            f"base.source = {folder}",
-            "no config.json with *.safetensors in it",
+        expected, fix = (
             "a folder laid out like the hub's",
             "download the model there, or set base.source to `embedded`",
         )
+        raise UserError(f"base.source = {folder}", "no config.json with *.safetensors in it", expected, fix)
     digest = hashlib.sha256()
     for path in [folder / "config.json", *weights]:
         with path.open("rb") as file:
@@ -37,20 +36,14 @@ def fingerprint(folder: str | Path) -> str:
 def check_family(source: str, config: dict) -> None:
     """Refuse a base of another family, whose weights would be dropped and replaced by random ones.
 
-    Args:
-        source: the base's folder or hub id, for the message.
-        config: its `config.json`.
-
     Raises:
-        UserError: `model_type` is not among `FAMILIES`.
+        UserError: `model_type` of `config` is not among `FAMILIES`; `source` is named in the message.
     """
     if config.get("model_type") not in FAMILIES:
-        raise UserError(
-            f"base.source = {source}",
-            f"a model of type {config.get('model_type')}",
-            f"one of {', '.join(FAMILIES)} ({', '.join(FAMILIES.values())})",
-            "choose a base of a supported family, e.g. Qwen/Qwen2-VL-2B-Instruct",
-        )
+        found = f"a model of type {config.get('model_type')}"
+        expected = f"one of {', '.join(FAMILIES)} ({', '.join(FAMILIES.values())})"
+        fix = "choose a base of a supported family, e.g. Qwen/Qwen2-VL-2B-Instruct"
+        raise UserError(f"base.source = {source}", found, expected, fix)
 
 
 def base_pointer(base: Base) -> dict:

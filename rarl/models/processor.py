@@ -84,12 +84,9 @@ def _chat_template(source: str | Path, revision: str | None, tokenizer) -> str:
             return text if name.endswith(".jinja") else json.loads(text)["chat_template"]
     if tokenizer.chat_template:
         return tokenizer.chat_template
-    raise UserError(
-        str(source),
-        "no chat template",
-        "chat_template.jinja, chat_template.json or one in tokenizer_config.json",
-        "use the folder of an instruct model, such as Qwen2-VL-2B-Instruct",
-    )
+    expected = "chat_template.jinja, chat_template.json or one in tokenizer_config.json"
+    fix = "use the folder of an instruct model, such as Qwen2-VL-2B-Instruct"
+    raise UserError(str(source), "no chat template", expected, fix)
 
 
 def chat(processor: ImageTextProcessor, prompt: str, completion: str | None = None) -> str:
