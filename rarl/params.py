@@ -544,11 +544,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def parse_params(text: str, path: Path) -> Params:
-    """Validate the text of a `params.yaml`; `path` is named in the message.
-
-    Raises:
-        UserError: it is not YAML, or a key is unknown or has a wrong type.
-    """
+    """Validate the text of a `params.yaml`; a UserError, which names `path`, if it is no YAML or a key is wrong."""
     try:
         raw = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -586,13 +582,8 @@ def _user_error(path: Path, error: ValidationError) -> UserError:
 
 
 def _known_keys(location: tuple) -> list[str]:
+    """Keys of the block at a location, on the way to which are blocks, and definitions under slugs."""
     block = Params
     for part in location:
-        if get_origin(block) is dict:  # definitions under slugs
-            block = get_args(block)[1]
-            continue
-        field = block.model_fields.get(part) if isinstance(block, type) and issubclass(block, Block) else None
-        if field is None:
-            return []
-        block = field.annotation
-    return list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []
+        block = get_args(block)[1] if get_origin(block) is dict else block.model_fields[part].annotation
+    return list(block.model_fields)

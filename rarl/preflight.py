@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sysconfig
-from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
@@ -40,11 +39,7 @@ RESOURCES = "RARL_RESOURCES"
 
 
 def check(params: Params) -> None:
-    """Run every check, print what was found, and write the constant that the other stages depend on.
-
-    Raises:
-        UserError: something that the run needs is missing or does not fit together.
-    """
+    """Run every check, each of which may raise a UserError, and write the constant that other stages depend on."""
     click.echo(f"check: params.yaml is valid, profile {params.profile}")
     click.echo(f"  releases  {check_releases(params)}")
     click.echo(f"  base      {check_base(params)}")
@@ -196,13 +191,7 @@ def _text_config(config: dict) -> dict:
 
 
 def check_adapter(params: Params, config: dict, layers: set[str]) -> None:
-    """Compare `lora` with the base's layers and width.
-
-    Args:
-        params: of the pipeline.
-        config: of the base; empty where it is not on this machine.
-        layers: names of the language model's layers, or the last parts of these names.
-    """
+    """Compare `lora` with the base's width, if its `config` is here, and with its layers (or last parts of names)."""
     if params.train.trainable != "lora":
         return
 
@@ -324,7 +313,9 @@ def check_judges(params: Params) -> None:
     """Look for what the listed judges that ask a language model need; nothing is sent."""
     for slug in params.judges:
         if (settings := params.judge[slug]).kind in ("llm", "local"):
-            import_module(f"rarl.judges.{settings.kind}").check(slug, settings)
+            from rarl.judges import llm, local
+
+            {"llm": llm, "local": local}[settings.kind].check(slug, settings)
 
 
 def check_portable(params: Params) -> None:

@@ -13,11 +13,7 @@ FAMILIES = {"qwen2_vl": "Qwen2-VL"}
 
 
 def fingerprint(folder: str | Path) -> str:
-    """SHA-256 over `config.json` and all `*.safetensors` of a model folder laid out like the hub's.
-
-    Raises:
-        UserError: the folder has no model.
-    """
+    """SHA-256 over `config.json` and all `*.safetensors` of a model folder; a UserError if they are not there."""
     folder = Path(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
@@ -34,11 +30,7 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def check_family(source: str, config: dict) -> None:
-    """Refuse a base of another family, whose weights would be dropped and replaced by random ones.
-
-    Raises:
-        UserError: `model_type` of `config` is not among `FAMILIES`; `source` is named in the message.
-    """
+    """Refuse a base that is not in `FAMILIES`: its weights would be dropped and replaced by random ones."""
     if config.get("model_type") not in FAMILIES:
         found = f"a model of type {config.get('model_type')}"
         expected = f"one of {', '.join(FAMILIES)} ({', '.join(FAMILIES.values())})"

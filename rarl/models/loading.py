@@ -38,11 +38,7 @@ class Loaded:
 
 
 def choose_device(model: P.Model) -> torch.device:
-    """The device of this process.
-
-    Raises:
-        UserError: `model.device` is cuda, and there is none.
-    """
+    """The device of this process; a UserError if `model.device` is cuda, and there is none."""
     if model.device == "cuda" and not torch.cuda.is_available():
         raise no_cuda(torch.__version__)
     if model.device == "cpu" or not torch.cuda.is_available():

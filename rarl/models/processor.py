@@ -62,13 +62,9 @@ class ImageTextProcessor(Qwen2VLProcessor):
 
 
 def load_processor(source: str | Path, revision: str | None, min_pixels: int, max_pixels: int) -> ImageTextProcessor:
-    """Load tokenizer, chat template and image processor.
+    """Load tokenizer, chat template and image processor, which scales images to `min_pixels` to `max_pixels` in total.
 
-    Args:
-        source: local folder or hub id, in the layout of `Qwen/Qwen2-VL-2B-Instruct`.
-        revision: of the hub's repository.
-        min_pixels: smallest height x width after scaling.
-        max_pixels: largest height x width after scaling.
+    `source` is a local folder or hub id, in the layout of `Qwen/Qwen2-VL-2B-Instruct`.
     """
     images = ImageProcessor.from_pretrained(source, revision=revision)
     images.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}

@@ -99,11 +99,7 @@ class FiniteLossMixin:
         return result
 
     def stop_for(self, name: str, value: float) -> None:
-        """Save the batch and end the run; the last checkpoint stays as it is.
-
-        Raises:
-            UserError: always.
-        """
+        """Save the batch and raise a UserError; the last checkpoint stays as it is."""
         step = self.state.global_step + 1
         folder = Path(self.args.output_dir) / f"not-finite-step-{step}"
         folder.mkdir(exist_ok=True)
