@@ -78,10 +78,8 @@ def announce_format() -> None:
     if mark.is_file():
         return
     if old := [f"{folder}/" for folder in (CACHE / "training", CACHE / "predictions") if folder.is_dir()]:
-        why = "made by a version before 0.2.0, whose keys counted comments in the code too"
-        click.echo(
-            f"{' and '.join(old)}: {why}; not used. `make clean-cache` deletes it, and no response that was paid for"
-        )
+        why = "made by a version before 0.2.0, whose keys counted comments in the code too; not used"
+        click.echo(f"{' and '.join(old)}: {why}. `make clean-cache` deletes it, and no response that was paid for")
     with atomic_file(mark) as file:
         file.write("2\n")
 

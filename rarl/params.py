@@ -28,10 +28,10 @@ _ADDRESS = re.compile(
 
 
 def _expect(accepts: Callable, expected: str) -> AfterValidator:
-    """Refuse values that `accepts` is false for; null is accepted."""
+    """Refuse values that `accepts` is false for."""
 
     def check(value):
-        if value is not None and not accepts(value):
+        if not accepts(value):
             raise ValueError(expected)
         return value
 
@@ -61,6 +61,13 @@ Place = Annotated[
     ),
 ]
 """A path, file name or hub id that every file system can look up."""
+_NO_ADDRESS = "not an address such as https://host/v1 or http://[::1]:8000/v1, without user, password or query"
+Address = Annotated[str, _expect(_is_address, _NO_ADDRESS)]
+_NO_NAME = (
+    "the NAME of an environment variable (capitals, digits, _), not the key itself: "
+    "a key in params.yaml would end up in dvc.lock and in git"
+)
+KeyName = Annotated[str, _expect(re.compile(r"[A-Z][A-Z0-9_]*").fullmatch, _NO_NAME)]
 Once = AfterValidator(_all_different)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """NumPy takes 32 bits, and a trainer adds the rank of the process."""
@@ -73,6 +80,8 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=10_000)]
+_DIVIDES = "0 (greedy), or at least 0.01: logits are divided by it"
+Temperature = Annotated[float, Field(ge=0, le=100), _expect(lambda value: not 0 < value < 0.01, _DIVIDES)]
 
 
 class Block(BaseModel):
@@ -326,11 +335,7 @@ class Decoding(Block):
     """Generation in the evaluation and in scoring the development split."""
 
     max_new_tokens: Tokens = 64
-    temperature: Annotated[
-        float,
-        Field(ge=0, le=100),
-        _expect(lambda value: not 0 < value < 0.01, "0 (greedy), or at least 0.01: logits are divided by it"),
-    ] = 0.0
+    temperature: Temperature = 0.0
     """0 for greedy decoding (ours)."""
     batch_size: Batch = 64
     samples: Annotated[int, Field(gt=0, le=1000)] = 1
@@ -361,23 +366,9 @@ class Judge(Block):
     batch_size: Batch = 8
     """`local`: predictions per batch."""
 
-    # The message does not repeat the value, which may contain a key.
-    base_url: Annotated[
-        str | None,
-        _expect(
-            _is_address,
-            "not an address such as https://host/v1 or http://[::1]:8000/v1, without user, password or query",
-        ),
-    ] = None
+    base_url: Address | None = None
     """`llm`: the URL without `/chat/completions`, such as `http://localhost:11434/v1` (Ollama)."""
-    api_key_env: Annotated[
-        str | None,
-        _expect(
-            re.compile(r"[A-Z][A-Z0-9_]*").fullmatch,
-            "the NAME of an environment variable (capitals, digits, _), not the key itself: "
-            "a key in params.yaml would end up in dvc.lock and in git",
-        ),
-    ] = None
+    api_key_env: KeyName | None = None
     """`llm`: the NAME of the environment variable that holds the key, never the key; null if none is needed."""
     consent: bool = False
     """`llm`: whether questions, references and answers may be sent to this endpoint. Required for every host except
@@ -524,11 +515,7 @@ class Params(Block):
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and validate `params.yaml` (YAML 1.2, so that `2e-05` is a number).
-
-    Raises:
-        UserError: the file is missing, is not YAML, or a key is unknown or has a wrong type.
-    """
+    """Read and validate a `params.yaml` (YAML 1.2, so that `2e-05` is a number); a UserError if that fails."""
     path = Path(path)
     if not path.is_file():
         fix = "run from the repository's root, or get the file back with `git checkout params.yaml`"

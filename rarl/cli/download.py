@@ -19,6 +19,8 @@ from rarl.data.download.folder import RECORD, download
 from rarl.data.download.sources import SOURCES, ByHand, Hub
 from rarl.errors import UserError
 
+TO = "Folder for the releases: each gets a folder of its own there."
+
 
 def show_list() -> None:
     """Print every set and form with its size, version, source and licence."""
@@ -35,13 +37,7 @@ def show_list() -> None:
 
 @click.command(help=__doc__.replace(r"\b", "\b"))
 @click.argument("name", metavar="SET", type=click.Choice(list(SOURCES)), required=False)
-@click.option(
-    "--to",
-    default="data/raw",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=True,
-    help="Folder for the releases: each gets a folder of its own there.",
-)
+@click.option("--to", default="data/raw", show_default=True, type=click.Path(file_okay=False, path_type=Path), help=TO)
 @click.option("--form", type=click.Choice(["original", "hub"]), help="Which form of the release.")
 @click.option("--update", is_flag=True, help="Take the newest version instead of the pinned one.")
 @click.option("--list", "list_", is_flag=True, help="List the available sets.")

@@ -17,11 +17,8 @@ def fingerprint(folder: str | Path) -> str:
     folder = Path(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
-        expected, fix = (
-            "a folder laid out like the hub's",
-            "download the model there, or set base.source to `embedded`",
-        )
-        raise UserError(f"base.source = {folder}", "no config.json with *.safetensors in it", expected, fix)
+        where, fix = f"base.source = {folder}", "download the model there, or set base.source to `embedded`"
+        raise UserError(where, "no config.json with *.safetensors in it", "a folder laid out like the hub's", fix)
     digest = hashlib.sha256()
     for path in [folder / "config.json", *weights]:
         with path.open("rb") as file:
@@ -39,11 +36,7 @@ def check_family(source: str, config: dict) -> None:
 
 
 def base_pointer(base: Base) -> dict:
-    """The content of `base.json`: where the base is, its revision, and the hash of local weights.
-
-    Raises:
-        UserError: a local folder has no model, or one of an unsupported family.
-    """
+    """The content of `base.json`: where the base is, its revision, the hash of local weights, which are checked."""
     folder = EMBEDDED if base.source == "embedded" else Path(base.source)
     if not folder.is_dir():
         return {"source": base.source, "revision": base.revision, "sha256": None}

@@ -52,12 +52,9 @@ def put(params: dict, dotted: str, value: object) -> object:
 
 
 def apply(path: Path, name: str, root: str | None = None) -> dict[str, tuple[object, object]]:
-    """Rewrite a `params.yaml` to the profile `name`.
+    """Rewrite a `params.yaml` to the profile `name`, and return key → (value before, value after) of what changed.
 
     With `root`, the folder of the user's releases, judges of kind `truth` go, which know the pipeline's phantoms only.
-
-    Returns:
-        key → (value before, value after) of what changed.
 
     Raises:
         UserError: the file is missing or is not valid, or would not be afterwards. It is not changed.
