@@ -32,7 +32,7 @@ _noted: dict[str, str | float] = {}
 
 
 def note(**facts: str | float) -> None:
-    """Add facts to the cost file of this process's stage; `earlier_seconds`, before a resumption, add to `seconds`."""
+    """Add facts to the cost file of this process's stage; a resumed one adds `earlier_seconds` to its `seconds`."""
     _noted.update(facts)
 
 

@@ -62,7 +62,7 @@ class ImageTextProcessor(Qwen2VLProcessor):
 
 
 def load_processor(source: str | Path, revision: str | None, min_pixels: int, max_pixels: int) -> ImageTextProcessor:
-    """Load tokenizer, chat template and image processor, which scales images to `min_pixels` to `max_pixels` in total.
+    """Load tokenizer, chat template and an image processor that scales images to `min_pixels` up to `max_pixels`.
 
     `source` is a local folder or hub id, in the layout of `Qwen/Qwen2-VL-2B-Instruct`.
     """
