@@ -191,7 +191,7 @@ def _text_config(config: dict) -> dict:
 
 
 def check_adapter(params: Params, config: dict, layers: set[str]) -> None:
-    """Compare `lora` with the base's layers (names, or their last parts) and with its width if `config` is not empty."""
+    """Compare `lora` with the base's layers (names, or their last parts) and, if `config` is not empty, its width."""
     if params.train.trainable != "lora":
         return
 
