@@ -54,7 +54,8 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
         params.reward,
     )
     loaded = run.load()
-    batch = run.batches(rl.prompts_per_step * rl.group_size, rl.micro_prompts * rl.group_size)
+    batch = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")
+    batch["per_device_train_batch_size"] *= rl.group_size
     # Equations (1) to (3). TRL's defaults are dapo, no KL term, and a KL term times the ratio, which has the same
     # value on policy but another gradient.
     loss = {"loss_type": "grpo", "beta": rl.beta, "epsilon": rl.epsilon, "use_bias_correction_kl": False}

@@ -108,11 +108,15 @@ class Run:
         """That of the adapter, or of full weights."""
         return method.learning_rate_full if self.full else method.learning_rate
 
-    def batches(self, per_step: int, most: int) -> dict[str, int]:
-        """Arguments of one process for steps of `per_step` rows, in passes of at most `most` (checked in `Params`)."""
+    def batches(self, per_step: int, most: int, what: str) -> dict[str, int]:
+        """Arguments of one process for steps of `per_step` rows (the key `what`), in passes of at most `most`."""
+        processes = self.params.accelerate.processes
         per_pass = self.params.accelerate.per_pass(per_step, most)
-        passes = per_step // (per_pass * self.params.accelerate.processes)
-        return {"per_device_train_batch_size": per_pass, "gradient_accumulation_steps": passes}
+        if per_step % (rows := per_pass * processes):
+            found = f"{processes} processes (accelerate.processes) with {per_pass} a pass"
+            fix = f"change {what}, its micro value, or accelerate.processes"
+            raise UserError(f"{what} = {per_step}", found, f"a multiple of {rows}", fix)
+        return {"per_device_train_batch_size": per_pass, "gradient_accumulation_steps": per_step // rows}
 
     def common_arguments(self) -> dict:
         """Trainer arguments that SFT and RL share."""

@@ -81,7 +81,7 @@ def prepare(params: Params) -> tuple[Run, Trainer, Loaded]:
     loaded = run.load()
     config = SFTConfig(
         **run.common_arguments(),
-        **run.batches(sft.batch_size, sft.micro_batch_size),
+        **run.batches(sft.batch_size, sft.micro_batch_size, "sft.batch_size"),
         max_steps=math.ceil(len(samples) * sft.epochs / sft.batch_size),
         learning_rate=run.learning_rate(sft),
         warmup_steps=sft.warmup_ratio,
