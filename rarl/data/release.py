@@ -17,7 +17,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -493,12 +493,31 @@ def read_text(path: Path, again: str = _DOWNLOAD_AGAIN) -> str:
         raise UserError(str(path), f"cannot be read ({error.strerror})", expected, "check its permissions") from None
 
 
-def load_rows(path: Path) -> list[dict]:
+def require_columns(path: Path, columns: Iterable[str], needs: Iterable[str]) -> None:
+    """Check that a table has the columns.
+
+    Raises:
+        UserError: It lacks one.
+    """
+    if missing := [column for column in needs if column not in columns]:
+        raise UserError(
+            str(path),
+            f"no column {', '.join(missing)} (there: {', '.join(columns)})",
+            f"the columns {', '.join(needs)}",
+            "use the data set's own files, or move others out of the folder",
+        )
+
+
+def load_rows(path: Path, needs: tuple[str, ...] = ()) -> list[dict]:
     """Read a JSON file that contains a list of objects.
+
+    Args:
+        path: The file.
+        needs: Keys that are not missing in every object.
 
     Raises:
         MissingRelease: There is no such file.
-        UserError: It is not UTF-8 JSON, or contains something else.
+        UserError: It is not UTF-8 JSON, contains something else, or lacks a key.
     """
     rows = _parse(read_text(path), str(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -506,6 +525,7 @@ def load_rows(path: Path) -> list[dict]:
         if isinstance(rows, list):
             found += f" with {next(type(row).__name__ for row in rows if not isinstance(row, dict))} in it"
         raise UserError(str(path), found, "a list of rows (JSON objects)", _DOWNLOAD_AGAIN)
+    require_columns(path, dict.fromkeys(key for row in rows for key in row), needs if rows else ())
     return rows
 
 

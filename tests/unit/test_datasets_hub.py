@@ -139,7 +139,16 @@ def test_cv_bench_reads_both_files(tmp_path):
     assert found.samples[0].answers == ["3", "(B)"] and found.samples[0].modality == "other"
 
 
-def test_slake_parquet_copies_need_the_language(tmp_path):
+def test_slake_in_english_only(tmp_path):
+    """As `mdwiratathya/SLAKE-vqa-english` has it: no language, no type of content."""
+    put(tmp_path / "slake/data/test-00000-of-00001.parquet", [asked(1, "Is the gizzard healthy?", "Yes")])
+    found = read(slake, tmp_path)
+    assert len(found.samples) == 1 and found.notes["rows_without_q_lang"] == 1
+    with pytest.raises(UserError, match=r"no column content_type \(there: image, question, answer\)"):
+        read(slake, tmp_path, content_type="Abnormality")
+
+
+def test_slake_parquet_copies_may_have_the_language(tmp_path):
     rows = [
         asked(1, "Is the gizzard healthy?", "Yes", q_lang="en", modality="MRI", qid=8),
         asked(1, "图中?", "有", q_lang="zh", modality="MRI", qid=9),
