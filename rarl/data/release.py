@@ -29,7 +29,7 @@ from ruamel.yaml import YAML
 
 from rarl.answers import kind_of, normalise
 from rarl.errors import UserError
-from rarl.images import MAX_PIXELS, upright
+from rarl.images import MAX_PIXELS, ONE_IMAGE, frames_fault, upright
 from rarl.records import Modality, Sample, image_file
 
 DECLARED_FILE = "declared.json"
@@ -251,7 +251,7 @@ class ImageFacts:
 
 
 #: Facts by the hash of the image's bytes, so that no stage decodes an image again. The number changes with `decode`.
-KEPT = Path(".cache/pictures-3.jsonl")
+KEPT = Path(".cache/pictures-4.jsonl")
 _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 #: `smart_resize` of Qwen2-VL refuses longer strips.
 MAX_ASPECT = 200
@@ -362,6 +362,8 @@ def decode(data: bytes) -> ImageFacts:
                 return ImageFacts(fault=_TOO_LARGE)
             if max(width, height) > MAX_ASPECT * min(width, height):
                 return ImageFacts(fault=f"{width} x {height} pixels, a longer strip than {MAX_ASPECT}:1")
+            if fault := frames_fault(1 if image.format in ONE_IMAGE else getattr(image, "n_frames", 1)):
+                return ImageFacts(fault=fault)
             mode = image.mode
             if mode[0] in "IF":  # Pillow would clip it to white
                 return ImageFacts(fault=f"more than 8 bits a pixel (mode {mode}): scale it to 8 bits first")
