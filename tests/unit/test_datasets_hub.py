@@ -134,7 +134,7 @@ def test_cv_bench_reads_both_files(tmp_path):
     put(tmp_path / "cv-bench/test_3d.parquet", [row(2, "Depth"), row(3, "Depth", answer="(C)")])
     found = read(cv_bench, tmp_path)
     assert [sample.category for sample in found.samples] == ["Count", "Relation", "Depth"]
-    assert found.form == "hub" and found.refused == [("3", "the answer '(C)' is none of the 2 options")]
+    assert found.form == "hub" and found.refused == [("3", "the answer is none of the options ('(C)' of 2)")]
     assert found.samples[0].question == found.samples[1].question
     assert found.samples[0].answers == ["3", "(B)"] and found.samples[0].modality == "other"
 
@@ -207,7 +207,7 @@ def test_sat(tmp_path):
     assert sample.answers == ["right of it", "(B)"] and sample.kind == "choice"
     assert sample.category == "place" and sample.choices == ["left", "right of it"]
     reasons = dict(found.refused)
-    assert reasons["row2"] == "2 images, not one" and reasons["row7"] == "0 images, not one"
+    assert reasons["row2"] == "not exactly one image (2)" and reasons["row7"] == "not exactly one image (0)"
     assert "'above'" in reasons["row3"] and "choices" in reasons["row4"] and len(reasons) == 6
 
 
