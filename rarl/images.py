@@ -9,6 +9,8 @@ from PIL import Image, ImageOps
 #: Larger images, DICOM or not, are refused: they would fill the memory (20,000 x 20,000 is 1.2 GB in RGB).
 MAX_PIXELS = 100_000_000
 SIDE = 176
+#: Formats whose first frame is the image: the others are a phone's previews (JPEG, which Pillow calls MPO) or layers.
+ONE_IMAGE = ("MPO", "PSD")
 
 
 def open_rgb(file: Path | io.BytesIO):
@@ -27,6 +29,11 @@ def upright(image):
         return ImageOps.exif_transpose(image)
     except Exception:  # Pillow raises nearly everything on damaged EXIF data
         return image
+
+
+def frames_fault(frames: int) -> str | None:
+    """Return why an image with several frames is refused; None for one frame."""
+    return f"multi-frame: export the frame that the question is about ({frames} frames)" if frames > 1 else None
 
 
 def thumbnail(path: Path, side: int = SIDE) -> str | None:

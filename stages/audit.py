@@ -1,7 +1,7 @@
 """Count every split of every release in use, find what splits share, and write the data card.
 
-Writes `metrics/audit.json` and `data/audit/{shared_images,near_duplicates}.csv` and `data_card.{html,md}`; then stops
-if a release is not as declared, unless `data.deviation` is `report`.
+Writes `metrics/audit.json` and, in `data/audit/`, `{shared_images,near_duplicates,refused}.csv` and
+`data_card.{html,md}`; then stops if a release is not as declared, unless `data.deviation` is `report`.
 """
 
 from rarl.entry import stage

@@ -37,6 +37,7 @@ def read_benchmark(params: Params, name: str) -> None:
             raise
         release, absent = Release(name, "test"), error
     else:
+        report_losses(f"benchmark {name}", release)
         found = compare_with_declared(root, adapter, [release])
         refuse(root, found, data.deviation)
     require_images(f"{root}: {name}", release, data.missing)
@@ -51,7 +52,6 @@ def read_benchmark(params: Params, name: str) -> None:
         click.secho(f"WARNING: benchmark {name} is NOT AVAILABLE and left out of every table.", fg="yellow", err=True)
         click.echo(absent.format_message(), err=True)
         return
-    report_losses(f"benchmark {name}", release)
     for note, count in summary["notes"].items():
         click.echo(f"  {note.replace('_', ' ')}: {count}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())

@@ -60,6 +60,9 @@ def audit(params: Params) -> None:
     write_csv(OUTPUT / "shared_images.csv", [ends, *((*a, *b) for a, b in found.shared)])
     near = [(*a, *b, *bits) for a, b, *bits in found.near]
     write_csv(OUTPUT / "near_duplicates.csv", [(*ends, "dhash_bits", "phash_bits"), *near])
+    splits = [(name, *item) for name, (_, releases) in sets.items() for item in releases.items()]
+    refused = [(name, split, *row) for name, split, release in splits for row in release.refused]
+    write_csv(OUTPUT / "refused.csv", [("set", "split", "row", "reason"), *refused])
     for name, text in render(params, sets, absent, found, images).items():
         with atomic_file(OUTPUT / name) as file:
             file.write(text)
@@ -71,6 +74,8 @@ def audit(params: Params) -> None:
             click.echo(f"  {name:<10} {split:<8} {', '.join(shown)}")
     for name, splits in absent.items():
         click.echo(f"  {name}: {', '.join(splits)} not available")
+    if refused:
+        click.echo(f"  each of the {number(len(refused), 'refused row')}: {OUTPUT / 'refused.csv'}")
     warn_of(found.deviations)
     click.echo(f"audit: {OUTPUT / 'data_card.html'}, {time.monotonic() - start:.1f} s")
     refuse(root, found.deviations, params.data.deviation)

@@ -4,10 +4,15 @@ pydicom applies the standard's grayscale pipeline (DICOM PS3.3, C.11): modality 
 window, then the photometric interpretation. Only the header elements listed below are read, so that no name, date or
 number of a patient can reach an output. Text that is burned into the pixels stays there; files whose header declares
 it are counted and reported.
+
+Decoders of lossy JPEG differ in the last bits. They are tried in a fixed order, those that are always installed first,
+so that an optional package makes more files readable but changes the pixels of none.
 """
 
 import io
+import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,7 @@ import pydicom
 from PIL import Image
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing, get_decoder, pixel_array
 
-from rarl.images import MAX_PIXELS
+from rarl.images import MAX_PIXELS, frames_fault
 
 #: All that is read of a file, in addition to its transfer syntax and BurnedInAnnotation. None identifies a person.
 ELEMENTS = [
@@ -29,6 +34,8 @@ ELEMENTS = [
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
+#: pydicom's plugins, in order. pylibjpeg is optional; GDCM and pyjpegls are never used.
+DECODERS = ("pydicom", "pillow", "pylibjpeg")
 
 
 class _Unusable(ValueError):
@@ -86,12 +93,11 @@ def _shown(data):
 def _require_image(data) -> str:
     """Return the photometric interpretation; refuse a file that is not one readable image."""
     if "PixelData" not in data:
-        raise _Unusable("no pixel data (a report or a plan, or cut off before them)")
-    frames = int(data.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise _Unusable(f"multi-frame ({frames} frames): export the frame that the question is about")
+        raise _Unusable("no pixel data: a report or a plan, or cut off before them")
+    if fault := frames_fault(int(data.get("NumberOfFrames") or 1)):
+        raise _Unusable(fault)
     if data.Rows * data.Columns > MAX_PIXELS:
-        raise _Unusable(f"{data.Columns} x {data.Rows} pixels, more than {MAX_PIXELS:,}")
+        raise _Unusable(f"more than {MAX_PIXELS:,} pixels ({data.Columns} x {data.Rows})")
     interpretation = data.get("PhotometricInterpretation")
     if interpretation not in (*GREY, *COLOUR, PALETTE):
         raise _Unusable(f"photometric interpretation is none of {', '.join((*GREY, *COLOUR, PALETTE))}")
@@ -100,16 +106,17 @@ def _require_image(data) -> str:
 
 def _decoded(data):
     """Return the stored values; YBR as RGB."""
-    syntax = data.file_meta.TransferSyntaxUID
-    try:
-        if get_decoder(syntax).is_available:
-            return pixel_array(data)
-    except (NotImplementedError, RuntimeError):
-        pass  # a syntax, or a variant of it, that pydicom does not decode
+    syntax, missing = data.file_meta.TransferSyntaxUID, ""
+    with suppress(NotImplementedError):  # pydicom does not know the syntax
+        decoder = get_decoder(syntax)
+        missing = "".join(line for line in decoder.missing_dependencies if line.startswith("pylibjpeg "))
+        for plugin in [name for name in DECODERS if decoder.is_native or name in decoder.available_plugins]:
+            with suppress(NotImplementedError, RuntimeError):  # a variant that this plugin does not decode
+                return pixel_array(data, decoding_plugin=plugin)
+    packages = " ".join(re.findall(r"(pylibjpeg[\w-]*)>", missing))
+    install = f"`pip install --upgrade {packages}`, or " if packages else ""
     name = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "unknown"
-    raise _Unusable(
-        f"the transfer syntax ({name}) does not decode here: `pip install 'pylibjpeg[all]'`, or export it uncompressed"
-    )
+    raise _Unusable(f"its compression does not decode here: {install}export it uncompressed (transfer syntax {name})")
 
 
 def _grey(data, pixels):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.data.release import Row, fold
+from rarl.data.release import Row, fold, require_columns
 from rarl.errors import UserError
 
 FORM = "hub"
@@ -87,14 +87,7 @@ def table(
     # If both exist, one is a copy of the other: the rows must not be read twice.
     files = [path for path in files if path.suffix == ".parquet"] or files
     for path in files:
-        columns = _open(path, ())[0]
-        if missing := [column for column in needs if column not in columns]:
-            raise UserError(
-                str(path),
-                f"no column {', '.join(missing)} (there: {', '.join(columns)})",
-                f"the columns {', '.join(needs)}",
-                "use the data set's own files, or move others out of the folder",
-            )
+        require_columns(path, _open(path, ())[0], needs)
     return Table(files, (*needs, *optional)) if files else None
 
 

@@ -16,8 +16,8 @@ import io
 import json
 import os
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +29,12 @@ from ruamel.yaml import YAML
 
 from rarl.answers import kind_of, normalise
 from rarl.errors import UserError
-from rarl.images import MAX_PIXELS, upright
+from rarl.images import MAX_PIXELS, ONE_IMAGE, frames_fault, upright
 from rarl.records import Modality, Sample, image_file
 
 DECLARED_FILE = "declared.json"
+#: Refused rows of one cause that a message names.
+EXAMPLES = 3
 #: The note that counts rows whose image has text in its pixels, according to its DICOM header.
 BURNED_IN = "rows_with_burned_in_text"
 BURNED_IN_MEANS = (
@@ -72,6 +74,7 @@ class Refused:
 
     source_id: str
     reason: str
+    """Its cause, and perhaps a detail: `cause (detail)`. A cause is a fixed text: rows are counted by it."""
     form: str = "original"
 
 
@@ -108,7 +111,7 @@ class Release:
         form: `original`, `hub`, or the adapter's own name for a selection.
         rows: Rows in the file(s) of this split and language, before any refusal.
         samples: The usable rows.
-        refused: (row, reason) of the rows that are not.
+        refused: (row, reason) of the rows that are not; see `Refused.reason`.
         missing_images: (row, image path) of rows whose image file does not exist.
         seen: The well-formed rows, what an audit by name works on; `image_sha256` is empty without a usable image.
         notes: Counts by name of quirks that were met.
@@ -126,10 +129,13 @@ class Release:
 
     @property
     def refusals(self) -> dict[str, tuple[int, str]]:
-        """Reason -> (number of rows, the first of them), the most frequent reason first."""
-        first = {reason: row for row, reason in reversed(self.refused)}
-        counts = Counter(reason for _, reason in self.refused)
-        return {reason: (count, first[reason]) for reason, count in counts.most_common()}
+        """Cause -> (number of rows, the first of them with their details), the most frequent cause first."""
+        rows = defaultdict(list)
+        for row, reason in self.refused:
+            cause, _, detail = reason.partition(" (")
+            rows[cause].append(f"{row}: {detail.removesuffix(')')}" if detail else row)
+        ordered = sorted(rows.items(), key=lambda item: -len(item[1]))
+        return {cause: (len(found), "; ".join(found[:EXAMPLES])) for cause, found in ordered}
 
 
 def read(
@@ -251,7 +257,7 @@ class ImageFacts:
 
 
 #: Facts by the hash of the image's bytes, so that no stage decodes an image again. The number changes with `decode`.
-KEPT = Path(".cache/pictures-3.jsonl")
+KEPT = Path(".cache/pictures-4.jsonl")
 _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 #: `smart_resize` of Qwen2-VL refuses longer strips.
 MAX_ASPECT = 200
@@ -361,10 +367,12 @@ def decode(data: bytes) -> ImageFacts:
             if width * height > MAX_PIXELS:
                 return ImageFacts(fault=_TOO_LARGE)
             if max(width, height) > MAX_ASPECT * min(width, height):
-                return ImageFacts(fault=f"{width} x {height} pixels, a longer strip than {MAX_ASPECT}:1")
+                return ImageFacts(fault=f"a longer strip than {MAX_ASPECT}:1 ({width} x {height} pixels)")
+            if fault := frames_fault(1 if image.format in ONE_IMAGE else getattr(image, "n_frames", 1)):
+                return ImageFacts(fault=fault)
             mode = image.mode
             if mode[0] in "IF":  # Pillow would clip it to white
-                return ImageFacts(fault=f"more than 8 bits a pixel (mode {mode}): scale it to 8 bits first")
+                return ImageFacts(fault=f"more than 8 bits a pixel: scale it to 8 bits first (mode {mode})")
             image.load()
             grey = upright(image).convert("L")
         hashes = str(imagehash.dhash(grey)), str(imagehash.phash(grey))
@@ -493,12 +501,31 @@ def read_text(path: Path, again: str = _DOWNLOAD_AGAIN) -> str:
         raise UserError(str(path), f"cannot be read ({error.strerror})", expected, "check its permissions") from None
 
 
-def load_rows(path: Path) -> list[dict]:
+def require_columns(path: Path, columns: Iterable[str], needs: Iterable[str]) -> None:
+    """Check that a table has the columns.
+
+    Raises:
+        UserError: It lacks one.
+    """
+    if missing := [column for column in needs if column not in columns]:
+        raise UserError(
+            str(path),
+            f"no column {', '.join(missing)} (there: {', '.join(columns)})",
+            f"the columns {', '.join(needs)}",
+            "use the data set's own files, or move others out of the folder",
+        )
+
+
+def load_rows(path: Path, needs: tuple[str, ...] = ()) -> list[dict]:
     """Read a JSON file that contains a list of objects.
+
+    Args:
+        path: The file.
+        needs: Keys that are not missing in every object.
 
     Raises:
         MissingRelease: There is no such file.
-        UserError: It is not UTF-8 JSON, or contains something else.
+        UserError: It is not UTF-8 JSON, contains something else, or lacks a key.
     """
     rows = _parse(read_text(path), str(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -506,6 +533,7 @@ def load_rows(path: Path) -> list[dict]:
         if isinstance(rows, list):
             found += f" with {next(type(row).__name__ for row in rows if not isinstance(row, dict))} in it"
         raise UserError(str(path), found, "a list of rows (JSON objects)", _DOWNLOAD_AGAIN)
+    require_columns(path, dict.fromkeys(key for row in rows for key in row), needs if rows else ())
     return rows
 
 

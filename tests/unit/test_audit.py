@@ -264,10 +264,42 @@ def test_no_patient_and_no_file_name_reaches_the_data_card_of_own_data(project):
                 assert secret.encode() not in path.read_bytes(), path
 
 
-def test_refusals_are_counted_by_reason_with_the_first_row():
+def test_refusals_are_counted_by_cause_with_the_first_rows():
     release = Release("slake", "test")
-    release.refused = [("1", "empty answer"), ("2", "cut"), ("3", "cut")]
-    assert release.refusals == {"cut": (2, "2"), "empty answer": (1, "1")}
+    release.refused = [("1", "empty answer"), *((str(k), f"cut (at byte {k})") for k in range(2, 302)), ("9", "cut")]
+    assert release.refusals == {"cut": (301, "2: at byte 2; 3: at byte 3; 4: at byte 4"), "empty answer": (1, "1")}
+
+
+def test_one_cause_is_one_line_and_one_key_and_every_row_is_in_a_table(project):
+    """Images that differ in what is wrong with them, but not in why: sizes, modes, frames, bytes left over."""
+    folder = project / "releases/own"
+    folder.mkdir()
+    for k in range(3):
+        draw_bars(folder / f"good{k}.jpg", k)
+    lines = [f"good{k}.jpg,Is it?,no,{split}" for k, split in enumerate(("train", "dev", "test"))]
+    whole = (folder / "good0.jpg").read_bytes()
+    frames = [Image.new("L", (9, 9), k) for k in range(12)]
+    for k in range(5):
+        Image.new("L", (3000 + k, 10)).save(folder / f"strip{k}.png")
+        (folder / f"cut{k}.jpg").write_bytes(whole[: len(whole) // 2 + 9 * k])
+        frames[0].save(folder / f"film{k}.gif", save_all=True, append_images=frames[1 : 2 + k])
+        make(folder / f"film{k}.dcm", NumberOfFrames=2 + k, PixelData=bytes(256 * (2 + k)))
+        names = (f"strip{k}.png", f"cut{k}.jpg", f"film{k}.gif", f"film{k}.dcm")
+        lines += [f"{name},Is it?,no,train" for name in names]
+    own_data(project, lines)
+    results = [CliRunner().invoke(stage) for stage in (curate, audit)]
+    assert [result.exit_code for result in results] == [0, 0], results
+    warnings = [line for line in results[0].output.splitlines() if "refused: " in line]
+    assert len(warnings) == 3 and "train: 10 rows refused: multi-frame: export the frame" in warnings[0]
+    assert warnings[0].endswith(" (first row6: 2 frames; row7: 2 frames; row10: 3 frames)")
+    with open("data/audit/refused.csv", encoding="utf-8", newline="") as file:
+        refused = [row for row in csv.DictReader(file) if row["set"] == "own"]
+    assert len(refused) == 20 and "each of the 20 refused rows: data/audit/refused.csv" in results[1].output
+    assert list(refused[0].values()) == ["own", "train", "row4", "a longer strip than 200:1 (3000 x 10 pixels)"]
+    text = Path("params.yaml").read_text(encoding="utf-8").replace("source: own", "source: silvar_med")
+    Path("params.yaml").write_text(text.replace("- vqa_rad", "- own"), encoding="utf-8")
+    assert CliRunner().invoke(benchmark, ["--set", "own"]).exit_code == 0
+    assert list(read_json("metrics/benchmark/own.json")["refused"].values()) == [5, 5, 10]
 
 
 def own_data(project, lines: list[str]) -> None:
@@ -309,7 +341,7 @@ def test_no_name_of_a_refused_missing_or_outside_file_reaches_any_output(project
     for path, content in written().items():
         assert not [secret for secret in secrets if secret.encode() in content], path
     page = Path("data/audit/data_card.md").read_text(encoding="utf-8")
-    assert "2 of the 8 train rows refused: image path leads out of the release (first row14)." in page
+    assert "2 of the 8 train rows refused: image path leads out of the release (first row14; row16)." in page
     with open("data/audit/shared_images.csv", encoding="utf-8", newline="") as file:
         shared = {(r["first_image"], r["second_image"]) for r in csv.DictReader(file) if r["first_set"] == "own"}
     assert ("own/train/row4", "own/test/row5") in shared, "still counted as one image"

@@ -117,6 +117,25 @@ def test_slake_names_a_broken_file(tmp_path):
         read(slake, tmp_path, "dev")
 
 
+def test_slake_without_its_language_column(tmp_path):
+    rows = [slake_row(1), slake_row(2, "图中是否有异常？", "有", q_lang="zh"), slake_row(3)]
+    for row in rows:
+        del row["q_lang"]
+    put_json(tmp_path / "slake/test.json", rows)
+    found = read(slake, tmp_path)
+    assert [row.source_id for row in found.seen] == ["1", "3"]
+    assert found.notes["rows_without_q_lang"] == 3 and found.notes["other_language_rows"] == 1
+
+
+@pytest.mark.parametrize("column, selection", [("img_name", {}), ("content_type", {"content_type": "Abnormality"})])
+def test_slake_names_a_column_that_is_not_there(tmp_path, column, selection):
+    row = slake_row(1)
+    row["other"] = row.pop(column)
+    put_json(tmp_path / "slake/test.json", [row])
+    with pytest.raises(UserError, match=rf"no column {column} \(there: img_id, .*other"):
+        read(slake, tmp_path, **selection)
+
+
 def test_slake_says_that_its_archive_is_not_unpacked(tmp_path):
     put_json(tmp_path / "slake/validation.json", [slake_row(1)])
     assert len(read(slake, tmp_path, "validate").missing_images) == 1
@@ -230,6 +249,19 @@ def test_vqa_rad(tmp_path):
     assert found.samples[1].question == "How many gears?" and found.samples[0].category == "PRES"
     assert found.notes["answers_not_text"] == 1 and found.notes["closed_not_yes_no"] == 1
     assert read(vqa_rad, tmp_path, "train").rows == 1
+    before = [sample.model_dump(exclude={"image"}) for sample in found.samples]
+    for path in list((tmp_path / "vqa-rad").iterdir()):
+        path.rename(path.with_name(path.name.replace(" ", "_")))
+    found = read(vqa_rad, tmp_path, "test")
+    assert [sample.model_dump(exclude={"image"}) for sample in found.samples] == before
+
+
+def test_vqa_rad_names_a_column_that_is_not_there(tmp_path):
+    row = rad_row(1, "no")
+    del row["phrase_type"]
+    put_json(tmp_path / "vqa_rad/VQA_RAD_Dataset_Public.json", [row])
+    with pytest.raises(UserError, match=r"no column phrase_type \(there: qid, "):
+        read(vqa_rad, tmp_path)
 
 
 def test_vqa_med(tmp_path):

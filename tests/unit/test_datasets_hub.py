@@ -134,12 +134,21 @@ def test_cv_bench_reads_both_files(tmp_path):
     put(tmp_path / "cv-bench/test_3d.parquet", [row(2, "Depth"), row(3, "Depth", answer="(C)")])
     found = read(cv_bench, tmp_path)
     assert [sample.category for sample in found.samples] == ["Count", "Relation", "Depth"]
-    assert found.form == "hub" and found.refused == [("3", "the answer '(C)' is none of the 2 options")]
+    assert found.form == "hub" and found.refused == [("3", "the answer is none of the options ('(C)' of 2)")]
     assert found.samples[0].question == found.samples[1].question
     assert found.samples[0].answers == ["3", "(B)"] and found.samples[0].modality == "other"
 
 
-def test_slake_parquet_copies_need_the_language(tmp_path):
+def test_slake_in_english_only(tmp_path):
+    """As `mdwiratathya/SLAKE-vqa-english` has it: no language, no type of content."""
+    put(tmp_path / "slake/data/test-00000-of-00001.parquet", [asked(1, "Is the gizzard healthy?", "Yes")])
+    found = read(slake, tmp_path)
+    assert len(found.samples) == 1 and found.notes["rows_without_q_lang"] == 1
+    with pytest.raises(UserError, match=r"no column content_type \(there: image, question, answer\)"):
+        read(slake, tmp_path, content_type="Abnormality")
+
+
+def test_slake_parquet_copies_may_have_the_language(tmp_path):
     rows = [
         asked(1, "Is the gizzard healthy?", "Yes", q_lang="en", modality="MRI", qid=8),
         asked(1, "图中?", "有", q_lang="zh", modality="MRI", qid=9),
@@ -198,7 +207,7 @@ def test_sat(tmp_path):
     assert sample.answers == ["right of it", "(B)"] and sample.kind == "choice"
     assert sample.category == "place" and sample.choices == ["left", "right of it"]
     reasons = dict(found.refused)
-    assert reasons["row2"] == "2 images, not one" and reasons["row7"] == "0 images, not one"
+    assert reasons["row2"] == "not exactly one image (2)" and reasons["row7"] == "not exactly one image (0)"
     assert "'above'" in reasons["row3"] and "choices" in reasons["row4"] and len(reasons) == 6
 
 

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import sys
+from types import ModuleType
 
 import numpy as np
 import pydicom
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
 from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
@@ -228,16 +231,51 @@ def test_unsupported_compression_names_it_and_the_remedy(tmp_path):
     assert "JPEG-LS Lossless" in said and "pylibjpeg" in said
 
 
+@pytest.fixture
+def pylibjpeg(monkeypatch):
+    """Install a stand-in for pylibjpeg, which decodes every JPEG and JPEG-LS image to a ramp."""
+    plugin = ModuleType("ramp")
+    plugin.is_available, plugin.DECODER_DEPENDENCIES = lambda uid: True, {JPEGBaseline8Bit: (), JPEGLSLossless: ()}
+    plugin.decode = lambda source, runner: bytearray(range(runner.frame_length(unit="bytes")))
+    monkeypatch.setitem(sys.modules, "ramp", plugin)
+    decoders = [get_decoder(syntax) for syntax in (JPEGBaseline8Bit, JPEGLSLossless)]
+    for decoder in decoders:
+        decoder.remove_plugin("pylibjpeg")
+        decoder.add_plugin("pylibjpeg", ("ramp", "decode"))
+    yield
+    for decoder in decoders:
+        decoder.remove_plugin("pylibjpeg")
+        decoder.add_plugin("pylibjpeg", ("pydicom.pixels.decoders.pylibjpeg", "_decode_frame"))
+
+
+def test_an_optional_decoder_reads_more_files_and_changes_none(tmp_path, request):
+    jpeg = io.BytesIO()
+    Image.fromarray(COLOURS).save(jpeg, "JPEG")
+    colour = make(tmp_path / "a", COLOURS, "YBR_FULL_422", JPEGBaseline8Bit, PixelData=encapsulate([jpeg.getvalue()]))
+    other = make(tmp_path / "b", syntax=JPEGLSLossless, PixelData=encapsulate([b"\xff\xd8gizzard"]))
+    without = to_png(colour)
+    if not get_decoder(JPEGLSLossless).available_plugins:
+        assert "`pip install --upgrade pylibjpeg pylibjpeg-libjpeg`" in refusal(other)
+    request.getfixturevalue("pylibjpeg")
+    assert to_png(colour) == without and (shown(other) == RAMP).all()
+
+
+def test_nothing_is_to_be_installed_where_the_file_is_at_fault(tmp_path, pylibjpeg, monkeypatch):
+    path = make(tmp_path / "a", syntax=JPEGLSLossless, PixelData=encapsulate([b"\xff\xd8gizzard"]))
+    monkeypatch.setattr(dicom, "pixel_array", lambda *_, **more: (_ for _ in ()).throw(RuntimeError("no image")))
+    assert refusal(path).startswith("its compression does not decode here: export it uncompressed (transfer syntax ")
+
+
 def test_unknown_transfer_syntax(tmp_path):
     path = make(tmp_path / "a")
     known, unknown = str(ExplicitVRLittleEndian).encode(), b"1.2.840.10008.9.9.9"
     path.write_bytes(path.read_bytes().replace(known, unknown))
-    assert "transfer syntax (unknown)" in refusal(path)
+    assert "transfer syntax unknown" in refusal(path)
 
 
 def test_multi_frame_is_refused(tmp_path):
     said = refusal(make(tmp_path / "a", NumberOfFrames=12, PixelData=RAMP.tobytes() * 12))
-    assert said == "multi-frame (12 frames): export the frame that the question is about"
+    assert said == "multi-frame: export the frame that the question is about (12 frames)"
 
 
 def test_no_pixel_data(tmp_path):

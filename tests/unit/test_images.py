@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import zlib
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from click.testing import CliRunner
 from PIL import Image
 from test_dicom import make
 
+import rarl
 from rarl import asking, model_folder
 from rarl.cli import ask
+from rarl.data.dicom import to_png
 from rarl.data.release import Images, decode
 from rarl.errors import UserError
 from rarl.images import open_rgb, thumbnail
+from rarl.rating.page import image_html
 from rarl.records import image_file, write_json
 
 ORIENTATION = 0x0112
@@ -47,6 +51,7 @@ def test_an_image_is_upright_wherever_it_is_shown(tmp_path, orientation):
     path = save_turned(tmp_path / "turned.png", orientation)
     assert (np.asarray(open_rgb(path)) == np.asarray(drawing())).all()
     assert thumbnail(path) == thumbnail(tmp_path / "upright.png")
+    assert image_html(path) == image_html(tmp_path / "upright.png")
     seen, upright = (decode((tmp_path / f"{name}.png").read_bytes()) for name in ("turned", "upright"))  # fmt: skip
     assert (seen.dhash, seen.phash) == (upright.dhash, upright.phash)
 
@@ -58,6 +63,35 @@ def test_a_thumbnail_of_a_large_jpeg_is_upright_too(tmp_path):
     large.transpose(TURNED[6]).save(tmp_path / "turned.jpg", exif=exif)
     small = Image.open(io.BytesIO(base64.b64decode(thumbnail(tmp_path / "turned.jpg").split(",")[1])))  # fmt: skip
     assert small.size == (176, 106) and small.getpixel((10, 10))[0] > 200
+
+
+def test_images_are_opened_in_one_place():
+    """`rarl.images` turns an image upright; `decode`, in `rarl.data.release`, hashes it upright."""
+    root = Path(rarl.__file__).parent
+    opened = [path for path in root.rglob("*.py") if re.search(r"Image\.open\(|imread\(", path.read_text("utf-8"))]
+    assert {path.relative_to(root).as_posix() for path in opened} == {"images.py", "data/release.py"}
+
+
+def saved(form: str, frames: int) -> bytes:
+    first, *others = [drawing().rotate(60 * k) for k in range(frames)]
+    buffer = io.BytesIO()
+    first.save(buffer, form, save_all=True, append_images=others)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_several_frames_are_refused_as_in_dicom(tmp_path, form):
+    assert decode(saved(form, 1)).fault is None
+    make(tmp_path / "film.dcm", NumberOfFrames=3, PixelData=bytes(768))
+    with pytest.raises(ValueError) as error:
+        to_png(tmp_path / "film.dcm")
+    assert decode(saved(form, 3)).fault == str(error.value)
+    assert str(error.value) == "multi-frame: export the frame that the question is about (3 frames)"
+
+
+def test_previews_in_a_phones_jpeg_are_no_frames():
+    data = saved("MPO", 2)
+    assert Image.open(io.BytesIO(data)).n_frames == 2 and decode(data).fault is None
 
 
 def test_damaged_exif_is_passed_over(tmp_path):

@@ -82,14 +82,14 @@ def multiple_choice(
     form = more.get("form", "original")
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         count = len(choices) if isinstance(choices, list) else "no"
-        return Refused(source_id, f"{count} choices, not 2 to {len(LETTERS)}", form)
+        return Refused(source_id, f"not 2 to {len(LETTERS)} choices ({count})", form)
     options = [fold(choice) for choice in choices]
     if not all(options):
         return Refused(source_id, "an empty choice", form)
     letter = _LETTER.fullmatch(gold.strip()) if isinstance(gold, str) else None
     index = LETTERS.index(letter.group(1)) if letter else len(options)
     if index >= len(options):
-        reason = f"the answer {fold(gold)[:80]!r} is none of the {len(options)} options"
+        reason = f"the answer is none of the options ({fold(gold)[:80]!r} of {len(options)})"
         return Refused(source_id, reason, form)
     answers = [options[index], f"({LETTERS[index]})"]
     return Row(source_id, image, question, answers, choices=options, modality="other", **more)

@@ -95,7 +95,7 @@ def _row(cells: dict, source_id: str) -> Row | Refused:
     images, options, gold = cells["image_bytes"], cells["answers"], cells["correct_answer"]
     if isinstance(images, list):
         if len(images) != 1:
-            return Refused(source_id, f"{len(images)} images, not one", hub.FORM)
+            return Refused(source_id, f"not exactly one image ({len(images)})", hub.FORM)
         images = images[0]
     if not isinstance(options, list):
         return Refused(source_id, "no list of answers to choose from", hub.FORM)

@@ -8,7 +8,8 @@ in the real format, with made-up values:
      "base_type": "vqa", "content_type": "Abnormality", "triple": ["vhead", "_", "_"], "qid": 99999}
 
 The hub's form is the same JSON with `validation.json` and the images in `imgs.zip`, which must be unpacked beside it.
-Parquet copies with the columns `image, question, answer, q_lang` are read too.
+Parquet copies with the columns `image, question, answer` are read too. `q_lang` may be missing, as in copies of the
+English rows only: rows are then Chinese if their question has a Chinese character, as in every row of the release.
 
 Quirks: Chinese rows share images across splits, so the language filter comes first; one answer is empty (refused);
 some rows are duplicates; `answer_type` CLOSED includes choices, whose options are in the question; 18 Abnormality
@@ -31,6 +32,7 @@ FOLDERS = ("slake", "SLAKE", "Slake1.0", "BoKelvin___slake")
 FILES = {"train": ("train.json",), "validate": ("validate.json", "validation.json"), "test": ("test.json",)}
 MODALITIES = {"MRI": "mri", "CT": "ct", "X-Ray": "xray"}
 DECLARED = published("slake")
+_CHINESE = re.compile("[\u3400-\u9fff]")
 #: ", heart, liver or lung?": names of up to three words, with commas between and "or" before the last.
 _NAME = r"(?!(?:which|what|where|who|is|are|does|do|in|on)\b)[\w-]+(?: [\w-]+){0,2}?"
 _OPTIONS = re.compile(rf",\s*({_NAME}(?:\s*,\s*{_NAME})*?)\s*,?\s+or\s+({_NAME})\s*\?\s*$", re.IGNORECASE)
@@ -38,8 +40,13 @@ _OPTIONS = re.compile(rf",\s*({_NAME}(?:\s*,\s*{_NAME})*?)\s*,?\s+or\s+({_NAME})
 
 def rows(folder: Path, split: str, notes: Counter, content_type: str | None = None) -> Iterator[Row | Refused]:
     """Yield the English rows of one split, or those of one content type among them."""
-    for number, row in enumerate(_all_rows(folder, split), 1):
-        if row.get("q_lang") != "en":
+    needs = ("question", "answer", *(() if content_type is None else ("content_type",)))
+    for number, row in enumerate(_all_rows(folder, split, needs), 1):
+        language = row.get("q_lang")
+        if language is None:
+            notes["rows_without_q_lang"] += 1
+            language = "zh" if _CHINESE.search(fold(row.get("question"))) else "en"
+        if language != "en":
             notes["other_language_rows"] += 1
             continue
         if content_type is not None and row.get("content_type") != content_type:
@@ -61,17 +68,16 @@ def rows(folder: Path, split: str, notes: Counter, content_type: str | None = No
         )
 
 
-def _all_rows(folder: Path, split: str) -> Iterator[dict]:
+def _all_rows(folder: Path, split: str, needs: tuple[str, ...]) -> Iterator[dict]:
     """Yield the rows in every language, each with its image under `image`."""
     names = require_split(split, FILES, "SLAKE")
-    needs = ("image", "question", "answer", "q_lang")
-    if table := hub.table(folder, split, needs, ("content_type", "modality", "qid")):
+    if table := hub.table(folder, split, ("image", *needs), ("q_lang", "content_type", "modality", "qid")):
         for cells in table:
             yield {**cells, "image": hub.image_of(cells["image"]), "form": hub.FORM}
         return
     path = find_file(folder, names, f"SLAKE's {split} questions")
     images = (path.parent / _images(path.parent)).relative_to(folder).as_posix()
-    for row in load_rows(path):
+    for row in load_rows(path, ("img_name", *needs)):
         yield {**row, "image": inside(images, row.get("img_name")), "form": "original"}
 
 

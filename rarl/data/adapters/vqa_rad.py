@@ -1,7 +1,7 @@
 """VQA-RAD: clinicians' questions about radiology images.
 
-`vqa_rad/VQA_RAD Dataset Public.json` is a list of rows; images are in `vqa_rad/VQA_RAD Image Folder/`.
-A row in the real format, with made-up values:
+`vqa_rad/VQA_RAD Dataset Public.json` is a list of rows; images are in `vqa_rad/VQA_RAD Image Folder/`. Both names may
+have underscores instead of spaces. A row in the real format, with made-up values:
 
     {"qid": 9999, "phrase_type": "test_freeform", "qid_linked_id": "0000", "image_case_url": "NULL",
      "image_name": "synpic1.jpg", "image_organ": "HEAD", "evaluation": "evaluated",
@@ -35,9 +35,10 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
     if table := hub.table(folder, split):
         yield from hub.questions(table)
         return
-    path = find_file(folder, (FILE,), "VQA-RAD's questions")
-    images = (path.parent / IMAGES).relative_to(folder).as_posix()
-    for number, row in enumerate(load_rows(path), 1):
+    path = find_file(folder, (FILE, FILE.replace(" ", "_")), "VQA-RAD's questions")
+    underscored = path.parent / IMAGES.replace(" ", "_")
+    images = (underscored if underscored.is_dir() else path.parent / IMAGES).relative_to(folder).as_posix()
+    for number, row in enumerate(load_rows(path, ("image_name", "phrase_type", "question", "answer")), 1):
         if fold(row.get("phrase_type")).startswith("test_") is not (split == "test"):
             continue
         question, answer = row.get("question"), row.get("answer")
