@@ -167,7 +167,8 @@ class Study:
         """Return the study for people; `command` makes it again. It has no text of the rows."""
         judges = []
         for name, result in self.results.items():
-            threshold = " to ".join(f"{value:.2f}" for value in dict.fromkeys(result.threshold.values()))
+            form = "{all_rows:.2f} ({low:.2f} to {high:.2f})" if "low" in result.threshold else "{set:.2f}"
+            threshold = form.format(**result.threshold) if result.threshold else ""
             judges.append(f"| `{name}` | {result.how} | {threshold} |")
         tables = [
             "\n".join([f"## Labelled by {one_line(name)}", "", *markdown_table(HEAD, self.table(name, before))])

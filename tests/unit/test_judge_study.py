@@ -110,7 +110,7 @@ def test_the_list_has_every_disagreement_and_the_pages_no_text(folder):
     assert {name: {k: v["n"] for k, v in by.items()} for name, by in lengths.items()} == {
         "Ann": {"1-3 words": 7}, "Bo": {"1-3 words": 1, "more words": 1}
     }  # fmt: skip
-    assert "| all | lexical | 7 | 0.42 |" in (folder / "out/judges.md").read_text(encoding="utf-8")
+    assert "| all | lexical | 7 | 0.42 |" in text and "equals the reference after normalisation | 1.00 |" in text
 
 
 def test_earlier_figures_are_shown_beside_the_new_ones(folder):
@@ -309,6 +309,7 @@ def test_peers_with_an_encoder_are_cross_validated(folder, monkeypatch):
     page = json.loads((folder / "new.json").read_text(encoding="utf-8"))
     assert page["judges"]["cosine"]["Ann"]["all"]["kappa"] == 1
     assert page["thresholds"]["cosine"] == {"all_rows": 0.5, "low": 0.5, "high": 0.5}
+    assert "| 0.50 (0.50 to 0.50) |" in (folder / "new.md").read_text(encoding="utf-8")
     assert "line" not in result.stdout
 
 
