@@ -5,6 +5,7 @@ from rarl.cli import Commands
 main = Commands(
     {
         "reward": ("rarl.cli.reward_study", "Compare the measures of the reasoning reward."),
+        "judges": ("rarl.cli.judges_study", "Compare the judges with rows that people have labelled."),
         "threshold": ("rarl.cli.threshold_study", "Calibrate the semantic judge's thresholds."),
     },
     help=__doc__,
