@@ -6,6 +6,7 @@ main = Commands(
     {
         "reward": ("rarl.cli.reward_study", "Compare the measures of the reasoning reward."),
         "threshold": ("rarl.cli.threshold_study", "Calibrate the semantic judge's thresholds."),
+        "clusters": ("rarl.cli.cluster_study", "Check intervals and paired tests on simulated answers."),
     },
     help=__doc__,
 )

@@ -4,7 +4,7 @@ import pandas as pd
 
 from rarl.reporting import page, tables
 from rarl.reporting.findings import findings
-from rarl.reporting.formats import markdown_table, p_value, percent, points, records, signed
+from rarl.reporting.formats import form, markdown_table, p_value, percent, points, records, signed
 from rarl.reporting.inputs import Run
 
 #: Tables and studies that are shown as they are, with their titles.
@@ -34,8 +34,8 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     for name in ("table3", "table6"):
         sections[f"{tables.paper()[name]['source']}: {tables.paper()[name]['title']}"] = paper_table(frames[name])
     sections |= {
-        "Own test": own_test(frames["own_test"]),
-        "Paired tests (McNemar, Holm)": paired(frames["paired_tests"]),
+        "Own test": own_test(frames["own_test"], run.form_blind_judge),
+        "Paired tests (sign flips by image, Holm)": paired(frames["paired_tests"]),
         **{title: as_is(records(frames[name])) for name, title in OTHERS.items()},
         **{title: as_is(page.study(name, run.params.profile)) for name, title in STUDIES.items()},
     }
@@ -87,8 +87,12 @@ def interval(row: dict, name: str) -> str:
 
 
 def counts(row: dict) -> str:
-    """Format n and, if there are any, unscored, empty and truncated answers."""
-    return ", ".join([f"n {row['n']}", *(f"{row[k]} {k}" for k in ("unscored", "empty", "truncated") if row[k])])
+    """Format n, its effective n, the form of the answers and, if there are any, faulty answers."""
+    parts = [f"n {row['n']}" + (f" ({percent(row['n_effective'])} effective)" if row["n"] else "")]
+    if row["answer_words"] is not None:
+        untagged, words = form(row)
+        parts += [f"{untagged} without <answer>" if untagged.endswith("%") else "tags not asked for", f"{words} words"]
+    return ", ".join([*parts, *(f"{row[k]} {k}" for k in ("unscored", "empty", "truncated") if row[k])])
 
 
 def claims(frame: pd.DataFrame) -> list[str]:
@@ -124,14 +128,16 @@ def paper_table(frame: pd.DataFrame) -> list[str]:
     return to_table(head, rows)
 
 
-def own_test(frame: pd.DataFrame) -> list[str]:
-    """Return the models' scores and the baselines on the own test set."""
+def own_test(frame: pd.DataFrame, form_blind: str | None) -> list[str]:
+    """Return the models' scores and the baselines on the own test set, with those by the form-blind judge."""
     labels = tables.MODELS | tables.BASELINES
     rows = []
     for row in records(frame):
         reasoning = interval(row, "reasoning") if row["model"] in tables.MODELS else "–"
-        rows.append([labels[row["model"]], row["mode"], interval(row, "final"), reasoning, counts(row)])
-    return to_table(["model", "mode", "final", "reasoning", "counts"], rows)
+        blind = [interval(row, "form_blind")] if form_blind else []
+        rows.append([labels[row["model"]], row["mode"], interval(row, "final"), *blind, reasoning, counts(row)])
+    blind = [plain(f"final by {form_blind}")] if form_blind else []
+    return to_table(["model", "mode", "final", *blind, "reasoning", "counts"], rows)
 
 
 def paired(frame: pd.DataFrame) -> list[str]:
@@ -141,5 +147,6 @@ def paired(frame: pd.DataFrame) -> list[str]:
         verdict = "significant" if t["differs"] else "not significant"
         interval = f"{signed(t['low'])} to {signed(t['high'])}"
         pair = [t["family"], t["first"], t["second"]]
-        rows.append([*pair, signed(t["difference"]), interval, p_value(t["p_holm"]), verdict, t["n"]])
-    return to_table(["family", "first", "second", "points", "interval", "p (Holm)", "", "n"], rows)
+        n = (t["n"], percent(t["n_effective"]))
+        rows.append([*pair, signed(t["difference"]), interval, p_value(t["p_holm"]), verdict, *n])
+    return to_table(["family", "first", "second", "points", "interval", "p (Holm)", "", "n", "effective n"], rows)

@@ -82,7 +82,9 @@ def template(name: str, folder: Path = Path(__file__).parent):
         lstrip_blocks=True,
     )
     environment.filters |= {"pct": formats.percent, "p": formats.p_value}
-    environment.filters |= {name: getattr(formats, name) for name in ("signed", "as_text", "mark", "kappa", "points")}
+    environment.filters |= {
+        name: getattr(formats, name) for name in ("form", "signed", "as_text", "mark", "kappa", "points")
+    }
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.globals |= {
         "case": case_link,

@@ -275,7 +275,7 @@ def test_score_cell_blames_the_right_one():
         Verdict(id="b", prediction_score=1, reasoning_score=0),
         Verdict(id="c", unscored="image unreadable"),
     ]
-    cell = score_cell(predictions, verdicts, 0.95)
+    cell = score_cell(predictions, verdicts, "abc", 0.95)
     assert (cell["final"], cell["n"], cell["unscored"], cell["empty"], cell["truncated"]) == (50.0, 2, 1, 1, 1)
     assert (cell["reasoning"], cell["reasoning_n"]) == (0.0, 1)
 
