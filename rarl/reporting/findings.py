@@ -43,7 +43,7 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
     if changed := verdicts_by_judge(run, tests):
         listed = "; ".join(_by_judge(pair, verdicts) for pair, verdicts in changed.items())
         sentences.append(
-            f"{WARNING} {len(changed)} of {len(between)} comparisons between models depend on the judge: {listed}. "
+            f"{WARNING} {len(changed)} of {len(between)} comparisons between models depend{'s' * (len(changed) == 1)} on the judge: {listed}. "
             "Compare the form of the answers (length, tags) before the models."
         )
     floor = own.loc[own["model"] == "most_frequent_by_kind", "final"]

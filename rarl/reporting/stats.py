@@ -115,8 +115,10 @@ def sign_flip(differences: Sequence[int], images: Images) -> float:
     steps = sorted(abs(total) for total in sums.values() if total)
     chances = np.ones(1)  # of each sum, from -reach to reach, where reach is the sum of the steps so far
     for step in steps:
-        flat = np.zeros(2 * step)
-        chances = (np.concatenate([flat, chances]) + np.concatenate([chances, flat])) / 2
+        wider = np.zeros(len(chances) + 2 * step)
+        wider[2 * step :] = chances
+        wider[: len(chances)] += chances
+        chances = wider / 2
     extreme = sum(steps) + abs(sum(differences))
     return min(1.0, float(2 * chances[extreme:].sum() - chances[extreme]))
 
