@@ -41,11 +41,7 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
     if len(between):
         sentences.append(_between_models(between))
     if changed := verdicts_by_judge(run, tests):
-        listed = "; ".join(_by_judge(pair, verdicts) for pair, verdicts in changed.items())
-        sentences.append(
-            f"{WARNING} {len(changed)} of {len(between)} comparisons between models depend{'s' * (len(changed) == 1)} on the judge: {listed}. "
-            "Compare the form of the answers (length, tags) before the models."
-        )
+        sentences.append(_depending_on_the_judge(changed, len(between)))
     floor = own.loc[own["model"] == "most_frequent_by_kind", "final"]
     if len(floor):
         above = [MODELS[row.model] for row in main.itertuples() if row.final_low > floor.iloc[0]]
@@ -64,12 +60,19 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
     return sentences
 
 
-def _by_judge(pair: tuple[str, str], verdicts: dict[str, str]) -> str:
-    judges: dict[str, list[str]] = {}
-    for judge, verdict in verdicts.items():
-        judges.setdefault(verdict, []).append(judge)
-    listed = ", ".join(f"{verdict} by {' and '.join(names)}" for verdict, names in judges.items())
-    return f"{MODELS[pair[1]]} against {MODELS[pair[0]]} is {listed}"
+def _depending_on_the_judge(changed: dict[tuple[str, str], dict[str, str]], tests: int) -> str:
+    shown = []
+    for (first, second), verdicts in changed.items():
+        judges: dict[str, list[str]] = {}
+        for judge, verdict in verdicts.items():
+            judges.setdefault(verdict, []).append(judge)
+        listed = ", ".join(f"{verdict} by {' and '.join(names)}" for verdict, names in judges.items())
+        shown.append(f"{MODELS[second]} against {MODELS[first]} is {listed}")
+    verb = "depends" if len(shown) == 1 else "depend"
+    return (
+        f"{WARNING} {len(shown)} of {tests} comparisons between models {verb} on the judge: {'; '.join(shown)}. "
+        "Compare the form of the answers (length, tags) before the models."
+    )
 
 
 def _between_models(tests: pd.DataFrame) -> str:

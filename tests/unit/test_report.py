@@ -340,7 +340,7 @@ def test_a_verdict_that_depends_on_the_judge_is_a_warning(tmp_path, monkeypatch)
     write_records(path, [r.model_copy(update={"completion": "The answer is yes."}) for r in replies])
     html, output = score_and_report(tmp_path, monkeypatch)
     for text in (html, " ".join(output.split()), Path("data/report/report.md").read_text(encoding="utf-8")):
-        assert "WARNING: 1 of 1 comparisons between models depend on the judge: SFT against Base is better by" in text
+        assert "WARNING: 1 of 1 comparisons between models depends on the judge: SFT against Base is better by" in text
         assert "better by lexical, not told apart by semantic" in text
         assert "Base 100.0 %" in text, "all completions lack tags"
     same = tmp_path / f"data/verdicts/base/semantic/reasoning/{OWN_TEST}.jsonl"
