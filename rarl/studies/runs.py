@@ -150,8 +150,11 @@ def finals(text: str) -> dict[str, int]:
 def images_of(run, name: str) -> dict[str, str]:
     """Return the hash of the image by question id; empty if the questions are neither in DVC's cache nor a remote."""
     own = name == run.params["train"]["source"]
-    text = run.tracked("data/curated/test.jsonl" if own else f"data/benchmarks/{name}.jsonl")
-    return {line["id"]: line["image_sha256"] for line in map(json.loads, (text or "").splitlines())}
+    text = run.tracked("data/curated/test.jsonl" if own else f"data/benchmarks/{name}.jsonl") or ""
+    try:
+        return {line["id"]: line["image_sha256"] for line in map(json.loads, text.splitlines())}
+    except (ValueError, KeyError, TypeError):  # a damaged file
+        return {}
 
 
 def paired_by_id(first: dict[str, int], second: dict[str, int], images: dict[str, str], confidence: float) -> dict:
