@@ -179,18 +179,23 @@ def grid(found: list[Experiment]) -> pd.DataFrame:
 
 
 def seeds(found: list[Experiment]) -> pd.DataFrame:
-    """Return mean, standard deviation, lowest and highest final score over seeds, by model, mode and test set."""
-    keys = ["model", "mode", "set"]
-    scores = {
-        (model, mode, name, run.params["seed"]): judges.get(run.params["report"]["main_judge"], {}).get("final")
-        for run in differing_only_in(found, "seed")
-        for model in run.params["models"]
-        for mode, sets in run.json(f"metrics/scores/{model}.json").items()
-        for name, judges in sets.items()
-    }
-    frame = pd.DataFrame([(*key, score) for key, score in scores.items()], columns=[*keys, "seed", "final"])
-    grouped = frame.groupby(keys, sort=False)["final"]
-    spread = grouped.agg(seeds="count", mean="mean", sd="std", low="min", high="max").round(2).reset_index()
+    """Return mean, standard deviation, lowest and highest final score over seeds, by model, mode and test set.
+
+    With the means of the form of the answers and of the score by the form-blind judge.
+    """
+    keys, form = ["model", "mode", "set"], ["untagged", "answer_words", "form_blind"]
+    lines = {}
+    for run in differing_only_in(found, "seed"):
+        judge, blind = run.params["report"]["main_judge"], runs.form_blind_judge(run.params)
+        for model in run.params["models"]:
+            for mode, sets in run.json(f"metrics/scores/{model}.json").items():
+                for name, judges in sets.items():
+                    cell = judges.get(judge, {}) | {"form_blind": judges.get(blind, {}).get("final")}
+                    lines[model, mode, name, run.params["seed"]] = [cell.get(key) for key in ("final", *form)]
+    frame = pd.DataFrame([(*key, *line) for key, line in lines.items()], columns=[*keys, "seed", "final", *form])
+    grouped = frame.astype(dict.fromkeys(["final", *form], float)).groupby(keys, sort=False)
+    spread = grouped["final"].agg(seeds="count", mean="mean", sd="std", low="min", high="max")
+    spread = spread.join(grouped[form].mean()).round(2).reset_index()
     spread.insert(0, "profile", found[0].params["profile"])
     return spread
 

@@ -40,6 +40,7 @@ def write(changes, finals):
         Path("metrics", folder).mkdir(parents=True, exist_ok=True)
     for model, final in finals.items():
         cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}
+        cell |= {"n_effective": 100.0, "untagged": None, "answer_words": 1.5}
         Path(f"metrics/scores/{model}.json").write_text(json.dumps({"reasoning": {own: {"lexical": cell}}}))
         rows = ["mode,set,judge,by,value,n,unscored,final,final_low,final_high"]
         for task, n in (("Count", 30), ("Relation", 10), ("Depth", 10), ("Distance", 10)):
@@ -161,6 +162,7 @@ def test_seeds_give_mean_and_spread(repository):
     rarl = frame.loc["rarl"]
     assert (rarl["seeds"], rarl["mean"], rarl["sd"]) == (3, 64.0, 4.0)
     assert (rarl["low"], rarl["high"]) == (60.0, 68.0)
+    assert rarl["answer_words"] == 1.5 and pd.isna(rarl["untagged"]) and pd.isna(rarl["form_blind"])
 
 
 def test_without_experiments_the_command_is_named(repository):
