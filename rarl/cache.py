@@ -47,7 +47,7 @@ def hash_code(source: str) -> str:
 
 
 def code_key(stage: str, device: str) -> dict[str, str]:
-    """Hashes of the Python files that a stage's output depends on: of the library, its `deps` in dvc.yaml.
+    """Hashes of the Python and YAML files that a stage's output depends on: of the library, its `deps` in dvc.yaml.
 
     Args:
         stage: its name in dvc.yaml.
@@ -57,10 +57,10 @@ def code_key(stage: str, device: str) -> dict[str, str]:
     deps = YAML(typ="safe").load(pipeline)["stages"][stage]["deps"] if pipeline.is_file() else ["rarl/"]
     code = [ROOT / dep for dep in deps if dep.startswith("rarl/")]
     code += [ROOT / file for file in CUDA_ONLY if device != "cpu"]
-    files = [file for path in code for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
-    names = {file.relative_to(ROOT).as_posix(): file for file in files if file.suffix == ".py"}
+    files = [file for path in code for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    names = {file.relative_to(ROOT).as_posix(): file for file in files if file.suffix in (".py", ".yaml")}
     return {
-        name: hash_code(file.read_text(encoding="utf-8"))
+        name: hash_code(file.read_text(encoding="utf-8")) if file.suffix == ".py" else hash_path(file)
         for name, file in names.items()
         if device != "cpu" or name not in CUDA_ONLY
     }

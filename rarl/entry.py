@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,12 +82,22 @@ def stage_main(function):
                 if Path("params.yaml").is_file():
                     pin(load_params())
                 result = function(*args, **kwargs)
-                stage = Path(sys.modules[function.__module__].__file__).stem
+                name = Path(sys.modules[function.__module__].__file__).stem
                 items = [Path(value).name for value in kwargs.values() if isinstance(value, str | Path)]
-                write_cost([stage, *items], time.perf_counter() - started)
+                write_cost([name, *items], time.perf_counter() - started)
                 return result
         except KeyboardInterrupt:
             click.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
             sys.exit(130)
 
     return wrapped
+
+
+def stage(main: Callable) -> click.Command:
+    """Make a stage's command of `main(params, **options)`, which is called with the parameters; see `stage_main`."""
+
+    @functools.wraps(main)
+    def with_params(**options):
+        main(load_params(), **options)
+
+    return click.command()(stage_main(with_params))

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 
 from rarl.errors import UserError
@@ -64,21 +63,14 @@ def _run(work, tasks: list, taken, done, errors, parent: int) -> None:
     if os.getppid() != parent:
         return
 
-    def advance(count):
-        with done.get_lock():
-            done.value += count
+    def add(counter, count: int) -> int:
+        with counter.get_lock():
+            counter.value += count
+            return counter.value
 
-    while True:
-        with taken.get_lock():
-            number = taken.value
-            taken.value += 1
-        if number >= len(tasks):
-            return
+    while (number := add(taken, 1)) <= len(tasks):
         try:
-            work(tasks[number], advance)
+            work(tasks[number - 1], lambda count: add(done, count))
         except UserError as error:
             errors.put(error)
-            sys.exit(1)
-        except Exception:
-            traceback.print_exc()
             sys.exit(1)

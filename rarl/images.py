@@ -4,6 +4,10 @@ import base64
 import io
 from pathlib import Path
 
+from PIL import Image, ImageOps
+
+#: Larger images, DICOM or not, are refused: they would fill the memory (20,000 x 20,000 is 1.2 GB in RGB).
+MAX_PIXELS = 100_000_000
 SIDE = 176
 
 
@@ -13,16 +17,12 @@ def open_rgb(file: Path | io.BytesIO):
     Raises:
         OSError: It cannot be opened.
     """
-    from PIL import Image
-
     with Image.open(file) as image:
         return upright(image).convert("RGB")
 
 
 def upright(image):
     """Rotate an image by its EXIF orientation, as `datasets` and `transformers` do."""
-    from PIL import ImageOps
-
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # Pillow raises nearly everything on damaged EXIF data
@@ -31,8 +31,6 @@ def upright(image):
 
 def thumbnail(path: Path, side: int = SIDE) -> str | None:
     """Return the image, at most `side` pixels wide and high, as a JPEG data URI, or None if it cannot be opened."""
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size

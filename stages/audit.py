@@ -4,19 +4,15 @@ Writes `metrics/audit.json` and `data/audit/{shared_images,near_duplicates}.csv`
 if a release is not as declared, unless `data.deviation` is `report`.
 """
 
-import click
-
-from rarl.entry import stage_main
-from rarl.params import load_params
+from rarl.entry import stage
 
 
-@click.command()
-@stage_main
-def main() -> None:
+@stage
+def main(params) -> None:
     """Audit the releases and write the data card."""
     from rarl.data.data_card import audit
 
-    audit(load_params())
+    audit(params)
 
 
 if __name__ == "__main__":

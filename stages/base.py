@@ -2,17 +2,15 @@
 
 import click
 
-from rarl.entry import stage_main
+from rarl.entry import stage
 from rarl.models.base_files import base_pointer
-from rarl.params import load_params
 from rarl.records import write_json
 
 
-@click.command()
-@stage_main
-def main():
+@stage
+def main(params):
     """Write which base model is used."""
-    pointer = base_pointer(load_params().base)
+    pointer = base_pointer(params.base)
     write_json("data/models/base/base.json", pointer)
     click.echo(f"base: {pointer['source']}" + (f" at {pointer['revision']}" if pointer["revision"] else ""))
 

@@ -3,17 +3,15 @@
 import click
 
 from rarl.data.benchmarks import read_benchmark
-from rarl.entry import stage_main
-from rarl.params import load_params
+from rarl.entry import stage
 from rarl.registry import BENCHMARKS
 
 
-@click.command()
+@stage
 @click.option("--set", "name", type=click.Choice(BENCHMARKS), required=True, help="The benchmark's slug.")
-@stage_main
-def main(name: str) -> None:
+def main(params, name: str) -> None:
     """Read one benchmark's test rows."""
-    read_benchmark(load_params(), name)
+    read_benchmark(params, name)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,13 @@
 """Read the training source's train, development and test rows: see `rarl/data/curation.py` for the outputs."""
 
-import click
-
 from rarl.data.curation import curate
-from rarl.entry import stage_main
-from rarl.params import load_params
+from rarl.entry import stage
 
 
-@click.command()
-@stage_main
-def main() -> None:
+@stage
+def main(params) -> None:
     """Curate the train, development and test rows."""
-    curate(load_params())
+    curate(params)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,17 @@ from pathlib import Path
 import click
 
 from rarl.encoding import encode
-from rarl.entry import stage_main
-from rarl.params import load_params
+from rarl.entry import stage
 
 PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@stage
 @click.option("--records", multiple=True, type=PATH, help="File of sample records; may be repeated.")
 @click.option("--benchmarks", type=PATH, help="Folder of benchmark records; those listed in params.yaml are read.")
 @click.option("--output", required=True, type=PATH, help="Folder of the features.")
-@stage_main
-def main(records, benchmarks, output):
+def main(params, records, benchmarks, output):
     """Run the frozen vision tower once per distinct image."""
-    params = load_params()
     listed = [benchmarks / f"{name}.jsonl" for name in params.benchmarks] if benchmarks else []
     encode([*records, *listed], output, params)
 

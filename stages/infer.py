@@ -6,18 +6,15 @@ cores share the test sets.
 
 import click
 
-from rarl.entry import stage_main
+from rarl.entry import stage
 from rarl.launch import on_several_processes
-from rarl.params import load_params
 from rarl.predictions import infer
 
 
-@click.command()
+@stage
 @click.option("--model", required=True, help="Name of a folder below data/models.")
-@stage_main
-def main(model):
+def main(params, model):
     """Ask one model every question of every test set, under each mode."""
-    params = load_params()
     if not on_several_processes(params, "stages.infer", ["--model", model]):
         infer(model, params)
 

@@ -6,19 +6,16 @@ Reads `data/predictions/<model>/<mode>/<set>.jsonl` and the set's samples, and w
 
 import click
 
-from rarl.entry import stage_main
+from rarl.entry import stage
 from rarl.errors import UserError
 from rarl.judges.verdicts import judge_model
-from rarl.params import load_params
 
 
-@click.command()
+@stage
 @click.option("--judge", required=True, help="Slug of a judge in params.yaml.")
 @click.option("--model", required=True, help="Slug of a model with predictions.")
-@stage_main
-def main(judge, model):
+def main(params, judge, model):
     """Judge every prediction of one model."""
-    params = load_params()
     if judge not in params.judge:
         known = ", ".join(params.judge)
         raise UserError(

@@ -9,19 +9,17 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import stage_main
-from rarl.params import load_params
+from rarl.entry import stage
 
 
-@click.command()
+@stage
 @click.option("--output", type=click.Path(path_type=Path), default=Path("data/phantom"), show_default=True)
 @click.option("--truth", type=click.Path(path_type=Path), default=Path("data/phantom_truth.jsonl"), show_default=True)
-@stage_main
-def main(output: Path, truth: Path) -> None:
+def main(params, output: Path, truth: Path) -> None:
     """Generate phantom images with known findings, in the real releases' formats."""
     from rarl.phantom.releases import make_phantom
 
-    make_phantom(load_params().phantom, output, truth)
+    make_phantom(params.phantom, output, truth)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from pathlib import Path
 import click
 
 from rarl.cost import note
-from rarl.entry import stage_main
-from rarl.params import load_params
+from rarl.entry import stage
 from rarl.records import atomic_file, write_json
 from rarl.spreadsheet import write_frame
 
@@ -24,14 +23,13 @@ REPORT = Path("data/report")
 TABLES = Path("metrics/tables")
 
 
-@click.command()
-@stage_main
-def main():
+@stage
+def main(params):
     """Write metrics/summary.json, metrics/tables/*.csv and data/report/."""
     from rarl.reporting import claims, console, markdown, page, tables
     from rarl.reporting.inputs import Run
 
-    run = Run(load_params())
+    run = Run(params)
     click.echo("report: tables and paired tests")
     frames = {
         "table3": tables.paper_table(run, "table3"),

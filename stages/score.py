@@ -2,20 +2,17 @@
 
 import click
 
-from rarl.entry import stage_main
-from rarl.params import load_params
+from rarl.entry import stage
 from rarl.records import write_json
 from rarl.spreadsheet import write_frame
 
 
-@click.command()
+@stage
 @click.option("--model", required=True, help="One of params.models.")
-@stage_main
-def main(model: str):
+def main(params, model: str):
     """Write metrics/scores/<model>.json (mode -> test set -> judge -> scores) and metrics/breakdown/<model>.csv."""
     from rarl.reporting.scoring import breakdown, read_judged, score_model
 
-    params = load_params()
     judged = read_judged(params, model)
     scores = score_model(judged, params)
     write_json(f"metrics/scores/{model}.json", scores)

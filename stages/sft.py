@@ -1,17 +1,12 @@
 """Stage `sft`: supervised fine-tuning, the first baseline."""
 
-import click
-
-from rarl.entry import stage_main
+from rarl.entry import stage
 from rarl.launch import on_several_processes
-from rarl.params import load_params
 
 
-@click.command()
-@stage_main
-def main():
+@stage
+def main(params):
     """Train by supervised fine-tuning."""
-    params = load_params()
     if not on_several_processes(params, "stages.sft"):
         from rarl.training.sft import train_sft
 

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import stage_main
+from rarl.entry import stage
 from rarl.leftovers import remove_leftovers
-from rarl.params import load_params
 from rarl.records import write_json
 
 
-@click.command()
-@stage_main
-def main() -> None:
+@stage
+def main(params) -> None:
     """Remove results that params.yaml no longer lists."""
-    for path in remove_leftovers(load_params()):
+    for path in remove_leftovers(params):
         click.echo(f"tidy: {path} removed: no longer listed in params.yaml")
     for folder in ("data/benchmarks", "metrics/benchmark"):
         # DVC requires the folders that stages depend on, even if no benchmark is listed.

@@ -6,18 +6,13 @@ Empty for real data, whose judges therefore do not depend on the phantoms' param
 import json
 from pathlib import Path
 
-import click
-
-from rarl.entry import stage_main
-from rarl.params import load_params
+from rarl.entry import stage
 from rarl.records import Sample, atomic_file, read_records
 
 
-@click.command()
-@stage_main
-def main():
+@stage
+def main(params):
     """Keep the truth of the test sets' phantoms."""
-    params = load_params()
     samples = [sample for name in params.test_sets for sample in read_records(params.samples_file(name), Sample)]
     images = {sample.image_sha256 for sample in samples}
     with Path("data/phantom_truth.jsonl").open(encoding="utf-8") as known, atomic_file("data/truth.jsonl") as kept:

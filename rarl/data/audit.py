@@ -76,7 +76,10 @@ def measure(release: Release, train: Release | None = None) -> dict:
     """
     seen = release.seen
     modality, kind = Counter(row.modality for row in seen), Counter(row.kind for row in seen)
-    groups = [rows for rows in _groups(release).values() if len(set(rows)) > 1]
+    answers = defaultdict(list)
+    for row in seen:  # order and case are no conflict
+        answers[row.image, normalise(row.question)].append(frozenset(list_items(row.answers[0])))
+    groups = [rows for rows in answers.values() if len(set(rows)) > 1]
     both = {frozenset({"yes"}), frozenset({"no"})}
     counts = {
         "rows": release.rows,
@@ -99,14 +102,6 @@ def measure(release: Release, train: Release | None = None) -> dict:
         shared = [row.image for row in seen if row.image in theirs]
         counts |= dict(zip(ACROSS, (len(set(shared)), len(shared))))
     return counts
-
-
-def _groups(release: Release) -> dict[tuple[str, str], list[frozenset]]:
-    """Return (image, question) -> the answers of its rows; order and case are no conflict."""
-    groups = defaultdict(list)
-    for row in release.seen:
-        groups[row.image, normalise(row.question)].append(frozenset(list_items(row.answers[0])))
-    return groups
 
 
 def declared(root: str | Path, adapter: ModuleType, release: Release) -> dict[str, int]:
@@ -218,14 +213,13 @@ class Split:
 
     def __init__(self, set_: str, split: str, release: Release, images: Images):
         self.set, self.split = set_, split
-        hashes = {sample.image: sample.image_sha256 for sample in release.samples}
-        self.rows = [(hashes.get(row.image, row.image), normalise(row.question)) for row in release.seen]
+        self.rows = [(row.image_sha256 or row.image, normalise(row.question)) for row in release.seen]
         # The name of an unusable file may be anything, such as a path of this machine or a patient's name.
         self.images = {
-            hashes.get(row.image, row.image): row.image if row.image in hashes else f"{set_}/{split}/{row.row}"
+            row.image_sha256 or row.image: row.image if row.image_sha256 else f"{set_}/{split}/{row.source_id}"
             for row in release.seen
         }
-        self.hashed = [sha256 for sha256 in self.images if sha256 in set(hashes.values())]
+        self.hashed = list(dict.fromkeys(row.image_sha256 for row in release.seen if row.image_sha256))
         self.bits = [
             np.array([int(getattr(images.kept(sha256), kind), 16) for sha256 in self.hashed], np.uint64)
             for kind in ("dhash", "phash")

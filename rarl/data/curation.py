@@ -51,7 +51,7 @@ def curate(params: Params) -> None:
             "check which rows were refused, and that the images exist",
         )
     own_splits_apart(root, releases)
-    unmatched = adapter.unmatched(root, releases.values()) if source == "silvar_med" else []
+    unmatched = adapter.unmatched(adapter.explanations(root), releases.values()) if source == "silvar_med" else []
     _write(releases, unmatched)
     counts = {split: _counts(release) for split, release in releases.items()}
     more = _source_counts(params, releases)

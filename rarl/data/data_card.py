@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from ruamel.yaml import YAML
 
 from rarl.data.audit import OF_SAMPLES, Findings, Sets, compare, read_sets, refuse, warn_of
 from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, Images, Release, require_root
@@ -31,45 +32,12 @@ ANSWERS_SHOWN = 6
 CATEGORIES_SHOWN = 8
 PHANTOM_ROOT = "data/phantom"
 
-MODALITIES = {
-    "mri": "MRI",
-    "ct": "CT",
-    "xray": "X-ray",
-    "pathology": "pathology",
-    "other": "other",
-    "unknown": "modality not given",
-}
-KINDS = {"yes_no": "yes or no", "choice": "choice", "number": "number", "open": "open"}
-#: The lines of a data set's table, in order; a line without any value is left out.
-COUNTS = {
-    "rows": "Rows in the file",
-    "read": "Usable",
-    "refused": "Refused",
-    "missing_rows": "Without their image",
-    "images": "Distinct images",
-    "missing_images": "Missing images",
-    **{name: f"{label[0].upper()}{label[1:]}" for name, label in MODALITIES.items()},
-    **{name: f"Answer: {label}" for name, label in KINDS.items()},
-    "annotated": "Reasoning annotated",
-    "duplicate_rows": "Duplicate rows",
-    "conflicting_groups": "Questions with conflicting answers",
-    "rows_in_conflicting_groups": "Rows of these questions",
-    "groups_with_yes_and_no": "Answered both yes and no",
-    "images_also_in_train": "Images also in its training split",
-    "rows_with_training_image": "Rows of these images",
-    "images_in_own_train": "Images in our training rows",
-    "rows_with_own_train_image": "Rows of these images",
-    "images_in_own_dev": "Images in our development rows",
-    "rows_of_own_test": "Rows of our test set",
-    "near_duplicates_of_own_train": "Near duplicates of a training image",
-    "near_duplicates_of_own_dev": "Near duplicates of a development image",
-}
+_TEXT = YAML(typ="safe").load(Path(__file__).with_name("data_card.yaml"))
+MODALITIES, KINDS, COUNTS = _TEXT["modalities"], _TEXT["kinds"], _TEXT["counts"]
 #: Shown even if 0.
 ALWAYS = ("rows", "read", "refused", "missing_rows", "images")
 WORDS = ((1, 4), (5, 6), (7, 8), (9, 10), (11, 15), (16, 25), (26, None))
 PIXELS = ((1, 127), (128, 255), (256, 383), (384, 511), (512, 767), (768, 1023), (1024, None))
-
-
 #: Counts on the console.
 SHOWN = [key for key in COUNTS if "rows" in key or key in ("refused", "near_duplicates_of_own_train")]
 
@@ -159,7 +127,12 @@ def context(params: Params, sets: Sets, absent: dict[str, list[str]], found: Fin
         "cards": cards,
         "gone": [DATA_SETS[name].label for name in params.benchmarks if name not in sets],
         "labels": {name: data_set.label for name, data_set in DATA_SETS.items()},
-        "overview": overview(params, found),
+        "overview": [
+            {"set": name, "split": split, **count}
+            for name, splits in found.counts.items()
+            for split, count in splits.items()
+            if name == params.own_test or split == "test"
+        ],
         "pairs": [
             {"first": first, "second": second, "same": pairs[first, second], "alike": alike[first, second]}
             for first, second in dict.fromkeys([*pairs, *alike])
@@ -186,16 +159,6 @@ class Files:
         return path if path.is_file() else None
 
 
-def overview(params: Params, found: Findings) -> list[dict]:
-    """Return one line for each split that is trained on or evaluated."""
-    return [
-        {"set": name, "split": split, **count}
-        for name, splits in found.counts.items()
-        for split, count in splits.items()
-        if name == params.own_test or split == "test"
-    ]
-
-
 def counts(found: Findings, name: str, releases: dict[str, Release]) -> list[dict]:
     """Return the lines of one data set's table: a label, and per split the count, the declared count and a mark."""
     lines = []
@@ -218,7 +181,7 @@ def findings(found: Findings, name: str, releases: dict[str, Release]) -> list[s
     for split, release in releases.items():
         count = found.counts[name][split]
         rows = f"of the {count['rows']:,} {split} rows"
-        for key, images, text in _SHARED:
+        for key, images, text in _TEXT["shared"]:
             if count.get(key):
                 many = f" ({number(count[images], 'image')})" if images else ""
                 lines.append(f"{count[key]:,} {rows} {text}{many}.")
@@ -243,14 +206,6 @@ def findings(found: Findings, name: str, releases: dict[str, Release]) -> list[s
         if burned_in := release.notes[BURNED_IN]:
             lines.append(f"{burned_in:,} {rows}: {BURNED_IN_MEANS}.")
     return lines
-
-
-_SHARED = (
-    ("rows_with_training_image", "images_also_in_train", "show an image that is also in the set's own training split"),
-    ("rows_of_own_test", None, "are in our test set"),
-    ("rows_with_own_train_image", "images_in_own_train", "show an image that we train on"),
-    ("rows_with_own_dev_image", "images_in_own_dev", "show an image of our development rows"),
-)
 
 
 def quirks(releases: dict[str, Release]) -> list[str]:
@@ -330,35 +285,25 @@ def gallery(name: str, releases: dict[str, Release], files: Files) -> list[dict]
     images_shown = set()
     for sample in samples:
         group = chosen[sample.modality]
-        if len(group) < PER_MODALITY and sample.image_sha256 not in images_shown:
-            path = files.find(sample.image)
-            image = path and thumbnail(path)
-            if image:
-                images_shown.add(sample.image_sha256)
-                group.append({"sample": sample, "image": image})
+        if len(group) == PER_MODALITY or sample.image_sha256 in images_shown:
+            continue
+        if (path := files.find(sample.image)) and (image := thumbnail(path)):
+            images_shown.add(sample.image_sha256)
+            group.append({"sample": sample, "image": image})
     return [{"label": label, "items": chosen[modality]} for modality, label in MODALITIES.items() if chosen[modality]]
 
 
 def near_images(found: Findings, files: Files) -> list[dict]:
     """Return the most similar pairs: one of each two splits before a second of any."""
-    rank: Counter = Counter()
-    ordered, met = [], set()
-    for first, second, dhash, phash in sorted(found.near, key=lambda pair: (max(pair[2:]), pair)):
-        if (first.image, second.image) in met:
-            continue  # a test image of ours is in SLAKE's test split too
-        met.add((first.image, second.image))
-        key = first.set, first.split, second.set, second.split
-        ordered.append((rank[key], len(ordered), first, second, dhash, phash))
-        rank[key] += 1
-    shown = []
-    for _, _, first, second, dhash, phash in sorted(ordered):
-        paths = [files.find(place.image) for place in (first, second)]
+    rank, ranked, shown = Counter(), {}, []
+    for first, second, *bits in sorted(found.near, key=lambda pair: (max(pair[2:]), pair)):
+        if (first.image, second.image) not in ranked:  # a test image of ours is in SLAKE's test split too
+            splits = first[:2], second[:2]
+            ranked[first.image, second.image] = rank[splits], first, second, bits
+            rank[splits] += 1
+    for _, *places, bits in sorted(ranked.values(), key=lambda pair: pair[0]):
+        paths = [files.find(place.image) for place in places]
         if len(shown) < NEAR_SHOWN and all(paths):
-            shown.append(
-                {
-                    "images": [thumbnail(path) for path in paths],
-                    "places": [f"{DATA_SETS[place.set].label}, {place.split}" for place in (first, second)],
-                    "bits": (dhash, phash),
-                }
-            )
+            names = [f"{DATA_SETS[place.set].label}, {place.split}" for place in places]
+            shown.append({"images": [thumbnail(path) for path in paths], "places": names, "bits": bits})
     return shown

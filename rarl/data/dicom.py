@@ -10,8 +10,13 @@ import io
 import warnings
 from pathlib import Path
 
-#: Larger images, DICOM or not, are refused: they would fill the memory (20,000 x 20,000 is 1.2 GB in RGB).
-MAX_PIXELS = 100_000_000
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing, get_decoder, pixel_array
+
+from rarl.images import MAX_PIXELS
+
 #: All that is read of a file, in addition to its transfer syntax and BurnedInAnnotation. None identifies a person.
 ELEMENTS = [
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
@@ -39,9 +44,6 @@ def to_png(path: str | Path) -> bytes:
     Raises:
         ValueError: The file cannot be used; the message is one line and quotes nothing of the header.
     """
-    import pydicom
-    from PIL import Image
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote odd values
@@ -63,8 +65,6 @@ def to_png(path: str | Path) -> bytes:
 
 def burned_in(path: str | Path) -> bool:
     """Return whether the header of a file that `to_png` reads declares text in the pixels (PS3.3, C.7.6.1.1)."""
-    import pydicom
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["BurnedInAnnotation"])
@@ -84,11 +84,7 @@ def _shown(data):
 
 
 def _require_image(data) -> str:
-    """Return the photometric interpretation.
-
-    Raises:
-        _Unusable: The file is not one readable image.
-    """
+    """Return the photometric interpretation; refuse a file that is not one readable image."""
     if "PixelData" not in data:
         raise _Unusable("no pixel data (a report or a plan, or cut off before them)")
     frames = int(data.get("NumberOfFrames") or 1)
@@ -104,8 +100,6 @@ def _require_image(data) -> str:
 
 def _decoded(data):
     """Return the stored values; YBR as RGB."""
-    from pydicom.pixels import get_decoder, pixel_array
-
     syntax = data.file_meta.TransferSyntaxUID
     try:
         if get_decoder(syntax).is_available:
@@ -119,9 +113,6 @@ def _decoded(data):
 
 
 def _grey(data, pixels):
-    import numpy as np
-    from pydicom.pixels import apply_modality_lut, apply_windowing
-
     _take_functional_groups(data)
     for names in (("RescaleSlope", "RescaleIntercept"), ("WindowCenter", "WindowWidth")):
         if any(data.get(name) in (None, "") for name in names):  # one without the other has no meaning
@@ -159,8 +150,6 @@ def _take_functional_groups(data) -> None:
 
 def _padding(data, pixels):
     """Return a mask of the padding values (PS3.3, C.7.5.1.1.2)."""
-    import numpy as np
-
     ends = [data.get("PixelPaddingValue"), data.get("PixelPaddingRangeLimit")]
     ends = [end for end in ends if isinstance(end, int)]
     if not ends or data.get("PixelPaddingValue") is None:
@@ -170,9 +159,6 @@ def _padding(data, pixels):
 
 def _voi_lut(data, values):
     """Return (values through the first VOI LUT, its lowest, its highest possible value)."""
-    import numpy as np
-    from pydicom.pixels import apply_voi
-
     item = data.VOILUTSequence[0]
     entries, first, depth = item.LUTDescriptor
     # With 8 bits pydicom would wrap around in a table of more than 256 entries.
@@ -182,9 +168,6 @@ def _voi_lut(data, values):
 
 
 def _palette(data, pixels):
-    import numpy as np
-    from pydicom.pixels import apply_color_lut
-
     entries, first, depth = data.RedPaletteColorLookupTableDescriptor
     entries = entries or 1 << 16
     if depth == 8 and entries > 256:
@@ -195,8 +178,6 @@ def _palette(data, pixels):
 
 
 def _eight_bits(data, pixels):
-    import numpy as np
-
     if pixels.dtype == np.uint8:
         return pixels
     return (pixels.astype(np.int64) >> max(data.BitsStored - 8, 0)).clip(0, 255).astype(np.uint8)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.data.release import Refused, Row
+from rarl.data.release import Row, fold
 from rarl.errors import UserError
 
 FORM = "hub"
@@ -148,20 +148,15 @@ def image_of(value: object) -> object:
     return value
 
 
-def row_of(cells: dict, number: int, **more) -> Row:
-    """Return a row with the columns `image`, `question` and `answer`, identified by its number (from 1)."""
-    return Row(
-        source_id=f"row{number}",
-        image=image_of(cells["image"]),
-        question=cells["question"],
-        answers=[cells["answer"]],
-        number=number,
-        form=FORM,
-        **more,
-    )
-
-
-def questions(rows: Table) -> Iterator[Row | Refused]:
-    """Yield the rows of a table with the columns `image`, `question` and `answer`, numbered from 1."""
+def questions(rows: Table) -> Iterator[Row]:
+    """Yield the rows of a table with the columns `image`, `question`, `answer` and perhaps `category`."""
     for number, cells in enumerate(rows, 1):
-        yield row_of(cells, number)
+        yield Row(
+            source_id=f"row{number}",
+            image=image_of(cells["image"]),
+            question=cells["question"],
+            answers=[cells["answer"]],
+            category=fold(cells.get("category")),
+            number=number,
+            form=FORM,
+        )

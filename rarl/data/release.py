@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -22,11 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from PIL import Image
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
+
 from rarl.answers import kind_of, normalise
-from rarl.data.dicom import MAX_PIXELS
 from rarl.errors import UserError
-from rarl.images import upright
-from rarl.records import Kind, Modality, Sample, image_file
+from rarl.images import MAX_PIXELS, upright
+from rarl.records import Modality, Sample, image_file
 
 DECLARED_FILE = "declared.json"
 #: The note that counts rows whose image has text in its pixels, according to its DICOM header.
@@ -89,18 +93,10 @@ class Declared:
     citation: str = ""
 
 
-@dataclass
-class Seen:
-    """A well-formed row, whether or not its image exists: what an audit by name works on."""
-
-    row: str
-    image: str
-    """The image's path, or the hash of an image in a table."""
-    question: str
-    answers: tuple[str, ...]
-    kind: Kind
-    modality: Modality = "unknown"
-    category: str = ""
+def published(name: str) -> Declared:
+    """Return what `adapters/published.yaml` declares of a release."""
+    table = YAML(typ="safe").load(Path(__file__).with_name("adapters") / "published.yaml")
+    return TypeAdapter(Declared).validate_python(table[name])
 
 
 @dataclass
@@ -114,7 +110,7 @@ class Release:
         samples: The usable rows.
         refused: (row, reason) of the rows that are not.
         missing_images: (row, image path) of rows whose image file does not exist.
-        seen: The well-formed rows, including those without an image.
+        seen: The well-formed rows, what an audit by name works on; `image_sha256` is empty without a usable image.
         notes: Counts by name of quirks that were met.
     """
 
@@ -125,7 +121,7 @@ class Release:
     samples: list[Sample] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     missing_images: list[tuple[str, str]] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[Sample] = field(default_factory=list)
     notes: Counter = field(default_factory=Counter)
 
     @property
@@ -175,7 +171,11 @@ def read(
         question, answers = texts[0], list(dict.fromkeys(texts[1:]))
         kind = kind_of(answers[0], question, row.choices)
         image, sha256, fault = images.admit(row.image, folder)
-        release.seen.append(Seen(where, image, question, tuple(answers), kind, row.modality, row.category))
+        more = {key: getattr(row, key) for key in ("reasoning", "choices", "modality", "category", "origin")}
+        found = {"image": image, "image_sha256": sha256 or "", "question": question, "answers": answers, "kind": kind}
+        of = {"id": f"{name}/{split}/{where}", "dataset": name, "split": split, "source_id": where}
+        sample = Sample(**of, **found, **more)
+        release.seen.append(sample)
         if fault is not None:
             release.refused.append((where, fault))
             continue
@@ -188,10 +188,7 @@ def read(
         source_id = _new_id(where, ids)
         release.notes["source_ids_met_again"] += source_id != where
         release.notes[BURNED_IN] += image in images.burned_in
-        more = {key: getattr(row, key) for key in ("reasoning", "choices", "modality", "category", "origin")}
-        found = {"image": image, "image_sha256": sha256, "question": question, "answers": answers, "kind": kind}
-        of = {"id": f"{name}/{split}/{source_id}", "dataset": name, "split": split, "source_id": where}
-        release.samples.append(Sample(**of, **found, **more))
+        release.samples.append(sample.model_copy(update={"id": f"{name}/{split}/{source_id}"}))
     return release
 
 
@@ -296,7 +293,7 @@ class Images:
         named = Path(str(image).replace("\\", "/"))
         if ".." in named.parts or named.is_absolute():
             return str(image), None, "image path leads out of the release"
-        name = relative(self.root, folder / named)
+        name = (folder / named).relative_to(self.root).as_posix()
         if is_dicom(image_file(self.root, name)):
             return self._admit_dicom(name)
         facts = self.check(name)
@@ -354,10 +351,7 @@ class Images:
 
 def decode(data: bytes) -> ImageFacts:
     """Check whether an image can be used, and hash it; `sha256` stays None."""
-    import warnings
-
     import imagehash
-    from PIL import Image
 
     try:
         with warnings.catch_warnings():
@@ -554,11 +548,6 @@ def fold(value: object) -> str:
         return ""
     lines = (" ".join(line.split()) for line in str(value).strip().split("\n"))
     return "\n".join(line for line in lines if line)
-
-
-def relative(root: Path, path: Path) -> str:
-    """Return a path below `data.root` with forward slashes."""
-    return path.relative_to(root).as_posix()
 
 
 def inside(place: str, name: object) -> object:

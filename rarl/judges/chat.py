@@ -208,11 +208,7 @@ class Client:
         self.spent += cost(self.settings, answer.input_tokens, answer.output_tokens)
 
     def _check_budget(self, worst: float) -> None:
-        """Refuse a request that could exceed the budget.
-
-        Args:
-            worst: US dollars that the request may cost at most.
-        """
+        """Refuse a request that could exceed the budget; it may cost `worst` US dollars at most."""
         calls, dollars = self.settings.max_calls, self.settings.max_cost_usd
         if calls is not None and self.calls + self.calls_ahead + 1 > calls:
             key, found, most = "max_calls", f"{self.calls} calls on record", f"{calls}"

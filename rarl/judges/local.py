@@ -28,10 +28,12 @@ def judge(
         UserError: the model is missing, or is not a chat model.
     """
     check(name, settings)
+    import torch
+
     source = settings.model
     folder = Path(source).is_dir()
     weights = hash_path(source) if folder else settings.revision
-    device, dtype = _device()
+    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
 
     def key_for(messages: rubric.Messages) -> str:
         model = weights if folder else f"{source}@{weights}"
@@ -42,7 +44,8 @@ def judge(
         while ahead:  # twice at most: the question, and the repair of an unusable response
             click.echo(f"judge {name}: {len(ahead)} questions for {source} on {device}")
             # Similar lengths together: less padding.
-            chats = sorted((rubric.outcome(case, journal.known) for case in ahead), key=_length)
+            chats = [rubric.outcome(case, journal.known) for case in ahead]
+            chats.sort(key=lambda messages: sum(len(message["content"]) for message in messages))
             with tqdm(total=len(chats), desc=f"judge {name}", unit="", disable=None) as bar:
                 for batch in batches(chats, settings.batch_size):
                     for messages, (text, cut) in zip(batch, _respond(*loaded, batch, settings)):
@@ -78,17 +81,6 @@ def check(name: str, settings: Judge) -> None:
             "the hub repository's commit, 40 hexadecimal digits, for reproducible verdicts",
             f"copy the commit from the history of https://huggingface.co/{source}",
         )
-
-
-def _length(messages: rubric.Messages) -> int:
-    return sum(len(message["content"]) for message in messages)
-
-
-def _device() -> tuple[str, str]:
-    """Device and dtype."""
-    import torch
-
-    return ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
 
 
 def _load(name: str, settings: Judge, device: str, dtype: str):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from rarl.cache import keep, kept
+from rarl.cache import hash_path, keep, kept
 from rarl.errors import UserError
 from rarl.judges import judge_of
 from rarl.judges.human import ratings_files
@@ -122,13 +122,9 @@ def cache_key(params: Params, name: str, questions: Path, predicted: Path) -> st
         "settings": settings.model_dump(),
         "place": predicted.as_posix() if settings.kind == "human" else None,
         "encoder": params.encoder.model_dump() if settings.kind == "semantic" else None,
-        "files": {key: _file_hash(path) for key, path in files.items()},
+        "files": {key: hash_path(path) if path.is_file() else None for key, path in files.items()},
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def paired(samples: list[Sample], predictions: list[Prediction], questions: Path, predicted: Path) -> list[Sample]:

@@ -4,7 +4,7 @@
 |---|---|
 | `worklist` | which answers a rater sees, in which order |
 | `session` | one rater's work: what is rated, what is next, saving |
-| `page` | the Gradio page (`page.css`, `page.js`) |
+| `page` | the Gradio page (`page.html`, `page.css`, `page.js`) |
 | `access` | who may open the page: hosts, token, and the paths that are served |
 | `blinding` | random tokens instead of models' names |
 | `export` | adds the ratings to the pipeline as judges |

@@ -37,14 +37,7 @@ def new_token() -> str:
 
 
 def middleware(host: str, port: int, token: str, names: tuple[str, ...] = ()) -> list:
-    """The value for `app_kwargs["middleware"]` of `gradio.Blocks.launch`.
-
-    Args:
-        host: the address that the page listens on.
-        port: the port that it listens on.
-        token: the secret in the page's address.
-        names: further host names by which it is reached, such as a proxy's.
-    """
+    """The value for `app_kwargs["middleware"]` of `gradio.Blocks.launch`; `names` are as for `hosts_of`."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -56,7 +49,7 @@ def middleware(host: str, port: int, token: str, names: tuple[str, ...] = ()) ->
 
 
 def hosts_of(host: str, names: tuple[str, ...] = ()) -> list[str]:
-    """The `Host` headers that the page answers to.
+    """The `Host` headers that the page answers to; `names` are further ones, such as a proxy's.
 
     A page that listens on every address (`0.0.0.0`, `::`) answers to each address and each name of this machine.
     """

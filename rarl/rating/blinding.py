@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from rarl.judges import human
 from rarl.params import Params
 from rarl.records import atomic_file
+from rarl.reporting.inputs import Run
 
 
 def tokens(places: Iterable[str]) -> dict[str, str]:
@@ -41,12 +42,7 @@ def renew(params: Params) -> list[str]:
     Returns:
         The names of the files that were rewritten.
     """
-    places = [
-        f"{model}/{mode}/{test_set}"
-        for mode in params.modes
-        for test_set in params.sets_of(mode)
-        for model in params.models
-    ]
+    places = ["/".join((model, *place)) for place in Run(params).places for model in params.models]
     old = {human.old_token(place): place for place in places}
     changed = []
     for path in human.ratings_files():

@@ -1,5 +1,6 @@
 """Adds the ratings to `params.yaml` as judges, and counts those that still apply."""
 
+from itertools import product
 from pathlib import Path
 
 from rarl.judges.human import Ratings, digest, read_ratings
@@ -7,6 +8,7 @@ from rarl.params import Params
 from rarl.profiles import put, round_trip, write_params
 from rarl.rating.worklist import answers
 from rarl.records import predictions_file
+from rarl.reporting.inputs import Run
 
 #: The majority of all raters; each rater by themselves is `human_<rater>`.
 MAJORITY = "human"
@@ -16,9 +18,7 @@ def present_answers(params: Params) -> set[tuple[str, str]]:
     """Keys of all answers in `data/predictions`, of every model, mode and set in params.yaml."""
     return {
         item.key
-        for mode in params.modes
-        for test_set in params.sets_of(mode)
-        for model in params.models
+        for (mode, test_set), model in product(Run(params).places, params.models)
         if predictions_file(model, mode, test_set).is_file()
         for item in answers(params, [model], mode, test_set)
     }

@@ -6,7 +6,6 @@ from any other host.
 """
 
 import base64
-import html
 import io
 import itertools
 import os
@@ -17,24 +16,18 @@ from pathlib import Path
 from rarl.errors import UserError
 from rarl.images import open_rgb
 from rarl.judges.human import LABELS, RATER
-from rarl.model_card import NOT_CLINICAL
 from rarl.rating import access
 from rarl.rating.session import Session
 from rarl.rating.worklist import Item
 from rarl.records import image_file
+from rarl.reporting.page import NOT_CLINICAL, template
 
 HERE = Path(__file__).parent
+PARTS = template("page.html", HERE).module
 #: Longest side of an image in the browser, in pixels.
 SIDE = 1600
-HOW_TO = """
-<details class="how"><summary>How to rate, and the keys</summary>
-<p><b>Final answer</b>: right if it says what the reference answer says, in whatever words.
-<b>Reasoning</b>: sound if it says what the annotated reasoning says: the same findings, leading to the same
-conclusion. Each is judged by itself. What you press is saved at once; press the other to correct it.</p>
-<p><kbd>1</kbd> right <kbd>0</kbd> wrong &ensp; <kbd>Q</kbd> sound <kbd>W</kbd> not sound &ensp; <kbd>C</kbd> comment
-(<kbd>Esc</kbd> leaves it) &ensp; <kbd>Enter</kbd> next <kbd>Backspace</kbd> previous <kbd>U</kbd> next unrated &ensp;
-<kbd>Z</kbd> or a click enlarges the image.</p></details>
-"""
+#: `$` and `{` would be read by Gradio's own templates.
+MARKS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;"})
 #: Handlers run one at a time and in the order of the clicks: "1, Enter" must not become "Enter, 1".
 ONE_AT_A_TIME = {
     "concurrency_id": "rating",
@@ -91,7 +84,7 @@ class RatingPage:
         self.who = gr.State(None)
         self.place = gr.Number(visible="hidden", elem_id="place", precision=0)
         with gr.Column(visible=self.rater is None, elem_id="door") as self.entrance:
-            self.greeting = gr.HTML(greeting_html(self.title))
+            self.greeting = gr.HTML(html_of("greeting", self.title, ""))
             self.name = gr.Textbox(label="Your name", placeholder="a to z, 0 to 9 and _", elem_id="name")
             self.begin = gr.Button("Start, or go on", variant="primary", elem_id="begin")
 
@@ -117,7 +110,7 @@ class RatingPage:
                         slug: gr.Button(text, elem_id=f"go-{slug}", min_width=60)
                         for slug, text in {"previous": "Previous", "unrated": "Next unrated", "next": "Next"}.items()
                     }
-            gr.HTML(HOW_TO + f"<p class='small'>{escaped(self.title)}</p>")
+            gr.HTML(html_of("how_to", self.title))
 
     def _add_score(self, score: str, text: str) -> None:
         self.gr.HTML(text, elem_classes="what")
@@ -145,13 +138,13 @@ class RatingPage:
         """Open a rater's first unrated answer, or say why that is not possible."""
         name = name.strip().lower()
         if not RATER.fullmatch(name):
-            return {self.greeting: greeting_html(self.title, "Please take 1 to 40 of a to z, 0 to 9 and _.")}
+            return {self.greeting: html_of("greeting", self.title, "Please take 1 to 40 of a to z, 0 to 9 and _.")}
         try:
             session = Session(name, self.queue(name))
         except UserError as error:
-            return {self.greeting: greeting_html(self.title, error.message)}
+            return {self.greeting: html_of("greeting", self.title, error.message)}
         if not session.items:
-            return {self.greeting: greeting_html(self.title, "There is nothing to rate here.")}
+            return {self.greeting: html_of("greeting", self.title, "There is nothing to rate here.")}
         # Two windows of one rater share a session: what one saves, the other shows.
         session = self.sessions.setdefault(name, session)
         return {
@@ -202,7 +195,7 @@ class RatingPage:
     def _ratings(self, session: Session, position: int, note: str = "") -> dict:
         """The progress and the buttons of one answer."""
         rating, fault = session.rating(position), session.items[position].fault
-        state = {self.top: top_html(session, position, note)}
+        state = {self.top: html_of("top", session, position, note)}
         for (score, value), button in self.scores.items():
             pressed = getattr(rating, score) == value
             state[button] = self.gr.update(
@@ -219,7 +212,7 @@ class RatingPage:
             self.place: position,
             self.comment: session.rating(position).comment,
             self.image: image_html(image_file(self.root, item.sample.image)),
-            self.case: f"<div data-shown='{next(self.shown)}'>{case_html(item)}</div>",
+            self.case: html_of("case", item, next(self.shown)),
             self.reasoning_row: self.gr.update(visible=item.asks_reasoning),
         }
 
@@ -230,17 +223,9 @@ def label(score: str, value: int, pressed: bool = False) -> str:
 
 
 def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None, names: tuple[str, ...] = ()) -> str:
-    """Start serving the page.
+    """Start serving the blocks, and return the address to open, token included.
 
-    Args:
-        page: the blocks.
-        host: the address to listen on.
-        port: the port to listen on.
-        auth: users and their passwords; None to ask for none.
-        names: further host names by which the page is reached (`access.hosts_of`).
-
-    Returns:
-        The address to open, token included.
+    `auth` are users and their passwords (None to ask for none), `names` further host names (`access.hosts_of`).
 
     Raises:
         UserError: the port is taken or the address is not this machine's.
@@ -282,38 +267,9 @@ def serve(page, host: str, port: int, auth: list[tuple[str, str]] | None, names:
 # What the page shows ---------------------------------------------------------------------------------
 
 
-def escaped(text: str) -> str:
-    """Escape a text for the browser and for Gradio's own templates.
-
-    >>> escaped("<b>${x}")
-    '&lt;b&gt;&#36;&#123;x&#125;'
-    """
-    marks = {"$": "&#36;", "{": "&#123;", "}": "&#125;"}
-    return html.escape(text).translate(str.maketrans(marks))
-
-
-def greeting_html(title: str, problem: str = "") -> str:
-    """The page on which a rater enters, and why that failed."""
-    trouble = f"<p class='trouble' role='alert'>{escaped(problem)}</p>" if problem else ""
-    return (
-        "<h1>Human evaluation</h1><p>You will see images with a question, the reference answer, and the "
-        "answer of a model whose name is hidden. Say for each whether it is right. Come back under the same "
-        f"name to go on where you stopped.</p><p class='small'>{escaped(title)} {NOT_CLINICAL}</p>{trouble}"
-    )
-
-
-def top_html(session: Session, position: int, note: str = "") -> str:
-    """The progress, and a note below it."""
-    total, done = len(session.items), session.done
-    if done == total:
-        note = f"All {total} answers are rated. Thank you! You can still go back and correct."
-    return (
-        f"<div class='bar'><h1>Answer {position + 1} of {total}</h1>"
-        f"<span>{done} rated</span><span class='rater'>{session.rater}</span>"
-        f"<span class='notice'>{NOT_CLINICAL}</span></div>"
-        f"<progress max='{total}' value='{done}' aria-label='rated'></progress>"
-        f"<p class='note' role='status'>{escaped(note)}</p>"
-    )
+def html_of(part: str, *values: object) -> str:
+    """Render a macro of `page.html`; texts are escaped for the browser and for Gradio's own templates."""
+    return str(getattr(PARTS, part)(*values)).strip().translate(MARKS)
 
 
 def image_html(path: Path) -> str:
@@ -321,39 +277,8 @@ def image_html(path: Path) -> str:
     try:
         shown = open_rgb(path)
     except OSError as error:
-        reason = error.strerror or "not a readable image"
-        return f"<p class='trouble'>The image cannot be shown: {escaped(reason)}.</p>"
+        return html_of("image", "", error.strerror or "not a readable image")
     shown.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     shown.save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"<img alt='The image of the question' src='data:image/png;base64,{data}'>"
-
-
-def case_html(item: Item) -> str:
-    """Question, reference and answer."""
-    sample, prediction = item.sample, item.prediction
-    # CV-Bench's questions name their options themselves.
-    named = all(choice in sample.question for choice in sample.choices)
-    choices = "".join(
-        f"<li>({chr(ord('A') + number)}) {escaped(choice)}</li>"
-        for number, choice in enumerate([] if named else sample.choices)
-    )
-    answer = _text(prediction.answer)
-    if item.fault:
-        answer += f"<p class='fault'>Counts as wrong: {escaped(item.fault)}.</p>"
-    # A completion that was not split into reasoning and answer is shown whole.
-    strange = prediction.think is None and prediction.completion.strip() != prediction.answer
-    return (
-        f"<section><h2>Question</h2>{_text(sample.question)}{f'<ul>{choices}</ul>' if choices else ''}</section>"
-        f"<section class='reference'><h2>Reference answer</h2>{_text(' / '.join(sample.answers))}"
-        f"{f'<h3>Annotated reasoning</h3>{_text(sample.reasoning)}' if sample.reasoning else ''}</section>"
-        "<section class='model'><h2>Model's answer</h2>"
-        f"<h3>Reasoning</h3>{_text(prediction.think or '')}<h3>Final answer</h3>{answer}"
-        f"{f'<h3>The whole text</h3>{_text(prediction.completion)}' if strange else ''}</section>"
-    )
-
-
-def _text(text: str) -> str:
-    text = text.strip()
-    return f"<p class='text'>{escaped(text)}</p>" if text else "<p class='none'>(none)</p>"
+    return html_of("image", base64.b64encode(buffer.getvalue()).decode("ascii"), "")

@@ -70,6 +70,16 @@ def as_text(item: object) -> str:
     return ", ".join(map(str, item)) if isinstance(item, list) else str(item)
 
 
+def plain(text: object) -> str:
+    r"""Return text for one cell or line of Markdown: nothing in it is markup, a link or a new line; "" for None.
+
+    >>> print(plain("a | b\n[x](y)"))
+    a \| b \[x\](y)
+    """
+    text = "" if text is None else str(text)
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#!" else c for c in " ".join(text.split()))
+
+
 def markdown_table(head: list, rows: Iterable[Iterable]) -> list[str]:
     """Return the lines of a GitHub table.
 

@@ -71,24 +71,24 @@ def render_cases(run: Run) -> str:
 
 
 def template(name: str, folder: Path = Path(__file__).parent):
-    """Return a Jinja template of this folder or of another one, which escapes everything that is put into it."""
+    """Return a Jinja template of this folder or of another one; an HTML one escapes everything that is put into it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader([folder, Path(__file__).parent]),
-        autoescape=True,
+        autoescape=lambda name: name.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"pct": formats.percent, "p": formats.p_value}
-    environment.filters |= {
-        name: getattr(formats, name) for name in ("form", "signed", "as_text", "mark", "kappa", "points")
-    }
+    named = ("form", "signed", "as_text", "mark", "kappa", "points", "plain")
+    environment.filters |= {name: getattr(formats, name) for name in named}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.globals |= {
         "case": case_link,
         "colours": {name: model.colour for name, model in MODELS.items()},
+        "baselines": tables.BASELINES,
         "not_clinical": NOT_CLINICAL,
         "sets": tables.SETS,
     }
@@ -116,7 +116,6 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "data": Path(params.data.root).name,
         "ours": "This run (phantom)" if phantom else "This run",
         "labels": {model: tables.MODELS[model] for model in params.models},
-        "baseline_labels": tables.BASELINES,
         "judges": {judge: JUDGE_KINDS[params.judge[judge].kind].how for judge in run.judges},
         "unscored": unscored(run),
         "paper": tables.paper(),
@@ -130,7 +129,8 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         **{name: records(frames[name]) for name in ("own_test", "detectable", "grounding")},
         "breakdown": breakdown(frames["breakdown"]),
         "yes_no": grouped(frames["yes_no"].query("mode == @run.main_mode"), "set"),
-        "examples": {place: [with_image(run, one) for one in found] for place, found in examples(run).items()},
+        "examples": examples(run),
+        "image": lambda sample: thumbnail(image_file(params.data.root, sample.image)),
         "example_model": tables.MODELS[shown_model(run)],
         "thresholds": thresholds(run),
         "versions": versions(),
@@ -145,18 +145,13 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "gaps": pivot(records(frames["reward_gap"]), ["set", "judge", "score"]),
         "figures": {"summary": summary_figures(run, frames["own_test"]), "training": training_figures(run)},
         "rewards": REWARD_COLUMNS,
-        "explanations": run.curation.get("explanations", {}),
         "audit": audit_lines(run),
         "benchmarks": {
             name: {"rows": len(run.samples[name]), "details": flatten(run.benchmark_counts.get(name, {}))}
             for name in params.benchmarks
         },
-        "own_n": len(run.samples[params.own_test]),
-        "own_images": len({sample.image_sha256 for sample in run.samples[params.own_test]}),
-        "train_annotated": sum(sample.reasoning is not None for sample in run.train),
         "gallery": gallery(run),
         "differences": differences(run),
-        "recipes": {method: getattr(params, method) for method in ("grpo", "rarl") if method in params.models},
     }
 
 
@@ -238,11 +233,6 @@ def unscored(run: Run) -> dict[str, list[tuple[str, int]]]:
     return {judge: counts.most_common(5) for judge, counts in reasons.items() if counts}
 
 
-def with_image(run: Run, entry: dict) -> dict:
-    """Return the entry with a thumbnail of its `sample`."""
-    return entry | {"image": thumbnail(image_file(run.params.data.root, entry["sample"].image))}
-
-
 def thresholds(run: Run) -> dict | None:
     """Return the calibration of the semantic judge with its curves; None if there is none, or no such judge."""
     judge = next((j for j in run.judges if run.params.judge[j].kind == "semantic"), None)
@@ -261,12 +251,8 @@ def thresholds(run: Run) -> dict | None:
 def costs(params: Params) -> list[dict]:
     """Return the rows of the table of times and memory, in the order of the pipeline.
 
-    They come from the parameters, not from the files in `metrics/cost/`: the page is the same on every machine, and
-    files of stages that were run with other parameters are not shown.
-
-    Returns:
-        For each row the `stage`, the `item` that it is for ("" for a stage without items) and the `names` of its cost
-        files (`rarl/cost.py`). A row over several runs shows the sum of their times and the largest memory.
+    They come from the parameters, not from the files in `metrics/cost/`, so that the page is the same on every
+    machine. A row has the `names` of its cost files (`rarl/cost.py`): the sum of their times and the largest memory.
     """
     of_models = {name: [f"{name}_{model}" for model in params.models] for name in ("score", *params.judges)}
     rows = [(stage, "", [stage]) for stage in ("tidy", "check", "phantom", "curate")]
@@ -321,7 +307,7 @@ def cards(run: Run, frames: dict[str, pd.DataFrame]) -> list[dict]:
 
 def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
     """Return one of the paper's tables as blocks of rows, with a line for each test set and score."""
-    table, judges = tables.paper()[name], tables.paper()["judges"]
+    judges = tables.paper()["judges"]
     cells = {(r["row"], r["set"], r["source"], r["judge"]): r for r in records(frame)}
     blocks = []
     for row in tables.rows_of(name):
@@ -338,12 +324,7 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
             lines += [line | {"score": score} for score in scores]
         ran = any(key[0] == row["label"] and key[2] == "ours" for key in cells)
         blocks.append({"label": row["label"], "model": row["model"], "ran": ran, "lines": lines})
-    return {
-        "source": table["source"],
-        "title": table["title"],
-        "blocks": blocks,
-        "paper_judges": list(judges.values()),
-    }
+    return tables.paper()[name] | {"blocks": blocks}
 
 
 def summary_figures(run: Run, own: pd.DataFrame) -> list[tuple[str, str]]:
@@ -436,17 +417,14 @@ def spread(items: Sequence[int], count: int) -> list[int]:
 
 
 def gallery(run: Run) -> list[dict]:
-    """Return sample predictions: image, question, reference, and each model's (name, prediction, score)."""
+    """Return samples of the own test with each model's answer: (name, prediction, score)."""
     own, mode, models = run.params.own_test, run.main_mode, run.params.models
     scores = {model: run.ratings(model, mode, own) for model in models}
     return [
-        with_image(
-            run,
-            {
-                "sample": run.samples[own][i],
-                "answers": [(model, run.predictions[model, mode, own][i], scores[model][i]) for model in models],
-            },
-        )
+        {
+            "sample": run.samples[own][i],
+            "answers": [(model, run.predictions[model, mode, own][i], scores[model][i]) for model in models],
+        }
         for i in choose(run)
     ]
 

@@ -19,41 +19,19 @@ outside the lexicon are ignored.
 import re
 import unicodedata
 from functools import lru_cache
+from pathlib import Path
 
-from rarl.rewards.lexicon import DENIABLE, DENIALS, IDIOMS, PLACES, RIVALS, TERMS
+from ruamel.yaml import YAML
 
 Fact = tuple[str, bool]
-
-
-def _words_of(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
+#: The lexicon; `lexicon.yaml` says what each part is.
+LEXICON = YAML(typ="safe", pure=True).load(Path(__file__).with_name("lexicon.yaml"))
+TERMS: dict[str, dict[str, str]] = LEXICON["terms"]
+RIVALS, DENIABLE, PLACES = (LEXICON[groups] for groups in ("rivals", "deniable", "places"))
 #: Longest scope of a negation, in words.
 REACH = 6
-DENIES_AHEAD = _words_of("no not without never none nothing neither nor lack lacking absence deny exclude")
-TWO_WORDS = (
-    "free of, clear of, negative for, deviate from, differ from, different from, rather than, instead of, rule out"
-)
-DENIES_AHEAD_2 = frozenset(tuple(pair.split()) for pair in TWO_WORDS.split(", "))
-DENIES_BEHIND = _words_of("absent excluded ruled unlikely resolved")
-#: After "not" these deny what comes before: "pneumonia is not seen".
-SEEN = _words_of("seen observed shown present visible evident identified detected found noted apparent there")
-#: "no doubt" and "not only" deny nothing; "not without" and "cannot be excluded" are double negations.
-NO_DENIAL = _words_of("doubt only change necessarily")
-DENIED_DENIALS = _words_of("without absent exclude excluded rule ruled unlikely free deny lack")
-ENDS = _words_of("but however although though except while whereas so because therefore thus")
-#: These end a scope in which a term was denied.
-NEW_CLAUSE = _words_of(
-    "with is are was were has have had show showing mean suggest indicate appear look seem contain lie"
-)
-ARTICLES = _words_of("a an the this that there it its")
-#: Function words, left out when an annotation has no term of the lexicon.
-STOP = _words_of(
-    "the this that these those and but for from with into are was were been has have had does can could may might "
-    "will would should not there here its which what where when how than then also very some any image picture scan "
-    "show shows shown seen"
-)
+WORDS = {name: frozenset(words.split()) for name, words in LEXICON["words"].items()}
+PAIRS = {tuple(pair.split()) for pair in LEXICON["pairs_that_deny_ahead"]}
 _SENTENCE = re.compile(r"[^.!?;:\n]+[.!?;:\n]*")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|,")
 
@@ -129,7 +107,7 @@ def facts(text: str) -> frozenset[Fact]:
 
 def content_words(text: str) -> set[str]:
     """Return the words of at least three letters that are not function words, in the singular."""
-    return {word for word in _words(_plain(text)) if len(word) > 2} - STOP
+    return {word for word in _words(_plain(text)) if len(word) > 2} - WORDS["stop"]
 
 
 def singular(word: str) -> str:
@@ -194,14 +172,14 @@ def _denied(words: list[str], terms: set[int]) -> set[int]:
         before, after = words[max(0, at - 2) : at], words[at + 1 : at + 3]
         ahead, behind = range(at + 1, len(words)), range(at - 1, -1, -1)
         if word == "not":
-            if DENIED_DENIALS & {*after} or NO_DENIAL & {*after[:1]}:
+            if WORDS["denied_denials"] & {*after} or WORDS["no_denial"] & {*after[:1]}:
                 continue
-            is_behind = bool(SEEN & {*after}) and any(term < at for term in terms)
-        elif word in DENIED_DENIALS and "not" in before:
+            is_behind = bool(WORDS["seen"] & {*after}) and any(term < at for term in terms)
+        elif word in WORDS["denied_denials"] and "not" in before:
             continue
-        elif word in DENIES_BEHIND:
+        elif word in WORDS["deny_behind"]:
             is_behind = any(term < at for term in terms)
-        elif (word, *after[:1]) in DENIES_AHEAD_2 or (word in DENIES_AHEAD and not NO_DENIAL & {*after[:1]}):
+        elif (word, *after[:1]) in PAIRS or (word in WORDS["deny_ahead"] and not WORDS["no_denial"] & {*after[:1]}):
             is_behind = False
         else:
             continue
@@ -214,8 +192,8 @@ def _reached(words: list[str], terms: set[int], positions: range) -> set[int]:
     reached, left = set(), REACH
     for at in positions:
         word = words[at]
-        clause = word in NEW_CLAUSE or (word in ARTICLES and words[at - 1] == "and")
-        if word in ENDS or (reached and clause):
+        clause = word in WORDS["new_clause"] or (word in WORDS["articles"] and words[at - 1] == "and")
+        if word in WORDS["ends"] or (reached and clause):
             break
         if at in terms:
             reached.add(at)
@@ -229,11 +207,11 @@ def _reached(words: list[str], terms: set[int], positions: range) -> set[int]:
 
 def _wordings() -> dict[tuple[str, ...], tuple[str, bool] | None]:
     """Map each wording, split by `_words`, to the fact that it states."""
-    stated: dict[str, tuple[str, bool] | None] = dict.fromkeys(IDIOMS)
+    stated: dict[str, tuple[str, bool] | None] = dict.fromkeys(LEXICON["idioms"])
     for terms in TERMS.values():
         for term, others in terms.items():
             stated |= dict.fromkeys([term, *others.split(",")], (term, True))
-    for term, others in DENIALS.items():
+    for term, others in LEXICON["denials"].items():
         stated |= dict.fromkeys(others.split(","), (term, False))
     return {tuple(_words(wording)): fact for wording, fact in stated.items() if wording}
 

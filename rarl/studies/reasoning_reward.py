@@ -9,7 +9,7 @@ import numpy as np
 
 from rarl.params import Guards, Reward, Rewards
 from rarl.phantom.words import ORGAN_OF
-from rarl.reporting.formats import markdown_table
+from rarl.reporting.page import template
 from rarl.rewards import guards, reward_functions, terms
 from rarl.rewards.reasoning import score_reasoning
 from rarl.studies.ranking import RESAMPLES, interval, rate, score_cases
@@ -177,61 +177,21 @@ def exploit(guard: str, case: Case) -> str:
 
 def as_markdown(report: dict, command: str, encoder: str) -> str:
     """Return the report for people (`reasoning_reward.md`); `command` makes it again."""
-    found, gains = report["measures"], report["gain_over_bertscore"]
-
-    def rows(keys: Sequence[str], label=lambda key: key.rpartition("/")[2]) -> list[list[str]]:
-        return [[label(key), *(_number(found[name][key]) for name in MEASURES)] for key in keys]
-
-    head = ["", *(f"`{name}`" for name in MEASURES)]
-    first = rows(["first"], lambda _: "all right texts") + rows([f"first/{style}" for style in RIGHT])
-    first.append(["gain over BERTScore", "", *(_number(gains[name]["first"]) for name in MEASURES[1:])])
-    same = rows([f"same/{kind}/{style}" for kind, style in SAME_STYLE], lambda key: ", ".join(key.split("/")[1:]))
-    variants = []
-    for name, text in {"terms": "terms", "mix": f"mix, terms {report['terms_share']:g}", **VARIANTS}.items():
-        lowest = min(found[name][f"auc/{kind}"][0] for kind in WRONG)
-        variants.append([text, _number(found[name]["first"]), f"{lowest:.2f}"])
-    return (
-        Path(__file__)
-        .with_suffix(".md")
-        .read_text(encoding="utf-8")
-        .format(
-            command=command,
-            encoder=encoder,
-            verdict=_verdict(report),
-            favoured=report["favoured"],
-            cases=report["cases"],
-            resamples=RESAMPLES,
-            repeated=REPEATED,
-            known=", ".join(f"{style} {share:.0%}" for style, share in report["known_words"].items()),
-            texts=_table(["kind", "what it is", "texts"], [[k, w, report["texts"][k]] for k, w in KINDS.items()]),
-            first=_table(head, first),
-            auc=_table(head, rows([f"auc/{kind}" for kind in (*WRONG, REPEATED)])),
-            within=_table(head, rows([f"within/{kind}" for kind in (*WRONG, REPEATED)])),
-            same=_table(head, same),
-            means=_table(head, [[k, *(f"{found[name][f'mean/{k}']:.2f}" for name in MEASURES)] for k in KINDS]),
-            variants=_table(["", "right text first", "lowest AUC"], variants),
-            guards=_table(
-                ["guard", "reward", "exploit earns", "with the guard", "sound ones stopped"],
-                [[f"`{row['guard']}`", *list(row.values())[1:]] for row in report["guards"]],
-            ),
-        )
+    wrong = (*WRONG, REPEATED)
+    measures = report["measures"]
+    text = template("reasoning_reward.md", Path(__file__).parent).render(
+        report=report,
+        command=command,
+        encoder=encoder,
+        resamples=RESAMPLES,
+        repeated=REPEATED,
+        measures=MEASURES,
+        kinds=KINDS,
+        first=[f"first/{style}" for style in RIGHT],
+        auc=[f"auc/{kind}" for kind in wrong],
+        within=[f"within/{kind}" for kind in wrong],
+        same=[f"same/{kind}/{style}" for kind, style in SAME_STYLE],
+        variants={"terms": "terms", "mix": f"mix, terms {report['terms_share']:g}", **VARIANTS},
+        lowest={name: min(found[f"auc/{kind}"][0] for kind in WRONG) for name, found in measures.items()},
     )
-
-
-def _verdict(report: dict) -> str:
-    favoured = report["favoured"]
-    if favoured == "bertscore":
-        return "The study favours `bertscore`."
-    if report["clearly_better"]:
-        return f"The study favours `{favoured}`, clearly better than `bertscore` by the rule that was set before."
-    worse = ", ".join(report["worse_on"])
-    why = f"it tells apart less well: {worse}" if worse else "the interval of the gain includes 0"
-    return f"The study favours `{favoured}`, but not clearly over `bertscore`: {why}."
-
-
-def _number(value: list[float]) -> str:
-    return f"{value[0]:.2f} ({value[1]:.2f} to {value[2]:.2f})"
-
-
-def _table(head: list[str], rows: list[list]) -> str:
-    return "\n".join(markdown_table(head, rows))
+    return text + "\n"

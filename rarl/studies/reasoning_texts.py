@@ -3,7 +3,7 @@
 An annotation is the reasoning that `rarl/phantom/questions.py` writes. Each case also has texts of the kinds in
 `KINDS`. The wrong ones are written by the annotation's own grammar about other findings, so that they are as close to
 it in wording as a wrong text can be; two in three of the right ones use other words than the annotation. Those words
-were written after the lexicon of `rarl/rewards/lexicon.py` and not added to it: most plain ones are not in it.
+were written after the lexicon of `rarl/rewards/lexicon.yaml` and not added to it: most plain ones are not in it.
 """
 
 import re
@@ -23,25 +23,11 @@ from rarl.records import Kind
 #: The sentences of the texts.
 WORDS = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 RIGHT = ("reordered", "plain", "report")
-WRONG = {
-    "vague": "says little: there is something in the image",
-    "denied": "the annotation's findings denied one by one; of a normal picture, findings claimed",
-    "other_place": "the other side, or upper for lower",
-    "other_finding": "another disease in the same place",
-    "another_picture": "the right reasoning of another picture of the same modality",
-    "copied_question": "the question",
-    "copied_prompt": "the training prompt with the question",
-    "listed": "every disease, side and place that the modality has",
-}
 #: Right in content, but not what a policy should write.
 REPEATED = "repeated"
-KINDS = {
-    "reordered": "the annotation's sentences in another order",
-    "plain": "the same findings in everyday words",
-    "report": "the same findings in a radiologist's words",
-    **WRONG,
-    REPEATED: "the annotation three times over",
-}
+#: Kind of text -> what it is.
+KINDS = WORDS["kinds"]
+WRONG = {kind: meaning for kind, meaning in KINDS.items() if kind not in (*RIGHT, REPEATED)}
 #: Wrong findings told in the same style as a right text: (kind, style) → the kind's name in a case.
 SAME_STYLE = {
     (kind, style): kind if style == "reordered" else f"{kind}_{style}"
@@ -98,8 +84,8 @@ def _scene(modality: str, findings: list[Finding] | None = None) -> Scene:
 def _texts(rng, scene: Scene, asked: Asked, annotation: str, told: list[tuple]) -> dict[str, str]:
     texts = {
         "reordered": " ".join(reversed(re.findall(r"\S[^.]+\.", annotation))),
-        "plain": _plain(rng, scene, asked),
-        "report": _report(rng, scene, asked),
+        "plain": _told(rng, scene, asked, "plain"),
+        "report": _told(rng, scene, asked, "report"),
         "vague": WORDS["vague"][rng.integers(len(WORDS["vague"]))],
         "denied": _denied(scene, asked, annotation),
         "copied_question": asked.text,
@@ -120,8 +106,7 @@ def _texts(rng, scene: Scene, asked: Asked, annotation: str, told: list[tuple]) 
         texts["other_finding"] = _reasoning(rng, wrong["other_finding"], asked)
     for kind, wrong_scene in wrong.items():
         ended = replace(asked, conclusion=_conclusion(wrong_scene, asked))
-        texts[SAME_STYLE[kind, "plain"]] = _plain(rng, wrong_scene, ended)
-        texts[SAME_STYLE[kind, "report"]] = _report(rng, wrong_scene, ended)
+        texts |= {SAME_STYLE[kind, style]: _told(rng, wrong_scene, ended, style) for style in ("plain", "report")}
     others = [
         text
         for one, _, text in told
@@ -198,35 +183,29 @@ def _listed(modality: str) -> str:
     )
 
 
-def _plain(rng, scene: Scene, asked: Asked) -> str:
-    style, ending = WORDS["plain"], _ending(asked, 1)
+def _told(rng, scene: Scene, asked: Asked, style: str) -> str:
+    """Return the findings in everyday words (style `plain`) or in a radiologist's (`report`)."""
+    words, ending = WORDS[style], _ending(asked, style)
     if not scene.findings:
-        return f"{style['view'][scene.modality]} {style['normal'][scene.modality]} {ending}"
+        return f"{words['view'][scene.modality]} {words['normal'][scene.modality]} {ending}"
+    places = [words["place"][one.level] for one in scene.findings]
+    places = [place if isinstance(place, str) else place[rng.integers(2)] for place in places]
     seen = " and ".join(
-        style["seen"][one.name].format(side=one.side, level=style["place"][one.level]) for one in scene.findings
+        words["seen"][one.name].format(side=one.side, level=place) for one, place in zip(scene.findings, places)
     )
-    # The name is what the question asks for: half of the texts give it, half describe it.
-    names = style["name"] if rng.random() < 0.5 else {name: name.lower() for name in style["name"]}
+    names = words["name"]
+    if style == "plain" and rng.random() >= 0.5:
+        # The name is what the question asks for: half of the texts describe it, half give it.
+        names = {name: name.lower() for name in names}
     meant = " and ".join(names[name] for name in named(scene.findings))
-    return f"{style['view'][scene.modality]} What strikes me is {seen}. I take it for {meant}. {ending}"
+    told = words["told"].format(seen=seen, Seen=seen.capitalize(), meant=meant)
+    return f"{words['view'][scene.modality]} {told} {ending}"
 
 
-def _report(rng, scene: Scene, asked: Asked) -> str:
-    style, ending = WORDS["report"], _ending(asked, 2)
-    if not scene.findings:
-        return f"{style['view'][scene.modality]} {style['normal'][scene.modality]} {ending}"
-    seen = " and ".join(
-        style["seen"][one.name].format(side=one.side, level=style["place"][one.level][rng.integers(2)])
-        for one in scene.findings
-    )
-    meant = " and ".join(style["name"][name] for name in named(scene.findings))
-    return f"{style['view'][scene.modality]} {seen.capitalize()}. Consistent with {meant}. {ending}"
-
-
-def _ending(asked: Asked, style: int) -> str:
+def _ending(asked: Asked, style: str) -> str:
     said = asked.conclusion.split(" ", 1)[1].rstrip(".")
     for pattern in WORDS["endings"]:
         if found := re.fullmatch(pattern[0], said):
-            text = found.expand(pattern[style])
+            text = found.expand(pattern[1 if style == "plain" else 2])
             return text[0].upper() + text[1:]
     raise ValueError(f"no other wording of '{said}'")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import pandas as pd
+from ruamel.yaml import YAML
 
 from rarl.profiles import leaves
 from rarl.records import atomic_file, predictions_file, verdicts_file
@@ -34,18 +35,7 @@ SEEDS = "metrics/studies/seeds.csv"
 #: Values of the column `test`; the last is for rows that are also rows of `slake`, which would be tested twice.
 TESTED, UNCHANGED, PART = "tested", "unchanged", "part of slake"
 #: The other values -> what they mean, and what to do.
-UNTESTED = {
-    "not run": "the scores there are older than its parameters or code, because only some stages were run: "
-    "run the whole pipeline with `dvc exp run` and no stage's name",
-    "baseline not run": "the first run's scores are older than its parameters or code: `dvc repro`, "
-    "`git add dvc.lock metrics`, `git commit`, then run the experiments again",
-    "other numbers": "stages produced other results from the same parameters, code and inputs, so the first run is "
-    "another machine's or of other packages, and the difference is not due to the parameters. Make the baseline here: "
-    "`git stash`, `dvc repro`, `git add dvc.lock metrics`, `git commit`, then run the experiments again",
-    "not at hand": "the questions or the verdicts of one of the two runs are neither in DVC's cache nor in a remote: "
-    "`dvc pull` if another machine has them, or `git stash` and `dvc repro` for those of this commit",
-    "other judge": "the two runs have different main judges (report.main_judge)",
-}
+UNTESTED = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 
 
 def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:

@@ -10,7 +10,7 @@ words, answers and terms are tried both alone and in a sentence.
 | kind | label | text |
 |---|---|---|
 | `sentence` | right | the reference in a sentence |
-| `other words` | right | the reference with a clinical term in another wording of `rewards/lexicon.py` |
+| `other words` | right | the reference with a clinical term in another wording of `rewards/lexicon.yaml` |
 | `another answer` | wrong | a different answer to the same question |
 | `another term` | wrong | the reference with a clinical term replaced by another of its group |
 | `too many or few` | wrong | the reference and a different answer to the same question; a list without its last item |
@@ -36,7 +36,7 @@ import numpy as np
 from rarl.answers import list_items, matches, normalise
 from rarl.judges.semantic import CONTRADICTED
 from rarl.records import Sample
-from rarl.rewards.lexicon import RIVALS, TERMS
+from rarl.rewards.terms import RIVALS, TERMS
 
 SENTENCES = ("The picture shows {}.", "There is {} in this image.")
 DENIALS = ("There is no {}.", "No {} is seen in this image.")

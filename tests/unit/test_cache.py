@@ -86,6 +86,7 @@ def test_every_stage_that_keeps_work_has_code_in_its_key():
     for stage in ("encode", "encode_benchmarks", "sft", "grpo", "rarl", "infer"):
         assert "rarl/models/loading.py" in cache.code_key(stage, "cpu")
     assert "rarl/training/rl.py" in cache.code_key("rarl", "cpu")
+    assert "rarl/rewards/lexicon.yaml" in cache.code_key("rarl", "cpu")
     assert not {"rarl/training/rl.py", "rarl/rewards/format.py"} & cache.code_key("sft", "cpu").keys()
     assert set(cache.CUDA_ONLY) == cache.code_key("sft", "cuda").keys() - cache.code_key("sft", "cpu").keys()
 

@@ -181,7 +181,7 @@ def test_silvar_med_joins_the_authors_explanations_by_image_and_question(abnorma
     # A row whose image is not there is matched all the same.
     assert releases["dev"].notes["explanations_matched"] == 1 and not releases["dev"].samples
     assert releases["test"].notes["explanations_matched"] == 0
-    (left,) = silvar_med.unmatched(abnormal, releases.values())
+    (left,) = silvar_med.unmatched(silvar_med.explanations(abnormal), releases.values())
     assert (left.file, left.row, left.image) == ("Abnormal_Ours/train/rows.json", 7, "xmlab100.jpg")
 
 

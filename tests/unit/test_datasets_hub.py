@@ -250,5 +250,5 @@ def test_silvar_med_explanations_in_parquet(tmp_path):
     releases = silvar_med.training(tmp_path, None, Images(tmp_path))
     notes = releases["train"].notes
     assert notes["explanations_read"] == 3 and notes["explanations_matched"] == 1
-    left = silvar_med.unmatched(tmp_path, releases.values())
+    left = silvar_med.unmatched(silvar_med.explanations(tmp_path), releases.values())
     assert [(each.image, each.text) for each in left] == [("xmlab1.jpg", "Old."), ("xmlab5.jpg", "Odd.")]

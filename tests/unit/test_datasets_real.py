@@ -54,7 +54,7 @@ def accounted(found, declared):
     choices = {sample.source_id: sample.choices for sample in found.samples}
     for row in found.seen:
         for answer in row.answers:
-            assert matches(answer, row.answers, row.kind, choices.get(row.row, [])), row
+            assert matches(answer, row.answers, row.kind, choices.get(row.source_id, [])), row
 
 
 def test_the_papers_training_set_is_rebuilt_from_slake(images):

@@ -784,7 +784,7 @@ def test_where_nothing_is_pinned_the_first_download_pins_it(hub, tmp_path):
     (tmp_path / "data/raw/silvar_med/train.json").unlink()
     assert run("silvar_med").exit_code == 0
     assert commit_of("silvar_med") == A
-    assert silvar_med.explanations(tmp_path / "data/raw") == [], "notes of the download are no explanations"
+    assert not list(silvar_med.explanations(tmp_path / "data/raw")), "notes of the download are no explanations"
 
 
 def test_a_run_that_was_stopped_keeps_to_its_commit(hub, tmp_path):

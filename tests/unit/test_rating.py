@@ -1,6 +1,7 @@
 """Human evaluation: the queue, the session, the judge, the page and the export. Data and pictures are made up."""
 
 import hashlib
+import html
 import json
 import re
 import socket
@@ -20,7 +21,7 @@ from rarl.judges import human
 from rarl.judges.human import Rating, fingerprint, majority, read_ratings
 from rarl.params import load_params
 from rarl.rating import access, blinding, console, export, worklist
-from rarl.rating.page import case_html, escaped, image_html, top_html
+from rarl.rating.page import html_of, image_html
 from rarl.rating.session import Session
 from rarl.records import Prediction, Sample, predictions_file, read_records, write_records
 
@@ -520,30 +521,30 @@ EVIL = '</p></section><script>alert(1)</script> ${1+1} {{value}} "prediction_sco
 
 def test_a_models_text_is_text():
     item = an_item(f"<think>{EVIL}</think> <answer>{EVIL}</answer>", question=EVIL, reasoning=EVIL)
-    shown = case_html(item) + top_html(Session("anna", [item]), 0, EVIL)
+    shown = html_of("case", item, 1) + html_of("top", Session("anna", [item]), 0, EVIL)
     assert "<script" not in shown and "<img" not in shown and "$" not in shown and "{" not in shown
     assert shown.count("</section>") == 3
-    assert escaped(EVIL) in shown
+    assert html.unescape(shown).count(EVIL) == 5
 
 
 def test_the_page_says_all_that_there_is():
     item = an_item(choices=["Nodule", "Mass"])
-    shown = case_html(item)
+    shown = html_of("case", item, 1)
     for text in ("What is seen?", "Nodule", "(B) Mass", "A round spot.", "A spot."):
         assert text in shown
-    assert "Research only, not for clinical use" in top_html(Session("anna", [item]), 0)
-    named = case_html(an_item(choices=["Nodule", "Mass"], question="Which? (A) Nodule (B) Mass"))
+    assert "Research only, not for clinical use" in html_of("top", Session("anna", [item]), 0, "")
+    named = html_of("case", an_item(choices=["Nodule", "Mass"], question="Which? (A) Nodule (B) Mass"), 1)
     assert named.count("Mass") == 1
-    assert "Annotated reasoning" not in case_html(an_item(reasoning=None))
-    assert "holds no answer" in case_html(an_item(""))
-    assert "I wonder" in case_html(an_item("<think>I wonder")), "what is not read is shown as it is"
+    assert "Annotated reasoning" not in html_of("case", an_item(reasoning=None), 1)
+    assert "holds no answer" in html_of("case", an_item(""), 1)
+    assert "I wonder" in html_of("case", an_item("<think>I wonder"), 1), "what is not read is shown as it is"
 
 
 def test_nothing_tells_models_apart(project):
     """Two models with the same answers give the same page, and no model is named in it."""
     params = load_params()
     shown = [
-        [case_html(item) for item in worklist.answers(params, [model], "direct", "silvar_med")][1:]
+        [html_of("case", item, 1) for item in worklist.answers(params, [model], "direct", "silvar_med")][1:]
         for model in ("sft", "rarl")
     ]
     assert len(shown[0]) == 5 and shown[0] == shown[1]

@@ -20,7 +20,7 @@ from rarl.cost import slug_of
 from rarl.judges import lexical
 from rarl.params import load_params
 from rarl.records import Prediction, Sample, Verdict, read_records, write_records
-from rarl.reporting import cases, examples, markdown, page, tables
+from rarl.reporting import cases, examples, formats, page, tables
 from rarl.reporting.inputs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -206,7 +206,7 @@ def test_hostile_text_breaks_no_markdown_table(hostile):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1, block[:200]
     assert "<script" not in text.replace("\\<", "")
-    assert markdown.plain(HOSTILE[4]).count("\n") == 0
+    assert formats.plain(HOSTILE[4]).count("\n") == 0
 
 
 def test_disagreements_keep_hostile_text_in_its_cells(hostile):

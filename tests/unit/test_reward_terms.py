@@ -2,8 +2,7 @@
 
 import pytest
 
-from rarl.rewards.lexicon import DENIABLE, DENIALS, PLACES, RIVALS, TERMS
-from rarl.rewards.terms import GROUP, WORDINGS, facts, term_score
+from rarl.rewards.terms import DENIABLE, GROUP, LEXICON, PLACES, RIVALS, TERMS, WORDINGS, facts, term_score
 
 
 def said(text: str) -> str:
@@ -163,7 +162,7 @@ def test_every_wording_of_the_lexicon_is_read_as_its_term():
         for term, others in terms.items():
             for wording in [term, *filter(None, others.split(","))]:
                 assert (term, True) in facts(f"Here: {wording} there"), wording
-    for term, others in DENIALS.items():
+    for term, others in LEXICON["denials"].items():
         for wording in others.split(","):
             assert facts(wording) >= {(term, False)}, wording
 

@@ -19,9 +19,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_uppercase
 
 from rarl.data import hub
-from rarl.data.release import Declared, MissingRelease, Refused, Row, fold, load_lines, load_rows, require_split
+from rarl.data.release import MissingRelease, Refused, Row, fold, load_lines, load_rows, published, require_split
 
 FOLDERS = ("cv_bench", "cv-bench", "CV-Bench", "CVBench")
 FILES = ("test_2d.jsonl", "test_3d.jsonl")
@@ -30,17 +31,7 @@ DOWNLOADED = "download.json"
 LETTERS = "ABCDEF"
 #: The form of rows in another benchmark: 122 of them, in SpatialScore's hard part.
 EXPORT = "export"
-DECLARED = Declared(
-    counts={"original": {"test": {"rows": 2638}}, hub.FORM: {"test": {"rows": 2638}}, EXPORT: {"test": {"rows": 122}}},
-    known=(
-        "It has no training split.",
-        "Count 788 and Relation 650 (2D), Depth 600 and Distance 600 (3D): the official score weights 2D by "
-        "source, so a mean over rows is a different number.",
-    ),
-    licence="Apache-2.0",
-    page="https://huggingface.co/datasets/nyu-visionx/CV-Bench",
-    citation="Tong et al., arXiv 2406.16860",
-)
+DECLARED = published("cv_bench")
 _LETTER = re.compile(r"\(?([A-F])\)?")
 _OPTION = re.compile(r"^\(([A-F])\)[ \t]*(.*)$", re.MULTILINE)
 
@@ -110,7 +101,7 @@ def with_options(question: str, choices: list) -> str:
     >>> with_options("How many?", ["3", "2"])
     'How many? Select from the following choices.\n(A) 3\n(B) 2'
     """
-    options = "\n".join(f"({letter}) {fold(choice)}" for letter, choice in zip(LETTERS, choices))
+    options = "\n".join(f"({letter}) {fold(choice)}" for letter, choice in zip(ascii_uppercase, choices))
     return f"{question.strip()} Select from the following choices.\n{options}"
 
 

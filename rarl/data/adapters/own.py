@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarl.answers import matches
+from rarl.data.adapters.cv_bench import with_options
 from rarl.data.release import (
     Declared,
     Images,
@@ -310,8 +311,7 @@ def _with_options(question: str, choices: list[str]) -> str:
 
     if not question or all(words(choice) in words(question) for choice in choices):
         return question
-    options = map("({}) {}".format, string.ascii_uppercase, choices)
-    return "\n".join([f"{question} Select from the following choices.", *options])
+    return with_options(question, choices)
 
 
 def modality_of(text: str) -> Modality:

@@ -15,47 +15,18 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from rarl.answers import normalise
 from rarl.data import hub
-from rarl.data.release import Declared, MissingRelease, Refused, Row, fold, load_rows, relative, require_split
+from rarl.data.release import MissingRelease, Refused, Row, fold, load_rows, published, require_split
 
 FOLDERS = ("path_vqa", "path-vqa", "PathVQA", "pathvqa", "pvqa")
 FILES = {"train": "pvqa_train.json", "validate": "pvqa_val.json", "test": "pvqa_test.json"}
 IMAGE_FOLDERS = {"train": "train", "validate": "val", "test": "test"}
-DECLARED = Declared(
-    counts={
-        "original": {
-            "train": {"rows": 19755},
-            "validate": {"rows": 6279},
-            "test": {
-                "rows": 6761,
-                "images": 858,
-                "duplicate_rows": 559,
-                "conflicting_groups": 236,
-                "rows_in_conflicting_groups": 952,
-                "groups_with_yes_and_no": 3,
-            },
-        },
-        "hub": {
-            "train": {"rows": 19654},
-            "validate": {"rows": 6259},
-            "test": {"rows": 6719, "rows_in_conflicting_groups": 951},
-        },
-    },
-    known=(
-        "236 groups of one test image and question have conflicting answers, 3 of them both yes and no: any "
-        "answer of its group is accepted for a row.",
-        "42 test rows are exact duplicates, which the hub's form lacks; with case and blanks before the question "
-        "mark folded, 650 are duplicates (608 in the hub's form).",
-        "443 of the hub's 6,719 test rows have a CMYK image: they are converted to RGB.",
-    ),
-    licence="not stated clearly: see https://github.com/UCSD-AI4H/PathVQA",
-    page="https://github.com/UCSD-AI4H/PathVQA",
-    citation="He et al., arXiv 2003.10286",
-)
+DECLARED = published("path_vqa")
 _BEFORE_MARK = re.compile(r"\s+\?")
 
 
@@ -118,11 +89,7 @@ def _rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
 
 
 def _questions(folder: Path, file: str, split: str, notes: Counter) -> Path:
-    """Return the file with the questions.
-
-    Raises:
-        MissingRelease: It does not exist, or only as a pickle.
-    """
+    """Return the file with the questions; refuse one that exists only as a pickle, or not at all."""
     path = next((path for path in sorted(folder.rglob(file)) if path.is_file()), None)
     pickles = [found for pattern in ("*.pkl", "*.pickle") for found in folder.rglob(pattern)]
     notes["pickle_files_not_opened"] += len(pickles)
@@ -150,15 +117,10 @@ def _folded(question: object) -> object:
 
 def _image(folder: Path, beside: Path, split: str, name: str) -> str:
     """Return the image's path below the release's folder, or its usual path if it does not exist."""
-    usual = folder / "images" / split / f"{name}.jpg"
-    places = (
-        usual,
-        folder / "images" / f"{name}.jpg",
-        folder / split / f"{name}.jpg",
-        folder / "pvqa" / "images" / split / f"{name}.jpg",  # as its archive unpacks
-        beside / f"{name}.jpg",
-    )
-    try:
-        return relative(folder, next((place for place in places if place.is_file()), usual))
-    except (OSError, ValueError):  # not a possible file name
-        return f"images/{split}/{name}.jpg"
+    usual = f"images/{split}"
+    with suppress(OSError, ValueError):  # not a possible file name
+        # The fourth is as its archive unpacks.
+        for place in (usual, "images", split, f"pvqa/{usual}", beside.relative_to(folder)):
+            if (folder / place / f"{name}.jpg").is_file():
+                return Path(place, f"{name}.jpg").as_posix()
+    return f"{usual}/{name}.jpg"

@@ -6,8 +6,6 @@ in which nothing moves. A row in the real format, with made-up values:
     {"image_bytes": [<PNG>], "question": "Is the gizzard left of the antenna?",
      "answers": ["left", "right"], "question_type": "obj_rel", "correct_answer": "left"}
 
-The declared counts are those of the card of `array/SAT-v2`; that of `array/SAT` says 175K for train.
-
 Quirks: rows about a movement have two images, and are refused: a sample has one. Options keep their order and follow
 the question as in CV-Bench, which this source trains for.
 """
@@ -17,36 +15,19 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rarl.data import hub
 from rarl.data.adapters.cv_bench import LETTERS, multiple_choice, with_options
-from rarl.data.release import Declared, MissingRelease, Refused, Release, Row, fold, read, require_split
-
-if TYPE_CHECKING:
-    from rarl.data.release import Images
-    from rarl.params import Params
+from rarl.data.release import Images, MissingRelease, Refused, Release, Row, fold, published, read, require_split
+from rarl.params import Params
 
 FOLDERS = ("sat", "SAT", "array___sat")
 FILES = {"train": "SAT_train", "static": "SAT_static", "validate": "SAT_val", "test": "SAT_test"}
-DECLARED = Declared(
-    counts={
-        hub.FORM: {
-            "train": {"rows": 172384},
-            "static": {"rows": 127405},
-            "validate": {"rows": 4001},
-            "test": {"rows": 150},
-        }
-    },
-    known=("Rows with two images (movements) are refused: a sample has one image.",),
-    licence="MIT",
-    page="https://huggingface.co/datasets/array/SAT",
-    citation="Ray et al., arXiv 2412.07755",
-)
+DECLARED = published("sat")
 COLUMNS = ("image_bytes", "question", "answers", "correct_answer")
 
 
-def training(root: Path, params: "Params", images: "Images") -> dict[str, Release]:
+def training(root: Path, params: Params, images: Images) -> dict[str, Release]:
     """Return the train, development and test rows: SAT's own train, validation and test splits.
 
     Of the 172,384 rows of `train`, only `train.samples` are read, chosen by `seed`.

@@ -23,40 +23,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rarl.answers import normalise
 from rarl.data import hub
 from rarl.data.adapters import slake
-from rarl.data.release import Declared, Release, find_release, fold, load_lines, load_rows, read
+from rarl.data.release import Images, Release, find_release, fold, load_lines, load_rows, published, read
 from rarl.errors import UserError
-
-if TYPE_CHECKING:
-    from rarl.data.release import Images
-    from rarl.params import Params
+from rarl.params import Params
 
 NAME = "silvar_med"
 FOLDERS = ("silvar_med", "silvar-med", "Silvar-Med")
 #: Our splits and SLAKE's: `validate.json` is not used by the paper and picks checkpoints here.
 SPLITS = {"train": "train", "dev": "validate", "test": "test"}
-DECLARED = Declared(
-    counts={
-        form: {
-            "train": {"rows": 716, "images": 304, "yes_no": 467, "mri": 162, "ct": 122, "xray": 432},
-            "validate": {"rows": 132, "images": 61, "yes_no": 88, "mri": 29, "ct": 17, "xray": 86},
-            "test": {"rows": 150, "images": 67, "yes_no": 98, "mri": 32, "ct": 21, "xray": 97},
-        }
-        for form in ("original", hub.FORM)
-    },
-    known=(
-        "It is a part of SLAKE: its English Abnormality rows, whose train, development and test images are disjoint.",
-        "With 150 test rows a 95 % interval is about ±7.6 points.",
-        "The paper's own-set scores are multiples of 1/148, not of 1/150.",
-    ),
-    licence="CC BY 4.0 (SLAKE); explanations: see their page",
-    page="https://huggingface.co/datasets/Hanhpt23/Silvar-Med",
-    citation="Pham et al., CVPR Workshops 2025",
-)
+DECLARED = published("silvar_med")
+#: JSON files that `save_to_disk` and `rarl download` write; those of the hub's client are in `.cache/`.
+_OF_TOOLS = ("dataset_dict.json", "dataset_info.json", "state.json", "download.json")
 _COPY = re.compile(r"(.+?)(?:_\d+)?$")
 
 
@@ -78,7 +59,7 @@ class Explanation:
         return _key(self.image, self.question)
 
 
-def training(root: Path, params: "Params", images: "Images") -> dict[str, Release]:
+def training(root: Path, params: Params, images: Images) -> dict[str, Release]:
     """Return the train, development and test rows, each with its explanation if it has one.
 
     Each release's notes count `explanations_matched` (its rows that have one) and `rows_with_differing_explanations`
@@ -93,7 +74,7 @@ def training(root: Path, params: "Params", images: "Images") -> dict[str, Releas
         ours: read(slake, root, theirs, dataset=NAME, images=images, content_type="Abnormality")
         for ours, theirs in SPLITS.items()
     }
-    found = explanations(root)
+    found = list(explanations(root))
     texts: dict[tuple[str, str], list[str]] = defaultdict(list)
     for explanation in found:
         if explanation.text and explanation.text not in texts[explanation.key]:
@@ -110,33 +91,27 @@ def training(root: Path, params: "Params", images: "Images") -> dict[str, Releas
     notes = releases["train"].notes
     notes["explanations_read"] += len(found)
     notes["explanations_empty"] += sum(not explanation.text for explanation in found)
-    notes["explanations_without_a_row"] += len(_unmatched(found, releases.values()))
+    notes["explanations_without_a_row"] += len(unmatched(found, releases.values()))
     return releases
 
 
-def unmatched(root: Path, releases: Iterable[Release]) -> list[Explanation]:
-    """List the explanations without a row in any of the releases (`training(...).values()`), in file order."""
-    return _unmatched(explanations(root), releases)
-
-
-def _unmatched(found: list[Explanation], releases: Iterable[Release]) -> list[Explanation]:
+def unmatched(found: Iterable[Explanation], releases: Iterable[Release]) -> list[Explanation]:
+    """List the explanations without a row in any of the releases (`training(...).values()`)."""
     keys = {_key(row.image, row.question) for release in releases for row in release.seen}
     return [explanation for explanation in found if explanation.key not in keys]
 
 
-def explanations(root: Path) -> list[Explanation]:
-    """List every explanation below the release's folder, including empty ones; none if there is no such folder.
+def explanations(root: Path) -> Iterator[Explanation]:
+    """Yield every explanation below the release's folder, including empty ones; none if there is no such folder.
 
     Raises:
         UserError: A file is not in one of the documented forms.
     """
     folder = find_release(root, FOLDERS)
-    return list(_explanations(folder)) if folder else []
-
-
-def _explanations(folder: Path) -> Iterator[Explanation]:
+    if folder is None:
+        return
     for path in sorted(folder.rglob("*.json")):
-        if not _of_tools(path.relative_to(folder)):
+        if path.name not in _OF_TOOLS and ".cache" not in path.relative_to(folder).parts:
             for number, row in enumerate(load_rows(path), 1):
                 yield _explanation(folder, path, number, row, ("img_name", "question", "answer"))
     for path in sorted(folder.rglob("*.jsonl")):
@@ -150,12 +125,6 @@ def _explanations(folder: Path) -> Iterator[Explanation]:
                 named = row["img_name"] or (image.get("path") if isinstance(image, dict) else image)
                 row["img_name"] = named if isinstance(named, str) else ""
                 yield _explanation(folder, path, number, row, ("img_name", "question", "answer"))
-
-
-def _of_tools(path: Path) -> bool:
-    """Return whether `save_to_disk`, `rarl download` or the hub's client wrote a JSON file."""
-    tools = ("dataset_dict.json", "dataset_info.json", "state.json", "download.json")
-    return path.name in tools or ".cache" in path.parts
 
 
 def _explanation(folder: Path, path: Path, number: int, row: dict, keys: tuple[str, str, str]) -> Explanation:

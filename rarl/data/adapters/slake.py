@@ -23,32 +23,14 @@ from pathlib import Path
 
 from rarl.answers import kind_of
 from rarl.data import hub
-from rarl.data.release import Declared, Refused, Row, find_file, fold, inside, load_rows, relative, require_split
+from rarl.data.release import Refused, Row, find_file, fold, inside, load_rows, published, require_split
 from rarl.errors import UserError
 
 FOLDERS = ("slake", "SLAKE", "Slake1.0", "BoKelvin___slake")
 #: `validation.json` is the hub's name of it.
 FILES = {"train": ("train.json",), "validate": ("validate.json", "validation.json"), "test": ("test.json",)}
 MODALITIES = {"MRI": "mri", "CT": "ct", "X-Ray": "xray"}
-DECLARED = Declared(
-    counts={
-        form: {
-            "train": {"rows": 4919, "images": 450, "duplicate_rows": 7},
-            "validate": {"rows": 1053, "images": 96},
-            "test": {"rows": 1061, "images": 96},
-        }
-        for form in ("original", hub.FORM)
-    },
-    known=(
-        "SLAKE is not unseen for a model trained on Silvar-Med: the 150 own test rows are among SLAKE's 1,061 "
-        "English test rows, and training uses SLAKE training images.",
-        "The Chinese rows use some of the English test images in training: they are left out.",
-        "7 rows of image xmlab19 are duplicates.",
-    ),
-    licence="CC BY 4.0",
-    page="https://huggingface.co/datasets/BoKelvin/SLAKE",
-    citation="Liu et al., ISBI 2021, arXiv 2102.09542",
-)
+DECLARED = published("slake")
 #: ", heart, liver or lung?": names of up to three words, with commas between and "or" before the last.
 _NAME = r"(?!(?:which|what|where|who|is|are|does|do|in|on)\b)[\w-]+(?: [\w-]+){0,2}?"
 _OPTIONS = re.compile(rf",\s*({_NAME}(?:\s*,\s*{_NAME})*?)\s*,?\s+or\s+({_NAME})\s*\?\s*$", re.IGNORECASE)
@@ -88,17 +70,13 @@ def _all_rows(folder: Path, split: str) -> Iterator[dict]:
             yield {**cells, "image": hub.image_of(cells["image"]), "form": hub.FORM}
         return
     path = find_file(folder, names, f"SLAKE's {split} questions")
-    images = f"{relative(folder, path.parent)}/{_images(path.parent)}"
+    images = (path.parent / _images(path.parent)).relative_to(folder).as_posix()
     for row in load_rows(path):
         yield {**row, "image": inside(images, row.get("img_name")), "form": "original"}
 
 
 def _images(folder: Path) -> str:
-    """Return the folder of the images: `imgs/`, or nested once more by an unpacked archive.
-
-    Raises:
-        UserError: They are still in the archive.
-    """
+    """Return the images' folder, `imgs/` or one nested by an unpacked archive; refuse an archive that is packed."""
     for place in ("imgs", "imgs/imgs"):
         if any((folder / place).glob("xmlab*")):
             return place

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rarl.answers import normalise
 from rarl.data import hub
-from rarl.data.release import Declared, Refused, Row, find_file, fold, inside, read_text, relative, require_split
+from rarl.data.release import Refused, Row, find_file, fold, inside, published, read_text, require_split
 
 FOLDERS = ("vqa_med", "vqa-med", "vqa-med-2019", "vqa_med_2019", "VQA-Med-2019")
 FILES = {
@@ -28,23 +28,7 @@ FILES = {
     "test": "VQAMed2019_Test_Questions_w_Ref_Answers.txt",
 }
 IMAGES = {"train": "Train_images", "validate": "Val_images", "test": "VQAMed2019_Test_Images"}
-DECLARED = Declared(
-    counts={
-        "original": {
-            "train": {"rows": 12792, "images": 3200},
-            "validate": {"rows": 2000, "images": 500},
-            "test": {"rows": 500, "images": 500, "yes_no": 64},
-        }
-    },
-    known=(
-        "12 test answers list alternatives and 20 have an optional part in brackets: every form is accepted.",
-        "4 test images are also in VQA-RAD, byte for byte.",
-        "The four categories (modality, plane, organ, abnormality) have 125 test rows each.",
-    ),
-    licence="CC BY 4.0",
-    page="https://zenodo.org/records/10499039",
-    citation="Ben Abacha et al., CLEF 2019",
-)
+DECLARED = published("vqa_med")
 _BRACKETS = re.compile(r"\s*\([^()]*\)\s*")
 
 
@@ -52,12 +36,10 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
     """Yield the rows of one split (`train`, `validate` or `test`)."""
     file = require_split(split, FILES, "VQA-Med")
     if table := hub.table(folder, split, optional=("category",)):
-        for number, cells in enumerate(table, 1):
-            row = hub.row_of(cells, number, category=fold(cells["category"]))
-            yield _accepting(row, split, notes)
+        yield from (_accepting(row, split, notes) for row in hub.questions(table))
         return
     path = find_file(folder, (file,), f"VQA-Med's {split} file")
-    images = f"{relative(folder, path.parent)}/{IMAGES[split]}"
+    images = (path.parent / IMAGES[split]).relative_to(folder).as_posix()
     fields = 4 if split == "test" else 3
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():

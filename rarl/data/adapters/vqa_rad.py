@@ -21,27 +21,12 @@ from pathlib import Path
 
 from rarl.answers import kind_of
 from rarl.data import hub
-from rarl.data.release import Declared, Refused, Row, find_file, fold, inside, load_rows, relative, require_split
+from rarl.data.release import Refused, Row, find_file, fold, inside, load_rows, published, require_split
 
 FOLDERS = ("vqa_rad", "vqa-rad", "VQA_RAD", "VQA-RAD")
 FILE = "VQA_RAD Dataset Public.json"
 IMAGES = "VQA_RAD Image Folder"
-DECLARED = Declared(
-    counts={
-        "original": {
-            "train": {"rows": 1797, "images": 313, "duplicate_rows": 3},
-            "test": {"rows": 451, "images": 203, "images_also_in_train": 202, "rows_with_training_image": 446},
-        },
-        "hub": {"train": {"rows": 1793}, "test": {"rows": 451}},
-    },
-    known=(
-        "The published split leaks: 202 of 203 test images, with 446 of 451 test rows, are also in training.",
-        "3 training rows are duplicates, and 1 row is in both splits: the hub's form has 4 training rows fewer.",
-    ),
-    licence="CC0 1.0",
-    page="https://osf.io/89kps",
-    citation="Lau et al., Scientific Data 2018",
-)
+DECLARED = published("vqa_rad")
 
 
 def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
@@ -51,6 +36,7 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
         yield from hub.questions(table)
         return
     path = find_file(folder, (FILE,), "VQA-RAD's questions")
+    images = (path.parent / IMAGES).relative_to(folder).as_posix()
     for number, row in enumerate(load_rows(path), 1):
         if fold(row.get("phrase_type")).startswith("test_") is not (split == "test"):
             continue
@@ -61,7 +47,7 @@ def rows(folder: Path, split: str, notes: Counter) -> Iterator[Row | Refused]:
         notes["closed_not_yes_no"] += fold(row.get("answer_type")) == "CLOSED" and kind != "yes_no"
         yield Row(
             source_id=fold(row.get("qid")),
-            image=inside(f"{relative(folder, path.parent)}/{IMAGES}", row.get("image_name")),
+            image=inside(images, row.get("image_name")),
             question=question,
             answers=[answer],
             category=fold(row.get("question_type")),

@@ -14,9 +14,9 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
 
 from rarl.errors import UserError
 
@@ -36,12 +36,11 @@ _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, str
 _BROKEN += (RuntimeError, NotImplementedError, OverflowError)
 
 
-@dataclass
-class Unpacked:
+class Unpacked(NamedTuple):
     """The content of an archive: the paths below its folder, and the number of members left out by reason."""
 
-    files: list[str] = field(default_factory=list)
-    left_out: Counter = field(default_factory=Counter)
+    files: list[str]
+    left_out: Counter
 
 
 def stem(archive: Path) -> str | None:
@@ -82,14 +81,14 @@ def unpack(archive: Path, folder: Path, *, replace: bool = False, nested: bool =
         shutil.rmtree(partial)  # of a run that was interrupted
     try:
         partial.mkdir()
-        result = Unpacked(left_out=_extract(archive, partial))
+        left_out = _extract(archive, partial)
         top = partial / folder.name
         content = top if top.is_dir() and len(os.listdir(partial)) == 1 else partial
         for inner in sorted(path for path in content.rglob("*") if nested and stem(path)):
             inside = inner.with_name(stem(inner))
             if inner.is_file() and not inside.exists():
-                result.left_out += unpack(inner, inside, nested=False).left_out
-        result.files = sorted(path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file())
+                left_out += unpack(inner, inside, nested=False).left_out
+        files = sorted(path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file())
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(content, folder)
@@ -102,7 +101,7 @@ def unpack(archive: Path, folder: Path, *, replace: bool = False, nested: bool =
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return result
+    return Unpacked(files, left_out)
 
 
 def _extract(archive: Path, folder: Path) -> Counter:
@@ -134,11 +133,7 @@ def _extract(archive: Path, folder: Path) -> Counter:
 
 
 def _is_file(archive: Path, member: zipfile.ZipInfo | tarfile.TarInfo, name: str) -> bool:
-    """Return whether a member is a file or a folder.
-
-    Raises:
-        UserError: It is neither, or its name leads outside on any system.
-    """
+    """Return False for a folder; refuse what is no plain file either, and a name that leads outside on any system."""
     if isinstance(member, tarfile.TarInfo):
         link, folder, other = member.issym() or member.islnk(), member.isdir(), not member.isreg()
     else:

@@ -65,7 +65,7 @@ def plan(
             f"{source} at {info.sha[:12]}",
             f"no {' or '.join(source.files)} in it",
             "the files that the adapter reads",
-            published.without or "look at that page; the commit is pinned in rarl/data/download/sources.py",
+            published.without or "look at that page; the commit is pinned in rarl/data/download/sources.yaml",
         )
     if info.sha == source.commit:
         for name in files.keys() & source.sha256.keys():
