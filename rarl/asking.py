@@ -13,19 +13,7 @@ from rarl.records import Prediction
 def ask_once(
     name: str, image: Path, question: str, slug: str, choices: tuple[str, ...], params: Params
 ) -> tuple[str, Prediction]:
-    """Return (a sentence about the base, the prediction).
-
-    Args:
-        name: of the model, or its folder.
-        image: PNG, JPEG, TIFF or DICOM.
-        question: about the image.
-        slug: of the mode whose prompt is used.
-        choices: options of a multiple-choice question.
-        params: of the pipeline.
-
-    Raises:
-        UserError: one of the arguments cannot be used.
-    """
+    """Return (a sentence about the base, the prediction); a UserError if an argument of `rarl ask` cannot be used."""
     if slug not in params.mode:
         raise UserError(f"--mode {slug}", "no such mode", f"one of {', '.join(params.mode)}", "name one of these")
     if not question.strip():
@@ -64,11 +52,7 @@ def about_base(folder: Path, model) -> str:
 
 
 def read_image(image: Path) -> io.BytesIO:
-    """Read an image as the pipeline does: DICOM as PNG, and what `curate` refuses is refused.
-
-    Raises:
-        UserError: the file is missing, or the pipeline would not use it.
-    """
+    """Read an image as the pipeline does, DICOM as PNG; a UserError if it is missing or `curate` would refuse it."""
     from rarl.data.dicom import to_png
     from rarl.data.release import decode, is_dicom
 

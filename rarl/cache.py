@@ -47,16 +47,10 @@ def hash_code(source: str) -> str:
 
 
 def code_key(stage: str, device: str) -> dict[str, str]:
-    """Hashes of the Python and YAML files that a stage's output depends on: of the library, its `deps` in dvc.yaml.
-
-    Args:
-        stage: its name in dvc.yaml.
-        device: `model.device`; on the CPU `CUDA_ONLY` is left out.
-    """
+    """Hashes of the Python and YAML files of the library in a stage's `deps`; on the CPU without `CUDA_ONLY`."""
     pipeline = ROOT / "dvc.yaml"  # an installed package has none
     deps = YAML(typ="safe").load(pipeline)["stages"][stage]["deps"] if pipeline.is_file() else ["rarl/"]
-    code = [ROOT / dep for dep in deps if dep.startswith("rarl/")]
-    code += [ROOT / file for file in CUDA_ONLY if device != "cpu"]
+    code = [ROOT / dep for dep in (*deps, *CUDA_ONLY) if dep.startswith("rarl/")]
     files = [file for path in code for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     names = {file.relative_to(ROOT).as_posix(): file for file in files if file.suffix in (".py", ".yaml")}
     return {
@@ -84,10 +78,8 @@ def announce_format() -> None:
     if mark.is_file():
         return
     if old := [f"{folder}/" for folder in (CACHE / "training", CACHE / "predictions") if folder.is_dir()]:
-        why = "made by a version before 0.2.0, whose keys counted comments in the code too"
-        click.echo(
-            f"{' and '.join(old)}: {why}; not used. `make clean-cache` deletes it, and no response that was paid for"
-        )
+        why = "made by a version before 0.2.0, whose keys counted comments in the code too; not used"
+        click.echo(f"{' and '.join(old)}: {why}. `make clean-cache` deletes it, and no response that was paid for")
     with atomic_file(mark) as file:
         file.write("2\n")
 

@@ -16,9 +16,12 @@ import resource
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import machine, python_version
+
+from rarl.records import atomic_file, read_json, write_json
 
 COSTS = Path("metrics/cost")
 EXPERIMENTS = Path(".cache/cost")
@@ -29,10 +32,7 @@ _noted: dict[str, str | float] = {}
 
 
 def note(**facts: str | float) -> None:
-    """Add facts to the cost file of the stage that runs in this process.
-
-    `earlier_seconds` is the time that a resumed stage took before it was stopped; it is added to `seconds`.
-    """
+    """Add facts to the cost file of this process's stage; a resumed one adds `earlier_seconds` to its `seconds`."""
     _noted.update(facts)
 
 
@@ -46,24 +46,21 @@ def slug_of(name: list[str]) -> str:
 
 
 def write_cost(name: list[str], seconds: float) -> None:
-    """Write the cost of a stage that has just finished in this process.
+    """Write the cost of a stage that has just finished in this process, named by its items too (`slug_of`).
 
     A process that `rarl.launch` has started leaves its own record to the process that started it, which keeps the
     largest memory of all.
-
-    Args:
-        name: the stage and its items, see `slug_of`.
-        seconds: wall-clock time.
     """
     slug, now = slug_of(name), datetime.now(UTC)
     cost = {"seconds": seconds, "peak_memory_mb": peak_memory_mb(), "finished": now.isoformat(timespec="seconds")}
-    cost |= builds() | code() | hardware() | _noted
+    # The builds may differ between two machines that installed the same `constraints.txt`.
+    cost |= {"python": python_version(), "torch": version("torch")} | code() | hardware() | _noted
     _noted.clear()
     if rank := os.environ.get("RANK"):
         from rarl.launch import STARTED
 
         if os.environ.get(STARTED):
-            _write(COSTS / f"{slug}.{rank}.process", json.dumps(cost))
+            write_json(COSTS / f"{slug}.{rank}.process", cost)
             return
         if rank != "0":  # started by a launcher of the user's own
             return
@@ -76,12 +73,13 @@ def write_cost(name: list[str], seconds: float) -> None:
     cost["seconds"] = round(cost["seconds"] + cost.pop("earlier_seconds", 0), 1)
     # DVC sets these for the commands of an experiment; the root is that of the repository it was started from.
     root, baseline, experiment = (os.environ.get(f"DVC_{key}") for key in ("ROOT", "EXP_BASELINE_REV", "EXP_NAME"))
-    text = json.dumps(cost | ({"experiment": experiment} if experiment else {})) + "\n"
-    _write(COSTS / f"{slug}.json", text)
+    cost |= {"experiment": experiment} if experiment else {}
+    write_json(COSTS / f"{slug}.json", cost)
     known = {file.stem: read(file) for file in sorted(COSTS.glob("*.json"))}
-    _write(COSTS / "cost.js", f"window.RARL_COST = {json.dumps(known, indent=1)};\n")
+    with atomic_file(COSTS / "cost.js") as script:
+        script.write(f"window.RARL_COST = {json.dumps(known, indent=1)};\n")
     if root and baseline and experiment:
-        _write(Path(root) / EXPERIMENTS / baseline / experiment / f"{slug}.json", text)
+        write_json(Path(root) / EXPERIMENTS / baseline / experiment / f"{slug}.json", cost)
 
 
 def read_cost(stage: str, experiment: tuple[str, str] | None = None) -> dict:
@@ -91,12 +89,12 @@ def read_cost(stage: str, experiment: tuple[str, str] | None = None) -> dict:
 
     Args:
         stage: the file's name without its suffix, such as `sft` or `infer_base`.
-        experiment: full hash of the commit that it was started from, and its name; None for the last run in this
-            folder.
+        experiment: full hash of its baseline commit, and its name; None for the last run in this folder.
 
     Returns:
         `seconds` (wall clock, of training over all legs of a resumed run), `peak_memory_mb` (see `peak_memory_mb`),
-        `finished` (UTC), what `builds`, `code` and `hardware` return, and the name of the `experiment` if it was one.
+        `finished` (UTC), versions of `python` and `torch`, what `code` and `hardware` return, and the name of the
+        `experiment` if it was one.
     """
     folder = COSTS if experiment is None else EXPERIMENTS.joinpath(*experiment)
     return read(folder / f"{stage}.json")
@@ -105,7 +103,7 @@ def read_cost(stage: str, experiment: tuple[str, str] | None = None) -> dict:
 def read(file: Path) -> dict:
     """The content of a cost file; empty where it is missing or damaged, as no result depends on it."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except (FileNotFoundError, ValueError):
         return {}
 
@@ -116,30 +114,18 @@ def peak_memory_mb() -> int:
     return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
 
 
-def builds() -> dict[str, str]:
-    """What may differ between two machines that installed the same `constraints.txt`."""
-    return {"python": python_version(), "torch": version("torch")}
-
-
 def code() -> dict[str, str | bool]:
     """The `commit` that the stage ran at, and whether code or parameters were `changed` since; empty outside git."""
-
-    def git(*arguments: str) -> str:
-        found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-        return found.stdout.strip()
-
+    output = partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL)
     try:
-        changes = git("status", "--porcelain", "--", "rarl", "stages", "dvc.yaml", "params.yaml")
-        return {"commit": git("rev-parse", "--short=12", "HEAD"), "changed": bool(changes)}
+        changes = output(["git", "status", "--porcelain", "--", "rarl", "stages", "dvc.yaml", "params.yaml"])
+        return {"commit": output(["git", "rev-parse", "--short=12", "HEAD"]).strip(), "changed": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return {}
 
 
 def hardware() -> dict[str, str | int]:
-    """The name of the `processor`; of the `card`, if this process computed on one, with its `peak_gpu_memory_mb`.
-
-    The last is PyTorch's peak of allocated memory on that card, in MiB.
-    """
+    """The `processor`; if this process computed on a GPU, `card` and `peak_gpu_memory_mb` (PyTorch's, MiB)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
@@ -151,11 +137,3 @@ def hardware() -> dict[str, str | int]:
         found["card"] = torch.cuda.get_device_name()
         found["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
     return found
-
-
-def _write(file: Path, text: str) -> None:
-    """Replace a file as a whole; the processes of one stage may do so at the same time."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)

@@ -25,3 +25,10 @@ class UserError(click.ClickException):
 def warn(message: str) -> None:
     """Print a warning on the console."""
     click.secho(f"  WARNING: {message}", fg="yellow", bold=True)
+
+
+def no_cuda(torch: str) -> UserError:
+    """The error where `model.device` is cuda and PyTorch, of version `torch`, finds no such device."""
+    found, expected = f"no CUDA device that PyTorch {torch} can use", "a GPU, its driver and a CUDA build of torch"
+    fix = "set model.device to auto or cpu, or install the CUDA build (README, 'On a GPU')"
+    return UserError("model.device = cuda", found, expected, fix)

@@ -28,16 +28,9 @@ def predict(
 ) -> list[Prediction]:
     """One prediction per sample, in the samples' order.
 
-    Args:
-        loaded: the model.
-        samples: the questions.
-        root: folder that the samples' image paths start from.
-        mode: prompt and image.
-        decoding: how completions are decoded, and how many for each sample.
-        seed: of sampled completions and of shuffled images.
-        scratch: file of the finished batches; it is read if it exists, and appended to. Where several processes run,
-            each has a file of its own beside it, and takes every n-th batch.
-        advance: called after each batch with the number of its questions.
+    Finished batches are appended to the file `scratch` and not asked again. Where several processes run, each has a
+    file of its own beside it, and takes every n-th batch. After each batch, `advance` is called with the number of its
+    questions. `root` is the folder of the images; `seed` is that of sampled completions and of shuffled images.
     """
     processes = PartialState(cpu=loaded.device.type == "cpu")
     mine = scratch if processes.is_main_process else scratch.with_suffix(f".{processes.process_index}.jsonl")
@@ -96,10 +89,7 @@ def shuffled(samples: list[Sample], seed: int) -> list[str]:
 
 
 def vote(samples: list[Prediction], question: str, choices: list[str]) -> Prediction:
-    """The first of the predictions whose answer most of the others give too; the earliest of equals.
-
-    Answers are compared as `answers.matches` does, without the reference.
-    """
+    """The earliest of the predictions whose answer most of the others give too, compared by `answers.matches`."""
 
     def votes(one: Prediction) -> int:
         kind = kind_of(one.answer, question, choices)

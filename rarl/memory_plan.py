@@ -58,19 +58,12 @@ FRAGMENTATION = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory of a training run in GB.
+    """Memory of a training run in GB."""
 
-    Attributes:
-        rows: description of a pass's tokens.
-        resident: allocated all the time.
-        passes: allocated in one phase at a time.
-        reserve: for what cannot be counted.
-    """
-
-    rows: str
-    resident: dict[str, float]
-    passes: dict[str, float]
-    reserve: float
+    rows: str  # description of a pass's tokens
+    resident: dict[str, float]  # allocated all the time
+    passes: dict[str, float]  # allocated in one phase at a time
+    reserve: float  # for what cannot be counted
 
     @property
     def total(self) -> float:
@@ -106,21 +99,13 @@ def parameter_counts(config: Qwen2VLConfig, lora_r: int, target_modules: list[st
 
 @dataclass(frozen=True)
 class Layout:
-    """Tokens of a forward pass.
+    """Tokens of a forward pass."""
 
-    Attributes:
-        groups: number of prompts.
-        size: completions per prompt; 1 for rows of one prompt and one completion.
-        prompt: tokens of a prompt.
-        completion: tokens of a completion.
-        shared: whether the completions of a group share one copy of their prompt.
-    """
-
-    groups: int
-    size: int
-    prompt: int
-    completion: int
-    shared: bool
+    groups: int  # prompts
+    size: int  # completions per prompt; 1 for rows of one prompt and one completion
+    prompt: int  # tokens of a prompt
+    completion: int  # tokens of a completion
+    shared: bool  # whether the completions of a group share one copy of their prompt
 
     @property
     def tokens(self) -> int:
@@ -241,14 +226,7 @@ class Footprint:
         return self.decoding(prompts, self.sampled, self.rows.completion, self.compute) + self.autocast_copies()
 
     def decoding(self, prompts: int, rows: int, new: int, value: int) -> float:
-        """Decode: keys and values, logits, and copies of the weights on a CPU.
-
-        Args:
-            prompts: number of prompts in the cache.
-            rows: number of completions.
-            new: tokens of a completion.
-            value: bytes of a value in the cache.
-        """
+        """Decode `rows` completions of `new` tokens to `prompts` prompts. value: bytes of a value in the cache."""
         cache = _keys_values(self.config) * self.text.num_hidden_layers * value
         needed = (prompts * self.rows.prompt + rows * new) * cache
         needed += prompts * self.rows.prompt * self.running()
@@ -295,14 +273,7 @@ class Footprint:
 
 
 def estimate(config: Qwen2VLConfig, params: Params, method: str = "rarl", device: str = "cuda") -> Plan:
-    """Plan the memory of one training run.
-
-    Args:
-        config: of the base, whose weights are not loaded.
-        params: of the pipeline.
-        method: `sft`, `grpo` or `rarl`.
-        device: `cuda` or `cpu`.
-    """
+    """Plan the memory of one training run from the base's configuration; the weights are not loaded."""
     run = Footprint(config, params, method, device)
     passes = {name: needed / GB for name, needed in run.passes().items()}
     completions = f"{run.rows.size} x {run.rows.completion}" if run.rows.shared else run.rows.completion
@@ -324,13 +295,10 @@ def _weights_are_sharded(params: Params) -> bool:
 
 
 def relief(config: Qwen2VLConfig, params: Params, method: str, device: str, limit: float) -> list[tuple[str, float]]:
-    """Return the changes with which the run fits, applied in this order: (change, GB after it).
-
-    Changes that keep the mathematics come first. The run may still not fit after the last one.
-    """
+    """Return changes that help the run to fit, applied in this order: (change, GB after it). It may still not fit."""
     params = params.model_copy(deep=True)
     rl, decoding, model = params.rl, params.decoding, params.model
-    knobs = [
+    knobs = [  # those that keep the mathematics come first
         ("rl", "micro_prompts", 1) if method != "sft" else ("sft", "micro_batch_size", 1),
         ("train", "gradient_checkpointing", True),
         ("decoding", "batch_size", max(1, decoding.batch_size // 4)),
@@ -390,16 +358,7 @@ def recomputes(folder: str | Path, params: Params, method: str) -> bool:
 
 
 def log_plan(folder: str | Path, params: Params, method: str) -> str:
-    """Return the text to log: a run's plan and, if it does not fit, what to change.
-
-    Args:
-        folder: the model folder that the training starts from, with `base.json`.
-        params: of the pipeline.
-        method: `sft`, `grpo` or `rarl`.
-
-    Returns:
-        The text; empty if the base's configuration cannot be read.
-    """
+    """Return a run's plan and what to change if it does not fit; empty if the base's configuration cannot be read."""
     config, device, have = _context(folder, params)
     if config is None:
         return ""

@@ -14,29 +14,18 @@ MODELS = Path("data/models")
 
 
 def find(name: str) -> Path:
-    """Find a model folder: one in `data/models`, or the folder itself.
-
-    Raises:
-        UserError: there is no such folder, or no model in it.
-    """
+    """Find a model folder: one in `data/models`, or the folder itself; a UserError if neither has a model."""
     for folder in (MODELS / name, Path(name)):
         if (folder / "base.json").is_file() or (folder / "config.json").is_file():
             return folder
     known = sorted(path.parent.name for path in MODELS.glob("*/base.json"))
-    raise UserError(
-        f"--model {name}",
-        "a folder with neither base.json nor config.json" if folder.is_dir() else "no such model",
-        f"a model in {MODELS} (there: {', '.join(known) or 'none'}), a copy of one, or a merged model",
-        "make it with `dvc repro`, or fetch it with `dvc pull`",
-    )
+    found = "a folder with neither base.json nor config.json" if folder.is_dir() else "no such model"
+    expected = f"a model in {MODELS} (there: {', '.join(known) or 'none'}), a copy of one, or a merged model"
+    raise UserError(f"--model {name}", found, expected, "make it with `dvc repro`, or fetch it with `dvc pull`")
 
 
 def open_model(folder: Path, params: Params):
-    """Load a model folder of the pipeline, or whole weights in the hub's layout.
-
-    Raises:
-        UserError: it cannot be loaded, for example because a copy was interrupted.
-    """
+    """Load a model folder of the pipeline, or whole weights in the hub's layout; a UserError if files are damaged."""
     from safetensors import SafetensorError
 
     from rarl.models.loading import load
@@ -107,10 +96,7 @@ def merge(name: str, output: Path, params: Params) -> Path:
 
 
 def save_processor(processor, folder: Path) -> None:
-    """Save tokenizer, chat template and image settings under the names that other programs look for.
-
-    The stock processor classes replace ours, which only this project knows.
-    """
+    """Save tokenizer, chat template and image settings under the stock classes' names, which other programs know."""
     processor.tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
     tokenizer = read_json(folder / "tokenizer_config.json")

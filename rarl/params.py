@@ -7,20 +7,13 @@ paper` switches to the paper's settings.
 
 import re
 import reprlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from ruamel.yaml import YAML, YAMLError
 
 from rarl.errors import UserError
@@ -34,13 +27,22 @@ _ADDRESS = re.compile(
 )
 
 
-def _valid_place(text: str) -> str:
-    """Accept a path, file name or hub id that every file system can look up."""
-    if not text.strip() or not text.isprintable():
-        raise ValueError("printable characters, and not only spaces")
-    if len(text) > 1000 or any(len(part.encode()) > 255 for part in text.split("/")):
-        raise ValueError("at most 255 bytes between two slashes, and 1000 characters in total")
-    return text
+def _expect(accepts: Callable, expected: str) -> AfterValidator:
+    """Refuse values that `accepts` is false for."""
+
+    def check(value):
+        if not accepts(value):
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_address(url: str) -> bool:
+    found = _ADDRESS.fullmatch(url)
+    with suppress(ValueError):
+        return bool(found and int(found["port"] or 0) < 2**16 and IPv6Address(found["v6"] or "::"))
+    return False
 
 
 def _all_different(values: list) -> list:
@@ -50,7 +52,22 @@ def _all_different(values: list) -> list:
 
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
-Place = Annotated[str, AfterValidator(_valid_place)]
+Place = Annotated[
+    str,
+    _expect(lambda text: text.strip() and text.isprintable(), "printable characters, and not only spaces"),
+    _expect(
+        lambda text: len(text) <= 1000 and all(len(part.encode()) <= 255 for part in text.split("/")),
+        "at most 255 bytes between two slashes, and 1000 characters in total",
+    ),
+]
+"""A path, file name or hub id that every file system can look up."""
+_NO_ADDRESS = "not an address such as https://host/v1 or http://[::1]:8000/v1, without user, password or query"
+Address = Annotated[str, _expect(_is_address, _NO_ADDRESS)]
+_NO_NAME = (
+    "the NAME of an environment variable (capitals, digits, _), not the key itself: "
+    "a key in params.yaml would end up in dvc.lock and in git"
+)
+KeyName = Annotated[str, _expect(re.compile(r"[A-Z][A-Z0-9_]*").fullmatch, _NO_NAME)]
 Once = AfterValidator(_all_different)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """NumPy takes 32 bits, and a trainer adds the rank of the process."""
@@ -63,12 +80,24 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=10_000)]
+_DIVIDES = "0 (greedy), or at least 0.01: logits are divided by it"
+Temperature = Annotated[float, Field(ge=0, le=100), _expect(lambda value: not 0 < value < 0.01, _DIVIDES)]
 
 
 class Block(BaseModel):
     """A block of `params.yaml`. Unknown keys are errors, and so is a quoted "8" or a `true` instead of a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self):
+        for fault in self._faults():
+            raise ValueError(fault)
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        """What is wrong with values that are valid one by one."""
+        yield from ()
 
 
 class Data(Block):
@@ -94,12 +123,9 @@ class Own(Block):
     seed: Seed = 7
     """Seed of the split, which is stratified by modality."""
 
-    @model_validator(mode="after")
-    def leaves_rows_to_train_on(self):
-        """Refuse shares that leave no training rows."""
+    def _faults(self):
         if self.dev_share + self.test_share >= 1:
-            raise ValueError("dev_share and test_share with a sum below 1, so that training rows are left")
-        return self
+            yield "dev_share and test_share with a sum below 1, so that training rows are left"
 
 
 class Phantom(Block):
@@ -118,12 +144,9 @@ class Phantom(Block):
     sat_rows: Annotated[int, Field(gt=0, le=172_384)] = 1000
     """Rows generated for the training split of SAT, the general-domain source (`train.source: sat`)."""
 
-    @model_validator(mode="after")
-    def seeds_differ(self):
-        """Refuse test phantoms that are training phantoms."""
+    def _faults(self):
         if self.seed == self.test_seed:
-            raise ValueError("test_seed and seed that differ: the test phantoms are not those of training")
-        return self
+            yield "test_seed and seed that differ: the test phantoms are not those of training"
 
 
 class Base(Block):
@@ -152,12 +175,9 @@ class Model(Block):
     """Images are scaled down to this many pixels, 28 x 28 per image token (ours; the paper profile has 401,408, the
     limit of R1-V and VLM-R1)."""
 
-    @model_validator(mode="after")
-    def has_a_range_of_pixels(self):
-        """Refuse a maximum below the minimum."""
+    def _faults(self):
         if self.max_pixels < self.min_pixels:
-            raise ValueError(f"max_pixels of at least min_pixels ({self.min_pixels}), not {self.max_pixels}")
-        return self
+            yield f"max_pixels of at least min_pixels ({self.min_pixels}), not {self.max_pixels}"
 
 
 class Lora(Block):
@@ -217,7 +237,7 @@ class Sft(Block):
 class Rl(Block):
     """Settings that plain GRPO and RARL share, so that they differ in rewards and prompts only."""
 
-    max_steps: Annotated[int, Field(ge=-1, le=10**6)] = -1
+    max_steps: Annotated[int, Field(ge=-1, le=10**6), _expect(bool, "at least 1, or -1 for `epochs` epochs")] = -1
     """Optimizer steps; -1 runs `epochs` epochs."""
     epochs: Epochs = 5
     """Paper, 2.3."""
@@ -243,20 +263,9 @@ class Rl(Block):
     warmup_ratio: Part = 0.05
     """Ours."""
 
-    @field_validator("max_steps")
-    @classmethod
-    def is_a_number_of_steps(cls, steps: int):
-        """Refuse a run of no steps."""
-        if steps == 0:
-            raise ValueError("at least 1, or -1 for `epochs` epochs")
-        return steps
-
-    @model_validator(mode="after")
-    def rows_fit_into_memory(self):
-        """Limit the rows of a run."""
+    def _faults(self):
         if self.max_steps * self.prompts_per_step > 10**6:
-            raise ValueError("max_steps x prompts_per_step of at most 1,000,000: all rows of a run are held in memory")
-        return self
+            yield "max_steps x prompts_per_step of at most 1,000,000: all rows of a run are held in memory"
 
 
 class _Rewards(Block):
@@ -265,12 +274,9 @@ class _Rewards(Block):
     The paper sums its components without weights, so 1.0 each is the paper's formula.
     """
 
-    @model_validator(mode="after")
-    def reward_something(self):
-        """Refuse weights that are all 0."""
+    def _faults(self):
         if not any(self.model_dump().values()):
-            raise ValueError("at least one weight above 0: otherwise there is nothing to learn from")
-        return self
+            yield "at least one weight above 0: otherwise there is nothing to learn from"
 
 
 _weights = {name: (Weight, reward.weight) for name, reward in REWARDS.items()}
@@ -329,27 +335,16 @@ class Decoding(Block):
     """Generation in the evaluation and in scoring the development split."""
 
     max_new_tokens: Tokens = 64
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    temperature: Temperature = 0.0
     """0 for greedy decoding (ours)."""
     batch_size: Batch = 64
     samples: Annotated[int, Field(gt=0, le=1000)] = 1
     """Completions per question. With more than one, the answer is the majority's, which needs a temperature above 0
     (ours: 1; the paper has no vote)."""
 
-    @field_validator("temperature")
-    @classmethod
-    def divides(cls, temperature: float):
-        """Refuse a temperature so small that the logits overflow."""
-        if 0 < temperature < 0.01:
-            raise ValueError("0 (greedy), or at least 0.01: logits are divided by it")
-        return temperature
-
-    @model_validator(mode="after")
-    def samples_differ(self):
-        """Refuse a vote over equal completions."""
+    def _faults(self):
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError("a vote over several samples needs a temperature above 0")
-        return self
+            yield "a vote over several samples needs a temperature above 0"
 
 
 class Judge(Block):
@@ -371,9 +366,9 @@ class Judge(Block):
     batch_size: Batch = 8
     """`local`: predictions per batch."""
 
-    base_url: str | None = None
+    base_url: Address | None = None
     """`llm`: the URL without `/chat/completions`, such as `http://localhost:11434/v1` (Ollama)."""
-    api_key_env: str | None = None
+    api_key_env: KeyName | None = None
     """`llm`: the NAME of the environment variable that holds the key, never the key; null if none is needed."""
     consent: bool = False
     """`llm`: whether questions, references and answers may be sent to this endpoint. Required for every host except
@@ -401,45 +396,11 @@ class Judge(Block):
     ratings: str | None = None
     """`human`: digest of the ratings, written by `rarl rate --export`, so that DVC detects new ones."""
 
-    @field_validator("base_url")
-    @classmethod
-    def is_an_address(cls, url: str | None):
-        """Refuse what is no URL, without repeating the value, which may contain a key."""
-        if url is None:
-            return url
-        try:
-            found = _ADDRESS.fullmatch(url)
-            if not found or int(found["port"] or 0) >= 2**16:
-                raise ValueError
-            if found["v6"]:
-                IPv6Address(found["v6"])
-        except ValueError:
-            expected = (
-                "not an address such as https://host/v1 or http://[::1]:8000/v1, without user, password or query"
-            )
-            raise ValueError(expected) from None
-        return url
-
-    @field_validator("api_key_env")
-    @classmethod
-    def is_a_name(cls, name: str | None):
-        """Refuse the key itself."""
-        if name is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-            raise ValueError(
-                "the NAME of an environment variable (capitals, digits, _), not the key itself: "
-                "a key in params.yaml would end up in dvc.lock and in git"
-            )
-        return name
-
-    @model_validator(mode="after")
-    def has_what_its_kind_needs(self):
-        """Refuse a judge without a key that its kind requires."""
+    def _faults(self):
         if missing := sorted(key for key in JUDGE_KINDS[self.kind].needs if getattr(self, key) is None):
-            raise ValueError(f"a judge of kind {self.kind} needs {' and '.join(f'`{key}`' for key in missing)}")
-        prices = (self.price_per_million_input, self.price_per_million_output)
-        if self.max_cost_usd is not None and None in prices:
-            raise ValueError("max_cost_usd needs `price_per_million_input` and `price_per_million_output`")
-        return self
+            yield f"a judge of kind {self.kind} needs {' and '.join(f'`{key}`' for key in missing)}"
+        if self.max_cost_usd is not None and None in (self.price_per_million_input, self.price_per_million_output):
+            yield "max_cost_usd needs `price_per_million_input` and `price_per_million_output`"
 
 
 class Encoder(Block):
@@ -500,32 +461,29 @@ class Params(Block):
     accelerate: Accelerate = Accelerate()
     report: Report = Report()
 
-    @model_validator(mode="after")
-    def lists_are_defined(self):
-        """Refuse names without a definition or a file."""
+    def _faults(self):
+        yield from self._undefined_names()
+        yield from self._uneven_batches()
+
+    def _undefined_names(self) -> Iterator[str]:
+        """Names without a definition or a file."""
         for block in ("mode", "judge"):
             defined = getattr(self, block)
-            for slug in getattr(self, f"{block}s"):
-                if slug not in defined:
-                    raise ValueError(
-                        f"{block}s: '{slug}' is not defined under `{block}:` (there: {', '.join(defined)})"
-                    )
+            for slug in (slug for slug in getattr(self, f"{block}s") if slug not in defined):
+                yield f"{block}s: '{slug}' is not defined under `{block}:` (there: {', '.join(defined)})"
         if self.own_test in self.benchmarks:
-            raise ValueError(f"benchmarks: '{self.own_test}' is the training source (train.source) and tested as such")
+            yield f"benchmarks: '{self.own_test}' is the training source (train.source) and tested as such"
         if self.report.main_judge not in self.judges:
-            raise ValueError(f"report.main_judge: '{self.report.main_judge}' is not in judges {self.judges}")
+            yield f"report.main_judge: '{self.report.main_judge}' is not in judges {self.judges}"
         known = {path.stem for path in (Path(__file__).parent / "prompts").glob("*.txt")}
         used = {"grpo.prompts": self.grpo.prompts, "rarl.prompts": self.rarl.prompts}
         used |= {f"mode.{slug}.prompt": [mode.prompt] for slug, mode in self.mode.items()}
         for key, slugs in used.items():
             for slug in (slug for slug in slugs if slug not in known):
-                there = ", ".join(sorted(known))
-                raise ValueError(f"{key}: no prompt file '{slug}.txt' in rarl/prompts (there: {there})")
-        return self
+                yield f"{key}: no prompt file '{slug}.txt' in rarl/prompts (there: {', '.join(sorted(known))})"
 
-    @model_validator(mode="after")
-    def batches_are_even(self):
-        """Refuse batches that do not split evenly into passes and processes."""
+    def _uneven_batches(self) -> Iterator[str]:
+        """Batches that do not split evenly into passes and processes."""
         processes = self.accelerate.processes
         for key, per_step, micro, per_pass in (
             ("sft.batch_size", self.sft.batch_size, "sft.micro_batch_size", self.sft.micro_batch_size),
@@ -534,8 +492,7 @@ class Params(Block):
             per_pass = self.accelerate.per_pass(per_step, per_pass)
             if per_step % (rows := per_pass * processes):
                 reason = f"{processes} processes with {per_pass} per pass: accelerate.processes, {micro}"
-                raise ValueError(f"{key}: a multiple of {rows}, not {per_step} ({reason})")
-        return self
+                yield f"{key}: a multiple of {rows}, not {per_step} ({reason})"
 
     @property
     def own_test(self) -> str:
@@ -558,11 +515,7 @@ class Params(Block):
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and validate `params.yaml` (YAML 1.2, so that `2e-05` is a number).
-
-    Raises:
-        UserError: the file is missing, is not YAML, or a key is unknown or has a wrong type.
-    """
+    """Read and validate a `params.yaml` (YAML 1.2, so that `2e-05` is a number); a UserError if that fails."""
     path = Path(path)
     if not path.is_file():
         fix = "run from the repository's root, or get the file back with `git checkout params.yaml`"
@@ -578,11 +531,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def parse_params(text: str, path: Path) -> Params:
-    """Validate the text of a `params.yaml`; `path` is named in the message.
-
-    Raises:
-        UserError: it is not YAML, or a key is unknown or has a wrong type.
-    """
+    """Validate the text of a `params.yaml`; a UserError, which names `path`, if it is no YAML or a key is wrong."""
     try:
         raw = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -620,13 +569,8 @@ def _user_error(path: Path, error: ValidationError) -> UserError:
 
 
 def _known_keys(location: tuple) -> list[str]:
+    """Keys of the block at a location, on the way to which are blocks, and definitions under slugs."""
     block = Params
     for part in location:
-        if get_origin(block) is dict:  # definitions under slugs
-            block = get_args(block)[1]
-            continue
-        field = block.model_fields.get(part) if isinstance(block, type) and issubclass(block, Block) else None
-        if field is None:
-            return []
-        block = field.annotation
-    return list(block.model_fields) if isinstance(block, type) and issubclass(block, BaseModel) else []
+        block = get_args(block)[1] if get_origin(block) is dict else block.model_fields[part].annotation
+    return list(block.model_fields)

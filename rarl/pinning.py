@@ -41,11 +41,7 @@ _library = None
 
 
 def pin(params: Params) -> None:
-    """Fix the kernels of this process if the parameters require it; a second call does nothing.
-
-    Raises:
-        RuntimeError: NumPy or PyTorch is loaded already, so that it is too late.
-    """
+    """Fix the kernels of this process if required; a RuntimeError if NumPy or PyTorch is loaded already."""
     global _pinned
     if _pinned or not applies(params):
         return

@@ -61,14 +61,7 @@ def infer(model: str, params: Params) -> None:
 
 
 def kept_in(model: str, params: Params, slug: str, test_set: str) -> Path:
-    """The file that keeps a model's predictions on one test set under one mode.
-
-    Args:
-        model: key of its weights, of the code that asks it and of the libraries.
-        params: the parameters.
-        slug: of the mode.
-        test_set: its name.
-    """
+    """The file of predictions under the mode `slug`; `model` is the key of its weights, code and libraries."""
     mode = params.mode[slug]
     key = key_of(
         params.samples_file(test_set),

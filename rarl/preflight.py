@@ -9,11 +9,12 @@ import os
 import re
 import shutil
 import sysconfig
+from operator import attrgetter
 from pathlib import Path
 
 import click
 
-from rarl.errors import UserError, warn
+from rarl.errors import UserError, no_cuda, warn
 from rarl.launch import check_config
 from rarl.models.base_files import check_family
 from rarl.params import Params
@@ -38,11 +39,7 @@ RESOURCES = "RARL_RESOURCES"
 
 
 def check(params: Params) -> None:
-    """Run every check, print what was found, and write the constant that the other stages depend on.
-
-    Raises:
-        UserError: something that the run needs is missing or does not fit together.
-    """
+    """Run every check, each of which may raise a UserError, and write the constant that other stages depend on."""
     click.echo(f"check: params.yaml is valid, profile {params.profile}")
     click.echo(f"  releases  {check_releases(params)}")
     click.echo(f"  base      {check_base(params)}")
@@ -66,12 +63,9 @@ def check_releases(params: Params) -> str:
     training = DATA_SETS[params.train.source].release or params.train.source
     where = f"data.root = {root}"
     if phantoms and params.train.source == "own":
-        raise UserError(
-            f"train.source = own, {where}",
-            "no own/ among the phantom releases, which have no such rows",
-            "a folder with own/ in it",
-            _how("own", "data/raw") + ", and set data.root to data/raw",
-        )
+        found, fix = "no own/ among the phantom releases, which have no such rows", _how("own", "data/raw")
+        fix += ", and set data.root to data/raw"
+        raise UserError(f"train.source = own, {where}", found, "a folder with own/ in it", fix)
     if not phantoms and not root.is_dir():
         fix = "get the releases (data/README.md, 'Your own releases'), or set data.root to data/phantom"
         raise UserError(where, "no such folder", "a folder that holds the releases (slake/, vqa_rad/, ...)", fix)
@@ -79,10 +73,9 @@ def check_releases(params: Params) -> str:
     # The phantom releases may not be written yet, but your own data is never among them.
     missing = {name: _missing(root, name, params) for name in wanted if name == "own" or not phantoms}
     for name, (found, fix) in ((name, lack) for name, lack in missing.items() if lack):
-        if name == training:
-            raise UserError(where, found, f"the release `{name}`", fix)
-        if params.data.missing == "stop":
-            fix += f", remove `{name}` from `benchmarks`, or set data.missing to skip"
+        if name == training or params.data.missing == "stop":
+            if name != training:
+                fix += f", remove `{name}` from `benchmarks`, or set data.missing to skip"
             raise UserError(where, found, f"the release `{name}`", fix)
         warn(f"{found}: the benchmark `{name}` will have no rows; {fix}")
     if phantoms:
@@ -100,7 +93,8 @@ def _missing(root: Path, name: str, params: Params) -> tuple[str, str] | None:
     folders = load_adapter(name).FOLDERS
     folder = find_release(root, folders)
     if folder is None:
-        return f"{root} has no {' or '.join(folders)} (there: {_names(root)})", _how(name, root)
+        there = sorted(path.name for path in root.glob("*/"))[:12]
+        return f"{root} has no {' or '.join(folders)} (there: {', '.join(there) or 'no folder'})", _how(name, root)
     if name == "own" and not (folder / params.own.table).is_file():
         tables = ", ".join(own.tables(folder)) or "none"
         found = f"{folder} has no {params.own.table} (own.table; tables there: {tables})"
@@ -112,11 +106,6 @@ def _how(name: str, root: str | Path) -> str:
     if name == "own":
         return f"make {root}/own with your images and a table (data/README.md, 'Your own images')"
     return f"get it with `rarl download {name}` (into data/raw)"
-
-
-def _names(folder: Path) -> str:
-    folders = folder.iterdir() if folder.is_dir() else []
-    return ", ".join(sorted(path.name for path in folders if path.is_dir())[:12]) or "no folder"
 
 
 def check_base(params: Params) -> str:
@@ -142,16 +131,13 @@ def _check_hub_base(params: Params) -> str:
     source, revision = params.base.source, params.base.revision
     where = f"base.source = {source}"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise UserError(
-            where, "no such folder", "`embedded`, a local folder or a hub id (owner/name)", "correct base.source"
-        )
+        expected = "`embedded`, a local folder or a hub id (owner/name)"
+        raise UserError(where, "no such folder", expected, "correct base.source")
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        raise UserError(
-            f"base.revision = {revision}",
-            f"no commit for {source} (and no local folder of that name)",
-            "the hub repository's commit, 40 hexadecimal digits: a branch moves, and its numbers with it",
-            f"copy the commit from the history of https://huggingface.co/{source}",
-        )
+        found = f"no commit for {source} (and no local folder of that name)"
+        expected = "the hub repository's commit, 40 hexadecimal digits: a branch moves, and its numbers with it"
+        fix = f"copy the commit from the history of https://huggingface.co/{source}"
+        raise UserError(f"base.revision = {revision}", found, expected, fix)
     from huggingface_hub import constants, try_to_load_from_cache
 
     path = try_to_load_from_cache(source, "config.json", revision=revision)
@@ -161,15 +147,12 @@ def _check_hub_base(params: Params) -> str:
         check_family(source, config)
     check_adapter(params, config, QWEN2_VL)
     check_context(params, config)
-    if not cached and constants.HF_HUB_OFFLINE:
-        raise UserError(
-            where,
-            f"HF_HUB_OFFLINE is set and {revision[:7]} is not in {constants.HF_HUB_CACHE}",
-            "the model in the hub's cache, or access to the hub",
-            f"`hf download {source} --revision {revision}` without HF_HUB_OFFLINE, or a local folder as base.source",
-        )
     if not cached:
         cache = constants.HF_HUB_CACHE
+        if constants.HF_HUB_OFFLINE:
+            found = f"HF_HUB_OFFLINE is set and {revision[:7]} is not in {cache}"
+            fix = f"`hf download {source} --revision {revision}` without HF_HUB_OFFLINE, or a local base.source"
+            raise UserError(where, found, "the model in the hub's cache, or access to the hub", fix)
         warn(f"{source} will be downloaded to {cache}; on a closed network set base.source to a folder")
     return f"{source} at {revision[:7]}"
 
@@ -208,13 +191,7 @@ def _text_config(config: dict) -> dict:
 
 
 def check_adapter(params: Params, config: dict, layers: set[str]) -> None:
-    """Compare `lora` with the base's layers and width.
-
-    Args:
-        params: of the pipeline.
-        config: of the base; empty where it is not on this machine.
-        layers: names of the language model's layers, or the last parts of these names.
-    """
+    """Compare `lora` with the base's layers (names, or their last parts) and, if `config` is not empty, its width."""
     if params.train.trainable != "lora":
         return
 
@@ -222,12 +199,10 @@ def check_adapter(params: Params, config: dict, layers: set[str]) -> None:
         return any(f".{name}".endswith(f".{target}") for name in layers)
 
     if unknown := [target for target in params.lora.target_modules if not known(target)]:
-        raise UserError(
-            f"lora.target_modules: {', '.join(unknown)}",
-            f"no such layer in the language model of {params.base.source}",
-            f"some of {', '.join(sorted({name.rsplit('.', 1)[-1] for name in layers}))}",
-            "correct lora.target_modules; the vision tower is frozen and has no adapter",
-        )
+        found = f"no such layer in the language model of {params.base.source}"
+        expected = f"some of {', '.join(sorted({name.rsplit('.', 1)[-1] for name in layers}))}"
+        fix = "correct lora.target_modules; the vision tower is frozen and has no adapter"
+        raise UserError(f"lora.target_modules: {', '.join(unknown)}", found, expected, fix)
     width = _text_config(config).get("hidden_size")
     if isinstance(width, int) and params.lora.r > width:
         expected = f"at most {width}: a larger adapter has more weights than the layer that it adapts"
@@ -240,17 +215,15 @@ def check_context(params: Params, config: dict) -> None:
     context = _text_config(config).get("max_position_embeddings")
     if not isinstance(context, int):
         return
-    image = -(-params.model.max_pixels // 28**2)
-    lengths = {"rl.max_completion_length": params.rl.max_completion_length}
-    for key, new in (lengths | {"decoding.max_new_tokens": params.decoding.max_new_tokens}).items():
+    pixels, image = params.model.max_pixels, -(-params.model.max_pixels // 28**2)
+    for key in ("rl.max_completion_length", "decoding.max_new_tokens"):
+        new = attrgetter(key)(params)
         left = context - image - new
         if left <= 0:
-            raise UserError(
-                f"model.max_pixels = {params.model.max_pixels}, {key} = {new}",
-                f"{image} image tokens and {new} of the completion",
-                f"together, with the prompt, at most {context} tokens: the context of {params.base.source}",
-                f"lower {key} or model.max_pixels",
-            )
+            found = f"{image} image tokens and {new} of the completion"
+            expected = f"together, with the prompt, at most {context} tokens: the context of {params.base.source}"
+            fix = f"lower {key} or model.max_pixels"
+            raise UserError(f"model.max_pixels = {pixels}, {key} = {new}", found, expected, fix)
         if left < PROMPT_TOKENS:
             warn(
                 f"{key} = {new} and {image} image tokens leave {left} of the {context} tokens of "
@@ -270,12 +243,7 @@ def check_device(params: Params) -> str:
 
     cuda = torch.cuda.is_available()
     if model.device == "cuda" and not cuda:
-        raise UserError(
-            "model.device = cuda",
-            f"no CUDA device that PyTorch {torch.__version__} can use",
-            "a GPU, its driver and a CUDA build of torch",
-            "set model.device to auto or cpu, or install the CUDA build (README, 'On a GPU')",
-        )
+        raise no_cuda(torch.__version__)
     if cuda:
         check_cuda(params)
     if model.dtype == "bfloat16" and not (cuda and torch.cuda.is_bf16_supported(including_emulation=False)):
@@ -310,12 +278,10 @@ def check_cuda(params: Params) -> None:
     compilers = [os.environ.get("CC"), "gcc", "clang", "cc"]
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not any(name and shutil.which(name) for name in compilers) or not header.is_file():
-        raise UserError(
-            "model.device",
-            f"a GPU, but no {'C compiler' if header.is_file() else header}",
-            "a C compiler and Python's headers, with which Triton builds the trainers' kernels",
-            "install them (Debian, Ubuntu: build-essential and python3-dev), or set model.device to cpu",
-        )
+        found = f"a GPU, but no {'C compiler' if header.is_file() else header}"
+        expected = "a C compiler and Python's headers, with which Triton builds the trainers' kernels"
+        fix = "install them (Debian, Ubuntu: build-essential and python3-dev), or set model.device to cpu"
+        raise UserError("model.device", found, expected, fix)
 
 
 def check_encoder(params: Params) -> None:
@@ -346,8 +312,7 @@ def check_encoder(params: Params) -> None:
 def check_judges(params: Params) -> None:
     """Look for what the listed judges that ask a language model need; nothing is sent."""
     for slug in params.judges:
-        settings = params.judge[slug]
-        if settings.kind in ("llm", "local"):
+        if (settings := params.judge[slug]).kind in ("llm", "local"):
             from rarl.judges import llm, local
 
             {"llm": llm, "local": local}[settings.kind].check(slug, settings)

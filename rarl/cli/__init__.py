@@ -11,12 +11,7 @@ from click.shell_completion import CompletionItem
 
 
 class Commands(click.Group):
-    """A group that lists its commands without importing them.
-
-    Args:
-        modules: name of a command -> (module with its `main`, one line of help).
-        **settings: arguments of `click.Group`.
-    """
+    """A group that lists its commands, name -> (module with its `main`, one line of help), without importing them."""
 
     def __init__(self, modules: dict[str, tuple[str, str]], **settings):
         super().__init__(**settings)
@@ -41,9 +36,8 @@ class Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return the commands that begin with `incomplete`."""
-        found = [
-            CompletionItem(name, help=what) for name, (_, what) in self.modules.items() if name.startswith(incomplete)
-        ]
+        found = [CompletionItem(name, help=what) for name, (_, what) in self.modules.items()]
+        found = [item for item in found if item.value.startswith(incomplete)]
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
 

@@ -19,6 +19,8 @@ from rarl.data.download.folder import RECORD, download
 from rarl.data.download.sources import SOURCES, ByHand, Hub
 from rarl.errors import UserError
 
+TO = "Folder for the releases: each gets a folder of its own there."
+
 
 def show_list() -> None:
     """Print every set and form with its size, version, source and licence."""
@@ -35,13 +37,7 @@ def show_list() -> None:
 
 @click.command(help=__doc__.replace(r"\b", "\b"))
 @click.argument("name", metavar="SET", type=click.Choice(list(SOURCES)), required=False)
-@click.option(
-    "--to",
-    default="data/raw",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=True,
-    help="Folder for the releases: each gets a folder of its own there.",
-)
+@click.option("--to", default="data/raw", show_default=True, type=click.Path(file_okay=False, path_type=Path), help=TO)
 @click.option("--form", type=click.Choice(["original", "hub"]), help="Which form of the release.")
 @click.option("--update", is_flag=True, help="Take the newest version instead of the pinned one.")
 @click.option("--list", "list_", is_flag=True, help="List the available sets.")
@@ -56,12 +52,9 @@ def main(name: str | None, to: Path, form: str | None, update: bool, list_: bool
         click.echo("Stopped. Run the same command again to resume.", err=True)
         sys.exit(130)
     except OSError as error:
-        raise UserError(
-            str(error.filename or to / name),
-            error.strerror or str(error),
-            "a folder that can be written to, with room in it",
-            "check its permissions and the disk, or give another folder with --to",
-        ) from None
+        where, found = str(error.filename or to / name), error.strerror or str(error)
+        fix = "check its permissions and the disk, or give another folder with --to"
+        raise UserError(where, found, "a folder that can be written to, with room in it", fix) from None
     kept = [file.size for _, file in record.everything()]
     click.echo(f"{name}: {len(kept):,} files, {sum(kept) / 1e6:,.0f} MB, in {to / name}")
     click.echo(f"Their source, sizes and SHA-256 are in {to / name / RECORD}.")

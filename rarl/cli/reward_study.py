@@ -36,12 +36,8 @@ def main(count: int, seed: int, output: Path) -> None:
 
     params = load_params()
     if seed in (params.phantom.seed, params.phantom.test_seed):
-        raise UserError(
-            "--seed",
-            f"{seed}, the seed of the pipeline's own phantoms",
-            "a seed that only the study uses",
-            "choose another number",
-        )
+        found = f"{seed}, the seed of the pipeline's own phantoms"
+        raise UserError("--seed", found, "a seed that only the study uses", "choose another number")
     scorer = BertScorer(params.encoder.source, params.encoder.num_layers, device="cpu")
     report = study(make_cases(seed, count), scorer, params.reward.terms_share, seed)
     seconds = report.pop("seconds_per_1000_pairs")  # of this machine: not for a file in git

@@ -33,12 +33,9 @@ def main(seed: int) -> None:
     source, samples = load_params().encoder.source, read_records(ROWS, Sample)
     parts, pairs = study(samples, source, seed)
     if not parts:
-        raise UserError(
-            str(ROWS),
-            "neither open answers nor annotated reasoning to make pairs of",
-            "development rows with open questions",
-            "use another training source, or keep the shipped thresholds",
-        )
+        found = "neither open answers nor annotated reasoning to make pairs of"
+        fix = "use another training source, or keep the shipped thresholds"
+        raise UserError(str(ROWS), found, "development rows with open questions", fix)
     numbers = {"encoder": source, "rows": len(samples), "rows_sha256": hash_path(ROWS), "parts": parts}
     write_json(OUTPUT, numbers)
     with atomic_file(OUTPUT.with_suffix(".md")) as file:

@@ -61,12 +61,9 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     found = {}
 
     def add(part: str, *values: bytes | str | Path) -> None:
-        whole = hashlib.sha256()
-        for value in values:
-            if isinstance(value, Path):
-                value = value.read_bytes()
-            whole.update(value.encode() if isinstance(value, str) else value)
-        found[part] = whole.hexdigest()[:16]
+        read = (value.read_bytes() if isinstance(value, Path) else value for value in values)
+        whole = b"".join(value.encode() if isinstance(value, str) else value for value in read)
+        found[part] = hashlib.sha256(whole).hexdigest()[:16]
 
     add("phantoms", *draw(params.seed, FEW_ROWS if short else ROWS))
     train, dev, test = (read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev", "test"))
@@ -75,6 +72,7 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     from rarl.inference import predict
     from rarl.models.features import FeatureStore
     from rarl.models.loading import load
+    from rarl.rewards.bertscore import BertScorer
     from rarl.training import sft
     from rarl.training.rl import train_rl
 
@@ -107,7 +105,8 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     scratch = Path("scratch.jsonl")
     predictions = predict(loaded, test, Path("data"), mode, params.decoding, seed, scratch)
     add("inference", *(one.model_dump_json() for one in predictions))
-    add("BERTScore", *map(repr, bert_scores(params)))
+    scorer = BertScorer(params.encoder.source, params.encoder.num_layers, "cpu")
+    add("BERTScore", *map(repr, scorer.f1([(first, second) for first in TEXTS for second in TEXTS])))
     for kind in ("lexical", "semantic"):
         add(f"{kind} judge", *verdicts(params, kind, test))
     add("intervals and tests", repr(intervals()))
@@ -116,12 +115,7 @@ def digests(params: Params, short: bool) -> dict[str, str]:
 
 
 def draw(seed: int, counts: tuple[int, int, int]) -> list[Path]:
-    """Generate phantoms, write rows with one image each, and return the image files.
-
-    Args:
-        seed: of the phantoms.
-        counts: numbers of training, development and test rows.
-    """
+    """Generate phantoms, write training, development and test rows with one image each, and return the image files."""
     import numpy as np
     from PIL import Image
 
@@ -161,14 +155,6 @@ TEXTS = (
     "No abnormality is seen, the heart and both lungs appear normal.",
     "Cardiomegaly",
 )
-
-
-def bert_scores(params: Params) -> list[float]:
-    """Compute F1 of every pair of texts."""
-    from rarl.rewards.bertscore import BertScorer
-
-    scorer = BertScorer(params.encoder.source, params.encoder.num_layers, "cpu")
-    return scorer.f1([(first, second) for first in TEXTS for second in TEXTS])
 
 
 def verdicts(params: Params, kind: str, samples: list[Sample]) -> list[str | bytes]:
@@ -216,15 +202,7 @@ def plot() -> str:
 
 
 def child(processor: str | None = None, **work) -> dict:
-    """Call `work` in a new process, on an emulated processor if one is named, and return its result.
-
-    Args:
-        processor: the emulator's name of a processor.
-        **work: arguments of `work`.
-
-    Raises:
-        UserError: the process failed.
-    """
+    """Return the result of `work` in a new process, emulating `processor` if it is named; a UserError if it fails."""
     # The emulator needs a program's file. A virtual environment's Python is a link, so its packages are added here.
     python = [sys.executable] if processor is None else [EMULATOR, "-cpu", processor, os.path.realpath(sys.executable)]
     paths = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
@@ -240,15 +218,7 @@ def child(processor: str | None = None, **work) -> dict:
 
 
 def work(short: bool = False, portable: bool = True, threads: int = 1, method: str | None = None, steps: int = 0):
-    """Return a digest of each part's bits, or the seconds of some training steps where a method is named.
-
-    Args:
-        short: make the steps small, for tests.
-        portable: pin the kernels.
-        threads: of PyTorch.
-        method: `sft`, `grpo` or `rarl`; needs the folder of a finished pipeline.
-        steps: number of optimizer steps to time.
-    """
+    """Return a digest of each part's bits or, with a finished pipeline, the seconds of `steps` steps of a method."""
     params = load_params(ROOT / "params.yaml")
     params.model.portable, params.model.threads = portable, threads
     pin(params)
@@ -261,34 +231,20 @@ def work(short: bool = False, portable: bool = True, threads: int = 1, method: s
 
 def step_seconds(params: Params, method: str, steps: int) -> list[float]:
     """Time the first optimizer steps of a training at the embedded default's sizes."""
-    from transformers import TrainerCallback
-
+    from rarl.measuring.sides import train
     from rarl.training import rl, sft
 
     params.rl.max_steps = steps
     params.train.eval_steps = 10**6
     _, trainer, _ = sft.prepare(params) if method == "sft" else rl.prepare(method, params)
     trainer.args.max_steps, trainer.args.save_strategy = steps, "no"
-    begun, seconds = [0.0], []
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, *args, **kwargs):
-            begun[0] = time.perf_counter()
-
-        def on_step_end(self, *args, **kwargs):
-            seconds.append(time.perf_counter() - begun[0])
-
-    trainer.add_callback(Watch())
-    trainer.train()
-    return seconds
+    begun, ended = [], []
+    train(trainer, lambda: begun.append(time.perf_counter()), lambda: ended.append(time.perf_counter()))
+    return [end - begin for begin, end in zip(begun, ended)]
 
 
 def compare(short: bool, processors: tuple[str, ...] = PROCESSORS) -> dict[str, dict[str, str]]:
-    """Return part -> {"here" or processor: digest}; the emulators run in parallel.
-
-    Raises:
-        UserError: the emulator is not installed, or the work failed somewhere.
-    """
+    """Return part -> {"here" or processor: digest}; the emulators, which have to be installed, run in parallel."""
     if shutil.which(EMULATOR) is None:
         fix = "install it (Debian, Ubuntu: `apt-get install qemu-user`)"
         raise UserError(EMULATOR, "not installed", "an emulator of other processors", fix)
@@ -313,11 +269,7 @@ def table(found: dict[str, dict[str, str]]) -> str:
 
 
 def report(short: bool) -> None:
-    """Write metrics/bench/portable.json and .md.
-
-    Raises:
-        UserError: some bits differ.
-    """
+    """Write metrics/bench/portable.json and .md; a UserError if some bits differ."""
     found = compare(short)
     write_json(OUTPUT / "portable.json", found)
     write_page("portable", table(found), "The same bits on other processors", "--short" if short else "")

@@ -3,6 +3,7 @@
 import resource
 import tempfile
 import time
+import timeit
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -20,35 +21,20 @@ MIDDLE = (
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison.
-
-    Attributes:
-        what: `rl`, `sft` or `inference`.
-        model: `middle`, `embedded` or `qwen2_vl_2b`.
-        pixels: height and width of the images.
-        group: completions per prompt; for inference, questions per image.
-        tokens: maximum length of a completion.
-        prompts: prompts per step, each with its own image.
-        ends: added to the end token's logit in sampling, so that completions end early.
-    """
+    """One comparison."""
 
     name: str
-    what: str = "rl"
-    model: str = "middle"
-    pixels: int = 336
-    group: int = 8
-    tokens: int = 64
-    prompts: int = 2
-    ends: float = 0.0
+    what: str = "rl"  # or `sft` or `inference`
+    model: str = "middle"  # or `embedded` or `qwen2_vl_2b`
+    pixels: int = 336  # height and width of the images
+    group: int = 8  # completions per prompt; for inference, questions per image
+    tokens: int = 64  # maximum length of a completion
+    prompts: int = 2  # prompts per step, each with its own image
+    ends: float = 0.0  # added to the end token's logit in sampling, so that completions end early
 
 
 def build(case: Case, ours: bool):
-    """Build the model and processor of a case: the embedded base, or a Qwen2-VL with random weights.
-
-    Args:
-        case: which model and image size.
-        ours: use this project's image processor, which caches processed images, instead of the stock one.
-    """
+    """Build a case's model (the embedded base, or random weights) and processor; ours caches processed images."""
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -80,21 +66,15 @@ def make_rows(case: Case, steps: int) -> list[dict]:
     from rarl.phantom import general
     from rarl.training.data import user_message
 
-    rng = np.random.default_rng(0)
+    rng, prompt = np.random.default_rng(0), user_message("reasoning", "Is there a bright spot in this image?")
     rows = []
     for _ in range(steps * case.prompts):
         scene = general.draw_grey(rng)
+        image = scene.image.convert("RGB").resize((case.pixels, case.pixels))
         bright = any(thing.colour == "bright" for thing in scene.things)
-        rows.append(
-            dict(
-                prompt=user_message("reasoning", "Is there a bright spot in this image?"),
-                image=scene.image.convert("RGB").resize((case.pixels, case.pixels)),
-                answers=["Yes" if bright else "No"],
-                kind="yes_no",
-                choices=[],
-                reasoning=f"There is {'a' if bright else 'no'} bright spot.",
-            )
-        )
+        answers, article = (["Yes"], "a") if bright else (["No"], "no")
+        row = {"prompt": prompt, "image": image, "answers": answers, "kind": "yes_no", "choices": []}
+        rows.append(row | {"reasoning": f"There is {article} bright spot."})
     return rows
 
 
@@ -154,16 +134,13 @@ def _sft_trainer(case: Case, ours: bool, rows: list[dict], common: dict):
     from trl import SFTConfig, SFTTrainer
 
     from rarl.training.data import target
-    from rarl.training.sft import CompletionsOnlyMixin
-
-    class OurTrainer(CompletionsOnlyMixin, SFTTrainer):
-        pass
+    from rarl.training.sft import Trainer
 
     completions = [[{"role": "assistant", "content": target(SimpleNamespace(**row))}] for row in rows]
     rows = [{"prompt": row["prompt"], "completion": text} for row, text in zip(rows, completions)]
     batch = dict(per_device_train_batch_size=case.prompts, max_length=None, completion_only_loss=True)
     data = dict(train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True})
-    return partial(OurTrainer if ours else SFTTrainer, args=SFTConfig(**common, **batch, **data)), rows
+    return partial(Trainer if ours else SFTTrainer, args=SFTConfig(**common, **batch, **data)), rows
 
 
 def _rl_trainer(case: Case, ours: bool, processor, common: dict):
@@ -173,31 +150,22 @@ def _rl_trainer(case: Case, ours: bool, processor, common: dict):
     from rarl.params import Encoder, Rewards
     from rarl.rewards import reward_functions
     from rarl.rewards.bertscore import BertScorer
-    from rarl.training.grpo_trainer import SharedPrefixMixin
+    from rarl.training.rl import Trainer
 
-    class OurTrainer(SharedPrefixMixin, GRPOTrainer):
-        pass
-
-    encoder = Encoder()
-    functions, weights = reward_functions(
-        Rewards(format=1, length=1, accuracy=1, reasoning=1), lambda: BertScorer(encoder.source, encoder.num_layers)
-    )
-    batch = dict(per_device_train_batch_size=case.prompts * case.group, num_generations=case.group)
+    encoder, rewards = Encoder(), Rewards(format=1, length=1, accuracy=1, reasoning=1)
+    functions, weights = reward_functions(rewards, lambda: BertScorer(encoder.source, encoder.num_layers))
+    batch = dict(per_device_train_batch_size=case.prompts * case.group, num_generations=case.group, num_iterations=1)
     loss = dict(loss_type="grpo", scale_rewards="group", beta=0.04, epsilon=0.2, use_bias_correction_kl=False)
     sampling = dict(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=case.tokens)
     sampling |= dict(generation_kwargs={"suppress_tokens": vision_tokens(processor)})
-    more = dict(num_iterations=1, reward_weights=weights, shuffle_dataset=False)
-    arguments = GRPOConfig(**common, **batch, **loss, **sampling, **more)
-    return partial(OurTrainer if ours else GRPOTrainer, args=arguments, reward_funcs=functions)
+    arguments = GRPOConfig(**common, **batch, **loss, **sampling, reward_weights=weights, shuffle_dataset=False)
+    return partial(Trainer if ours else GRPOTrainer, args=arguments, reward_funcs=functions)
 
 
 def lower_bound(parameters: int, prompt: int, completions: list[list[int]]) -> dict[str, float]:
     """Bound our step from below: seconds of its matrix products, by part, at the rates measured here.
 
-    Args:
-        parameters: number of parameters of the language model.
-        prompt: number of tokens of the distinct prompts.
-        completions: sampled token ids.
+    parameters: of the language model. prompt: tokens of the distinct prompts. completions: sampled token ids.
     """
     import torch
 
@@ -205,13 +173,11 @@ def lower_bound(parameters: int, prompt: int, completions: list[list[int]]) -> d
     weights = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(16)]
 
     def best(other) -> float:
-        rounds = []
-        for _ in range(5):
-            start = synchronized_time()
+        def products():
             for weight in weights:
                 weight @ other
-            rounds.append((synchronized_time() - start) / len(weights))
-        return min(rounds)
+
+        return min(timeit.repeat(products, timer=synchronized_time, number=1, repeat=5)) / len(weights)
 
     flops = 2 * size**3 / best(weights[0])
     values_per_second = size**2 / best(weights[0][0])
@@ -261,11 +227,9 @@ def run_side(case: Case, ours: bool, steps: int, threads: int, pipe) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = {"rl": train_rl, "sft": train_sft, "inference": infer}[case.what]
         summary = run(case, ours, steps, folder, StepClock(pipe))
-    peak = (
-        torch.cuda.max_memory_allocated() / 1e9
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux: KB
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux: KB
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 1e9
     pipe.send({"floor": None, "peak_gb": peak} | summary)
 
 
@@ -293,7 +257,8 @@ def infer(case: Case, ours: bool, steps: int, folder: str, clock: StepClock) -> 
     return {"encode_s_an_image": encoding / len(rows)}
 
 
-def _train(trainer, begin, end) -> None:
+def train(trainer, begin, end) -> None:
+    """Train, and call `begin` before and `end` after each step."""
     from transformers import PrinterCallback, TrainerCallback
 
     class Steps(TrainerCallback):
@@ -319,7 +284,7 @@ def train_sft(case: Case, ours: bool, steps: int, folder: str, clock: StepClock)
         return result
 
     trainer.compute_loss = compute_loss
-    _train(trainer, clock.begin, lambda: clock.end(tokens=str(losses), mean_length=0.0))
+    train(trainer, clock.begin, lambda: clock.end(tokens=str(losses), mean_length=0.0))
     return {"encode_s_an_image": encoding / (steps * case.prompts)}
 
 
@@ -363,7 +328,7 @@ def train_rl(case: Case, ours: bool, steps: int, folder: str, clock: StepClock) 
     time_method("_get_per_token_logps_and_entropies", "reference", only=lambda: not torch.is_grad_enabled())
     time_method("_prepare_inputs", "inputs")
     time_method("training_step", "pass")
-    _train(trainer, begin, end)
+    train(trainer, begin, end)
     count = sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" not in n and "visual" not in n)
     return {
         "encode_s_an_image": encoding / (steps * case.prompts),

@@ -68,11 +68,7 @@ def measure(steps: int, threads: int, only: Sequence[str], output: Path) -> None
 
 
 def receive(side: str, pipe):
-    """Receive from a side's process.
-
-    Raises:
-        RuntimeError: the process has died.
-    """
+    """Receive from a side's process; a RuntimeError if it has died."""
     try:
         return pipe.recv()
     except EOFError:
@@ -97,7 +93,9 @@ def compare(case: Case, steps: int, threads: int) -> dict:
     for side, pipe in pipes.items():
         summary = receive(side, pipe)
         floor = summary.pop("floor")
-        result[side] = medians(rounds[side][1:]) | rounded(summary) | {"start_up": start_up[side]}
+        parts = [part for part in ("step", "processor", *PARTS) if part in rounds[side][0]]
+        medians = {part: statistics.median(step[part] for step in rounds[side][1:]) for part in parts}
+        result[side] = rounded(medians | summary) | {"start_up": start_up[side]}
         if floor:
             result["floor"] = rounded(floor)
     for name, part in (("ratio", "step"), ("ratio_of_processor_time", "processor")):
@@ -117,12 +115,6 @@ def start_side(side: str, case: Case, steps: int, threads: int):
     return pipe
 
 
-def medians(steps: list[dict]) -> dict[str, float]:
-    """Median seconds of each part that was measured."""
-    parts = [part for part in ("step", "processor", *PARTS) if part in steps[0]]
-    return rounded({part: statistics.median(step[part] for step in steps) for part in parts})
-
-
 def rounded(values: dict[str, float]) -> dict[str, float]:
     """The values with four decimals."""
     return {key: round(value, 4) for key, value in values.items()}
@@ -137,15 +129,10 @@ def table(results: list[dict]) -> str:
         pair = f"{result['stock'][part]:.2f} / {result['ours'][part]:.2f}"
         return pair + (f" ({result['floor'][part]:.2f})" if part in result.get("floor", {}) else "")
 
-    rows = [
-        [
-            result["case"]["name"],
-            f"**{result['ratio']:.1f}**",
-            f"{result['ratio_of_processor_time']:.1f}",
-            *(cell(result, part) for part in parts),
-        ]
-        for result in results
-    ]
+    rows = []
+    for result in results:
+        ratios = [f"**{result['ratio']:.1f}**", f"{result['ratio_of_processor_time']:.1f}"]
+        rows.append([result["case"]["name"], *ratios, *(cell(result, part) for part in parts)])
     return "\n".join(markdown_table(["case", "**ratio**", "ratio of processor time", *heads], rows)) + "\n"
 
 

@@ -13,20 +13,12 @@ FAMILIES = {"qwen2_vl": "Qwen2-VL"}
 
 
 def fingerprint(folder: str | Path) -> str:
-    """SHA-256 over `config.json` and all `*.safetensors` of a model folder laid out like the hub's.
-
-    Raises:
-        UserError: the folder has no model.
-    """
+    """SHA-256 over `config.json` and all `*.safetensors` of a model folder; a UserError if they are not there."""
     folder = Path(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
-        raise UserError(
-            f"base.source = {folder}",
-            "no config.json with *.safetensors in it",
-            "a folder laid out like the hub's",
-            "download the model there, or set base.source to `embedded`",
-        )
+        where, fix = f"base.source = {folder}", "download the model there, or set base.source to `embedded`"
+        raise UserError(where, "no config.json with *.safetensors in it", "a folder laid out like the hub's", fix)
     digest = hashlib.sha256()
     for path in [folder / "config.json", *weights]:
         with path.open("rb") as file:
@@ -35,30 +27,16 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def check_family(source: str, config: dict) -> None:
-    """Refuse a base of another family, whose weights would be dropped and replaced by random ones.
-
-    Args:
-        source: the base's folder or hub id, for the message.
-        config: its `config.json`.
-
-    Raises:
-        UserError: `model_type` is not among `FAMILIES`.
-    """
+    """Refuse a base that is not in `FAMILIES`: its weights would be dropped and replaced by random ones."""
     if config.get("model_type") not in FAMILIES:
-        raise UserError(
-            f"base.source = {source}",
-            f"a model of type {config.get('model_type')}",
-            f"one of {', '.join(FAMILIES)} ({', '.join(FAMILIES.values())})",
-            "choose a base of a supported family, e.g. Qwen/Qwen2-VL-2B-Instruct",
-        )
+        found = f"a model of type {config.get('model_type')}"
+        expected = f"one of {', '.join(FAMILIES)} ({', '.join(FAMILIES.values())})"
+        fix = "choose a base of a supported family, e.g. Qwen/Qwen2-VL-2B-Instruct"
+        raise UserError(f"base.source = {source}", found, expected, fix)
 
 
 def base_pointer(base: Base) -> dict:
-    """The content of `base.json`: where the base is, its revision, and the hash of local weights.
-
-    Raises:
-        UserError: a local folder has no model, or one of an unsupported family.
-    """
+    """The content of `base.json`: where the base is, its revision, the hash of local weights, which are checked."""
     folder = EMBEDDED if base.source == "embedded" else Path(base.source)
     if not folder.is_dir():
         return {"source": base.source, "revision": base.revision, "sha256": None}

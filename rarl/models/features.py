@@ -77,11 +77,7 @@ class FeatureStore:
         return store
 
     def save(self, folder: str | Path) -> None:
-        """Write the features, with their number and hash and the tower that they are of.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write the features, with their number and hash and the tower that they are of."""
         noted = content(self.features) + (BY + json.dumps(self.tower) if self.tower else "")
         with atomic_path(Path(folder) / FILE) as partial:
             try:
@@ -149,10 +145,7 @@ def tower(model):
 
 
 def offload(model) -> None:
-    """Offload the vision tower of a model with a store until a cache miss.
-
-    Its first weights stay, from which the library reads the model's device and dtype.
-    """
+    """Offload the vision tower until a cache miss, except for its first weights, which tell device and dtype."""
     visual = tower(model)
     visual.away = {name: visual._modules.pop(name).cpu() for name in ("blocks", "merger")}
 

@@ -67,10 +67,10 @@ def ask(
     room = loaded.model.config.get_text_config().max_position_embeddings - max_new_tokens
     lengths = inputs["attention_mask"].sum(-1).tolist()
     if max(lengths) > room:
+        limit = f"the model takes {room:,} besides an answer of {max_new_tokens:,}"
         for (request, _), length in zip(opened, lengths):
             if length > room:
-                found = f"a prompt of {length:,} tokens (image and question)"
-                error = f"{found}, the model takes {room:,} besides an answer of {max_new_tokens:,}"
+                error = f"a prompt of {length:,} tokens (image and question), {limit}"
                 failed.append(Response(request.id, error=error))
         fitting = [request for (request, _), length in zip(opened, lengths) if length <= room]
         return ask(loaded, fitting, max_new_tokens, temperature, seed) + failed
@@ -132,9 +132,7 @@ def vision_tokens(processor) -> list[int]:
     return [processor.image_token_id, processor.video_token_id]
 
 
-def ask_all(
-    loaded: Loaded, requests: list[Request], batch_size: int, max_new_tokens: int, **kwargs
-) -> Iterator[list[Response]]:
+def ask_all(loaded: Loaded, requests: list[Request], batch_size: int, max_new_tokens: int) -> Iterator[list[Response]]:
     """`ask` batch by batch."""
     for batch in in_batches(requests, batch_size):
-        yield ask(loaded, batch, max_new_tokens, **kwargs)
+        yield ask(loaded, batch, max_new_tokens)

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, Qwen2VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from rarl import params as P
-from rarl.errors import UserError
+from rarl.errors import UserError, no_cuda
 from rarl.models.base_files import check_family, fingerprint
 from rarl.models.patching import embed_patches, replace_forward
 from rarl.models.processor import ImageTextProcessor, load_processor
@@ -38,18 +38,9 @@ class Loaded:
 
 
 def choose_device(model: P.Model) -> torch.device:
-    """The device of this process.
-
-    Raises:
-        UserError: `model.device` is cuda, and there is none.
-    """
+    """The device of this process; a UserError if `model.device` is cuda, and there is none."""
     if model.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "model.device = cuda",
-            "no CUDA device that this PyTorch can use",
-            "a GPU and a CUDA build of torch",
-            "set model.device to auto or cpu, or install the CUDA build (README, 'On a GPU')",
-        )
+        raise no_cuda(torch.__version__)
     if model.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -129,55 +120,41 @@ def _load_base(folder: Path, model: P.Model, attention: str):
             ignore_mismatched_sizes=True,  # `_check_complete` reports them
         )
         processor = load_processor(pointer["source"], revision, model.min_pixels, model.max_pixels)
-    except ImportError as error:
-        raise UserError(
-            f"model.attention = {model.attention}",
-            str(error).splitlines()[0],
-            "an attention implementation that is installed",
-            "set model.attention to sdpa, or install flash-attn (README, 'On a GPU')",
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"base.source = {pointer['source']}",
-            str(error).splitlines()[0],
-            "a model folder or a hub id that can be reached",
-            "check the name and revision, log in or go online, or set base.source to `embedded`",
-        ) from None
+    except (ImportError, OSError) as error:
+        where, expected = f"base.source = {pointer['source']}", "a model folder or a hub id that can be reached"
+        fix = "check the name and revision, log in or go online, or set base.source to `embedded`"
+        if isinstance(error, ImportError):
+            where, expected = f"model.attention = {model.attention}", "an attention implementation that is installed"
+            fix = "set model.attention to sdpa, or install flash-attn (README, 'On a GPU')"
+        raise UserError(where, str(error).splitlines()[0], expected, fix) from None
     _check_complete(source, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     return network, processor
 
 
 def _check_unchanged(folder: Path, pointer: dict) -> None:
     """Refuse a base with other weights than those that the folder's adapter was trained on."""
-    found = fingerprint(pointer["source"])
-    if found != pointer["sha256"]:
-        raise UserError(
-            f"{pointer['source']}, the base of {folder}",
-            f"files with SHA-256 {found[:12]}...",
-            f"{pointer['sha256'][:12]}..., as in {folder / 'base.json'}",
-            "restore the base's files; or, to use the new ones, run `dvc repro`, which trains again",
-        )
+    if (sha256 := fingerprint(pointer["source"])) != pointer["sha256"]:
+        where, found = f"{pointer['source']}, the base of {folder}", f"files with SHA-256 {sha256[:12]}..."
+        expected = f"{pointer['sha256'][:12]}..., as in {folder / 'base.json'}"
+        fix = "restore the base's files; or, to use the new ones, run `dvc repro`, which trains again"
+        raise UserError(where, found, expected, fix)
 
 
 def _check_complete(source: str, absent: set[str]) -> None:
     """Refuse a file without all weights, since a missing weight is random after loading."""
     if absent:
         first = ", ".join(sorted(absent)[:3]) + ", ..." * (len(absent) > 3)
-        raise UserError(
-            source,
-            f"{len(absent)} weights missing or of another shape: {first}",
-            "every weight of the model that its config.json describes",
-            "fetch or write the folder again",
-        )
+        found = f"{len(absent)} weights missing or of another shape: {first}"
+        expected = "every weight of the model that its config.json describes"
+        raise UserError(source, found, expected, "fetch or write the folder again")
 
 
 def _with_adapter(network, folder: Path, trainable: bool):
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
-    file = folder / "adapter_model.safetensors"
+    file, fix = folder / "adapter_model.safetensors", "run `dvc repro`, or copy the adapter's folder again"
     if not file.is_file():
-        fix = "run `dvc repro`, or copy the folder again"
         raise UserError(str(folder), f"no {file.name}", "the adapter's weights", fix)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -185,12 +162,8 @@ def _with_adapter(network, folder: Path, trainable: bool):
         with safe_open(file, "pt") as weights:
             absent = set(get_peft_model_state_dict(network)) - set(weights.keys())
     except (RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(
-            str(folder),
-            " ".join(str(error).split())[:200],
-            "an adapter that fits the base in its base.json",
-            "run `dvc repro`, or copy the adapter's folder again",
-        ) from None
+        found = " ".join(str(error).split())[:200]
+        raise UserError(str(folder), found, "an adapter that fits the base in its base.json", fix) from None
     _check_complete(str(folder), absent)
     return network
 

@@ -20,11 +20,7 @@ def replace_forward(module, forward) -> None:
 def embed_patches(module, pixels: torch.Tensor) -> torch.Tensor:
     """The vision tower's patch embedding as a matrix product: its convolution has a stride of its kernel's size.
 
-    In bfloat16 the convolution takes seconds with some versions of cuDNN.
-
-    Args:
-        module: the patch embedding, with the convolution `proj`.
-        pixels: (patches, patch size).
+    In bfloat16 the convolution takes seconds with some versions of cuDNN. pixels: (patches, patch size).
     """
     weight = module.proj.weight
     return linear(pixels.to(weight.dtype), weight.flatten(1), module.proj.bias)

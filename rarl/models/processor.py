@@ -62,13 +62,9 @@ class ImageTextProcessor(Qwen2VLProcessor):
 
 
 def load_processor(source: str | Path, revision: str | None, min_pixels: int, max_pixels: int) -> ImageTextProcessor:
-    """Load tokenizer, chat template and image processor.
+    """Load tokenizer, chat template and an image processor that scales images to `min_pixels` up to `max_pixels`.
 
-    Args:
-        source: local folder or hub id, in the layout of `Qwen/Qwen2-VL-2B-Instruct`.
-        revision: of the hub's repository.
-        min_pixels: smallest height x width after scaling.
-        max_pixels: largest height x width after scaling.
+    `source` is a local folder or hub id, in the layout of `Qwen/Qwen2-VL-2B-Instruct`.
     """
     images = ImageProcessor.from_pretrained(source, revision=revision)
     images.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
@@ -84,12 +80,9 @@ def _chat_template(source: str | Path, revision: str | None, tokenizer) -> str:
             return text if name.endswith(".jinja") else json.loads(text)["chat_template"]
     if tokenizer.chat_template:
         return tokenizer.chat_template
-    raise UserError(
-        str(source),
-        "no chat template",
-        "chat_template.jinja, chat_template.json or one in tokenizer_config.json",
-        "use the folder of an instruct model, such as Qwen2-VL-2B-Instruct",
-    )
+    expected = "chat_template.jinja, chat_template.json or one in tokenizer_config.json"
+    fix = "use the folder of an instruct model, such as Qwen2-VL-2B-Instruct"
+    raise UserError(str(source), "no chat template", expected, fix)
 
 
 def chat(processor: ImageTextProcessor, prompt: str, completion: str | None = None) -> str:

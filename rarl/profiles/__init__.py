@@ -52,16 +52,9 @@ def put(params: dict, dotted: str, value: object) -> object:
 
 
 def apply(path: Path, name: str, root: str | None = None) -> dict[str, tuple[object, object]]:
-    """Rewrite a `params.yaml` to a profile.
+    """Rewrite a `params.yaml` to the profile `name`, and return key → (value before, value after) of what changed.
 
-    Args:
-        path: the `params.yaml`.
-        name: of the profile.
-        root: folder of the user's releases, instead of the profile's. It removes judges of kind `truth`, which know
-            the answers for the pipeline's phantoms only.
-
-    Returns:
-        key → (value before, value after) of what changed.
+    With `root`, the folder of the user's releases, judges of kind `truth` go, which know the pipeline's phantoms only.
 
     Raises:
         UserError: the file is missing or is not valid, or would not be afterwards. It is not changed.
@@ -84,11 +77,7 @@ def apply(path: Path, name: str, root: str | None = None) -> dict[str, tuple[obj
 
 
 def write_params(path: Path, params: dict) -> None:
-    """Write what `round_trip` read and the caller changed.
-
-    Raises:
-        UserError: the result would not be a valid `params.yaml`. The file is not changed.
-    """
+    """Write what `round_trip` read and the caller changed; a UserError, and no file, if that is not valid."""
     text = io.StringIO()
     round_trip().dump(params, text)
     parse_params(text.getvalue(), path)

@@ -75,13 +75,9 @@ def check_weights(folder: Path, untrained: set[str]) -> bool:
 
 
 def _unusable(path: Path, found: str) -> UserError:
-    return UserError(
-        str(path),
-        found,
-        "complete and finite weights",
-        "if they are not finite, lower the learning rate; else train on one process, with DDP or with "
-        "rarl/accelerate/fsdp.yaml (accelerate.config). Nothing was written to data/models",
-    )
+    fix = "if they are not finite, lower the learning rate; else train on one process, with DDP or with "
+    fix += "rarl/accelerate/fsdp.yaml (accelerate.config). Nothing was written to data/models"
+    return UserError(str(path), found, "complete and finite weights", fix)
 
 
 class FiniteLossMixin:
@@ -103,11 +99,7 @@ class FiniteLossMixin:
         return result
 
     def stop_for(self, name: str, value: float) -> None:
-        """Save the batch and end the run; the last checkpoint stays as it is.
-
-        Raises:
-            UserError: always.
-        """
+        """Save the batch and raise a UserError; the last checkpoint stays as it is."""
         step = self.state.global_step + 1
         folder = Path(self.args.output_dir) / f"not-finite-step-{step}"
         folder.mkdir(exist_ok=True)
@@ -118,13 +110,9 @@ class FiniteLossMixin:
         texts = {key: tokenizer.batch_decode(tensors[key]) for key in sorted(ids)}
         scalars = {k: v.tolist() for k, v in tensors.items() if k == "advantages"}
         write_json(folder / "batch.json", {"step": step, name: str(value), **scalars, **texts})
-        raise UserError(
-            f"{self.state_name}, step {step}",
-            f"{name} = {value}",
-            "a finite number",
-            f"look at the batch in {folder}; then lower the learning rate, or train.max_grad_norm. The weights were "
-            "not changed: the run resumes from its last checkpoint",
-        )
+        fix = f"look at the batch in {folder}; then lower the learning rate, or train.max_grad_norm"
+        fix += ". The weights were not changed: the run resumes from its last checkpoint"
+        raise UserError(f"{self.state_name}, step {step}", f"{name} = {value}", "a finite number", fix)
 
 
 class CheckpointGuard(TrainerCallback):

@@ -53,9 +53,9 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
         lambda: BertScorer(params.encoder.source, params.encoder.num_layers, str(choose_device(params.model))),
         params.reward,
     )
-    per_pass, passes = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")
     loaded = run.load()
-    batch = {"per_device_train_batch_size": per_pass * rl.group_size, "gradient_accumulation_steps": passes}
+    batch = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")
+    batch["per_device_train_batch_size"] *= rl.group_size
     # Equations (1) to (3). TRL's defaults are dapo, no KL term, and a KL term times the ratio, which has the same
     # value on policy but another gradient.
     loss = {"loss_type": "grpo", "beta": rl.beta, "epsilon": rl.epsilon, "use_bias_correction_kl": False}

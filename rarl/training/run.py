@@ -50,13 +50,7 @@ LOGGED = {
 
 
 class Run:
-    """One method's training run.
-
-    Args:
-        method: `sft`, `grpo` or `rarl`.
-        params: all parameters.
-        settings: those that this method depends on and the others do not.
-    """
+    """The training run of `sft`, `grpo` or `rarl`; `settings` are parameters that only this method depends on."""
 
     def __init__(self, method: str, params: Params, settings: dict):
         self.method, self.params, self.started = method, params, time.perf_counter()
@@ -107,54 +101,36 @@ class Run:
         if self.full or self.start.name != "base":
             return None
         lora = self.params.lora
-        return LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
-            exclude_modules=r".*visual.*",
-        )
+        where = {"target_modules": list(lora.target_modules), "exclude_modules": r".*visual.*"}
+        return LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, **where)
 
     def learning_rate(self, method: Sft | Rl) -> float:
         """That of the adapter, or of full weights."""
         return method.learning_rate_full if self.full else method.learning_rate
 
-    def batches(self, per_step: int, most: int, what: str) -> tuple[int, int]:
-        """Batch size and accumulation steps of one process, so that a step has `per_step` rows on all of them.
-
-        Args:
-            per_step: rows of an optimizer step.
-            most: rows a pass at most.
-            what: the key of `per_step` in params.yaml.
-
-        Raises:
-            UserError: the processes cannot share `per_step` evenly.
-        """
+    def batches(self, per_step: int, most: int, what: str) -> dict[str, int]:
+        """Arguments of one process for steps of `per_step` rows (the key `what`), in passes of at most `most`."""
         processes = self.params.accelerate.processes
         per_pass = self.params.accelerate.per_pass(per_step, most)
-        if per_step % (per_pass * processes):
+        if per_step % (rows := per_pass * processes):
             found = f"{processes} processes (accelerate.processes) with {per_pass} a pass"
-            expected = f"a multiple of {per_pass * processes}"
             fix = f"change {what}, its micro value, or accelerate.processes"
-            raise UserError(f"{what} = {per_step}", found, expected, fix)
-        return per_pass, per_step // (per_pass * processes)
+            raise UserError(f"{what} = {per_step}", found, f"a multiple of {rows}", fix)
+        return {"per_device_train_batch_size": per_pass, "gradient_accumulation_steps": per_step // rows}
 
     def common_arguments(self) -> dict:
         """Trainer arguments that SFT and RL share."""
-        params = self.params
+        params, train = self.params, self.params.train
+        log = {"logging_steps": 1, "logging_nan_inf_filter": False, "report_to": "none"}
+        save = {"save_strategy": "steps", "save_steps": train.eval_steps, "save_total_limit": train.keep_checkpoints}
         return {
+            **log,
+            **save,
             "output_dir": str(self.folder),
             "seed": params.seed,
             "data_seed": params.seed,
-            "max_grad_norm": params.train.max_grad_norm,
+            "max_grad_norm": train.max_grad_norm,
             "lr_scheduler_type": "linear",
-            "logging_steps": 1,
-            "logging_nan_inf_filter": False,
-            "report_to": "none",
-            "save_strategy": "steps",
-            "save_steps": params.train.eval_steps,
-            "save_total_limit": params.train.keep_checkpoints,
             "bf16": params.model.dtype == "bfloat16",
             "activation_checkpointing": recomputes(self.start, params, self.method),
             "use_cpu": choose_device(params.model).type == "cpu",

@@ -78,13 +78,11 @@ def prepare(params: Params) -> tuple[Run, Trainer, Loaded]:
         }
         for sample, prompt in schedule(samples, ["reasoning"], math.ceil(sft.epochs), params.seed)
     ]
-    per_pass, passes = run.batches(sft.batch_size, sft.micro_batch_size, "sft.batch_size")
     loaded = run.load()
     config = SFTConfig(
         **run.common_arguments(),
+        **run.batches(sft.batch_size, sft.micro_batch_size, "sft.batch_size"),
         max_steps=math.ceil(len(samples) * sft.epochs / sft.batch_size),
-        per_device_train_batch_size=per_pass,
-        gradient_accumulation_steps=passes,
         learning_rate=run.learning_rate(sft),
         warmup_steps=sft.warmup_ratio,
         dataloader_num_workers=1,  # prepares the next step's images and tokens during the present one

@@ -143,14 +143,13 @@ def _last_layer(layer, hidden_states, attention_mask=None, **kwargs):
 def patch_layers(network) -> str | None:
     """Patch a model's decoder layers to take a layout in place of the attention mask.
 
-    The patch stays, because activation checkpointing runs layers again in the backward pass. An unsupported model is
-    not patched.
+    The patch stays, because activation checkpointing runs layers again in the backward pass.
 
     Args:
         network: a model with a head, without PEFT's wrapper.
 
     Returns:
-        Why the model does not support shared prefixes, or None.
+        Why the model does not support shared prefixes, and is not patched, or None.
     """
     if network.config.model_type not in MODELS:
         return f"a model of type {network.config.model_type}"
