@@ -49,11 +49,13 @@ class JudgeKind:
         how: completes "This judge ..." in the report.
         needs: settings that a judge of this kind cannot do without.
         asks: whether it asks a language model, so that each completion is kept and all test sets are asked at once.
+        form_blind: whether it rates what an answer means, be it a word or a sentence.
     """
 
     how: str
     needs: tuple[str, ...] = ()
     asks: bool = False
+    form_blind: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ MODELS = {
 METHODS = tuple(name for name, model in MODELS.items() if model.trained_by)
 
 JUDGE_KINDS = {
-    "lexical": JudgeKind("compares the answer's text with the reference answers"),
+    "lexical": JudgeKind("compares the answer's text with the reference answers", form_blind=False),
     "semantic": JudgeKind(
         "compares sentence embeddings of answer and reference with a threshold, and rejects what denies the reference",
         needs=("threshold", "reasoning_threshold"),

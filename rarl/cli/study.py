@@ -7,6 +7,7 @@ main = Commands(
         "reward": ("rarl.cli.reward_study", "Compare the measures of the reasoning reward."),
         "judges": ("rarl.cli.judges_study", "Compare the judges with rows that people have labelled."),
         "threshold": ("rarl.cli.threshold_study", "Calibrate the semantic judge's thresholds."),
+        "clusters": ("rarl.cli.cluster_study", "Check intervals and paired tests on simulated answers."),
     },
     help=__doc__,
 )

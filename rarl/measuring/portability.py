@@ -178,13 +178,15 @@ def intervals() -> list:
     pairs = [Pair(str(row % 9), "made up", row % 3 > 0, "", "") for row in range(40)]
     cosines = [(row * 37 % 101) / 101 for row in range(40)]
     first, second = [1, 0, 1, 1, 0, 0, 1, 0] * 5, [1, 1, 1, 0, 0, 1, 1, 1] * 5
-    p_values = [s.mcnemar(first[:n], second[:n])["p"] for n in (20, 30, 40)]
+    images = [row // 3 for row in range(40)]
+    p_values = [s.mcnemar(first[:n], second[:n], images[:n])["p"] for n in (20, 30, 40)]
     return [
         s.wilson(31, 150),
-        s.mcnemar(first, second),
+        s.share_interval(first, images),
+        s.mcnemar(first, second, images),
         s.unpaired(41.0, 150, 55.5, 120),
         s.holm(p_values),
-        s.mean_change([0.25, -0.5, 0.125, 0.1]),
+        s.mean_change([0.25, -0.5, 0.125, 0.1], "aabc"),
         s.smallest_difference(150, 0.3),
         s.agreement(first, second),
         calibrate(pairs, cosines, 20),

@@ -5,8 +5,8 @@ a ratio, with an interval of the points and a verdict: it `holds` if the whole i
 if the whole interval is on the other, and is `undecided` otherwise. A claim holds if all of its comparisons do, fails
 if one fails, and is undecided otherwise.
 
-Ours are paired: both models answered the same questions. The paper prints shares only, so the pairing is lost, and
-Newcombe's interval for two independent shares is used. It is usually wider than a paired one: `undecided` is about
+Ours are paired and clustered by image. The paper prints shares only, so neither the pairing nor the images are known,
+and Newcombe's interval for two independent shares is used. It is usually wider than a paired one: `undecided` is about
 what the printed tables can show, not evidence that there is no effect.
 """
 
@@ -34,8 +34,9 @@ def claims(run: Run) -> pd.DataFrame:
             verdict = side(line["low"], line["high"], claim.get("margin", 0))
             ratio = 100 * (second / first - 1) if first else None
             lines.append({**line, "claim": claim["id"], "ratio": ratio, "verdict": verdict})
-    columns = [*KEYS, *SHARES, "n", *GAP, "ratio", "verdict"]
-    return to_frame(lines, columns, dict.fromkeys([*SHARES, *GAP, "ratio"], 2)).astype({"n": "Int64"})
+    columns = [*KEYS, *SHARES, "n", "n_effective", *GAP, "ratio", "verdict"]
+    digits = dict.fromkeys([*SHARES, *GAP, "ratio"], 2) | {"n_effective": 1}
+    return to_frame(lines, columns, digits).astype({"n": "Int64"})
 
 
 def side(low: float, high: float, margin: float = 0) -> str:
@@ -99,7 +100,7 @@ def _by_run(claim: dict, run: Run) -> Iterator[dict]:
             continue
         for judge in judges:
             series = (run.ratings(model, mode, test_set, judge, s) for model, mode, s in zip(models, modes, scores))
-            if test := paired(*series, run.confidence):
+            if test := paired(*series, run.images[test_set], run.confidence):
                 place = {"source": "ours", "judge": judge, "set": test_set, "score": score}
                 yield test | place | {"first": first["label"], "second": second["label"]}
 
@@ -110,14 +111,19 @@ def _by_table2(claim: dict, run: Run) -> Iterator[dict]:
         return
     ours = our_table2(run.params.profile).dropna(subset=["n", "samples"])
     sources = {
-        "paper": paper_table2(),
-        "ours": {(r.method, int(r.samples)): (r.Total, int(r.n)) for r in ours.itertuples()},
+        "paper": {key: (share, n, n) for key, (share, n) in paper_table2().items()},
+        "ours": {
+            (row.method, int(row.samples)): (row.Total, int(row.n), getattr(row, "n_effective", row.n))
+            for row in ours.itertuples()
+        },
     }
     for (source, totals), (first, second, samples) in product(sources.items(), claim["table2"]):
         pair = [totals.get((method, samples)) for method in (first, second)]
         if all(pair):
             place = {"source": source, "judge": "choice", "set": "cv_bench", "score": f"{samples} samples"}
-            yield place | {"first": first, "second": second} | _unpaired(*zip(*pair), run)
+            shares, counts, effectives = zip(*pair)
+            line = place | {"first": first, "second": second} | _unpaired(shares, effectives, run)
+            yield line | {"n": min(counts), "n_effective": min(effectives) if source == "ours" else None}
 
 
 def paper_table2() -> dict[tuple[str, int], tuple[float, int]]:

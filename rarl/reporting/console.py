@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rarl.reporting.claims import verdict_on
-from rarl.reporting.findings import findings
-from rarl.reporting.formats import p_value, percent, records, signed
+from rarl.reporting.findings import WARNING, findings
+from rarl.reporting.formats import form, p_value, percent, records, signed
 from rarl.reporting.inputs import Run
 from rarl.reporting.page import NOT_CLINICAL, is_phantom
 from rarl.reporting.tables import BASELINES, MODELS, paper
@@ -17,19 +17,33 @@ from rarl.reporting.tables import BASELINES, MODELS, paper
 def show(run: Run, frames: dict[str, pd.DataFrame]) -> None:
     """Print the own test, the comparisons between models and the verdicts on the paper's claims."""
     console = Console(highlight=False)
-    own = [_own_test(row) for row in records(frames["own_test"])]
-    numbers = {"final", "interval", "reasoning", "n", "difference", "p (Holm)"}
+    own, judges = records(frames["own_test"]), [run.main_judge, *filter(None, [run.form_blind_judge])]
+    numbers = {
+        "final",
+        "interval",
+        "reasoning",
+        "n",
+        "effective",
+        "difference",
+        "p (Holm)",
+        "words",
+        "untagged",
+        *judges,
+    }
 
     def show_table(title: str, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
         table = Table(title=title, title_justify="left")
         for name in columns:
-            table.add_column(name, justify="right" if name in numbers else "left")
+            right = name in numbers
+            table.add_column(name, justify="right" if right else "left", no_wrap=right)
         for row in rows:
             table.add_row(*row)
         console.print(table)
 
-    columns = ("model", "mode", "final", "interval", "reasoning", "n")
-    show_table(f"Own test by the {run.main_judge} judge, percent", columns, own)
+    columns = ("model", "mode", "final", "interval", "reasoning", "n", "effective")
+    show_table(f"Own test by the {run.main_judge} judge, percent", columns, map(_own_test, own))
+    shapes = [_form(row, len(judges)) for row in own if row["model"] not in BASELINES]
+    show_table("Form of the answers, and final scores", ("model", "mode", "words", "untagged", *judges), shapes)
     between = frames["paired_tests"].query("family == 'between models'")
     if len(between):
         columns = ("comparison", "difference", "interval", "p (Holm)", "")
@@ -41,7 +55,7 @@ def show(run: Run, frames: dict[str, pd.DataFrame]) -> None:
     ]
     show_table("The paper's claims", ("claim", "paper", "ours"), verdicts)
     for sentence in findings(run, frames):
-        console.print(f"• {sentence}", markup=False)
+        console.print(f"• {sentence}", markup=False, style="bold yellow" if sentence.startswith(WARNING) else None)
     if is_phantom(run):
         console.print("PHANTOM RESULTS: synthetic images, no medical meaning.", style="bold yellow")
     console.print(NOT_CLINICAL, style="bold")
@@ -54,7 +68,19 @@ def _own_test(row: dict) -> tuple[str, ...]:
     else:
         label = MODELS[row["model"]]
         reasoning = "not annotated" if row["reasoning"] is None else percent(row["reasoning"])
-    return label, row["mode"], percent(row["final"]), interval, reasoning, str(row["n"])
+    scores = (percent(row["final"]), interval, reasoning)
+    return label, row["mode"], *scores, str(row["n"]), percent(row["n_effective"])
+
+
+def _form(row: dict, judges: int) -> tuple[str, ...]:
+    untagged, words = form(row)
+    return (
+        MODELS[row["model"]],
+        row["mode"],
+        words,
+        untagged,
+        *map(percent, (row["final"], row["form_blind"])[:judges]),
+    )
 
 
 def _test(test: dict) -> tuple[str, ...]:

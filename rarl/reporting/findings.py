@@ -4,10 +4,12 @@ import pandas as pd
 
 from rarl.reporting.formats import percent, signed
 from rarl.reporting.inputs import Run
-from rarl.reporting.tables import MODELS, family_of
+from rarl.reporting.tables import MODELS, family_of, verdicts_by_judge
 
-#: The summary reports truncated completions if more than this share of a model's are.
+#: The summary reports truncated completions, or those without tags, if more than this share of a model's are.
 CUT_OFF = 0.05
+#: The first word of a sentence that questions the others.
+WARNING = "WARNING:"
 INSTEAD = {"blank": "a grey image", "shuffled": "another question's image of the same modality"}
 
 
@@ -28,9 +30,18 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
             f"Completions truncated at {run.params.decoding.max_new_tokens} tokens (decoding.max_new_tokens), which "
             f"count as wrong if the answer had not been given: {', '.join(cut)}."
         )
+    if loose := [
+        f"{MODELS[r.model]} {percent(r.untagged)} %" for r in main.itertuples() if r.untagged > 100 * CUT_OFF
+    ]:
+        sentences.append(
+            "Completions without a closed <answer> pair, whose answer is all of the text outside <think>: "
+            f"{', '.join(loose)}."
+        )
     between = tests[tests["family"] == "between models"]
     if len(between):
         sentences.append(_between_models(between))
+    if changed := verdicts_by_judge(run, tests):
+        sentences.append(_depending_on_the_judge(changed, len(between)))
     floor = own.loc[own["model"] == "most_frequent_by_kind", "final"]
     if len(floor):
         above = [MODELS[row.model] for row in main.itertuples() if row.final_low > floor.iloc[0]]
@@ -47,6 +58,21 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
                 f"With {INSTEAD[image]} instead of the right one, scores change by (points): {', '.join(lost)}."
             )
     return sentences
+
+
+def _depending_on_the_judge(changed: dict[tuple[str, str], dict[str, str]], tests: int) -> str:
+    shown = []
+    for (first, second), verdicts in changed.items():
+        judges: dict[str, list[str]] = {}
+        for judge, verdict in verdicts.items():
+            judges.setdefault(verdict, []).append(judge)
+        listed = ", ".join(f"{verdict} by {' and '.join(names)}" for verdict, names in judges.items())
+        shown.append(f"{MODELS[second]} against {MODELS[first]} is {listed}")
+    verb = "depends" if len(shown) == 1 else "depend"
+    return (
+        f"{WARNING} {len(shown)} of {tests} comparisons between models {verb} on the judge: {'; '.join(shown)}. "
+        "Compare the form of the answers (length, tags) before the models."
+    )
 
 
 def _between_models(tests: pd.DataFrame) -> str:

@@ -33,6 +33,18 @@ def p_value(number: float) -> str:
     return "< 0.001" if number < 0.001 else f"{number:.3f}"
 
 
+def form(cell: dict) -> tuple[str, str]:
+    """Format the form of the answers: share without `<answer>`, and mean number of words.
+
+    >>> form({"untagged": 2.5, "answer_words": 1.27}), form({"untagged": None, "answer_words": 1.0})
+    (('2.5 %', '1.3'), ('not asked for', '1.0'))
+    """
+    if cell["answer_words"] is None:
+        return "–", "–"
+    untagged = "not asked for" if cell["untagged"] is None else f"{percent(cell['untagged'])} %"
+    return untagged, percent(cell["answer_words"])
+
+
 def kappa(number: float | None) -> str:
     """Format Cohen's kappa."""
     return "undefined" if number is None else f"{number:.2f}".replace("-", MINUS)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rarl.errors import UserError
 from rarl.params import Params
 from rarl.records import Prediction, Sample, Verdict, predictions_file, read_json, read_records, remake, verdicts_file
-from rarl.registry import METHODS
+from rarl.registry import JUDGE_KINDS, METHODS
 
 CURATED = Path("data/curated")
 #: Score -> the field of a verdict that holds it.
@@ -72,6 +72,11 @@ class Run:
         return {name: read_records(self.params.samples_file(name), Sample) for name in self.params.test_sets}
 
     @cached_property
+    def images(self) -> dict[str, list[str]]:
+        """Test set -> the hash of each sample's image: questions about one image are a cluster."""
+        return {name: [sample.image_sha256 for sample in samples] for name, samples in self.samples.items()}
+
+    @cached_property
     def train(self) -> list[Sample]:
         """The training samples."""
         return read_records(CURATED / "train.jsonl", Sample)
@@ -127,6 +132,12 @@ class Run:
     def truth_judge(self) -> str | None:
         """The judge that knows the findings of the phantom images; None on real data."""
         return next((j for j in self.judges if self.params.judge[j].kind == "truth"), None)
+
+    @cached_property
+    def form_blind_judge(self) -> str | None:
+        """The first judge beside the main one that rates what an answer means, whatever its form; None without one."""
+        kinds = {judge: JUDGE_KINDS[self.params.judge[judge].kind] for judge in self.judges}
+        return next((judge for judge in self.judges if judge != self.main_judge and kinds[judge].form_blind), None)
 
     def _files(self, pattern: str, names: list[str]) -> dict[str, Path]:
         """Return name -> file for those of the names that have one."""

@@ -1,5 +1,6 @@
 """One model's scores by every judge, each with its interval and its counts."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -9,51 +10,80 @@ import pandas as pd
 from rarl.params import Params
 from rarl.records import Prediction, Sample, Verdict, predictions_file, verdicts_file
 from rarl.registry import DATA_SETS
-from rarl.reporting.inputs import Run, in_order
-from rarl.reporting.stats import by_question, wilson
+from rarl.reporting.inputs import FIELDS, Run, in_order
+from rarl.reporting.stats import Images, by_question, share_interval
 
 #: The benchmark whose release the own test set is taken from, and its part without the own test's rows.
 OVERLAPPING = DATA_SETS["silvar_med"].release
 WITHOUT_OWN_TEST = f"{OVERLAPPING}_without_own_test"
 
 
-def score_cell(predictions: Sequence[Prediction], verdicts: Sequence[Verdict], confidence: float) -> dict:
+#: A prompt that asks for the answer alone, so that no completion to it has tags.
+UNTAGGED_PROMPTS = ("direct",)
+_TAGGED = re.compile("<answer>.*?</answer>", re.DOTALL | re.IGNORECASE)
+
+
+def score_cell(
+    predictions: Sequence[Prediction],
+    verdicts: Sequence[Verdict],
+    images: Images,
+    confidence: float,
+    tags: bool = True,
+) -> dict:
     """Return the scores of one model, mode, test set and judge, in percent with two decimals.
 
-    `final` is the share of answers judged right among the `n` that were scored. Answers that could not be generated or
-    judged are counted in `unscored` and in no share. An `empty` or `truncated` answer is the model's fault: it is
-    scored, and also counted.
+    `final` is the share of answers judged right among the `n` that were scored; its interval is that of `n_effective`
+    independent questions, because several are about one of the `images`. Answers that could not be generated or judged
+    are counted in `unscored` and in no share. An `empty` or `truncated` answer is the model's fault: it is scored, and
+    also counted.
+
+    The form of the answers, whatever they say: `untagged` is the percentage of completions without a closed `<answer>`
+    pair, None if the prompt asks for no `tags`; `answer_words` is the mean number of words of an answer.
     """
-    finals = [v.prediction_score for v in verdicts if v.prediction_score is not None]
-    reasonings = [v.reasoning_score for v in verdicts if v.reasoning_score is not None]
+    asked = [p for p in predictions if p.error is None]
+    finals, reasonings = (
+        [(score, image) for v, image in zip(verdicts, images, strict=True) if (score := getattr(v, field)) is not None]
+        for field in FIELDS.values()
+    )
+    without = sum(not _TAGGED.search(p.completion) for p in asked)
+    words = sum(len(p.answer.split()) for p in asked)
     return {
-        **share("final", finals, confidence),
-        **share("reasoning", reasonings, confidence),
+        **share("final", *_columns(finals), confidence),
+        **share("reasoning", *_columns(reasonings), confidence),
         "n": len(finals),
         "reasoning_n": len(reasonings),
         "unscored": len(verdicts) - len(finals),
-        "empty": sum(not p.answer.strip() and p.error is None for p in predictions),
+        "empty": sum(not p.answer.strip() for p in asked),
         "truncated": sum(p.truncated for p in predictions),
+        "untagged": round(100 * without / len(asked), 2) if tags and asked else None,
+        "answer_words": round(words / len(asked), 2) if asked else None,
     }
 
 
-def share(name: str, scores: Sequence[int], confidence: float) -> dict:
-    """Return the share of 1 among 0/1 scores and its interval, in percent with two decimals; None if there are none.
+def _columns(pairs: list[tuple]) -> tuple:
+    return tuple(zip(*pairs)) or ((), ())
 
-    >>> share("final", [1, 1, 0, 1], 0.95)
-    {'final': 75.0, 'final_low': 30.06, 'final_high': 95.44}
+
+def share(name: str, scores: Sequence[int], images: Images, confidence: float) -> dict:
+    """Return the share of 1 among 0/1 scores, its interval and the effective n; None if there are no scores.
+
+    In percent with two decimals.
+
+    >>> share("final", [1, 1, 0, 1], "abcd", 0.95)
+    {'final': 75.0, 'final_low': 30.06, 'final_high': 95.44, 'n_effective': 4.0}
     """
+    effective = "n_effective" if name == "final" else f"{name}_n_effective"
     if not scores:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    low, high = wilson(sum(scores), len(scores), confidence)
+        return {name: None, f"{name}_low": None, f"{name}_high": None, effective: None}
+    low, high, n = share_interval(scores, images, confidence)
     shares = {name: sum(scores) / len(scores), f"{name}_low": low, f"{name}_high": high}
-    return {key: round(100 * value, 2) for key, value in shares.items()}
+    return {key: round(100 * value, 2) for key, value in shares.items()} | {effective: round(float(n), 1)}
 
 
 #: The fields of a sample that scores are broken down by.
 GROUPINGS = ("category", "kind", "modality", "origin")
 #: The columns of the breakdown that are taken from a cell.
-BROKEN_DOWN = ("n", "unscored", "final", "final_low", "final_high")
+BROKEN_DOWN = ("n", "unscored", "final", "final_low", "final_high", "n_effective", "untagged", "answer_words")
 
 
 @dataclass
@@ -65,11 +95,13 @@ class Judged:
     samples: list[Sample]
     predictions: list[Prediction]
     verdicts: dict[str, list[Verdict]]
+    tags: bool = True
+    """Whether the mode's prompt asks for `<answer>` tags."""
 
     def cell(self, judge: str, rows: Sequence[int], confidence: float) -> dict:
         """Return the scores over some of the rows."""
-        verdicts = self.verdicts[judge]
-        return score_cell([self.predictions[i] for i in rows], [verdicts[i] for i in rows], confidence)
+        columns = (self.predictions, self.verdicts[judge], [sample.image_sha256 for sample in self.samples])
+        return score_cell(*([column[i] for i in rows] for column in columns), confidence, self.tags)
 
     def cells(self, rows: Sequence[int], confidence: float) -> dict[str, dict]:
         """Return judge -> scores over some of the rows."""
@@ -90,7 +122,8 @@ def read_judged(params: Params, model: str) -> list[Judged]:
         verdicts = {
             judge: in_order(verdicts_file(model, judge, mode, name), samples, Verdict) for judge in params.judges
         }
-        judged.append(Judged(mode, name, samples, predictions, verdicts))
+        tags = params.mode[mode].prompt not in UNTAGGED_PROMPTS
+        judged.append(Judged(mode, name, samples, predictions, verdicts, tags))
     return judged
 
 

@@ -1,22 +1,26 @@
-"""Intervals, paired tests, baselines and agreement.
+"""Intervals, paired tests, baselines and agreement, with questions about one image as one cluster.
 
-Every test here treats the questions as independent. Several questions can share an image, so the true uncertainty is
-somewhat larger; the page says so. statsmodels, SciPy and scikit-learn are imported where they are used, because they
-take a second to load.
+Answers to questions about one image are alike, so n questions tell less than n questions about n images.
+`effective_n` measures how much less, and an interval is that of this number of independent questions. The paired test
+changes signs by image. With one question per image these are the intervals of Wilson, of Bonett and Price and of
+Student, and McNemar's mid-p test. `rarl study clusters` checks coverage and false positives on simulated answers.
+
+statsmodels, SciPy and scikit-learn are imported where they are used, because they take a second to load.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache
 
 from rarl.answers import matches, normalise
 from rarl.records import Sample
 
-#: Discordant pairs below which McNemar's test is computed exactly (binomial) instead of by chi-square.
-EXACT_BELOW = 25
+#: The image of each question, such as its hash: questions with the same one are a cluster.
+Images = Sequence[Hashable]
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share; both ends in 0..1.
 
     >>> [round(end, 4) for end in wilson(31, 150)]
@@ -33,41 +37,122 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return float(low), float(high)
 
 
-def mcnemar(first: Sequence[int], second: Sequence[int], confidence: float = 0.95) -> dict:
+def share_interval(scores: Sequence[int], images: Images, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Wilson's interval of a share of 0/1 scores at the effective n, and that n.
+
+    As in survey statistics (Korn and Graubard 1998; the modified Wilson limits of SAS's SURVEYFREQ).
+
+    >>> [round(number, 3) for number in share_interval([1, 1, 0, 0, 1, 1], "aabbcd")]
+    [0.178, 0.949, 2.349]
+    """
+    n = effective_n(scores, images, confidence)
+    return *wilson(n * sum(scores) / len(scores), n, confidence), n
+
+
+def effective_n(values: Sequence[float], images: Images, confidence: float = 0.95) -> float:
+    """Return the number of independent questions that would be as informative about the mean of `values`.
+
+    That is n over Kish's design effect, 1 + (size - 1) rho, where `size` is the number of questions about the image of
+    an average question and rho the intra-cluster correlation by one-way analysis of variance, at least 0 (Donner and
+    Klar 2000, chapter 1). Values that are all the same say nothing about rho: it is then taken to be 1. Student's t at
+    images - 1 degrees of freedom replaces that at n - 1 (Korn and Graubard 1998), which matters for few images. With
+    one question per image, n itself.
+
+    Franco, Little, Louis and Slud (2019) recommend Wilson's interval at such an n, and rho from a model rather than
+    the plain cluster-robust variance, with which intervals are too narrow.
+    """
+    sizes = Counter(images)
+    n, clusters = len(values), len(sizes)
+    if clusters == n:
+        return n
+    size = sum(count * count for count in sizes.values()) / n
+    between, within = _sums_of_squares(values, images)
+    rho = 1.0
+    if clusters > 1 and len({*values}) > 1:
+        between, within = between / (clusters - 1), within / (n - clusters)
+        typical = (n - size) / (clusters - 1)
+        rho = min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))
+    return n / (1 + (size - 1) * rho) * _few_images(n, clusters, confidence)
+
+
+@cache
+def _few_images(n: int, clusters: int, confidence: float) -> float:
+    """Return the factor of the effective n for Student's t at `clusters` - 1 instead of `n` - 1 degrees of freedom."""
+    from scipy.stats import t
+
+    level = (1 + confidence) / 2
+    return float(t.ppf(level, n - 1) / t.ppf(level, max(clusters - 1, 1))) ** 2
+
+
+def _sums_of_squares(values: Sequence[float], images: Images) -> tuple[float, float]:
+    """Return the sums of squares between and within images, the same to the last bit in any order of the rows."""
+    groups: dict[Hashable, list] = {}
+    for value, image in zip(values, images, strict=True):
+        groups.setdefault(image, []).append(value)
+    means = [math.fsum(group) ** 2 / len(group) for group in groups.values()]
+    between = math.fsum([*means, -(math.fsum(values) ** 2) / len(values)])
+    within = math.fsum([*(value * value for value in values), *(-mean for mean in means)])
+    return max(0.0, between), max(0.0, within)
+
+
+def sign_flip(differences: Sequence[int], images: Images) -> float:
+    """Mid-p value of the exact test that changes the signs of the images' summed differences.
+
+    If the two models are exchangeable on every image, each sum of an image is as likely as its negative, whatever the
+    correlation between its questions; the modified Obuchowski test (Yang, Sun and Hardin 2010) is the normal
+    approximation. All changes of sign are counted, so there is no random number. The mid-p value counts half of the
+    ties with the observed sum, because the exact test rejects too rarely (Fagerland, Lydersen and Laake 2013). With
+    one question per image it is McNemar's mid-p test.
+
+    >>> sign_flip([1, 1, 1, 1, -1], "abcde"), sign_flip([1, 1, 1, 1, -1], "aabbc")
+    (0.21875, 0.375)
+    """
+    import numpy as np
+
+    sums: Counter = Counter()
+    for difference, image in zip(differences, images, strict=True):
+        sums[image] += difference
+    steps = sorted(abs(total) for total in sums.values() if total)
+    chances = np.ones(1)  # of each sum, from -reach to reach, where reach is the sum of the steps so far
+    for step in steps:
+        wider = np.zeros(len(chances) + 2 * step)
+        wider[2 * step :] = chances
+        wider[: len(chances)] += chances
+        chances = wider / 2
+    extreme = sum(steps) + abs(sum(differences))
+    return min(1.0, float(2 * chances[extreme:].sum() - chances[extreme]))
+
+
+def mcnemar(first: Sequence[int], second: Sequence[int], images: Images, confidence: float = 0.95) -> dict:
     """Paired comparison of two series of 0/1 scores on the same questions.
 
     Returns:
-        `n`, `first_only` and `second_only` (questions that only one of them got right), `difference` in points (second
-        minus first) with `low` and `high`, and McNemar's `p`. The interval is Bonett and Price's adjusted Wald
-        interval of a paired difference (2012), which also holds when no pair is discordant.
+        `n`, `n_effective` (of the differences), `first_only` and `second_only` (questions that only one of them got
+        right), `difference` in points (second minus first) with `low` and `high`, and `p` by `sign_flip`. The
+        interval is Bonett and Price's adjusted Wald interval of a paired difference (2012) at the effective n, which
+        also holds when no pair is discordant.
 
     Raises:
         ValueError: the series differ in length or are empty.
     """
     from scipy.stats import norm
-    from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 
-    if len(first) != len(second) or not first:
+    if not len(first) == len(second) == len(images) or not first:
         raise ValueError(f"two series of the same questions are needed, not {len(first)} and {len(second)}")
-    n = len(first)
-    pairs = Counter(zip(map(int, first), map(int, second)))
-    first_only, second_only = pairs[1, 0], pairs[0, 1]
-    discordant = first_only + second_only
-    if discordant == 0:
-        p = 1.0
-    else:
-        table = [[pairs[1, 1], first_only], [second_only, pairs[0, 0]]]
-        p = float(mcnemar_test(table, exact=discordant < EXACT_BELOW).pvalue)
-    up, down = (second_only + 1) / (n + 2), (first_only + 1) / (n + 2)
-    half = norm.ppf((1 + confidence) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    differences = [int(b) - int(a) for a, b in zip(first, second)]
+    n, first_only, second_only = len(first), differences.count(-1), differences.count(1)
+    effective = effective_n(differences, images, confidence)
+    up, down = ((only * effective / n + 1) / (effective + 2) for only in (second_only, first_only))
+    half = norm.ppf((1 + confidence) / 2) * math.sqrt((up + down - (up - down) ** 2) / (effective + 2))
     return {
         "n": n,
+        "n_effective": effective,
         "first_only": first_only,
         "second_only": second_only,
         "difference": 100 * (second_only - first_only) / n,
         "low": 100 * max(-1.0, up - down - half),
         "high": 100 * min(1.0, up - down + half),
-        "p": min(p, 1.0),
+        "p": sign_flip(differences, images),
     }
 
 
@@ -76,18 +161,21 @@ def scored_by_both(first: Sequence[int | None], second: Sequence[int | None]) ->
     return [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
 
 
-def paired(first: Sequence[int | None], second: Sequence[int | None], confidence: float = 0.95) -> dict:
+def paired(
+    first: Sequence[int | None], second: Sequence[int | None], images: Images, confidence: float = 0.95
+) -> dict:
     """`mcnemar` on the questions that both series score, with both shares in percent; {} if there are none.
 
-    >>> test = paired([1, 0, None, 1], [1, 1, 1, 0])
+    >>> test = paired([1, 0, None, 1], [1, 1, 1, 0], "abcd")
     >>> test["n"], round(test["first_percent"], 1), round(test["second_percent"], 1), test["difference"]
     (3, 66.7, 66.7, 0.0)
     """
-    if not (both := scored_by_both(first, second)):
+    rows = [row for row in zip(first, second, images, strict=True) if None not in row[:2]]
+    if not rows:
         return {}
-    first, second = zip(*both)
-    shares = {"first_percent": 100 * sum(first) / len(both), "second_percent": 100 * sum(second) / len(both)}
-    return mcnemar(first, second, confidence) | shares
+    first, second, images = zip(*rows)
+    shares = {"first_percent": 100 * sum(first) / len(rows), "second_percent": 100 * sum(second) / len(rows)}
+    return mcnemar(first, second, images, confidence) | shares
 
 
 def unpaired(
@@ -101,21 +189,31 @@ def unpaired(
     return 100 * float(low), 100 * float(high)
 
 
-def mean_change(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of paired differences of scores, in points, with its interval by Student's t.
+def mean_change(values: Sequence[float], images: Images, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of paired differences of scores, in points, with its interval by Student's t over images.
+
+    The variance is the cluster-robust one with the correction for few clusters (CR1), t has images - 1 degrees of
+    freedom. With one question per image it is the usual interval. Without an end, NaN, if all are about one image.
 
     Raises:
         ValueError: `values` is empty.
     """
-    from scipy.stats import ttest_1samp
+    from scipy.stats import t
 
     if not values:
         raise ValueError("no interval of no difference")
-    mean = 100 * sum(values) / len(values)
+    n = len(values)
+    mean = math.fsum(values) / n
     if len({*values}) == 1:  # no spread: t is not defined
-        return mean, mean, mean
-    low, high = ttest_1samp(values, 0).confidence_interval(confidence)
-    return mean, 100 * float(low), 100 * float(high)
+        return 100 * mean, 100 * mean, 100 * mean
+    residuals: dict[Hashable, list] = {}
+    for value, image in zip(values, images, strict=True):
+        residuals.setdefault(image, []).append(value - mean)
+    if (clusters := len(residuals)) == 1:
+        return 100 * mean, math.nan, math.nan
+    squares = math.fsum(math.fsum(group) ** 2 for group in residuals.values())
+    half = t.ppf((1 + confidence) / 2, clusters - 1) * math.sqrt(clusters / (clusters - 1) * squares) / n
+    return 100 * mean, float(100 * (mean - half)), float(100 * (mean + half))
 
 
 def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[list[float], list[bool]]:
@@ -128,7 +226,7 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[list[float], l
     return [float(p) for p in adjusted], [bool(r) for r in reject]
 
 
-def smallest_difference(n: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
+def smallest_difference(n: float, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """Smallest true difference, in points, that McNemar's test on `n` pairs detects with `power`.
 
     Solves Connor's sample size formula (1987), n = (z_a sqrt(d) + z_b sqrt(d - x^2))^2 / x^2, for x, where d is

@@ -8,6 +8,7 @@ from collections import Counter
 from functools import cache
 from itertools import chain, combinations, product
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ from rarl.answers import matches, normalise
 from rarl.records import Prediction, read_json
 from rarl.registry import DATA_SETS
 from rarl.reporting.inputs import FIELDS, Run
-from rarl.reporting.scoring import OVERLAPPING, WITHOUT_OWN_TEST, share
+from rarl.reporting.scoring import BROKEN_DOWN, OVERLAPPING, WITHOUT_OWN_TEST, share
 from rarl.reporting.stats import (
     agreement,
     baseline_scores,
@@ -43,6 +44,10 @@ BASELINES = {
 }
 SCORES = ["final", "final_low", "final_high", "reasoning", "reasoning_low", "reasoning_high"]
 COUNTS = ["n", "reasoning_n", "unscored", "empty", "truncated"]
+#: The effective n of both scores, and the form of the answers (`scoring.score_cell`).
+FORM = ["n_effective", "reasoning_n_effective", "untagged", "answer_words"]
+#: The final score by the form-blind judge, with its interval.
+FORM_BLIND = ["form_blind", "form_blind_low", "form_blind_high"]
 #: A difference in points with its interval.
 GAP = ["difference", "low", "high"]
 #: The numbers of `reward_gap`, with the names of its file.
@@ -96,10 +101,10 @@ def paper_table(run: Run, name: str) -> pd.DataFrame:
                 cell = ours[test_set][judge]
                 people = run.params.judge[judge].kind == "human"
                 printed = theirs.get("human" if people else judge) or next(iter(theirs.values()), {})
-                line = {**key, "source": "ours", "judge": judge, **{c: cell[c] for c in [*SCORES, *COUNTS]}}
+                line = {**key, "source": "ours", "judge": judge, **{c: cell[c] for c in [*SCORES, *COUNTS, *FORM]}}
                 lines.append(line | beside(cell, printed, "final") | beside(cell, printed, "reasoning"))
             lines += [{**key, "source": "paper", "judge": judge, **scores} for judge, scores in theirs.items()]
-    columns = ["row", "model", "prompt", "set", "source", "judge", *SCORES, *COUNTS]
+    columns = ["row", "model", "prompt", "set", "source", "judge", *SCORES, *COUNTS, *FORM]
     columns += ["difference", "beyond", "reasoning_difference", "reasoning_beyond"]
     return pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(COUNTS, "Int64"))
 
@@ -122,19 +127,22 @@ def beside(cell: dict, printed: dict, score: str) -> dict:
 def own_test(run: Run) -> pd.DataFrame:
     """Return the main judge's scores of every model and mode on the own test set, then the baselines without a model.
 
-    `label` is unique per line, for bar plots.
+    `label` is unique per line, for bar plots. `form_blind` is the final score by `Run.form_blind_judge`.
     """
     lines = []
     for model, mode in product(run.params.models, run.params.modes):
-        cell = run.scores[model][mode][run.params.own_test][run.main_judge]
+        cells = run.scores[model][mode][run.params.own_test]
+        cell, blind = cells[run.main_judge], cells.get(run.form_blind_judge, {})
         label = model if mode == run.main_mode else f"{model}, {mode}"
-        lines.append({"label": label, "model": model, "mode": mode, **{c: cell[c] for c in [*SCORES, *COUNTS]}})
+        line = {"label": label, "model": model, "mode": mode, **{c: cell[c] for c in [*SCORES, *COUNTS, *FORM]}}
+        lines.append(line | {name: blind.get(score) for name, score in zip(FORM_BLIND, SCORES)})
     for name, scores in baselines(run).items():
         if scores:
             line = {"label": name, "model": name, "mode": "", "n": len(scores)}
-            lines.append(line | share("final", scores, run.confidence))
-    columns = ["label", "model", "mode", *SCORES, *COUNTS]
-    return to_frame(lines, columns, dict.fromkeys(SCORES, 2)).astype(dict.fromkeys(COUNTS, "Int64"))
+            lines.append(line | share("final", scores, run.images[run.params.own_test], run.confidence))
+    columns = ["label", "model", "mode", *SCORES, *COUNTS, *FORM, *FORM_BLIND]
+    digits = dict.fromkeys([*SCORES, *FORM, *FORM_BLIND], 2)
+    return to_frame(lines, columns, digits).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
 def baselines(run: Run) -> dict[str, list[int]]:
@@ -144,14 +152,17 @@ def baselines(run: Run) -> dict[str, list[int]]:
 
 
 def paired_tests(run: Run) -> pd.DataFrame:
-    """McNemar's tests on the own test set by the main judge, Holm-corrected within each family.
+    """McNemar's tests on the own test set, clustered by image and Holm-corrected within each family.
 
-    Families: models against one another under the main mode; each other mode against the main mode within one model;
-    each model against each most-frequent-answer baseline.
+    Families: models against one another under the main mode, by each judge; by the main judge each other mode against
+    the main mode within one model, and each model against each most-frequent-answer baseline.
     """
-    models, main = run.params.models, run.main_mode
+    models, main, images = run.params.models, run.main_mode, run.images[run.params.own_test]
     own = {key: run.ratings(*key, run.params.own_test) for key in product(models, run.params.modes)}
-    families = {"between models": [(a, b, own[a, main], own[b, main]) for a, b in combinations(models, 2)]}
+    families = {}
+    for judge in run.judges or [run.main_judge]:
+        rated = {model: run.ratings(model, main, run.params.own_test, judge) for model in models}
+        families[between(run, judge)] = [(a, b, rated[a], rated[b]) for a, b in combinations(models, 2)]
     for mode in run.params.modes:
         if mode != main:
             families[family_of(mode, main)] = [
@@ -165,12 +176,31 @@ def paired_tests(run: Run) -> pd.DataFrame:
         results = [
             {**test, "family": family, "first": first, "second": second}
             for first, second, a, b in pairs
-            if (test := paired(a, b, run.confidence))
+            if (test := paired(a, b, images, run.confidence))
         ]
         corrected = zip(results, *holm([result["p"] for result in results], 1 - run.confidence))
         lines += [result | {"p_holm": p, "differs": differs} for result, p, differs in corrected]
-    columns = ["family", "first", "second", "n", "first_only", "second_only", *GAP, "p", "p_holm", "differs"]
-    return to_frame(lines, columns, dict.fromkeys(GAP, 2) | {"p": 5, "p_holm": 5})
+    counts = ["n", "n_effective", "first_only", "second_only"]
+    columns = ["family", "first", "second", *counts, *GAP, "p", "p_holm", "differs"]
+    return to_frame(lines, columns, dict.fromkeys(GAP, 2) | {"n_effective": 1, "p": 5, "p_holm": 5})
+
+
+def between(run: Run, judge: str) -> str:
+    """Return the name of the tests that compare two models by one judge."""
+    return "between models" if judge == run.main_judge else f"between models, {judge} judge"
+
+
+def verdicts_by_judge(run: Run, tests: pd.DataFrame) -> dict[tuple[str, str], dict[str, str]]:
+    """Return (first, second model) -> judge -> `better`, `worse` or `not told apart`: the second against the first.
+
+    By the `paired_tests`, so after Holm's correction; only comparisons on which the judges' verdicts differ.
+    """
+    families = {between(run, judge): judge for judge in run.judges}
+    found: dict = {}
+    for test in tests[tests["family"].isin(families)].itertuples():
+        verdict = ("better" if test.difference > 0 else "worse") if test.differs else "not told apart"
+        found.setdefault((test.first, test.second), {})[families[test.family]] = verdict
+    return {pair: verdicts for pair, verdicts in found.items() if len({*verdicts.values()}) > 1}
 
 
 def family_of(mode: str, main: str) -> str:
@@ -181,21 +211,22 @@ def family_of(mode: str, main: str) -> str:
 def detectable(run: Run) -> pd.DataFrame:
     """Return the smallest true difference between two models that each test set can detect.
 
-    `smallest` is in points, at 80 % power, for the main judge and mode and the share of discordant pairs
-    (`discordant`, percent) that this run has on average; empty if even the largest possible one would be missed.
+    `smallest` is in points, at 80 % power, for the main judge and mode, and for the share of discordant pairs
+    (`discordant`, percent) and the `n_effective` that this run's comparisons have on average; empty if even the
+    largest possible one would be missed.
     """
     lines = []
     for name in run.params.sets_of(run.main_mode):
         series = [run.ratings(model, run.main_mode, name) for model in run.params.models]
-        pairs = [both for first, second in combinations(series, 2) if (both := scored_by_both(first, second))]
-        shares = [sum(a != b for a, b in both) / len(both) for both in pairs]
+        tests = [test for pair in combinations(series, 2) if (test := paired(*pair, run.images[name], run.confidence))]
         n = min(sum(score is not None for score in scores) for scores in series)
-        if shares and n:
-            discordant = sum(shares) / len(shares)
-            smallest = smallest_difference(n, discordant, 1 - run.confidence)
-            images = len({sample.image_sha256 for sample in run.samples[name]})
-            lines.append((name, n, images, 100 * discordant, smallest))
-    return to_frame(lines, ["set", "n", "images", "discordant", "smallest"], {"discordant": 2, "smallest": 2})
+        if tests and n:
+            discordant = fmean((test["first_only"] + test["second_only"]) / test["n"] for test in tests)
+            effective = fmean(test["n_effective"] for test in tests)
+            smallest = smallest_difference(effective, discordant, 1 - run.confidence)
+            lines.append((name, n, effective, len({*run.images[name]}), 100 * discordant, smallest))
+    columns = ["set", "n", "n_effective", "images", "discordant", "smallest"]
+    return to_frame(lines, columns, {"n_effective": 1, "discordant": 2, "smallest": 2})
 
 
 def judge_agreement(run: Run) -> pd.DataFrame:
@@ -251,7 +282,7 @@ def reward_gap(run: Run) -> pd.DataFrame:
     `change` is the gap minus the base's on the same questions, and `opens` is true if its whole interval is above 0.
     `agreement` is the share of answers that both judges rate alike, in percent. `set` is the own test set, or `all`.
     """
-    columns = ["model", "set", "judge", "score", "n", *GAP_NUMBERS, "opens"]
+    columns = ["model", "set", "judge", "score", "n", "n_effective", *GAP_NUMBERS, "opens"]
     lines, seen = [], set()
     sets = {run.params.own_test: [run.params.own_test], "all": run.params.sets_of(run.main_mode)}
     judges = [judge for judge in run.judges if run.truth_judge and judge != run.truth_judge]
@@ -263,13 +294,18 @@ def reward_gap(run: Run) -> pd.DataFrame:
             if not both or (model, judge, score, len(both)) in seen:
                 continue
             seen.add((model, judge, score, len(both)))
-            gap = paired(*zip(*both), run.confidence)
-            change = [(b - a) - (d - c) for (a, b), (c, d) in filter(all, zip(pairs, rated.get("base", [])))]
-            to_base = mean_change(change, run.confidence) if model != "base" and change else (None, None, None)
+            images = list(chain.from_iterable(run.images[name] for name in names))
+            gap = paired(*zip(*both), [image for pair, image in zip(pairs, images) if pair], run.confidence)
+            rows = zip(pairs, rated.get("base", []), images)
+            change = [((b - a) - (d - c), image) for (a, b), (c, d), image in filter(all, rows)]
+            to_base = (None, None, None)
+            if model != "base" and change:
+                to_base = mean_change(*zip(*change), run.confidence)
             same = 100 * sum(a == b for a, b in both) / len(both)
             numbers = (gap["second_percent"], gap["first_percent"], *(gap[key] for key in GAP), same, *to_base)
-            lines.append((model, label, judge, score, len(both), *numbers, (to_base[1] or 0) > 0))
-    return to_frame(lines, columns, dict.fromkeys(GAP_NUMBERS, 2))
+            counts = (len(both), gap["n_effective"])
+            lines.append((model, label, judge, score, *counts, *numbers, (to_base[1] or 0) > 0))
+    return to_frame(lines, columns, dict.fromkeys(GAP_NUMBERS, 2) | {"n_effective": 1})
 
 
 def _truth_and_rated(run: Run, model: str, names: list[str], judge: str, score: str) -> list:
@@ -285,20 +321,22 @@ def _truth_and_rated(run: Run, model: str, names: list[str], judge: str, score: 
 def breakdown(run: Run) -> pd.DataFrame:
     """Return the main judge's scores under the main mode by modality, kind of answer, category and origin.
 
-    As the `score` stage wrote them; a field with a single value in a test set is left out.
+    With the final score by the form-blind judge. As the `score` stage wrote them; a field with a single value in a
+    test set is left out.
     """
-    columns = ["set", "by", "value", "model", "n", "unscored", "final", "final_low", "final_high"]
+    columns = ["set", "by", "value", "model", *BROKEN_DOWN]
     frames = [
-        pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(columns[-3:], "")).assign(model=model)
+        pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(BROKEN_DOWN, "")).assign(model=model)
         for model, path in run.breakdown_files.items()
     ]
     if not frames:
-        return pd.DataFrame(columns=columns)
-    frame = pd.concat(frames)
-    frame = frame[(frame["mode"] == run.main_mode) & (frame["judge"] == run.main_judge)]
-    frame = frame.assign(value=frame["value"].map(restore))
+        return pd.DataFrame(columns=[*columns, "form_blind"])
+    frame = pd.concat(frames, ignore_index=True)
+    frame = frame[frame["mode"] == run.main_mode].assign(value=frame["value"].map(restore))
+    blind = frame[frame["judge"] == run.form_blind_judge].rename(columns={"final": "form_blind"})
+    frame = frame[frame["judge"] == run.main_judge].merge(blind[[*columns[:4], "form_blind"]], "left", columns[:4])
     several = frame.groupby(["set", "by"])["value"].transform("nunique") > 1
-    return frame.loc[several, columns].reset_index(drop=True)
+    return frame.loc[several, [*columns, "form_blind"]].reset_index(drop=True)
 
 
 def yes_no(run: Run) -> pd.DataFrame:
@@ -312,22 +350,23 @@ def yes_no(run: Run) -> pd.DataFrame:
     lines = []
     for (mode, name), model in product(run.places, run.params.models):
         answers = [
-            (normalise(sample.answers[0]), _read_as(prediction))
+            (normalise(sample.answers[0]), _read_as(prediction), sample.image_sha256)
             for sample, prediction in zip(run.samples[name], run.predictions[model, mode, name])
             if sample.kind == "yes_no"
         ]
         if answers:
-            asked = [(truth, answer) for truth, answer in answers if answer != "unscored"]
-            counts = Counter(asked)
+            asked = [answer for answer in answers if answer[1] != "unscored"]
+            counts = Counter((truth, answer) for truth, answer, _ in asked)
             line = {"mode": mode, "set": name, "model": model, "n": len(asked), "unscored": len(answers) - len(asked)}
             for rate, truth in (("sensitivity", "yes"), ("specificity", "no")):
-                line |= share(
-                    rate, [answer == truth for reference, answer in asked if reference == truth], run.confidence
-                )
+                rows = [(answer == truth, image) for reference, answer, image in asked if reference == truth]
+                line |= share(rate, [right for right, _ in rows], [image for _, image in rows], run.confidence)
                 line |= {f"{truth}_said_{answer}": counts[truth, answer] for answer in ("yes", "no")}
                 line[f"{truth}_unreadable"] = counts[truth, "unreadable"]
             lines.append(line)
-    rates = [f"{rate}{end}" for rate in ("sensitivity", "specificity") for end in ("", "_low", "_high")]
+    rates = [
+        f"{rate}{end}" for rate in ("sensitivity", "specificity") for end in ("", "_low", "_high", "_n_effective")
+    ]
     cells = [f"{truth}_{answer}" for truth in ("yes", "no") for answer in ("said_yes", "said_no", "unreadable")]
     return pd.DataFrame(lines, columns=["mode", "set", "model", "n", *rates, *cells, "unscored"])
 
@@ -353,12 +392,14 @@ def grounding(run: Run) -> pd.DataFrame:
         if entry.image == "shown" or shown is None:
             continue
         for model in run.params.models:
-            if test := paired(run.ratings(model, shown, own), run.ratings(model, mode, own), run.confidence):
+            series = (run.ratings(model, shown, own), run.ratings(model, mode, own))
+            if test := paired(*series, run.images[own], run.confidence):
                 before, after = test["first_percent"], test["second_percent"]
                 line = {"model": model, "mode": mode, "image": entry.image, "shown": before, "final": after}
                 lines.append(test | line | {"kept": 100 * after / before if before else None})
     numbers = ["shown", "final", *GAP, "p", "kept"]
-    return to_frame(lines, ["model", "mode", "image", "n", *numbers], dict.fromkeys(numbers, 2) | {"p": 5})
+    digits = dict.fromkeys(numbers, 2) | {"n_effective": 1, "p": 5}
+    return to_frame(lines, ["model", "mode", "image", "n", "n_effective", *numbers], digits)
 
 
 def summary(run: Run) -> dict:

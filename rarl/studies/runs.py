@@ -9,7 +9,8 @@ predictions and verdicts are the same bytes in both runs is `unchanged` and not 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from ruamel.yaml import YAML
 
 from rarl.profiles import leaves
 from rarl.records import atomic_file, predictions_file, verdicts_file
+from rarl.registry import JUDGE_KINDS
 from rarl.reporting import page, tables
 from rarl.reporting.formats import records
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
@@ -26,7 +28,7 @@ from rarl.reporting.tables import GAP
 
 #: Outside of what git tracks, so that the daily comparison leaves the tree clean and re-runs no stage.
 OUTPUT = Path("data/studies")
-CELL = ["n", "unscored", "final", "final_low", "final_high"]
+CELL = ["n", "unscored", "final", "final_low", "final_high", "n_effective", "untagged", "answer_words"]
 #: Standard deviation of the final score over seeds, by profile, model, mode and test set (`rarl compare seeds`).
 SEEDS = "metrics/studies/seeds.csv"
 
@@ -39,14 +41,15 @@ UNTESTED = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
     """Return a line per experiment, model, mode and test set: the main judge's score and the paired difference.
 
-    The difference is to the first experiment, in points, with McNemar's p after Holm over all rows that the change
-    could affect and whose verdicts are available for both runs. The column `test` says which rows these are, and why
-    the others are not tested (`UNTESTED`).
+    The difference is to the first experiment, in points, with p by `stats.sign_flip` after Holm over all rows that the
+    change could affect and whose verdicts are available for both runs. The column `test` says which rows these are,
+    and why the others are not tested (`UNTESTED`).
     """
     first, lines = runs[0], []
+    images = cache(lambda name: images_of(first, name))
     spread = seed_spread(first)
     for run in runs:
-        judge = run.params["report"]["main_judge"]
+        judge, blind = run.params["report"]["main_judge"], form_blind_judge(run.params)
         for model in run.params["models"]:
             same = status(first, run, model)
             for mode, sets in run.json(f"metrics/scores/{model}.json").items():
@@ -54,13 +57,15 @@ def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
                     cell = {} if same == "not run" else judges.get(judge, {})
                     line = {"experiment": run.name, "model": model, "mode": mode, "set": name, "judge": judge}
                     line |= {key: cell.get(key) for key in CELL} | {"seed_sd": spread.get((model, mode, name))}
-                    lines.append(line | compared(first, run, model, mode, name, same, 1 - alpha))
+                    line["form_blind"] = judges.get(blind, {}).get("final") if cell else None
+                    lines.append(line | compared(first, run, model, mode, name, same, images, 1 - alpha))
     tested = [line for line in lines if "p" in line]
     for line, p, reject in zip(tested, *holm([line["p"] for line in tested], alpha)):
         line |= {"p_holm": p, "differs": reject}
-    columns = ["experiment", "model", "mode", "set", "judge", *CELL, "test", *GAP, "p", "p_holm", "differs", "seed_sd"]
+    keys = ["experiment", "model", "mode", "set", "judge"]
+    columns = [*keys, *CELL, "form_blind", "test", *GAP, "p", "p_holm", "differs", "seed_sd"]
     frame = pd.DataFrame(lines, columns=columns)
-    digits = dict.fromkeys([*CELL[2:], *GAP], 2) | {"p": 5, "p_holm": 5}
+    digits = dict.fromkeys([*CELL[2:], "form_blind", *GAP], 2) | {"p": 5, "p_holm": 5}
     return frame.astype(dict.fromkeys(CELL[:2], "Int64") | dict.fromkeys(digits, float)).round(digits)
 
 
@@ -82,8 +87,20 @@ def status(first, run, model: str) -> str | None:
     return UNCHANGED if all(hashes[0]) and hashes[0] == hashes[1] else None
 
 
-def compared(first, run, model: str, mode: str, name: str, same: str | None, confidence: float) -> dict:
-    """Return the column `test` of one row, and the paired test if there is one; empty for the first run."""
+def form_blind_judge(params: dict) -> str | None:
+    """Return the first judge beside the main one that rates what an answer means; see `Run.form_blind_judge`."""
+    kinds = {judge: JUDGE_KINDS[params["judge"][judge]["kind"]] for judge in params["judges"]}
+    others = (judge for judge in kinds if judge != params["report"]["main_judge"])
+    return next((judge for judge in others if kinds[judge].form_blind), None)
+
+
+def compared(
+    first, run, model: str, mode: str, name: str, same: str | None, images: Callable[[str], dict], confidence: float
+) -> dict:
+    """Return the column `test` of one row, and the paired test if there is one; empty for the first run.
+
+    `images` returns `images_of` a test set.
+    """
     if run is first or same not in (None, UNCHANGED):
         return {"test": same}
     if name == WITHOUT_OWN_TEST:
@@ -93,11 +110,11 @@ def compared(first, run, model: str, mode: str, name: str, same: str | None, con
     judge = run.params["report"]["main_judge"]
     files = (predictions_file(model, mode, name), verdicts_file(model, judge, mode, name))
     before, after = ([one.tracked(file.as_posix()) for file in files] for one in (first, run))
-    if not before[1] or not after[1]:
+    if not before[1] or not after[1] or not images(name):
         return {"test": "not at hand"}
     if before == after:
         return {"test": UNCHANGED}
-    test = paired_by_id(finals(before[1]), finals(after[1]), confidence)
+    test = paired_by_id(finals(before[1]), finals(after[1]), images(name), confidence)
     return {"test": TESTED if test else "not at hand"} | test
 
 
@@ -120,10 +137,24 @@ def finals(text: str) -> dict[str, int]:
         return {}
 
 
-def paired_by_id(first: dict[str, int], second: dict[str, int], confidence: float) -> dict:
-    """McNemar's test on the questions that both runs scored; {} if there are none."""
+def images_of(run, name: str) -> dict[str, str]:
+    """Return the hash of the image by question id; empty if the questions are neither in DVC's cache nor a remote."""
+    own = name == run.params["train"]["source"]
+    text = run.tracked("data/curated/test.jsonl" if own else f"data/benchmarks/{name}.jsonl") or ""
+    try:
+        return {line["id"]: line["image_sha256"] for line in map(json.loads, text.splitlines())}
+    except (ValueError, KeyError, TypeError):  # a damaged file
+        return {}
+
+
+def paired_by_id(first: dict[str, int], second: dict[str, int], images: dict[str, str], confidence: float) -> dict:
+    """`stats.mcnemar` on the questions that both runs scored; {} if there are none.
+
+    A question without an image in `images` is taken for the only one about its image.
+    """
     both = first.keys() & second.keys()
-    test = paired([first[id] for id in both], [second[id] for id in both], confidence)
+    series = ([one[id] for id in both] for one in (first, second))
+    test = paired(*series, [images.get(id, id) for id in both], confidence)
     return {key: test[key] for key in (*GAP, "p")} if test else {}
 
 

@@ -22,6 +22,8 @@ METHODS = {
     ("grpo", "lora"): "RL w/ LoRA",
     ("grpo", "full"): "RL only (w/o LoRA)",
 }
+#: The columns of `grid` that are a cell's; those after `reasoning` are missing in older experiments.
+CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", "untagged", "answer_words")
 #: Study -> the command that queues its experiments.
 COMMANDS = {
     "table2": "dvc exp run --queue score -S train.source=sat -S 'models=[base,sft,grpo]' -S 'benchmarks=[cv_bench]' "
@@ -108,11 +110,13 @@ def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
     counts = {task: int(found[task]["n"]) for task in scores}
     n = sum(counts.values())
     total = round(sum(score * counts[task] for task, score in scores.items()) / n, 2)
-    low, high = (round(100 * end, 2) for end in wilson(round(total * n / 100), n))
+    # Of independent questions, unless the scores of the whole test set have the effective n.
+    effective = run.cell(model, mode, "cv_bench").get("n_effective") or n
+    low, high = (round(100 * end, 2) for end in wilson(total * effective / 100, effective))
     mean = round(sum(scores.values()) / len(scores), 2)
     return (
         scores
-        | {"Total": total, "Total_low": low, "Total_high": high, "Mean": mean, "n": n}
+        | {"Total": total, "Total_low": low, "Total_high": high, "Mean": mean, "n": n, "n_effective": effective}
         | official(run, model, mode)
     )
 
@@ -149,7 +153,7 @@ def table2(found: list[Experiment]) -> pd.DataFrame:
                     "experiment": run.name,
                 }
             lines.append(line)
-    scores = [*TASKS, "Total", "Total_low", "Total_high", "n", "Mean", "Official"]
+    scores = [*TASKS, "Total", "Total_low", "Total_high", "n", "n_effective", "Mean", "Official"]
     columns = ["source", "method", "samples", *scores, "minutes", "memory_mb", "experiment"]
     frame = pd.DataFrame(lines, columns=columns).drop_duplicates(columns[:-1])
     return frame.astype(dict.fromkeys(("samples", "n", "memory_mb"), "Int64")).reset_index(drop=True)
@@ -166,7 +170,7 @@ def grid(found: list[Experiment]) -> pd.DataFrame:
                     "profile": run.params["profile"],
                     "reasoning_reward": "yes" if rarl["rewards"]["reasoning"] else "no",
                     "prompts": "diverse" if len(set(rarl["prompts"])) > 1 else "one",
-                    **{key: cell[key] for key in ("n", "final", "final_low", "final_high", "reasoning")},
+                    **{key: cell.get(key) for key in CELL},
                     "experiment": run.name,
                 }
             )
@@ -175,18 +179,23 @@ def grid(found: list[Experiment]) -> pd.DataFrame:
 
 
 def seeds(found: list[Experiment]) -> pd.DataFrame:
-    """Return mean, standard deviation, lowest and highest final score over seeds, by model, mode and test set."""
-    keys = ["model", "mode", "set"]
-    scores = {
-        (model, mode, name, run.params["seed"]): judges.get(run.params["report"]["main_judge"], {}).get("final")
-        for run in differing_only_in(found, "seed")
-        for model in run.params["models"]
-        for mode, sets in run.json(f"metrics/scores/{model}.json").items()
-        for name, judges in sets.items()
-    }
-    frame = pd.DataFrame([(*key, score) for key, score in scores.items()], columns=[*keys, "seed", "final"])
-    grouped = frame.groupby(keys, sort=False)["final"]
-    spread = grouped.agg(seeds="count", mean="mean", sd="std", low="min", high="max").round(2).reset_index()
+    """Return mean, standard deviation, lowest and highest final score over seeds, by model, mode and test set.
+
+    With the means of the form of the answers and of the score by the form-blind judge.
+    """
+    keys, form = ["model", "mode", "set"], ["untagged", "answer_words", "form_blind"]
+    lines = {}
+    for run in differing_only_in(found, "seed"):
+        judge, blind = run.params["report"]["main_judge"], runs.form_blind_judge(run.params)
+        for model in run.params["models"]:
+            for mode, sets in run.json(f"metrics/scores/{model}.json").items():
+                for name, judges in sets.items():
+                    cell = judges.get(judge, {}) | {"form_blind": judges.get(blind, {}).get("final")}
+                    lines[model, mode, name, run.params["seed"]] = [cell.get(key) for key in ("final", *form)]
+    frame = pd.DataFrame([(*key, *line) for key, line in lines.items()], columns=[*keys, "seed", "final", *form])
+    grouped = frame.astype(dict.fromkeys(["final", *form], float)).groupby(keys, sort=False)
+    spread = grouped["final"].agg(seeds="count", mean="mean", sd="std", low="min", high="max")
+    spread = spread.join(grouped[form].mean()).round(2).reset_index()
     spread.insert(0, "profile", found[0].params["profile"])
     return spread
 

@@ -40,6 +40,7 @@ def write(changes, finals):
         Path("metrics", folder).mkdir(parents=True, exist_ok=True)
     for model, final in finals.items():
         cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}
+        cell |= {"n_effective": 100.0, "untagged": None, "answer_words": 1.5}
         Path(f"metrics/scores/{model}.json").write_text(json.dumps({"reasoning": {own: {"lexical": cell}}}))
         rows = ["mode,set,judge,by,value,n,unscored,final,final_low,final_high"]
         for task, n in (("Count", 30), ("Relation", 10), ("Depth", 10), ("Distance", 10)):
@@ -161,6 +162,7 @@ def test_seeds_give_mean_and_spread(repository):
     rarl = frame.loc["rarl"]
     assert (rarl["seeds"], rarl["mean"], rarl["sd"]) == (3, 64.0, 4.0)
     assert (rarl["low"], rarl["high"]) == (60.0, 68.0)
+    assert rarl["answer_words"] == 1.5 and pd.isna(rarl["untagged"]) and pd.isna(rarl["form_blind"])
 
 
 def test_without_experiments_the_command_is_named(repository):
@@ -187,9 +189,11 @@ def test_runs_stand_side_by_side_with_intervals(repository):
 def test_runs_are_paired_by_the_ids_of_the_questions():
     first = {f"q{i}": int(i < 10) for i in range(40)}
     second = {f"q{i}": int(i < 25) for i in reversed(range(39))} | {"other": 1}
-    test = runs.paired_by_id(first, second, 0.95)
+    test = runs.paired_by_id(first, second, {}, 0.95)
     assert test["difference"] == pytest.approx(100 * 15 / 39) and test["p"] < 0.001
-    assert runs.paired_by_id(first, {}, 0.95) == {}
+    assert runs.paired_by_id(first, {}, {}, 0.95) == {}
+    clustered = runs.paired_by_id(first, second, {f"q{i}": f"image {i // 13}" for i in range(40)}, 0.95)
+    assert clustered["p"] > 0.1 and clustered["low"] < test["low"], "three images"
 
 
 def test_verdicts_of_an_experiment_come_from_dvcs_cache(repository):
@@ -206,8 +210,12 @@ def test_verdicts_of_an_experiment_come_from_dvcs_cache(repository):
         )
         repo.add("data/verdicts")
 
+    Path("data/curated").mkdir()
+    samples = [json.dumps({"id": f"q{i}", "image_sha256": f"{i // 2}"}) for i in range(60)]
+    Path("data/curated/test.jsonl").write_text("\n".join(samples) + "\n")
+    repo.add("data/curated/test.jsonl")
     verdicts(30)
-    git("add", "-A", "-f", "data/verdicts.dvc", ".dvc", ".dvcignore")
+    git("add", "-A", "-f", "data/verdicts.dvc", "data/curated/test.jsonl.dvc", ".dvc", ".dvcignore")
     git("commit", "-qm", "with verdicts")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     head = head.strip()
@@ -220,5 +228,6 @@ def test_verdicts_of_an_experiment_come_from_dvcs_cache(repository):
     frame = runs.scores(experiments()).set_index(["experiment", "model"])
     line = frame.loc[("r16", "rarl")]
     assert [line[key] for key in ("low", "high")] == [round(line[key], 2) for key in ("low", "high")]
-    assert line["difference"] == 25 and line["differs"] and line["p_holm"] < 0.001
+    assert line["difference"] == 25 and line["differs"]
+    assert line["p_holm"] == pytest.approx(2**-8, abs=1e-5), "15 questions about 8 images"
     assert pd.isna(frame.loc[("r16", "sft"), "p"]), "no verdicts of that model"

@@ -275,9 +275,78 @@ def test_score_cell_blames_the_right_one():
         Verdict(id="b", prediction_score=1, reasoning_score=0),
         Verdict(id="c", unscored="image unreadable"),
     ]
-    cell = score_cell(predictions, verdicts, 0.95)
+    cell = score_cell(predictions, verdicts, "abc", 0.95)
     assert (cell["final"], cell["n"], cell["unscored"], cell["empty"], cell["truncated"]) == (50.0, 2, 1, 1, 1)
     assert (cell["reasoning"], cell["reasoning_n"]) == (0.0, 1)
+    assert (cell["n_effective"], cell["reasoning_n_effective"]) == (2.0, 1.0)
+
+
+def test_form_is_counted_apart_from_what_answers_say():
+    completions = {
+        "<think>A mass.</think> <answer>Yes</answer>": "Yes",
+        "<think>A mass.</think> <ANSWER>\nYes it is\n</ANSWER>": "Yes it is",
+        "<answer>Yes": "<answer>Yes",
+        "The lung shows a mass.": "The lung shows a mass.",
+    }
+    predictions = [Prediction(id=c, completion=c, answer=a) for c, a in completions.items()]
+    predictions.append(Prediction(id="lost", completion="", answer="", error="image unreadable"))
+    verdicts = [Verdict(id=p.id, prediction_score=None if p.error else 1) for p in predictions]
+    cell = score_cell(predictions, verdicts, "aabbc", 0.95)
+    assert (cell["untagged"], cell["answer_words"]) == (50.0, 2.5)
+    assert cell["n"] == 4 and cell["n_effective"] < 2, "two images, all right"
+    assert score_cell(predictions, verdicts, "aabbc", 0.95, tags=False)["untagged"] is None
+    nothing = score_cell([], [], [], 0.95)
+    assert nothing["untagged"] is nothing["answer_words"] is nothing["n_effective"] is None
+
+
+def test_form_and_effective_n_stand_beside_the_scores(full):
+    root, html, output = full
+    scores = load(root / "metrics/scores/sft.json")
+    for mode, asked in (("reasoning", True), ("direct", False)):
+        cell = scores[mode][OWN_TEST]["lexical"]
+        assert (cell["untagged"] == 0.0) is asked and cell["answer_words"] > 0
+        assert 0 < cell["n_effective"] <= cell["n"]
+    with open(root / "metrics/tables/own_test.csv", encoding="utf-8", newline="") as file:
+        rows = {row["label"]: row for row in csv.DictReader(file)}
+    assert float(rows["sft"]["form_blind"]) == scores["reasoning"][OWN_TEST]["semantic"]["final"]
+    assert rows["sft, direct"]["untagged"] == "" and rows["most_frequent_by_kind"]["form_blind"] == ""
+    section = html[html.index('id="own-test"') : html.index('id="tests"')]
+    assert "By semantic" in section and "tags not asked for" in section
+    assert f"effective {cell['n_effective']:.1f}" in section
+    assert "not asked for" in output and "effective" in output
+    with open(root / "metrics/tables/breakdown.csv", encoding="utf-8", newline="") as file:
+        assert all(row["form_blind"] and row["n_effective"] for row in csv.DictReader(file) if row["final"])
+
+
+@pytest.mark.parametrize("judges", [["lexical"], ["semantic", "lexical"]])
+def test_no_form_blind_judge_beside_the_main_one(tmp_path, monkeypatch, judges):
+    make_run(
+        tmp_path, rows=10, models=["base"], judges=judges, benchmarks=[], logs=False, report__main_judge=judges[0]
+    )
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    assert Run(load_params()).form_blind_judge is None and '<th scope="col">By ' not in html
+
+
+def test_a_verdict_that_depends_on_the_judge_is_a_warning(tmp_path, monkeypatch):
+    """The base answers in sentences, which only one judge accepts."""
+    make_run(tmp_path, models=["base", "sft"], judges=["lexical", "semantic"], benchmarks=[], modes=["reasoning"])
+    right = {("base", "lexical"): 20, ("base", "semantic"): 50, ("sft", "lexical"): 50, ("sft", "semantic"): 50}
+    for (model, judge), count in right.items():
+        path = tmp_path / f"data/verdicts/{model}/{judge}/reasoning/{OWN_TEST}.jsonl"
+        ids = [verdict.id for verdict in read_records(path, Verdict)]
+        write_records(path, [Verdict(id=id, prediction_score=int(i < count)) for i, id in enumerate(ids)])
+    path = tmp_path / predictions_file("base", "reasoning", OWN_TEST)
+    replies = read_records(path, Prediction)
+    write_records(path, [r.model_copy(update={"completion": "The answer is yes."}) for r in replies])
+    html, output = score_and_report(tmp_path, monkeypatch)
+    for text in (html, " ".join(output.split()), Path("data/report/report.md").read_text(encoding="utf-8")):
+        assert "WARNING: 1 of 1 comparisons between models depends on the judge: SFT against Base is better by" in text
+        assert "better by lexical, not told apart by semantic" in text
+        assert "Base 100.0 %" in text, "all completions lack tags"
+    same = tmp_path / f"data/verdicts/base/semantic/reasoning/{OWN_TEST}.jsonl"
+    same.write_bytes((tmp_path / f"data/verdicts/base/lexical/reasoning/{OWN_TEST}.jsonl").read_bytes())
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    assert "WARNING" not in html
 
 
 def test_own_test_rows_are_recognised_by_image_and_question(full):

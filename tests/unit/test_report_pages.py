@@ -393,7 +393,7 @@ def test_breakdown_leaves_out_what_has_one_value(inside):
 def yes_no_run(answers: list[tuple[str, str | None]], confidence: float = 0.95) -> Run:
     """A run of one model on yes-or-no questions: (reference, answer) of each; None could not be asked."""
     samples = [
-        Sample(id=str(i), dataset="own", split="test", image="1.png", image_sha256="ab", question="Is it?",
+        Sample(id=str(i), dataset="own", split="test", image="1.png", image_sha256=f"{i}", question="Is it?",
                answers=[reference], kind="open" if reference == "Mass" else "yes_no")
         for i, (reference, _) in enumerate(answers)
     ]  # fmt: skip
