@@ -7,7 +7,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from rarl.answers import kind_of, matches, read_completion
+from rarl.answers.completion import read_completion
+from rarl.answers.exact import equals, kind_of
 from rarl.cache import answered
 from rarl.models.generation import Request, Response, ask, in_batches
 from rarl.models.loading import Loaded
@@ -89,10 +90,10 @@ def shuffled(samples: list[Sample], seed: int) -> list[str]:
 
 
 def vote(samples: list[Prediction], question: str, choices: list[str]) -> Prediction:
-    """The earliest of the predictions whose answer most of the others give too, compared by `answers.matches`."""
+    """The earliest of the predictions whose answer most of the others give too, compared by `answers.exact.equals`."""
 
     def votes(one: Prediction) -> int:
         kind = kind_of(one.answer, question, choices)
-        return sum(matches(other.answer, [one.answer], kind, choices) for other in samples)
+        return sum(equals(other.answer, [one.answer], kind, choices) for other in samples)
 
     return max(samples, key=votes)

@@ -90,9 +90,11 @@ MODELS = {
 METHODS = tuple(name for name, model in MODELS.items() if model.trained_by)
 
 JUDGE_KINDS = {
-    "lexical": JudgeKind("compares the answer's text with the reference answers", form_blind=False),
+    "lexical": JudgeKind(
+        "compares the answer's words with the reference answers, also in a sentence", form_blind=False
+    ),
     "semantic": JudgeKind(
-        "compares sentence embeddings of answer and reference with a threshold, and rejects what denies the reference",
+        "also accepts synonyms and alike sentence embeddings, and rejects what contradicts the reference",
         needs=("threshold", "reasoning_threshold"),
     ),
     "truth": JudgeKind("knows the findings of the phantom image, and so rates the content rather than the wording"),

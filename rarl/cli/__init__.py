@@ -51,7 +51,7 @@ main = Commands(
         "ask": ("rarl.cli.ask", "Ask a model a question about an image."),
         "merge": ("rarl.cli.merge", "Merge an adapter into its base."),
         "rate": ("rarl.cli.rate", "Rate the models' answers in the browser."),
-        "study": ("rarl.cli.study", "Studies of the reasoning reward and of a judge's threshold."),
+        "study": ("rarl.cli.study", "Studies of the rewards, the judges and the intervals."),
         "bench": ("rarl.cli.bench", "Time a step against stock TRL and transformers."),
         "portable": ("rarl.cli.portable", "Compare bits with those of emulated processors."),
     },

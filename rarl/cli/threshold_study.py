@@ -25,10 +25,17 @@ PAIRS = Path("data/studies/semantic_threshold.csv")
 
 @click.command(help=__doc__)
 @click.option("--seed", default=20, show_default=True, help="Seed of the bootstrap.")
+@click.option(
+    "--rows",
+    "labelled",
+    type=click.Path(path_type=Path),
+    help="Labelled rows, as for `rarl study judges`: also say which threshold they would choose.",
+)
 @stage_main
-def main(seed: int) -> None:
+def main(seed: int, labelled: Path | None) -> None:
     """Write the study's numbers, its page and the labelled pairs."""
-    from rarl.studies.threshold import as_markdown, study
+    from rarl.studies.judges import read_rows
+    from rarl.studies.threshold import as_markdown, on_labelled_rows, study
 
     source, samples = load_params().encoder.source, read_records(ROWS, Sample)
     parts, pairs = study(samples, source, seed)
@@ -37,13 +44,17 @@ def main(seed: int) -> None:
         fix = "use another training source, or keep the shipped thresholds"
         raise UserError(str(ROWS), found, "development rows with open questions", fix)
     numbers = {"encoder": source, "rows": len(samples), "rows_sha256": hash_path(ROWS), "parts": parts}
+    if labelled:
+        numbers["labelled_rows"] = on_labelled_rows(read_rows(labelled), source)
     write_json(OUTPUT, numbers)
     with atomic_file(OUTPUT.with_suffix(".md")) as file:
-        file.write(as_markdown(numbers, f"rarl study threshold --seed {seed}"))
+        file.write(as_markdown(numbers, f"rarl study threshold --seed {seed}{' --rows FILE' if labelled else ''}"))
     write_csv(PAIRS, [("part", "row", "kind", "right", "cosine", "text", "reference"), *pairs])
     for part, found in parts.items():
         click.echo(
             f"threshold_study: {part} {found['chosen']} [{found['low']:.2f}, {found['high']:.2f}], "
             f"AUC {found['auc']}, {found['right']} right and {found['wrong']} wrong pairs"
         )
+    if labelled:
+        click.echo("threshold_study: labelled rows {chosen} [{low}, {high}]".format(**numbers["labelled_rows"]))
     click.echo(f"{OUTPUT}, {OUTPUT.with_suffix('.md')}, {PAIRS}")

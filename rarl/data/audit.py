@@ -17,7 +17,7 @@ import click
 import numpy as np
 from pydantic import StrictInt, TypeAdapter, ValidationError
 
-from rarl.answers import list_items, normalise
+from rarl.answers.spelling import list_items, normalise
 from rarl.data.adapters import load_adapter
 from rarl.data.release import BURNED_IN, BURNED_IN_MEANS, DECLARED_FILE, Images, MissingRelease, Release, read
 from rarl.errors import UserError

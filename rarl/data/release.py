@@ -27,7 +27,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
-from rarl.answers import kind_of, normalise
+from rarl.answers.exact import kind_of
+from rarl.answers.spelling import normalise
 from rarl.errors import UserError
 from rarl.images import MAX_PIXELS, ONE_IMAGE, frames_fault, upright
 from rarl.records import Modality, Sample, image_file

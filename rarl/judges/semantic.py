@@ -1,18 +1,24 @@
 """The semantic judge: open answers and reasoning by the cosine similarity of sentence embeddings.
 
-An encoder gives "no mass" and "mass", or "left lung" and "right lung", nearly the same vector. So yes/no, choices and
-numbers are compared exactly, as the lexical judge does, and an answer that contradicts its reference (`contradicts`)
-is wrong at any cosine. The default encoder is all-MiniLM-L6-v2 with mean pooling.
+It accepts what the lexical judge accepts. An open answer is right, too, if the lexical judge accepts it in the wording
+of `synonyms.py`, or if its cosine reaches the threshold. An encoder gives "no mass" and "mass", or "left lung" and
+"right lung", nearly the same vector. So yes/no, choices and numbers are left to the lexical judge, and an answer that
+contradicts its reference (`contradicts`) is wrong at any cosine. The default encoder is all-MiniLM-L6-v2 with mean
+pooling.
 """
 
 import re
 from collections.abc import Sequence
 from functools import cache
 
-from rarl.answers import kind_of, list_items, matches, normalise
+from rarl.answers.exact import kind_of
+from rarl.answers.matching import is_right, matches
+from rarl.answers.sentences import content_words, has_verb, words_of
+from rarl.answers.spelling import list_items, normalise
 from rarl.errors import UserError
 from rarl.judges.failures import infrastructure_failure, model_failure
-from rarl.judges.lexical import content_words, quoted, rate_answer
+from rarl.judges.lexical import quoted, rate_answer
+from rarl.judges.synonyms import in_one_wording
 from rarl.records import Prediction, Sample, Verdict, batches
 from rarl.text_encoder import encoder_path, one_thread
 
@@ -28,6 +34,23 @@ SIDES = {
     "upper": {"upper"}, "superior": {"upper"}, "lower": {"lower"}, "inferior": {"lower"},
     "anterior": {"anterior"}, "posterior": {"posterior"},
 }  # fmt: skip
+#: Groups of words of which one in place of another changes an answer.
+RIVALS = [
+    frozenset(_WORD.findall(words))
+    for words in (
+        "black white gray red pink orange yellow green blue purple violet brown",
+        "mm cm m um nm ml l cc mg g kg hu",
+        "ray mri ct ultrasound pet mammography angiography",
+        "axial coronal sagittal oblique",
+        "pa ap lateral",
+        "large small",
+        "benign malignant",
+        "acute chronic",
+        "lung heart brain liver kidney spleen stomach pancreas gallbladder bladder bowel colon rectum esophagus "
+        "trachea aorta diaphragm pleura mediastinum uterus ovary prostate thyroid breast skin eye spine bone muscle",
+        "frontal temporal parietal occipital",
+    )
+]
 #: Words that a negation in a reasoning does not deny: "no mass in the left lung" does not deny the lung.
 PLACES = SIDES.keys() | set(
     _WORD.findall("""
@@ -53,35 +76,50 @@ def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings
                 "a cosine similarity from 0 to 1",
                 f"add {key} to this judge's block under `judge:`",
             )
-    rows = list(zip(samples, predictions, strict=True))
+    rows = [(*row, _read(*row)) for row in zip(samples, predictions, strict=True)]
     texts: set[str] = set()
-    for sample, prediction in rows:
-        if _by_meaning(sample, prediction):
+    for sample, prediction, decided in rows:
+        if decided is None:
             texts |= {prediction.answer, *sample.answers}
         if _has_reasoning(sample, prediction):
             texts |= {prediction.think, sample.reasoning}
     vectors = embed(sorted(texts), encoder.source) if texts else {}
     return [
-        infrastructure_failure(prediction) or _verdict(sample, prediction, settings, vectors)
-        for sample, prediction in rows
+        infrastructure_failure(prediction) or _verdict(sample, prediction, decided, settings, vectors)
+        for sample, prediction, decided in rows
     ]
 
 
-def _by_meaning(sample: Sample, prediction: Prediction) -> bool:
-    return (
-        sample.kind == "open"
-        and prediction.error is None
-        and model_failure(prediction, prediction.answer) is None
-        and not matches(prediction.answer, sample.answers, sample.kind, sample.choices)
-    )
+def _read(sample: Sample, prediction: Prediction) -> tuple[bool, str] | None:
+    """What can be decided without the encoder, with the reason; None if the cosine decides."""
+    right, why = rate_answer(sample, prediction)
+    if right or prediction.error or sample.kind != "open" or model_failure(prediction, prediction.answer):
+        return right, why
+    if by_words(prediction.answer, sample.answers, sample.question):
+        return True, f"Right: {quoted(prediction.answer)} states a synonym of {quoted(' / '.join(sample.answers))}."
+    return None
+
+
+def by_words(answer: str, references: Sequence[str], question: str) -> bool:
+    """Return whether an open answer is right for the lexical judge, as it is or in one wording for synonyms.
+
+    >>> by_words("The plane is posteroanterior.", ["PA"], "In which plane was it taken?")
+    True
+    """
+    if is_right(answer, references, "open", (), question):
+        return True
+    question, answer, *references = map(in_one_wording, (question, answer, *references))
+    return is_right(answer, references, "open", (), question)
 
 
 def _has_reasoning(sample: Sample, prediction: Prediction) -> bool:
     return bool(sample.reasoning and prediction.think and prediction.error is None)
 
 
-def _verdict(sample: Sample, prediction: Prediction, settings, vectors: dict) -> Verdict:
-    if _by_meaning(sample, prediction):
+def _verdict(
+    sample: Sample, prediction: Prediction, decided: tuple[bool, str] | None, settings, vectors: dict
+) -> Verdict:
+    if decided is None:
         near, reference = max(
             (similarity(vectors, prediction.answer, reference, exact=True), reference) for reference in sample.answers
         )
@@ -91,7 +129,7 @@ def _verdict(sample: Sample, prediction: Prediction, settings, vectors: dict) ->
             f"the reference {quoted(reference)} (threshold {settings.threshold:g})."
         )
     else:
-        right, why = rate_answer(sample, prediction)
+        right, why = decided
     reasoning_score = None
     if sample.reasoning:
         near = 0.0
@@ -116,8 +154,9 @@ def similarity(vectors: dict, text: str, reference: str, exact: bool = False) ->
 def contradicts(text: str, reference: str, exact: bool = False) -> bool:
     """Whether a text denies what the reference states, or states what it denies.
 
-    With `exact`, for answers, a side, level, number or count of items that differs from the reference's is a
-    contradiction too, and so is a denied place; a reasoning may mention other places.
+    With `exact`, for answers, another side, level or number than the reference's is a contradiction too, a rival in
+    place of one of its words (`RIVALS`), and a denied place; a reasoning may mention other places. So is another
+    number of items where the reference is a list, or where the answer is one without a verb.
 
     >>> contradicts("There is no mass.", "Mass"), contradicts("A mass, no edema.", "Mass")
     (True, False)
@@ -134,15 +173,23 @@ def contradicts(text: str, reference: str, exact: bool = False) -> bool:
     )
     if reversed_word or not exact:
         return reversed_word
+    text, reference = in_one_wording(text), in_one_wording(reference)
+    items = len(list_items(reference))
     return (
         _sides(text) != _sides(reference) != set()
-        or len(list_items(text)) != len(list_items(reference))
+        or ((items > 1 or not has_verb(text)) and len(list_items(text)) != items)
         or _other_numbers(text, reference)
+        or _names_a_rival(text, reference)
     )
 
 
 def _sides(text: str) -> set[str]:
     return set().union(*(SIDES.get(word, ()) for word in _words(text)))
+
+
+def _names_a_rival(text: str, reference: str) -> bool:
+    given, wanted = {*words_of(text)}, {*words_of(reference)}
+    return any(wanted & group and given & group and not wanted & given & group for group in RIVALS)
 
 
 def _words(text: str) -> list[str]:

@@ -1,6 +1,6 @@
 """The truth judge: rates answers about phantoms against the phantom's findings, without the references.
 
-A third rater that shares no code with the rewards or with `rarl/answers.py`: it parses completions on its own, so
+A third rater that shares no code with the rewards or with `rarl/answers/`: it parses completions on its own, so
 that a bug in the shared answer handling shows as disagreement.
 
 It reads `data/truth.jsonl`, one line for each image and question:

@@ -474,7 +474,8 @@ def general_accuracy(folder, count: int = 800, seed: int = 1234, threads: int = 
     """
     from tempfile import TemporaryDirectory
 
-    from rarl.answers import matches, read_completion
+    from rarl.answers.completion import read_completion
+    from rarl.answers.matching import matches
     from rarl.models.generation import Request, ask_all
     from rarl.models.loading import load
     from rarl.params import Model

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 
-from rarl.answers import matches, normalise
+from rarl.answers.matching import matches
+from rarl.answers.spelling import normalise
 from rarl.records import Sample
 
 #: The image of each question, such as its hash: questions with the same one are a cluster.

@@ -13,7 +13,8 @@ from statistics import fmean
 import pandas as pd
 
 from rarl import registry
-from rarl.answers import matches, normalise
+from rarl.answers.matching import matches
+from rarl.answers.spelling import normalise
 from rarl.records import Prediction, read_json
 from rarl.registry import DATA_SETS
 from rarl.reporting.inputs import FIELDS, Run
@@ -345,7 +346,7 @@ def yes_no(run: Run) -> pd.DataFrame:
     "Yes" is the positive answer, whatever the question. `sensitivity` is the share of the questions with reference
     "yes" that the model answers with yes, `specificity` that of "no" with no, in percent with Wilson's interval. An
     answer that is neither, or was truncated, is `unreadable` and counts as wrong, as for every judge. Answers are read
-    with `answers.matches`, whichever the judge; questions that failed are `unscored` and in no share.
+    with `answers.matching.matches`, whichever the judge; questions that failed are `unscored` and in no share.
     """
     lines = []
     for (mode, name), model in product(run.places, run.params.models):
@@ -371,12 +372,12 @@ def yes_no(run: Run) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["mode", "set", "model", "n", *rates, *cells, "unscored"])
 
 
-def _read_as(prediction: Prediction) -> str:
+def _read_as(prediction: Prediction, question: str) -> str:
     """Classify an answer to a yes-or-no question: yes, no, unreadable, or unscored if the model was not asked."""
     if prediction.error is not None:
         return "unscored"
     words = () if prediction.truncated else ("yes", "no")
-    return next((word for word in words if matches(prediction.answer, [word], "yes_no")), "unreadable")
+    return next((word for word in words if matches(prediction.answer, [word], "yes_no", (), question)), "unreadable")
 
 
 def grounding(run: Run) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from rarl.answers import matches, read_completion
+from rarl.answers.completion import read_completion
+from rarl.answers.matching import matches
 from rarl.rewards.completions import texts
 
 
@@ -20,7 +21,8 @@ def make_reward(settings, get_scorer) -> Callable[..., list[float]]:
 
     Returns:
         The reward, with values in [0, 1]. It reads the columns `answers` (accepted references), `kind`
-        (`rarl.records.Kind`) and `choices` (the options; empty, None or absent if there are none).
+        (`rarl.records.Kind`), `choices` (the options; empty, None or absent if there are none) and `question` (with it
+        "There is no mass" is a no; may be absent).
 
     >>> class Half:
     ...     def f1(self, pairs): return [0.5 for _ in pairs]
@@ -32,12 +34,14 @@ def make_reward(settings, get_scorer) -> Callable[..., list[float]]:
     """
     scorer = get_scorer()
 
-    def reward(completions, answers, kind, choices=None, **kwargs) -> list[float]:
+    def reward(completions, answers, kind, choices=None, question=None, **kwargs) -> list[float]:
         given = [read_completion(text)[1] for text in texts(completions)]
-        choices = choices or [None] * len(given)
+        choices, question = choices or [None] * len(given), question or [""] * len(given)
         rewards = [
-            float(matches(answer, references, row_kind, options or ()))
-            for answer, references, row_kind, options in zip(given, answers, kind, choices, strict=True)
+            float(matches(answer, references, row_kind, options or (), asked))
+            for answer, references, row_kind, options, asked in zip(
+                given, answers, kind, choices, question, strict=True
+            )
         ]
         compared = [
             (row, reference)

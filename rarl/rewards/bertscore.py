@@ -99,7 +99,8 @@ class BertScorer:
             if len(ids) <= special:
                 embedded[text] = None
             else:
-                by_length.setdefault(-(-len(ids) // STEP) * STEP, []).append((text, ids))
+                length = min(-(-len(ids) // STEP) * STEP, self.tokenizer.model_max_length)
+                by_length.setdefault(length, []).append((text, ids))
         for length, group in sorted(by_length.items()):
             for start in range(0, len(group), ROWS):
                 part = group[start : start + ROWS]

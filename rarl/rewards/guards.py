@@ -16,7 +16,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from rarl.answers import list_items, normalise, read_completion
+from rarl.answers.completion import read_completion
+from rarl.answers.spelling import list_items, normalise
 from rarl.rewards.completions import texts
 
 #: Share of repeated word 4-grams above which a text counts as repetitive. Ours: a text written twice has nearly 0.5,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from rarl.answers import read_completion
+from rarl.answers.completion import read_completion
 from rarl.rewards.completions import texts
 from rarl.rewards.terms import term_score
 

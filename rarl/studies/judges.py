@@ -17,7 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from rarl.answers import kind_of, read_completion
+from rarl.answers.completion import read_completion
+from rarl.answers.exact import kind_of
 from rarl.errors import UserError
 from rarl.judges.verdicts import judged
 from rarl.params import Params

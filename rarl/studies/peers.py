@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rarl.answers import normalise
+from rarl.answers.spelling import normalise
 from rarl.errors import UserError
 from rarl.rewards.terms import term_score
 
@@ -64,12 +64,9 @@ def token_f1(answer: str, reference: str) -> float:
 
 def bertscore(pairs: Pairs, encoder) -> list[float]:
     """BERTScore F1 of each (answer, reference), by the rewards' encoder."""
-    from rarl.rewards.bertscore import STEP, BertScorer
+    from rarl.rewards.bertscore import BertScorer
 
-    scorer = BertScorer(encoder.source, encoder.num_layers, device="cpu")
-    # The scorer pads to a multiple of STEP, which may be more than the encoder has positions.
-    scorer.tokenizer.model_max_length -= scorer.tokenizer.model_max_length % STEP
-    return scorer.f1(pairs)
+    return BertScorer(encoder.source, encoder.num_layers, device="cpu").f1(pairs)
 
 
 def cosine(pairs: Pairs, encoder) -> list[float]:

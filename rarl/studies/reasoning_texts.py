@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from ruamel.yaml import YAML
 
-from rarl.answers import kind_of
+from rarl.answers.exact import kind_of
 from rarl.phantom.medical import DISEASES, Finding, Scene, choose_findings
 from rarl.phantom.questions import Asked, abnormality_questions, askable, named, reasoning
 from rarl.phantom.words import ORGAN_OF

@@ -3,9 +3,10 @@
 Labels are made by rule, so that no test row and no annotator is needed, and the same rows give the same labels. A pair
 is a text and its reference; `right` is whether the text means the same.
 
-Answers are those of open questions. As in the semantic judge, a pair that `answers.matches` decides is left out. A
-text that contradicts its reference (`semantic.contradicts`) is rejected at every threshold and has no weight. Other
-words, answers and terms are tried both alone and in a sentence.
+Answers are those of open questions; a text that equals its reference makes no pair. As in the semantic judge, the
+encoder does not decide about a text that is right by its words (`semantic.by_words`), which is accepted at every
+threshold, or that contradicts its reference (`semantic.contradicts`), which is rejected at every one: such pairs have
+no weight. Other words, answers and terms are tried both alone and in a sentence.
 
 | kind | label | text |
 |---|---|---|
@@ -33,16 +34,21 @@ from pathlib import Path
 
 import numpy as np
 
-from rarl.answers import list_items, matches, normalise
-from rarl.judges.semantic import CONTRADICTED
+from rarl.answers.completion import read_completion
+from rarl.answers.exact import equals
+from rarl.answers.spelling import list_items, normalise
+from rarl.judges.semantic import CONTRADICTED, by_words, similarity
 from rarl.records import Sample
 from rarl.rewards.terms import RIVALS, TERMS
+from rarl.studies.judges import Labelled
+from rarl.studies.peers import GRID, best_threshold, cross_validated, kappa
 
 SENTENCES = ("The picture shows {}.", "There is {} in this image.")
 DENIALS = ("There is no {}.", "No {} is seen in this image.")
 #: Wordings tried for each term, and wrong texts for each reference.
 MOST = 3
-GRID = np.round(np.arange(0, 1.001, 0.01), 2)
+#: The "cosine" of a text that is right by its words: above every threshold.
+BY_WORDS = 2.0
 RESAMPLES = 1000
 WORDINGS = {
     term: [wording.strip() for wording in others.split(",")][:MOST]
@@ -52,6 +58,15 @@ WORDINGS = {
 }
 #: Term -> the others of its group, of which a finding or a place can be only one.
 OTHERS = {term: [other for other in TERMS[group] if other != term] for group in RIVALS for term in TERMS[group]}
+
+
+LABELLED = """
+## Labelled rows
+
+On {rows} labelled rows with open questions ({questions} questions), {by_words} of them right by their words, the
+threshold for answers with the highest kappa is **{chosen}** ({low} to {high} over five folds by question). Cohen's
+kappa with the threshold that the other folds chose: {kappa}.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ class Pair:
     right: bool
     text: str
     reference: str
+    question: str = ""
 
 
 def reworded(text: str, turn: int = 0, by: dict[str, list[str]] = WORDINGS) -> str | None:
@@ -95,9 +111,9 @@ def answer_pairs(samples: Sequence[Sample]) -> list[Pair]:
     for number, sample in enumerate(rows):
         answers = [other for _, other in sorted(by_question[normalise(sample.question)].items())]
         pairs += [
-            Pair(sample.id, kind, right, text, sample.answers[0])
+            Pair(sample.id, kind, right, text, sample.answers[0], sample.question)
             for kind, right, text in _answer_texts(sample.answers[0], answers, number)
-            if not matches(text, sample.answers, sample.kind, sample.choices)
+            if not equals(text, sample.answers, sample.kind, sample.choices)
         ]
     return pairs
 
@@ -148,10 +164,10 @@ def reasoning_pairs(samples: Sequence[Sample]) -> list[Pair]:
 def calibrate(pairs: Sequence[Pair], cosines: Sequence[float], seed: int = 0) -> dict | None:
     """Return the curve over the thresholds and the one with the highest balanced accuracy; None without both labels.
 
-    Every kind of pair has the same weight within its label, however many the rules made; a pair that is rejected at
-    every threshold has none. `chosen` is the middle of the thresholds that share the highest value; `low` and `high`
-    are its 95 % bootstrap percentiles over the development rows, all pairs of a row together. `curve` holds, for each
-    threshold, the share of right and of wrong pairs that it accepts; `auc` is the area under that curve (ROC).
+    Every kind of pair has the same weight within its label, however many the rules made; a pair that is decided
+    without the encoder has none. `chosen` is the middle of the thresholds that share the highest value; `low` and
+    `high` are its 95 % bootstrap percentiles over the development rows, all pairs of a row together. `curve` has, for
+    each threshold, the share of right and of wrong pairs that it accepts; `auc` is the area under that curve (ROC).
     """
     from sklearn.metrics import roc_auc_score
 
@@ -163,7 +179,7 @@ def calibrate(pairs: Sequence[Pair], cosines: Sequence[float], seed: int = 0) ->
     at = np.array([rows[pair.row] for pair in pairs])
     draws = np.random.default_rng(seed).multinomial(len(rows), [1 / len(rows)] * len(rows), RESAMPLES)
     above = (cosines[None, :] >= GRID[:, None]).astype(float)  # [grid, pairs]
-    undecided = (cosines > CONTRADICTED).astype(float)
+    undecided = ((cosines > CONTRADICTED) & (cosines < BY_WORDS)).astype(float)
     taken, refused = _rates(above, right, _by_kind(kind, undecided))
     chosen = middle(taken, refused)
     found = [middle(*_rates(above, right, _by_kind(kind, undecided * draw[at]))) for draw in draws]
@@ -217,17 +233,61 @@ def study(samples: Sequence[Sample], source: str, seed: int) -> tuple[dict[str, 
         The calibration of `answers` and of `reasoning` (those that have pairs), and every pair with its cosine: part,
         row, kind, right, cosine, text, reference.
     """
-    from rarl.judges.semantic import embed, similarity
+    from rarl.judges.semantic import embed
 
     parts, lines = {}, []
     for part, pairs in (("answers", answer_pairs(samples)), ("reasoning", reasoning_pairs(samples))):
         texts = sorted({text for pair in pairs for text in (pair.text, pair.reference)})
         vectors = embed(texts, source) if texts else {}
-        cosines = [similarity(vectors, p.text, p.reference, part == "answers") for p in pairs]
+        cosines = [_score(vectors, pair, part) for pair in pairs]
         if found := calibrate(pairs, cosines, seed):
             parts[part] = found
             lines += [(part, p.row, p.kind, int(p.right), c, p.text, p.reference) for p, c in zip(pairs, cosines)]
     return parts, lines
+
+
+def _score(vectors: dict, pair: Pair, part: str) -> float:
+    if part == "answers" and by_words(pair.text, [pair.reference], pair.question):
+        return BY_WORDS
+    return similarity(vectors, pair.text, pair.reference, part == "answers")
+
+
+def on_labelled_rows(rows: Sequence[Labelled], source: str) -> dict:
+    """Calibrate the threshold of open answers on rows that people or a model have labelled, by kappa.
+
+    `chosen` has the highest kappa on all open rows; `low` and `high` are the lowest and highest of the folds, and
+    `kappa` is, for each labeller, that of the verdicts with the threshold that the other folds chose.
+    """
+    from rarl.judges.semantic import embed
+
+    rows = [row for row in rows if row.kind == "open"]
+    answers = [read_completion(row.prediction)[1] for row in rows]
+    texts = {text for row, answer in zip(rows, answers) for text in (answer, *row.answers)}
+    vectors = embed(sorted(texts), source)
+    scores = np.full(len(rows), CONTRADICTED)
+    for at, (row, answer) in enumerate(zip(rows, answers)):
+        if by_words(answer, row.answers, row.question):
+            scores[at] = BY_WORDS
+        elif answer.strip():
+            scores[at] = max(similarity(vectors, answer, reference, exact=True) for reference in row.answers)
+    right = np.array([row.right for row in rows])
+    thresholds = cross_validated(scores, right, [row.group for row in rows])
+    accepted = scores >= thresholds
+    agreement = {}
+    for labeller in dict.fromkeys(row.judge for row in rows):
+        theirs = np.array([row.judge == labeller for row in rows])
+        yes, no = accepted & theirs, ~accepted & theirs
+        cells = np.array([(yes & right).sum(), (yes & ~right).sum(), (no & right).sum(), (no & ~right).sum()])
+        agreement[labeller] = {"n": int(theirs.sum()), "kappa": round(float(kappa(cells)), 3)}
+    return {
+        "rows": len(rows),
+        "questions": len({row.group for row in rows}),
+        "by_words": int((scores == BY_WORDS).sum()),
+        "chosen": best_threshold(scores, right),
+        "low": float(thresholds.min()),
+        "high": float(thresholds.max()),
+        "kappa": agreement,
+    }
 
 
 def as_markdown(study: dict, command: str) -> str:
@@ -242,5 +302,11 @@ def as_markdown(study: dict, command: str) -> str:
         for kind, row in found["kinds"].items():
             label, share = "right" if row["right"] else "wrong", row["curve"][round(100 * found["chosen"])]
             kinds.append(f"| {part} | {kind} | {label} | {row['n']} | {100 * share:.0f} |")
+    labelled = ""
+    if rows := study.get("labelled_rows"):
+        agreement = "; ".join(
+            f"{who}: {found['kappa']:.2f} (n = {found['n']})" for who, found in rows["kappa"].items()
+        )
+        labelled = LABELLED.format(**rows | {"kappa": agreement})
     text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    return text.format(**study, command=command, lines="\n".join(lines), kinds="\n".join(kinds))
+    return text.format(**study, command=command, lines="\n".join(lines), kinds="\n".join(kinds), labelled=labelled)

@@ -42,7 +42,7 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     epochs = math.ceil(steps * rl.prompts_per_step / len(samples))
     rows = [
         {
-            **sample.model_dump(include={"answers", "kind", "choices", "reasoning"}),
+            **sample.model_dump(include={"question", "answers", "kind", "choices", "reasoning"}),
             "prompt": user_message(prompt, sample.question),
             "path": sample.image,
         }

@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
-from rarl.answers import matches, read_completion
+from rarl.answers.completion import read_completion
+from rarl.answers.matching import is_right
 from rarl.cache import CACHE, announce_format, code_key, key_of, packages
 from rarl.cost import note
 from rarl.errors import UserError
@@ -320,7 +321,7 @@ class Log(TrainerCallback):
         answers = {reply.id: read_completion(reply.text)[1] for batch in batches for reply in batch}
         network.config.use_cache = cache
         network.train(training)
-        right = sum(matches(answers[s.id], s.answers, s.kind, s.choices) for s in run.dev)
+        right = sum(is_right(answers[s.id], s.answers, s.kind, s.choices, s.question) for s in run.dev)
         return round(100 * right / len(run.dev), 2)
 
     def table(self, history: list[dict]) -> list[dict]:

@@ -1,11 +1,13 @@
 """BERTScore against the bert-score package, the rewards that use it, and the semantic judge."""
 
+import csv
 import random
 import time
+from pathlib import Path
 
 import pytest
 
-from rarl.answers import read_completion
+from rarl.answers.completion import read_completion
 from rarl.judges import semantic
 from rarl.params import Encoder, Judge, Rewards
 from rarl.records import Prediction, Sample
@@ -241,15 +243,54 @@ def test_semantic_verdicts():
         ("two lung nodules", "2 nodules of the lung", 1),
         ("three lung nodules", "2 nodules of the lung", 0),
         ("mass, nodule", "Mass", 0),
+        ("5 cm", "5 mm", 0),
+        ("gray", "black", 0),
+        ("stomach", "liver", 0),
+        ("the spleen", "liver", 0),
+        ("CT scan", "MRI scan", 0),
+        ("benign tumor", "malignant tumor", 0),
     ],
 )
 def test_semantic_sees_what_embeddings_do_not(answer, reference, right):
     """Each pair has a cosine above this threshold: what is wrong is so by what it says."""
     vectors = semantic.embed([answer, reference], "embedded")
-    assert float(vectors[answer] @ vectors[reference]) > 0.6
-    settings = Judge(kind="semantic", threshold=0.6, reasoning_threshold=0.7)
+    assert float(vectors[answer] @ vectors[reference]) > 0.3
+    settings = Judge(kind="semantic", threshold=0.3, reasoning_threshold=0.7)
     row = ([reference], "open", None, f"<answer>{answer}</answer>", {})
     assert judged([row], settings) == [(right, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("The modality is a chest radiograph.", "X-Ray", 1),
+        ("Magnetic resonance imaging (MRI)", "mri", 1),
+        ("It was taken in the posteroanterior plane.", "PA", 1),
+        ("The renal tumour", "kidney tumor", 1),
+        ("The plane is anteroposterior, not posteroanterior.", "PA", 0),
+        ("No radiograph", "X-Ray", 0),
+    ],
+)
+def test_semantic_knows_synonyms_without_its_encoder(answer, reference, right):
+    settings = Judge(kind="semantic", threshold=1.0, reasoning_threshold=0.7)
+    assert judged([([reference], "open", None, answer, {})], settings) == [(right, None, None)]
+
+
+def test_semantic_accepts_what_lexical_accepts():
+    table = Path(__file__).parents[1] / "unit/answers_in_sentences.csv"
+    rows = [row for row in csv.DictReader(table.open(encoding="utf-8")) if row["judge"] == "1" and not row["choices"]]
+    samples = [
+        Sample(
+            id=str(n), dataset="x", split="test", image="1.png", image_sha256="ab", question=row["question"],
+            answers=[row["reference"]], kind=row["kind"],
+        )
+        for n, row in enumerate(rows)
+    ]  # fmt: skip
+    answers = [row["completion"].replace("\\n", "\n") for row in rows]
+    predictions = [Prediction(id=str(n), completion=text, answer=text) for n, text in enumerate(answers)]
+    settings = Judge(kind="semantic", threshold=1.0, reasoning_threshold=1.0)
+    verdicts = semantic.judge(samples, predictions, settings, encoder=Encoder())
+    assert [row["why"] for row, verdict in zip(rows, verdicts) if verdict.prediction_score != 1] == []
 
 
 def test_a_reasoning_that_denies_its_reference_is_not_sound():

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rarl.answers import kind_of, list_items, matches, normalise, read_completion
+from rarl.answers.completion import read_completion
+from rarl.answers.exact import kind_of
+from rarl.answers.matching import is_right, matches
+from rarl.answers.spelling import list_items, normalise
 from rarl.judges.lexical import rate_answer
 from rarl.records import Kind, Prediction, Sample
 from rarl.rewards import accuracy
@@ -152,6 +155,42 @@ def test_the_reward_and_the_lexical_judge_agree_on_the_hard_cases():
         assert (points == 1) is right, case.id
         if right or not (kind == "open" or (kind == "choice" and not choices)):
             assert rate_answer(sample, prediction)[0] is right, case.id
+
+
+def in_sentences():
+    """The rows of the table of statements; `\\n` stands for a line break."""
+    with Path(__file__).with_name("answers_in_sentences.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            row["completion"] = row["completion"].replace("\\n", "\n")
+            row["choices"] = row["choices"].split("|") if row["choices"] else []
+            case = f"{row['question']}-{row['completion']}-{row['reference']}-{row['why']}"
+            yield pytest.param(row, id=case)
+
+
+IN_SENTENCES = list(in_sentences())
+
+
+@pytest.mark.parametrize("row", IN_SENTENCES)
+def test_what_a_sentence_answers(row):
+    """`reward` is what the accuracy reward pays in full, `judge` what the lexical judge accepts."""
+    asked = ([row["reference"]], row["kind"], row["choices"], row["question"])
+    assert matches(row["completion"], *asked) is (row["reward"] == "1"), row["why"]
+    assert is_right(row["completion"], *asked) is (row["judge"] == "1"), row["why"]
+
+
+def test_the_table_of_statements_says_both_and_pays_nothing_that_the_judge_rejects():
+    rows = [case.values[0] for case in IN_SENTENCES]
+    accepted = [row for row in rows if row["judge"] == "1"]
+    assert len(rows) >= 100 and 40 <= len(accepted) <= len(rows) - 40
+    assert not any(row["reward"] > row["judge"] for row in rows)
+
+
+@pytest.mark.parametrize("row", [case for case in IN_SENTENCES if case.values[0]["judge"] == "0"])
+def test_the_accuracy_reward_pays_nothing_for_hedges_lists_and_repeated_questions(row):
+    """With the similarity of open answers left out, which is the paper's."""
+    reward = accuracy.make_reward(None, lambda: SimpleNamespace(f1=lambda pairs: [0.0 for _ in pairs]))
+    columns = {"answers": [[row["reference"]]], "kind": [row["kind"]], "choices": [row["choices"]]}
+    assert reward([f"<answer>{row['completion']}</answer>"], question=[row["question"]], **columns) == [0.0]
 
 
 @pytest.mark.parametrize("references", [[], [""], ["..."]])

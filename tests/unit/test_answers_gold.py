@@ -10,7 +10,10 @@ from collections import Counter
 
 import pytest
 
-from rarl.answers import kind_of, list_items, matches, normalise, read_completion
+from rarl.answers.completion import read_completion
+from rarl.answers.exact import kind_of
+from rarl.answers.matching import matches
+from rarl.answers.spelling import list_items, normalise
 from rarl.data.adapters import cv_bench, path_vqa, slake, vqa_med, vqa_rad
 from rarl.data.release import MissingRelease, Refused, find_release, fold
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 from PIL import Image
 
-from rarl.answers import matches
+from rarl.answers.matching import matches
 from rarl.data import release
 from rarl.data.adapters import cv_bench, load_adapter, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
 from rarl.data.release import Images, MissingRelease

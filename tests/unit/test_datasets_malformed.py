@@ -16,7 +16,7 @@ from PIL import Image
 from test_datasets_adapters import rad_row, slake_row
 from test_datasets_hub import png, sat_row
 
-from rarl.answers import matches
+from rarl.answers.matching import matches
 from rarl.data import release
 from rarl.data.adapters import cv_bench, path_vqa, sat, silvar_med, slake, vqa_med, vqa_rad
 from rarl.data.release import Images, decode

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rarl.answers import matches
+from rarl.answers.matching import matches
 from rarl.data import release
 from rarl.data.adapters import cv_bench, path_vqa, silvar_med, slake, vqa_med, vqa_rad
 from rarl.data.release import Images, find_release

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 
 import numpy as np
 import pytest
@@ -322,16 +321,17 @@ def test_the_committed_figures_are_a_table(repository):
     assert json.loads(text) == TABLE.dump_python(found)
 
 
-def test_the_real_rows_take_seconds_and_no_figure_has_their_texts(folder, real_data):
+def test_the_lexical_judge_agrees_on_real_rows_and_no_figure_has_their_texts(folder, real_data):
     rows = real_data / "real_predictions/calibration.jsonl"
     if not rows.is_file():
         pytest.skip("no real_predictions/ below RARL_DATA_ROOT")
-    started = time.monotonic()
     found = json.loads(command(rows, "--judges", "lexical,recall,terms", "--json", "--out", "new").stdout)
-    assert time.monotonic() - started < 30
-    assert {by: groups["all"]["n"] for by, groups in found["lexical"].items()} == {
-        "gpt-4o GEval": 769, "one reader, blind, no physician": 196
-    }  # fmt: skip
+    model, reader = found["lexical"]["gpt-4o GEval"], found["lexical"]["one reader, blind, no physician"]
+    assert (model["all"]["n"], reader["all"]["n"]) == (769, 196)
+    assert model["all"]["kappa"] >= 0.65 and model["all"]["false_accepts"] <= 0.02 * 524
+    assert reader["all"]["kappa"] >= 0.75 and reader["all"]["false_accepts"] <= 0.02 * 148
+    assert reader["yes_no"]["kappa"] >= 0.75 and reader["yes_no"]["false_accepts"] <= 1
+    assert reader["choice"]["kappa"] >= 0.75
     assert found["recall"]["gpt-4o GEval"]["all"]["kappa"] == pytest.approx(0.60, abs=0.01)
     page = (folder / "new.json").read_text(encoding="utf-8") + (folder / "new.md").read_text(encoding="utf-8")
     for one in read_rows(rows):

@@ -6,9 +6,10 @@ import random
 import pytest
 from click.testing import CliRunner
 
-from rarl.answers import read_completion
+from rarl.answers.completion import read_completion
+from rarl.answers.sentences import states
 from rarl.judges import judge_of, truth
-from rarl.judges.lexical import recalled, says
+from rarl.judges.lexical import recalled
 from rarl.judges.verdicts import paired
 from rarl.params import Judge
 from rarl.records import Prediction, Sample, Verdict, read_records, write_records
@@ -61,7 +62,7 @@ def rate(kind: str, sample: Sample, prediction: Prediction, truth_file=None) -> 
     ],
 )
 def test_what_says_a_reference(answer, reference, right):
-    assert says(answer, reference) is right
+    assert states(answer, reference) is right
 
 
 GOLD = [

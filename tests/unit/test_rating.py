@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 
-from rarl.answers import read_completion
+from rarl.answers.completion import read_completion
 from rarl.cli import rate
 from rarl.errors import UserError
 from rarl.judges import human

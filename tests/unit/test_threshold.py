@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from rarl.answers import matches
+from rarl.answers.matching import matches
 from rarl.judges.semantic import CONTRADICTED
 from rarl.records import Sample
 from rarl.studies.threshold import GRID, Pair, answer_pairs, as_markdown, calibrate, middle, reasoning_pairs, reworded
@@ -42,7 +42,7 @@ def test_pairs_are_labelled_by_rule_and_none_is_decided_by_text_alone():
         "too many or few": False,
         "denied": False,
     }  # fmt: skip
-    assert Pair("x/dev/2", "too many or few", False, "Effusion", "Effusion, Mass") in pairs
+    assert Pair("x/dev/2", "too many or few", False, "Effusion", "Effusion, Mass", "What is seen?") in pairs
     assert not any(p.kind == "another answer" and "nodule" in p.text.lower() for p in pairs if p.row == "x/dev/1")
     assert pairs == answer_pairs(ROWS)
 

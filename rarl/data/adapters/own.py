@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.answers import matches
+from rarl.answers.exact import equals
 from rarl.data.adapters.cv_bench import with_options
 from rarl.data.release import (
     Declared,
@@ -299,7 +299,7 @@ def _list(value: object) -> list:
 
 
 def _index(answer: str, choices: list[str]) -> int | None:
-    hits = (i for i, choice in enumerate(choices) if matches(answer, [choice], "choice", choices))
+    hits = (i for i, choice in enumerate(choices) if equals(answer, [choice], "choice", choices))
     return next(hits, None)
 
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rarl.answers import normalise
+from rarl.answers.spelling import normalise
 from rarl.data import hub
 from rarl.data.release import MissingRelease, Refused, Row, fold, load_rows, published, require_split
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.answers import normalise
+from rarl.answers.spelling import normalise
 from rarl.data import hub
 from rarl.data.adapters import slake
 from rarl.data.release import Images, Release, find_release, fold, load_lines, load_rows, published, read

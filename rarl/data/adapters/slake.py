@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from rarl.answers import kind_of
+from rarl.answers.exact import kind_of
 from rarl.data import hub
 from rarl.data.release import Refused, Row, find_file, fold, inside, load_rows, published, require_split
 from rarl.errors import UserError

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from rarl.answers import normalise
+from rarl.answers.spelling import normalise
 from rarl.data import hub
 from rarl.data.release import Refused, Row, find_file, fold, inside, published, read_text, require_split
 
