@@ -24,7 +24,7 @@ _LEAD_IN = re.compile(
     re.DOTALL,
 )
 #: What something is compared with: it is not what a sentence is about.
-_COMPARED = re.compile(r"\b(?:than|(?:as )?compared (?:to|with)|relative to|in contrast to)\b[^,;.]*")
+_COMPARED = re.compile(r"\b(?:than|(?:as )?compared (?:to|with)|relative to|in contrast to)\b[^,;.]*", re.IGNORECASE)
 #: "Yes it is", but not "yes no"; "no" by itself or before a statement, but not "no gear".
 _YES_NO = re.compile(
     r"[\W_]*(?:(yes)(?!-?[^\W_])(?!\s+no\b)|(no)(?=\W*$|_|\s*[^\w\s-]|\s*-\s|\s+-"
@@ -108,7 +108,7 @@ def has_comparison(text: str) -> bool:
 
 
 def without_comparison(text: str) -> str:
-    """Remove what something is compared with from a text in lower case.
+    """Remove what something is compared with from a text.
 
     >>> without_comparison("the liver is larger than the spleen, and darker")
     'the liver is larger , and darker'

@@ -152,7 +152,7 @@ def polarity(text: str, question: str) -> str | None:
     >>> polarity("It may be a mass.", "Is there a mass?"), polarity("The heart is large.", "Is there a mass?")
     (None, None)
     """
-    asked = words_of(without_comparison(question.lower()))
+    asked = words_of(without_comparison(question))
     if not asked or "or" in asked:
         return None
     sentences = [s for s in sentences_of(_IN_BRACKETS.sub(" ", text)) if not _repeats(words_of(s), asked)]
@@ -276,7 +276,7 @@ def states(answer: str, reference: str, question: str = "") -> bool:
         words = {*words_of(sentence)}
         if asked and words <= asked | GENERIC and not {*phrase} <= words:
             continue  # a heading
-        clauses = clauses_of(sentence if has_comparison(reference.lower()) else without_comparison(sentence))
+        clauses = clauses_of(sentence if has_comparison(reference) else without_comparison(sentence))
         if len(items) > 1:
             return _lists(" , ".join(" ".join(clause.words) for clause in clauses if not clause.aside), items)
         if not has_verb(sentence) and len(list_items(sentence)) > 1:

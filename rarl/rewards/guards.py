@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from rarl.answers.completion import read_completion
+from rarl.answers.exact import without_comparison
 from rarl.answers.spelling import list_items, normalise
 from rarl.rewards.completions import texts
 
@@ -108,9 +109,10 @@ def many_answers(
     """Whether there are more answers than the reference has, so that the one that is meant cannot be told.
 
     * `yes_no`: both words as verdicts ("Yes, there is no fluid" is one verdict).
-    * `choice` with options: more than one option, by letter or text. `number`: more than one number.
+    * `choice` with options: more than one option, by letter or text; what an option is compared with does not count.
+    * `number`: more than one number.
     * Otherwise: more list items ("A, B or C") than any accepted reference, or one word in many variants ("nodule lung
-      nodule nodules", see `VARIANTS`). A sentence with commas counts as a list, as it does for the lexical judge.
+      nodule nodules", see `VARIANTS`). A sentence with commas counts as a list, too.
 
     >>> many_answers("<answer>Mass, nodule or cyst</answer>", answers=["Nodule"])
     True
@@ -125,7 +127,7 @@ def many_answers(
     if kind == "yes_no":
         return len({word.lower() for word in _VERDICT.findall(answer)}) > 1
     if kind == "choice" and choices:
-        return len(_options(answer, choices)) > 1
+        return len(_options(without_comparison(answer), choices)) > 1
     if kind == "number":
         return len({float(number) for number in _NUMBER.findall(answer)}) > 1
     most = max((len(_items(reference)) for reference in answers), default=1)

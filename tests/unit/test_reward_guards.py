@@ -104,6 +104,10 @@ def test_repetition(text, fires):
         ("Portal vein", ["Nodule"], "open", [], False),
         ("", ["Nodule"], "open", [], False),
         ("None", ["None"], "open", [], False),
+        # open: a sentence that lists
+        ("It is a nodule, a mass and a cyst.", ["Nodule"], "open", [], True),
+        ("The nodule is larger than before.", ["Nodule"], "open", [], False),
+        ("There is no mass.", ["Nodule"], "open", [], False),
         # open: one answer in variants, without marks between
         ("nodule lung nodule pulmonary nodules", ["Nodule"], "open", [], True),
         ("nodule nodule nodule", ["Lung nodule"], "open", [], True),
@@ -119,6 +123,8 @@ def test_repetition(text, fires):
         ("Yes, there is no fluid", ["yes"], "yes_no", [], False),
         ("No, it is normal", ["no"], "yes_no", [], False),
         ("Yes, yes", ["yes"], "yes_no", [], False),
+        ("There is no fluid.", ["no"], "yes_no", [], False),
+        ("Is there fluid? Yes or no", ["yes"], "yes_no", [], True),
         # options
         ("A) Heart B) Lung", ["(B)"], "choice", ["Heart", "Lung"], True),
         ("(A) or (B)", ["(B)"], "choice", ["Heart", "Lung"], True),
@@ -128,6 +134,8 @@ def test_repetition(text, fires):
         ("B) Lung", ["(B)"], "choice", ["Heart", "Lung"], False),
         ("left lung", ["(A)"], "choice", ["Left lung", "Lung"], False),
         ("a lung", ["(B)"], "choice", ["Heart", "Lung"], False),
+        ("The lung is larger than the heart.", ["(B)"], "choice", ["Heart", "Lung"], False),
+        ("The lung is larger or smaller than the heart.", ["larger"], "choice", ["larger", "smaller"], True),
         ("Neither", ["(B)"], "choice", ["Heart", "Lung"], False),
         ("heart, lung", ["Lung"], "choice", None, True),
         ("Both", ["Both", "heart and lung"], "choice", None, False),
