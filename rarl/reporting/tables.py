@@ -351,7 +351,7 @@ def yes_no(run: Run) -> pd.DataFrame:
     lines = []
     for (mode, name), model in product(run.places, run.params.models):
         answers = [
-            (normalise(sample.answers[0]), _read_as(prediction), sample.image_sha256)
+            (normalise(sample.answers[0]), _read_as(prediction, sample.question), sample.image_sha256)
             for sample, prediction in zip(run.samples[name], run.predictions[model, mode, name])
             if sample.kind == "yes_no"
         ]
