@@ -24,7 +24,10 @@ _LEAD_IN = re.compile(
     re.DOTALL,
 )
 #: What something is compared with: it is not what a sentence is about.
-_COMPARED = re.compile(r"\b(?:than|(?:as )?compared (?:to|with)|relative to|in contrast to)\b[^,;.]*", re.IGNORECASE)
+_COMPARED = re.compile(
+    r"\b(?:than|(?:as )?compared (?:to|with)|relative to|in contrast to|as opposed to|followed by)\b[^,;.]*",
+    re.IGNORECASE,
+)
 #: "Yes it is", but not "yes no"; "no" by itself or before a statement, but not "no gear".
 _YES_NO = re.compile(
     r"[\W_]*(?:(yes)(?!-?[^\W_])(?!\s+no\b)|(no)(?=\W*$|_|\s*[^\w\s-]|\s*-\s|\s+-"
@@ -140,14 +143,16 @@ def _same_items(part: str, wanted: set[str]) -> bool:
 
 
 def _parts(text: str) -> list[str]:
-    """The text after "the answer is", if there is such a text, and the whole; line breaks and punctuation are kept.
+    r"""The line after "the answer is", all that follows it, and the whole; line breaks and punctuation are kept.
 
-    >>> _parts("The answer is: (B)")
-    ['(b)', 'the answer is: (b)']
+    >>> _parts("The answer is: (B)\nExplanation: not (A)")
+    ['(b)', '(b)\nexplanation: not (a)', 'the answer is: (b)\nexplanation: not (a)']
     """
     whole = unify(text).strip().lstrip("\"'`*_# ")
-    lead_in = _LEAD_IN.match(whole)
-    return [whole[lead_in.end() :], whole] if lead_in else [whole]
+    if not (lead_in := _LEAD_IN.match(whole)):
+        return [whole]
+    after = whole[lead_in.end() :]
+    return [*dict.fromkeys([after.partition("\n")[0], after]), whole]
 
 
 def _first(read, text: str, *arguments):

@@ -21,7 +21,8 @@ def _set_of(text: str) -> frozenset[str]:
 
 
 NEGATIONS = _set_of(
-    "no not non none nor neither never without absent absence negative lack lacking exclude excluded cannot"
+    "no not non none nothing nor neither never without absent absence negative lack lacking exclude excluded unlikely "
+    "cannot"
 )
 #: Words with which a sentence leaves open what is the case.
 HEDGES = _set_of(
@@ -43,11 +44,13 @@ _FRAME = (
     | NEGATIONS
     | _set_of(
         "sign represent demonstrate reveal contain display depict detect detected observed identified noted found "
-        "evident appreciated apparent seem given provided according based indication presence exist existing"
+        "evident appreciated apparent visualized seem given provided according based indication presence exist "
+        "existing"
     )
 )
-#: A question with one of these asks whether something is there, else what something is like.
-_EXISTENCE = _set_of("there any show see seen present evidence visible have contain demonstrate reveal")
+#: After one of these stands what a question asks for ("is there a mass?"), before one of those ("is a mass seen?").
+_EXISTENCE = _set_of("there any show see evidence have contain demonstrate reveal")
+_SEEN = _set_of("seen present visible observed identified noted detected found visualized evident")
 _AFFIRMED = _set_of("is are does do has have was were present visible seen shown positive correct true affirmative")
 _VERBS = _set_of(
     "is are was were be has have had show shows shown showing appear appears look looks see seen seem contain "
@@ -61,8 +64,18 @@ _ASKS = re.compile(
 )
 _NORMAL = _set_of("normal normally healthy unremarkable")
 _ABNORMAL = _set_of("abnormal abnormally abnormality unhealthy diseased pathologic pathological")
+#: What is normal is none of these.
+_CHANGED = _set_of("enlarged dilated widened thickened distended displaced deviated hyperinflated blunted fractured")
+_LARGER, _SMALLER = _set_of("bigger larger greater higher brighter"), _set_of("smaller lower lesser darker")
+#: What comes after one of these says where something else is.
+_NEAR = _set_of("below beneath above under underneath behind beside near adjacent toward next displacing surrounding")
+_PLACE_ASKED = _NEAR | _set_of("where location located position")
 #: The image itself rather than what it shows.
-_IMAGE = _set_of("image picture scan photo film study examination x ray xray radiograph mri ct ultrasound")
+_IMAGE = _set_of(
+    "image picture scan photo film study examination slice section everything x ray xray radiograph mri ct ultrasound"
+)
+#: Clauses that are an answer by themselves.
+_REPLIES = {"yes": "yes", "correct": "yes", "true": "yes", "no": "no", "incorrect": "no", "false": "no"}
 _SIDES = _set_of("left right")
 _ARTICLES = _set_of("a an the")
 
@@ -77,6 +90,16 @@ _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _CLAUSE_MARK = re.compile(r"[.,;:!?\n]+|\b(?:but|so|because|while|which|although|however|therefore)\b")
 
 
+_REWORDED = [
+    (re.compile(wording), word)
+    for wording, word in (
+        (r"\b(?:free|clear) (?=of\b|from\b)", "without "),
+        (r"\bruled out\b", "excluded"),
+        (r"\bwithin normal limits\b", "normal"),
+    )
+]
+
+
 @lru_cache(maxsize=1 << 14)
 def words_of(text: str) -> tuple[str, ...]:
     """Return the words and numbers of a text in one spelling: lower case, singular, "n't" as "not".
@@ -85,7 +108,8 @@ def words_of(text: str) -> tuple[str, ...]:
     ('the', 'lung', 'are', 'not', 'enlarged', '5.5', 'cm')
     """
     plain = open_hyphens(unify(text)).replace("can't", "cannot").replace("n't", " not")
-    plain = re.sub(r"\bfree (?=of\b|from\b)", "without ", plain)
+    for wording, word in _REWORDED:
+        plain = wording.sub(word, plain)
     return tuple(word if word in GENERIC else singular(word) for word in _WORD.findall(plain))
 
 
@@ -135,7 +159,7 @@ def denied(words: Sequence[str], start: int, end: int) -> bool:
     False
     """
     at = [i for i, word in enumerate(words) if word in NEGATIONS and words[i + 1 : i + 2] != ("only",)]
-    return any(i < start for i in at) or any(i >= end and _FRAME.issuperset(words[i:]) for i in at)
+    return any(i < start for i in at) or any(i >= end and (_FRAME | _IMAGE).issuperset(words[i:]) for i in at)
 
 
 def polarity(text: str, question: str) -> str | None:
@@ -165,7 +189,7 @@ def polarity(text: str, question: str) -> str | None:
         clauses = (
             clause for clause in clauses_of(without_comparison(sentence)) if clause.aside not in ("which", "who")
         )
-        found |= {_clause_polarity(clause.words, asked) for clause in clauses} - {None}
+        found |= {_clause_polarity(clause.words, asked, has_verb(sentence)) for clause in clauses} - {None}
     return found.pop() if len(found) == 1 else None
 
 
@@ -183,9 +207,9 @@ def _bare_reply(words: Sequence[str], asked: Sequence[str]) -> str | None:
     return "yes" if given & _AFFIRMED else None
 
 
-def _clause_polarity(words: Sequence[str], asked: Sequence[str]) -> str | None:
-    if words in (("yes",), ("no",)):
-        return words[0]
+def _clause_polarity(words: Sequence[str], asked: Sequence[str], in_statement: bool) -> str | None:
+    if len(words) == 1 and words[0] in _REPLIES:
+        return _REPLIES[words[0]]
     sides = _SIDES & {*words}
     hedges = HEDGES & {*words}
     if (
@@ -201,18 +225,42 @@ def _clause_polarity(words: Sequence[str], asked: Sequence[str]) -> str | None:
             return None
         return "yes" if is_normal == wanted else "no"
     named = [word for word in focus if word in words]
-    if not named:
-        return None
-    marks = [i for i, word in enumerate(asked) if word in _EXISTENCE]
-    what = [word for word in asked[marks[-1] :] if word in named] if marks else named[-1:]
-    at = words.index((what or named)[0])
+    sought = [word for word in _sought(asked, focus) if word in named]
+    if not sought:
+        return _unchanged(words, focus)
+    at = words.index(sought[0])
     no = denied(words, at, at + 1)
     other = {*words} - {*focus} - _FRAME
     share = len(named) / len(focus)
-    enough = share >= 0.5 and (share >= 0.75 or not other) if no else share >= 0.75 and has_verb(" ".join(words))
+    enough = share >= 0.5 and (share >= 0.75 or not other) if no else share >= 0.75 and in_statement
     if not enough:
-        return None
+        return _unchanged(words, focus)
     return "no" if no != bool(NEGATIONS & {*asked}) else "yes"
+
+
+def _sought(asked: Sequence[str], focus: Sequence[str]) -> list[str]:
+    """The words of a question that name what it asks for, the most important one first.
+
+    >>> _sought(words_of("Is there a mass in the lung?"), ["mass", "lung"])
+    ['mass', 'lung']
+    >>> _sought(words_of("Can a mass be seen in the lung?"), ["mass", "lung"])
+    ['mass']
+    >>> _sought(words_of("Is the aorta dilated?"), ["aorta", "dilated"])
+    ['dilated', 'aorta']
+    """
+    seen = [at for at, word in enumerate(asked) if word in _SEEN and {*asked[:at]} & {*focus}]
+    if seen:
+        return [word for word in asked[: seen[0]] if word in focus]
+    marks = [at for at, word in enumerate(asked) if word in _EXISTENCE]
+    after = [word for word in asked[marks[-1] :] if word in focus] if marks else []
+    return after or list(focus[::-1])
+
+
+def _unchanged(words: Sequence[str], focus: Sequence[str]) -> str | None:
+    """The answer "no", if a question asks for a change and a clause says that its subject is normal; else None."""
+    subject = [word for word in focus if word not in _CHANGED]
+    asked_for_change = len(subject) < len(focus)
+    return "no" if asked_for_change and subject and subject[0] in words and _is_normal(words) else None
 
 
 def _is_normal(words: Sequence[str]) -> bool | None:
@@ -238,7 +286,8 @@ def _same_subject(words: Sequence[str], focus: Sequence[str], is_normal: bool) -
     own = {*words} - states - _FRAME - of_image
     subject = {*focus} - states - _IMAGE
     if not subject:
-        return not is_normal or not own
+        about_image = _IMAGE & {*words[:3]} and not {"show", "shows"} & {*words}
+        return not is_normal or not own or bool(about_image)
     return 2 * len(subject & own) >= len(subject) or (not own and (is_normal or not of_image))
 
 
@@ -270,6 +319,7 @@ def states(answer: str, reference: str, question: str = "") -> bool:
     """
     asked = frozenset(words_of(question)) - GENERIC
     phrase, items = words_of(reference), list_items(reference)
+    phrase = tuple(word for word in phrase if word not in _ARTICLES and (word != "side" or len(phrase) == 1))
     if not phrase:
         return False
     for sentence in sentences_of(answer):
@@ -277,12 +327,24 @@ def states(answer: str, reference: str, question: str = "") -> bool:
         if asked and words <= asked | GENERIC and not {*phrase} <= words:
             continue  # a heading
         clauses = clauses_of(sentence if has_comparison(reference) else without_comparison(sentence))
+        if _turned_round(asked, words):
+            return False
         if len(items) > 1:
+            if any(_is_normal(clause.words) for clause in clauses) and not _NORMAL & {*phrase, *asked}:
+                return False
             return _lists(" , ".join(" ".join(clause.words) for clause in clauses if not clause.aside), items)
         if not has_verb(sentence) and len(list_items(sentence)) > 1:
             return False
         return any(_holds(clauses, at, phrase, asked) for at in _answering(clauses, asked))
     return False
+
+
+def _turned_round(asked: frozenset[str], words: set[str]) -> bool:
+    """Whether a sentence compares the other way round than was asked: "smaller than" where "larger" was asked for."""
+    return any(
+        asked & one and words & other and not asked & other and not words & one
+        for one, other in ((_LARGER, _SMALLER), (_SMALLER, _LARGER))
+    )
 
 
 def clauses_of(sentence: str) -> list[Clause]:
@@ -318,7 +380,15 @@ def _answering(clauses: Sequence[Clause], asked: frozenset[str]) -> list[int]:
 
 def _holds(clauses: Sequence[Clause], at: int, phrase: Sequence[str], asked: frozenset[str]) -> bool:
     words = clauses[at].words
-    if HEDGES & {*words} - {*phrase}:
+    wanted = {*phrase, *asked}
+    near = [i for i, word in enumerate(words) if word in _NEAR]
+    if near and not _PLACE_ASKED & wanted:
+        words = words[: near[0]]
+    sides = _SIDES & asked
+    other_side = len(sides) == 1 and _SIDES & {*words} and not sides & {*words}
+    if HEDGES & {*words} - {*phrase} or (other_side and _VERBS & {*words}):
+        return False
+    if _is_normal(words) and not _NORMAL & wanted:
         return False
     span = _span(words, phrase)
     if span is None:
@@ -375,12 +445,15 @@ def _is_item(clause: Clause) -> bool:
 
 
 def _lists(text: str, items: Sequence[str]) -> bool:
-    """Whether a text names these items and as many, each as whole words, and denies none.
+    """Whether a text names these items and as many, each as whole words, or all in one phrase, and denies none.
 
     >>> _lists("There is a tumor and brain edema.", ["brain edema", "tumor"]), _lists("tumor", ["edema", "tumor"])
     (True, False)
     """
     given = [words_of(item) for item in list_items(text)]
+    wanted = {word for item in items for word in words_of(item)}
+    if len(given) == 1 and wanted <= {*given[0]} and not (NEGATIONS | HEDGES) & {*given[0]} - wanted:
+        return True
     if len(given) != len(items):
         return False
     # Longest first, so that "brain tumor" takes its own item before "tumor" does.

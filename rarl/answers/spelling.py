@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 
 #: Punctuation and articles before an answer; a sign or a point before a digit is part of the number.
 _LEADING = re.compile(r"(?:[\s,;:!?\"'`*_#]|[-.](?!\.?\d)|(?:the|an|a)\s+(?=\S))+")
@@ -39,6 +40,7 @@ NUMBER = re.compile(
 )
 
 
+@lru_cache(maxsize=1 << 14)
 def normalise(text: str) -> str:
     """Normalise spelling.
 

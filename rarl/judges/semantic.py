@@ -19,7 +19,7 @@ from rarl.errors import UserError
 from rarl.judges.failures import infrastructure_failure, model_failure
 from rarl.judges.lexical import quoted, rate_answer
 from rarl.judges.synonyms import in_one_wording
-from rarl.records import Prediction, Sample, Verdict, batches
+from rarl.records import Kind, Prediction, Sample, Verdict, batches
 from rarl.text_encoder import encoder_path, one_thread
 
 BATCH = 64
@@ -49,8 +49,18 @@ RIVALS = [
         "lung heart brain liver kidney spleen stomach pancreas gallbladder bladder bowel colon rectum esophagus "
         "trachea aorta diaphragm pleura mediastinum uterus ovary prostate thyroid breast skin eye spine bone muscle",
         "frontal temporal parietal occipital",
+        "apical basal",
+        "ascending descending",
+        "abdomen pelvis chest head neck",
+        "effusion thickening",
+        "subdural epidural subarachnoid",
+        "hypertrophy dilatation atrophy stenosis",
+        "round oval irregular",
     )
 ]
+ALTERNATIVES = {"or", "either", "versus", "vs"}
+#: Words that add nothing to the name of a place.
+VAGUE_PLACES = {"lobe", "side", "region", "area", "cavity"}
 #: Words that a negation in a reasoning does not deny: "no mass in the left lung" does not deny the lung.
 PLACES = SIDES.keys() | set(
     _WORD.findall("""
@@ -93,23 +103,25 @@ def judge(samples: Sequence[Sample], predictions: Sequence[Prediction], settings
 def _read(sample: Sample, prediction: Prediction) -> tuple[bool, str] | None:
     """What can be decided without the encoder, with the reason; None if the cosine decides."""
     right, why = rate_answer(sample, prediction)
-    if right or prediction.error or sample.kind != "open" or model_failure(prediction, prediction.answer):
+    if right or prediction.error or model_failure(prediction, prediction.answer):
         return right, why
-    if by_words(prediction.answer, sample.answers, sample.question):
+    if by_words(prediction.answer, sample.answers, sample.question, sample.kind, sample.choices):
         return True, f"Right: {quoted(prediction.answer)} states a synonym of {quoted(' / '.join(sample.answers))}."
-    return None
+    return None if sample.kind == "open" else (right, why)
 
 
-def by_words(answer: str, references: Sequence[str], question: str) -> bool:
-    """Return whether an open answer is right for the lexical judge, as it is or in one wording for synonyms.
+def by_words(
+    answer: str, references: Sequence[str], question: str, kind: Kind = "open", choices: Sequence[str] = ()
+) -> bool:
+    """Return whether an answer is right for the lexical judge, as it is or in one wording for synonyms.
 
     >>> by_words("The plane is posteroanterior.", ["PA"], "In which plane was it taken?")
     True
     """
-    if is_right(answer, references, "open", (), question):
+    if is_right(answer, references, kind, choices, question):
         return True
     question, answer, *references = map(in_one_wording, (question, answer, *references))
-    return is_right(answer, references, "open", (), question)
+    return is_right(answer, references, kind, [in_one_wording(choice) for choice in choices], question)
 
 
 def _has_reasoning(sample: Sample, prediction: Prediction) -> bool:
@@ -156,7 +168,8 @@ def contradicts(text: str, reference: str, exact: bool = False) -> bool:
 
     With `exact`, for answers, another side, level or number than the reference's is a contradiction too, a rival in
     place of one of its words (`RIVALS`), and a denied place; a reasoning may mention other places. So is another
-    number of items where the reference is a list, or where the answer is one without a verb.
+    number of items where the reference is a list, or where the answer is one without a verb; an answer that leaves
+    open which of several it is; and one that has only some of the reference's words and none of its own.
 
     >>> contradicts("There is no mass.", "Mass"), contradicts("A mass, no edema.", "Mass")
     (True, False)
@@ -175,8 +188,11 @@ def contradicts(text: str, reference: str, exact: bool = False) -> bool:
         return reversed_word
     text, reference = in_one_wording(text), in_one_wording(reference)
     items = len(list_items(reference))
+    given, asked_for = ({word for word, _ in content_words(one)} - VAGUE_PLACES for one in (text, reference))
     return (
         _sides(text) != _sides(reference) != set()
+        or given < asked_for
+        or bool(ALTERNATIVES & {*words_of(text)} - {*words_of(reference)})
         or ((items > 1 or not has_verb(text)) and len(list_items(text)) != items)
         or _other_numbers(text, reference)
         or _names_a_rival(text, reference)

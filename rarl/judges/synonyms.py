@@ -58,6 +58,22 @@ gallstone: gall stone, cholelithiasis
 kidney stone: nephrolithiasis, renal stone, renal calculus, renal calculi
 female: woman
 male: man
+right upper lobe: rul
+right middle lobe: rml
+right lower lobe: rll
+left upper lobe: lul
+left lower lobe: lll
+subdural hematoma: sdh
+subarachnoid hemorrhage: sah
+small bowel obstruction: sbo
+left ventricular hypertrophy: lvh
+gastrointestinal: gi
+endotracheal tube: ett, et tube
+nasogastric tube: ngt, ng tube
+hypodense: low density, low attenuation, hypoattenuating
+hyperdense: high density, high attenuation, hyperattenuating
+hypointense: low signal intensity, low signal
+hyperintense: high signal intensity, high signal
 1st: first
 2nd: second
 3rd: third
