@@ -2,12 +2,24 @@
 
 import pandas as pd
 import pytest
+from conftest import Project, reproduce
 
 from rarl.reporting.stats import holm
 
 TRAINED = {"sft", "rarl"}
 #: Rows of a model: two modes on three sets, two on the own test set alone.
 ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> Project:
+    """Stages that do not depend on code, which no test here changes; leave it as it is."""
+    return reproduce(tmp_path_factory.mktemp("compared") / "project", code=False)
+
+
+@pytest.fixture
+def project(first, tmp_path) -> Project:
+    return first.copy(tmp_path / "project")
 
 
 def compare(project, *arguments: str, code: int = 0) -> str:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
-from test_report import OWN_TEST, full, make_run, score_and_report
+from test_report import OWN_TEST, make_run, score_and_report
 
 from rarl.cost import slug_of
 from rarl.judges import lexical
@@ -24,7 +24,6 @@ from rarl.reporting import cases, examples, formats, page, tables
 from rarl.reporting.inputs import Run
 
 ROOT = Path(__file__).parents[2]
-__all__ = ["full"]  # the fixture
 
 HOSTILE = [
     "</script><script>document.title='owned'</script>",
