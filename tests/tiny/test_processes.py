@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,23 +37,26 @@ def short(encoded, params):
     return params
 
 
-@pytest.mark.parametrize("config", [None, "ddp"])
-def test_sft_on_two_processes_has_the_losses_of_one(short, config, monkeypatch):
+def test_sft_on_two_processes_has_the_losses_of_one(short, monkeypatch):
+    """By default, and with a file of settings on a machine without a GPU, which nobody has told the parameters."""
     run("stages.sft", short)
     one, key = losses(), json.loads(Path("metrics/train/sft.json").read_text())
+    file = (ROOT / "rarl/accelerate/ddp.yaml").read_text(encoding="utf-8")
+    Path("engine.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
     short.accelerate.processes = 2
-    if config:  # as on a machine without a GPU, which nobody has told the parameters
-        file = (ROOT / f"rarl/accelerate/{config}.yaml").read_text(encoding="utf-8")
-        Path("engine.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
-        short.model.device, short.accelerate.config = "auto", "engine.yaml"
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    run("stages.sft", short)
-    two = losses()
-    assert len(one) == len(two) == 4
-    for first, second in zip(one, two):
-        assert abs(first - second) < 1e-4 * abs(first)
-    assert json.loads(Path("metrics/train/sft.json").read_text()) == key
-    assert Path("data/models/sft/adapter_model.safetensors").is_file()
+    for device, config in (("cpu", None), ("auto", "engine.yaml")):
+        if config:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        short.model.device, short.accelerate.config = device, config
+        shutil.rmtree("data/models/sft")
+        shutil.rmtree("metrics/train")
+        run("stages.sft", short)
+        two = losses()
+        assert len(one) == len(two) == 4
+        for first, second in zip(one, two):
+            assert abs(first - second) < 1e-4 * abs(first)
+        assert json.loads(Path("metrics/train/sft.json").read_text()) == key
+        assert Path("data/models/sft/adapter_model.safetensors").is_file()
 
 
 def test_grpo_and_inference_on_two_processes(short):
