@@ -9,15 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(module, params, *arguments):
-    """One stage, as DVC starts it, in the project folder that the test works in."""
+def write_params(params):
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params.model_dump(), file)
+
+
+def run(module, params, *arguments):
+    """One stage, as DVC starts it, in the project folder that the test works in."""
+    write_params(params)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -39,7 +44,9 @@ def short(encoded, params):
 
 def test_sft_on_two_processes_has_the_losses_of_one(short, monkeypatch):
     """By default, and with a file of settings on a machine without a GPU, which nobody has told the parameters."""
-    run("stages.sft", short)
+    from rarl.training.sft import train_sft
+
+    train_sft(short)
     one, key = losses(), json.loads(Path("metrics/train/sft.json").read_text())
     file = (ROOT / "rarl/accelerate/ddp.yaml").read_text(encoding="utf-8")
     Path("engine.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
@@ -61,9 +68,11 @@ def test_sft_on_two_processes_has_the_losses_of_one(short, monkeypatch):
 
 def test_grpo_and_inference_on_two_processes(short):
     from rarl.models.features import FeatureStore
+    from stages import infer
 
     FeatureStore().save("data/features/benchmarks")
-    run("stages.infer", short, "--model", "base")
+    write_params(short)
+    assert CliRunner().invoke(infer.main, ["--model", "base"], catch_exceptions=False).exit_code == 0
     one = Path("data/predictions/base/direct/silvar_med.jsonl").read_bytes()
     for path in Path(".cache/predictions").iterdir():
         path.unlink()
