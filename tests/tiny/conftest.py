@@ -18,7 +18,7 @@ from rarl.records import Sample, read_records, write_json, write_records
 
 @pytest.fixture(scope="session")
 def random_base(tmp_path_factory):
-    """Folder of a randomly initialised Qwen2-VL of the embedded base's shape, and its parts."""
+    """Folder of a randomly initialised Qwen2-VL of the embedded base's shape with fewer layers, and its parts."""
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
@@ -28,7 +28,10 @@ def random_base(tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = train_tokenizer(corpus(0, 60), 800)
     processor = build_processor(tokenizer)
-    model = Qwen2VLForConditionalGeneration(build_config(tokenizer)).eval()
+    config = build_config(tokenizer)
+    text = config.text_config
+    text.num_hidden_layers, text.layer_types, config.vision_config.depth = 2, text.layer_types[:2], 2
+    model = Qwen2VLForConditionalGeneration(config).eval()
     folder = tmp_path_factory.mktemp("base")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
