@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rarl.cache import code_key
 from rarl.models.base_files import base_pointer
 from rarl.params import Base, Rewards, load_params
 from rarl.phantom import general
@@ -53,16 +54,18 @@ def params():
     return params
 
 
-@pytest.fixture(scope="session", autouse=True)
+CODE_KEY = functools.cache(code_key)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def code_read_once():
     """The code does not change while tests run, so each stage's is read and hashed once."""
-    from rarl import cache, encoding, predictions
+    from rarl import encoding, predictions
     from rarl.training import run
 
-    once = functools.cache(cache.code_key)
     with pytest.MonkeyPatch.context() as patch:
         for module in (encoding, predictions, run):
-            patch.setattr(module, "code_key", once)
+            patch.setattr(module, "code_key", CODE_KEY)
         yield
 
 
