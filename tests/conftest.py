@@ -1,5 +1,6 @@
 """What all tests share: no downloads, pinned kernels, and the folder of real releases where there is one."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -29,6 +30,11 @@ def pytest_collection_modifyitems(items):
         tier = item.path.relative_to(ROOT).parts[1]
         if tier in ("tiny", "pipeline", "gpu"):
             item.add_marker(getattr(pytest.mark, tier))
+
+
+def pytest_collection_finish():
+    """What collection has imported stays, so no garbage collection looks through it again."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

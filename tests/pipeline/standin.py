@@ -16,13 +16,13 @@ import sys
 import time
 from pathlib import Path
 
-from ruamel.yaml import YAML
+import yaml
 
 from rarl.cost import write_cost
 
 
 def load(path: str) -> dict:
-    return YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    return yaml.load(Path(path).read_text(encoding="utf-8"), yaml.CSafeLoader)  # several times as fast as ruamel.yaml
 
 
 def look_up(params: dict, key: str):

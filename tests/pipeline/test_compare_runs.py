@@ -2,12 +2,24 @@
 
 import pandas as pd
 import pytest
+from conftest import Project, reproduce
 
 from rarl.reporting.stats import holm
 
 TRAINED = {"sft", "rarl"}
 #: Rows of a model: two modes on three sets, two on the own test set alone.
 ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> Project:
+    """Stages that do not depend on code, which no test here changes; leave it as it is."""
+    return reproduce(tmp_path_factory.mktemp("compared") / "project", code=False)
+
+
+@pytest.fixture
+def project(first, tmp_path) -> Project:
+    return first.copy(tmp_path / "project")
 
 
 def compare(project, *arguments: str, code: int = 0) -> str:
@@ -43,22 +55,55 @@ def forget(project, *paths: str) -> None:
             site.rename(site.with_name("gone"))
 
 
-def test_only_what_the_parameter_can_move_is_tested(project):
+@pytest.fixture(scope="module")
+def compared(first, tmp_path_factory) -> tuple[Project, str]:
+    """Four experiments on one commit, and what their comparison logs."""
+    project = first.copy(tmp_path_factory.mktemp("experiments") / "project")
+    for name, change, *target in (
+        ("judge", "judge.semantic.threshold=0.35"),
+        ("reward", "rarl.rewards.reasoning=0.5"),
+        ("half", "lora.r=16", "sft"),
+    ):
+        project.dvc("exp", "run", "--temp", "-n", name, "-S", change, *target)
     project.dvc("exp", "run", "-n", "r16", "-S", "lora.r=16")
     before = project.git("status", "--porcelain")
     said = compare(project)
+    assert project.git("status", "--porcelain") == before, "a comparison leaves no trace in git"
+    return project, said
+
+
+def test_only_what_the_parameter_can_move_is_tested(compared):
+    project, said = compared
     assert outcomes(project, "r16") == {"base": {"unchanged"}} | {model: {"tested"} for model in TRAINED}
     frame = table(project)
     tested = frame[frame["p"].notna()]
-    assert len(tested) == ROWS * len(TRAINED)
+    assert tested["experiment"].value_counts().to_dict() == {"r16": ROWS * len(TRAINED), "reward": ROWS}
     expected, _ = holm(list(tested["p"]))
     assert list(tested["p_holm"]) == pytest.approx(expected, abs=1e-3)
-    assert "lora.r: 8, 16" in said and f"r16: {ROWS} rows are unchanged" in said
+    ranks = ["16" if name in ("half", "r16") else "8" for name in frame["experiment"].unique()]
+    assert f"lora.r: {', '.join(ranks)}" in said and f"r16: {ROWS} rows are unchanged" in said
     assert f"of {ROWS * len(TRAINED)} rows differ" in said
-    assert project.git("status", "--porcelain") == before, "a comparison leaves no trace in git"
     page = (project.folder / "data/studies/runs.html").read_text(encoding="utf-8")
     assert f"r16: {ROWS} rows are unchanged" in page
 
+
+def test_a_judge_and_a_reward_move_what_follows_from_them(compared):
+    project, _ = compared
+    unchanged = {model: {"unchanged"} for model in ("base", "sft", "rarl")}
+    assert outcomes(project, "judge") == unchanged, "the main judge is another one"
+    assert outcomes(project, "reward") == unchanged | {"rarl": {"tested"}}
+
+
+def test_scores_of_before_are_not_shown_as_the_experiments(compared):
+    """`dvc exp run sft` trains with the new rank; the scores in its commit are still those of the old one."""
+    project, said = compared
+    assert outcomes(project, "half") == {"base": {"unchanged"}} | {model: {"not run"} for model in TRAINED}
+    rows = table(project).query("experiment == 'half' and model != 'base'")
+    assert rows["final"].isna().all() and "only some stages were run" in said
+
+
+def test_what_is_not_at_hand_is_not_tested(compared, tmp_path):
+    project = compared[0].copy(tmp_path / "project")
     forget(project, "data/verdicts/sft/lexical", "data/verdicts/base/lexical")
     said = compare(project)
     assert outcomes(project, "r16") == {
@@ -67,15 +112,6 @@ def test_only_what_the_parameter_can_move_is_tested(project):
         "rarl": {"tested"},
     }
     assert "`dvc pull`" in said and f"{ROWS} rows (sft) are not tested" in said
-
-
-def test_a_judge_and_a_reward_move_what_follows_from_them(project):
-    project.dvc("exp", "run", "--temp", "-n", "judge", "-S", "judge.semantic.threshold=0.35")
-    project.dvc("exp", "run", "--temp", "-n", "reward", "-S", "rarl.rewards.reasoning=0.5")
-    compare(project)
-    unchanged = {model: {"unchanged"} for model in ("base", "sft", "rarl")}
-    assert outcomes(project, "judge") == unchanged, "the main judge is another one"
-    assert outcomes(project, "reward") == unchanged | {"rarl": {"tested"}}
 
 
 def test_baseline_of_another_machine_is_not_compared_with(project, monkeypatch):
@@ -95,15 +131,6 @@ def test_baseline_of_another_machine_is_not_compared_with(project, monkeypatch):
     project.dvc("exp", "run", "-n", "r16again", "-S", "lora.r=16")
     compare(project)
     assert outcomes(project, "r16again") == {"base": {"unchanged"}} | {model: {"tested"} for model in TRAINED}
-
-
-def test_scores_of_before_are_not_shown_as_the_experiments(project):
-    """`dvc exp run sft` trains with the new rank; the scores in its commit are still those of the old one."""
-    project.dvc("exp", "run", "-n", "half", "-S", "lora.r=16", "sft")
-    said = compare(project)
-    assert outcomes(project, "half") == {"base": {"unchanged"}} | {model: {"not run"} for model in TRAINED}
-    rows = table(project).query("experiment == 'half' and model != 'base'")
-    assert rows["final"].isna().all() and "only some stages were run" in said
 
 
 def test_baseline_that_was_not_run_is_not_compared_with(project):

@@ -1,13 +1,16 @@
 """A small world for the tiny tier: a random Qwen2-VL on disk, synthetic images, and a project folder around them."""
 
 import copy
+import functools
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rarl.cache import code_key
 from rarl.models.base_files import base_pointer
 from rarl.params import Base, Rewards, load_params
 from rarl.phantom import general
@@ -16,7 +19,7 @@ from rarl.records import Sample, read_records, write_json, write_records
 
 @pytest.fixture(scope="session")
 def random_base(tmp_path_factory):
-    """Folder of a randomly initialised Qwen2-VL of the embedded base's shape, and its parts."""
+    """Folder of a randomly initialised Qwen2-VL of the embedded base's shape with fewer layers, and its parts."""
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
@@ -26,7 +29,10 @@ def random_base(tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = train_tokenizer(corpus(0, 60), 800)
     processor = build_processor(tokenizer)
-    model = Qwen2VLForConditionalGeneration(build_config(tokenizer)).eval()
+    config = build_config(tokenizer)
+    text = config.text_config
+    text.num_hidden_layers, text.layer_types, config.vision_config.depth = 2, text.layer_types[:2], 2
+    model = Qwen2VLForConditionalGeneration(config).eval()
     folder = tmp_path_factory.mktemp("base")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -48,12 +54,27 @@ def params():
     return params
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch, random_base, params):
-    """A project folder with 16 training, 4 development and 6 test rows on synthetic images; the test works in it."""
+CODE_KEY = functools.cache(code_key)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def code_read_once():
+    """The code does not change while tests run, so each stage's is read and hashed once."""
+    from rarl import encoding, predictions
+    from rarl.training import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (encoding, predictions, run):
+            patch.setattr(module, "code_key", CODE_KEY)
+        yield
+
+
+@pytest.fixture(scope="session")
+def first_project(tmp_path_factory, random_base, params):
+    """What `project` copies: 16 training, 4 development and 6 test rows on synthetic images."""
     rng = np.random.default_rng(1)
-    monkeypatch.chdir(tmp_path)
-    root = tmp_path / params.data.root
+    folder = tmp_path_factory.mktemp("project")
+    root = folder / params.data.root
     for split, count in (("train", 16), ("dev", 4), ("test", 6)):
         rows = []
         for index in range(count):
@@ -76,28 +97,51 @@ def project(tmp_path, monkeypatch, random_base, params):
                     modality="other",
                 )
             )
-        write_records(f"data/curated/{split}.jsonl", rows)
-    write_json("data/models/base/base.json", base_pointer(Base(source=str(random_base[0]))))
-    return tmp_path
+        write_records(folder / f"data/curated/{split}.jsonl", rows)
+    write_json(folder / "data/models/base/base.json", base_pointer(Base(source=str(random_base[0]))))
+    return folder
 
 
 @pytest.fixture
-def encoded(project, params):
-    """The project with its training features, made by the encode stage's own library calls."""
+def project(first_project, tmp_path, monkeypatch):
+    """A project folder of one's own; the test works in it."""
+    monkeypatch.chdir(shutil.copytree(first_project, tmp_path, dirs_exist_ok=True))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def training_features(first_project, tmp_path_factory):
+    """Folder of the project's training features for a `model` block, made by the encode stage's own library calls."""
     from rarl.images import open_rgb
     from rarl.models.features import FeatureStore
     from rarl.models.loading import load
 
-    loaded = load("data/models/base", params.model)
-    store = FeatureStore()
-    store.attach(loaded.model)
-    for split in ("train", "dev"):
-        for sample in read_records(f"data/curated/{split}.jsonl", Sample):
-            inputs = loaded.processor.image_processor(
-                [open_rgb(Path(params.data.root) / sample.image)], return_tensors="pt"
-            ).to(loaded.device)
-            loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
-    store.save("data/features/training")
+    made = {}
+
+    def make(params):
+        kind = (params.model.dtype, params.model.device)
+        if kind in made:
+            return made[kind]
+        loaded = load(first_project / "data/models/base", params.model)
+        store = FeatureStore()
+        store.attach(loaded.model)
+        for split in ("train", "dev"):
+            for sample in read_records(first_project / f"data/curated/{split}.jsonl", Sample):
+                inputs = loaded.processor.image_processor(
+                    [open_rgb(first_project / params.data.root / sample.image)], return_tensors="pt"
+                ).to(loaded.device)
+                loaded.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        made[kind] = tmp_path_factory.mktemp("features")
+        store.save(made[kind])
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture
+def encoded(project, training_features, params):
+    """The project with its training features."""
+    shutil.copytree(training_features(params), "data/features/training")
     return project
 
 

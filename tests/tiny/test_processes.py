@@ -3,20 +3,26 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(module, params, *arguments):
-    """One stage, as DVC starts it, in the project folder that the test works in."""
+def write_params(params):
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params.model_dump(), file)
+
+
+def run(module, params, *arguments):
+    """One stage, as DVC starts it, in the project folder that the test works in."""
+    write_params(params)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -36,30 +42,37 @@ def short(encoded, params):
     return params
 
 
-@pytest.mark.parametrize("config", [None, "ddp"])
-def test_sft_on_two_processes_has_the_losses_of_one(short, config, monkeypatch):
-    run("stages.sft", short)
+def test_sft_on_two_processes_has_the_losses_of_one(short, monkeypatch):
+    """By default, and with a file of settings on a machine without a GPU, which nobody has told the parameters."""
+    from rarl.training.sft import train_sft
+
+    train_sft(short)
     one, key = losses(), json.loads(Path("metrics/train/sft.json").read_text())
+    file = (ROOT / "rarl/accelerate/ddp.yaml").read_text(encoding="utf-8")
+    Path("engine.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
     short.accelerate.processes = 2
-    if config:  # as on a machine without a GPU, which nobody has told the parameters
-        file = (ROOT / f"rarl/accelerate/{config}.yaml").read_text(encoding="utf-8")
-        Path("engine.yaml").write_text(file.replace("bf16", "'no'"), encoding="utf-8")
-        short.model.device, short.accelerate.config = "auto", "engine.yaml"
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    run("stages.sft", short)
-    two = losses()
-    assert len(one) == len(two) == 4
-    for first, second in zip(one, two):
-        assert abs(first - second) < 1e-4 * abs(first)
-    assert json.loads(Path("metrics/train/sft.json").read_text()) == key
-    assert Path("data/models/sft/adapter_model.safetensors").is_file()
+    for device, config in (("cpu", None), ("auto", "engine.yaml")):
+        if config:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        short.model.device, short.accelerate.config = device, config
+        shutil.rmtree("data/models/sft")
+        shutil.rmtree("metrics/train")
+        run("stages.sft", short)
+        two = losses()
+        assert len(one) == len(two) == 4
+        for first, second in zip(one, two):
+            assert abs(first - second) < 1e-4 * abs(first)
+        assert json.loads(Path("metrics/train/sft.json").read_text()) == key
+        assert Path("data/models/sft/adapter_model.safetensors").is_file()
 
 
 def test_grpo_and_inference_on_two_processes(short):
     from rarl.models.features import FeatureStore
+    from stages import infer
 
     FeatureStore().save("data/features/benchmarks")
-    run("stages.infer", short, "--model", "base")
+    write_params(short)
+    assert CliRunner().invoke(infer.main, ["--model", "base"], catch_exceptions=False).exit_code == 0
     one = Path("data/predictions/base/direct/silvar_med.jsonl").read_bytes()
     for path in Path(".cache/predictions").iterdir():
         path.unlink()

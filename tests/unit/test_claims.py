@@ -2,14 +2,12 @@
 
 import pandas as pd
 import pytest
-from test_report import OWN_TEST, full, make_run, score_and_report
+from test_report import OWN_TEST, make_run, score_and_report
 
 from rarl.params import load_params
 from rarl.reporting import claims
 from rarl.reporting.inputs import Run
 from rarl.reporting.stats import unpaired
-
-__all__ = ["full"]
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import pytest
 from test_audit import project as releases
 from test_audit import run as run_audit
 from test_rating import empty_folder, served
-from test_report import full
 
-__all__ = ["empty_folder", "full", "releases", "served"]  # the fixtures
+__all__ = ["empty_folder", "releases", "served"]  # the fixtures
 
 #: What axe-core finds at these levels fails a test.
 GRAVE = ("serious", "critical")

@@ -17,7 +17,7 @@ from rarl.phantom.words import DISEASES
 from rarl.registry import BENCHMARKS
 
 DRAWN = [name for name in BENCHMARKS if name != "own"]
-PARAMS = Phantom(benchmark_rows=60)
+PARAMS = Phantom(benchmark_rows=60, image_size=56)
 
 
 @pytest.fixture(scope="module")

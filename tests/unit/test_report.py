@@ -226,16 +226,6 @@ def score_and_report(root: Path, monkeypatch) -> tuple[str, str]:
     return Path("data/report/report.html").read_text(encoding="utf-8"), result.output
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    """One full run (all models, modes, judges and benchmarks), shared by the tests that only read it."""
-    root = tmp_path_factory.mktemp("full")
-    make_run(root)
-    with pytest.MonkeyPatch.context() as patch:
-        html, output = score_and_report(root, patch)
-    return root, html, output
-
-
 def load(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
-from test_report import OWN_TEST, full, make_run, score_and_report
+from test_report import OWN_TEST, make_run, score_and_report
 
 from rarl.cost import slug_of
 from rarl.judges import lexical
@@ -24,7 +24,6 @@ from rarl.reporting import cases, examples, formats, page, tables
 from rarl.reporting.inputs import Run
 
 ROOT = Path(__file__).parents[2]
-__all__ = ["full"]  # the fixture
 
 HOSTILE = [
     "</script><script>document.title='owned'</script>",
@@ -154,19 +153,19 @@ def test_links_from_the_report_open_a_case_that_is_there(inside):
 # Hostile text ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hostile(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def hostile_run(tmp_path_factory):
     """A run in which questions, references, answers, reasoning and a judge's words all try to break out."""
-    make_run(tmp_path, rows=20, models=["base", "rarl"], judges=["lexical", "semantic"], benchmarks=["slake"],
+    root = tmp_path_factory.mktemp("hostile")
+    make_run(root, rows=20, models=["base", "rarl"], judges=["lexical", "semantic"], benchmarks=["slake"],
              modes=["reasoning"], logs=False)  # fmt: skip
-    monkeypatch.chdir(tmp_path)
 
     def rewrite(path, kind, *fields):
-        rows = read_records(path, kind)
+        rows = read_records(root / path, kind)
         for i, text in enumerate(HOSTILE * 4):
             change = {field: [text] if field == "answers" else text for field in fields}
             rows[i] = rows[i].model_copy(update=change)
-        write_records(path, rows)
+        write_records(root / path, rows)
 
     for path in ("data/curated/test.jsonl", "data/benchmarks/slake.jsonl"):
         rewrite(path, Sample, "question", "reasoning", "category")
@@ -174,8 +173,16 @@ def hostile(tmp_path, monkeypatch):
         for name in (OWN_TEST, "slake"):
             rewrite(f"data/predictions/{model}/reasoning/{name}.jsonl", Prediction, "answer", "think", "completion")
             rewrite(f"data/verdicts/{model}/semantic/reasoning/{name}.jsonl", Verdict, "evaluation")
-    html, _ = score_and_report(tmp_path, monkeypatch)
-    return html
+    with pytest.MonkeyPatch.context() as patch:
+        html, _ = score_and_report(root, patch)
+    return root, html
+
+
+@pytest.fixture
+def hostile(hostile_run, monkeypatch):
+    """The page; the test works in the run's folder."""
+    monkeypatch.chdir(hostile_run[0])
+    return hostile_run[1]
 
 
 def test_hostile_text_breaks_no_page(hostile):
