@@ -155,9 +155,10 @@ def headline(found: Diff) -> str:
     """Return the result in one sentence."""
     moved, tested = len(found.moved), sum(row["test"] == TESTED for row in found.rows)
     differ = sum(bool(row["differs"]) for row in found.rows)
-    all_of = count(sum(row["difference"] is not None for row in found.rows), "score")
+    comparable = sum(row["difference"] is not None for row in found.rows)
+    all_of = count(comparable, "score")
     if not moved:
-        return f"none of {all_of} differs"
+        return f"none of {all_of} differs" if comparable else "no score can be compared"
     family = f"Holm over the {tested} that the changes can move, p < {1 - found.confidence:.2g}"
     beyond = f"{differ} of them beyond noise ({family})" if tested else "without a paired test"
     return f"{moved} of {all_of} moved, {beyond}"
