@@ -141,7 +141,7 @@ def compared(
         return {"test": UNCHANGED}
     if missing := [f"questions of {one.name}" for one in (first, run) if not questions(one, name)]:
         return {"test": "not at hand", "missing": missing}
-    test = paired_by_id(finals(before[1]), finals(after[1]), images(name), confidence) if images(name) else {}
+    test = paired_by_id(finals(before[1]), finals(after[1]), images(name), confidence)
     return {"test": TESTED} | test if test else {"test": "other questions"}
 
 
@@ -164,10 +164,10 @@ def finals(text: str) -> dict[str, int]:
         return {}
 
 
-def shared_images(first, run, name: str) -> dict[str, str]:
-    """Return the hash of the image by id of the questions that are the same, with image and answers, in both runs."""
-    theirs = questions(first, name)
-    return {id: question[0] for id, question in questions(run, name).items() if theirs.get(id) == question}
+def shared_images(first, run, name: str) -> dict[str, str | None]:
+    """Return the hash of the image by question id; None if question, image and answers are not the same in both."""
+    theirs, ours = questions(first, name), questions(run, name)
+    return {id: asked[0] if theirs.get(id) == ours.get(id) else None for id, asked in (theirs | ours).items()}
 
 
 @cache
@@ -182,12 +182,14 @@ def questions(run, name: str) -> dict[str, tuple]:
         return {}
 
 
-def paired_by_id(first: dict[str, int], second: dict[str, int], images: dict[str, str], confidence: float) -> dict:
+def paired_by_id(
+    first: dict[str, int], second: dict[str, int], images: dict[str, str | None], confidence: float
+) -> dict:
     """`stats.mcnemar` on the questions that both runs scored; {} if there are none.
 
-    Only those with an image in `images`, unless that is empty: each question is then the only one about its image.
+    `images` is of `shared_images`. A question that it does not have is taken for the only one about its image.
     """
-    both = [id for id in first if id in second and (not images or id in images)]
+    both = [id for id in first if id in second and images.get(id, id) is not None]
     series = ([one[id] for id in both] for one in (first, second))
     test = paired(*series, [images.get(id, id) for id in both], confidence)
     return {key: test[key] for key in (*GAP, "p")} if test else {}

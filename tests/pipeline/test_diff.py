@@ -13,7 +13,7 @@ def diff(project, *arguments: str, code: int = 0) -> str:
     return told
 
 
-def test_an_experiment_is_compared_in_every_state_of_the_cache_and_the_queue(project):
+def test_an_experiment_is_compared_in_every_state_of_the_cache(project):
     project.dvc("exp", "run", "-n", "r16", "-S", "lora.r=16")
     before = project.git("status", "--porcelain")
     found = json.loads(diff(project, "--json"))
@@ -24,7 +24,6 @@ def test_an_experiment_is_compared_in_every_state_of_the_cache_and_the_queue(pro
     assert project.git("status", "--porcelain") == before
 
     project.git("stash")  # The files on disk that git does not track are still the experiment's
-    assert "none of 24 scores differs" in diff(project, "--exit-code")
     forget(project, "data/verdicts/sft/lexical")
     shown = diff(project, "HEAD", "r16", "--exit-code", code=1)
     assert f"{ROWS} rows (sft) are not tested" in shown and "Missing: verdicts of HEAD" in shown
@@ -33,6 +32,3 @@ def test_an_experiment_is_compared_in_every_state_of_the_cache_and_the_queue(pro
     project.change("rl.beta", 0.1)
     shown = diff(project, "--exit-code", code=2)
     assert f"{ROWS} rows (rarl) are not tested, because the scores there are older" in shown and "`dvc repro`" in shown
-    project.dvc("exp", "run", "--queue", "-n", "later")
-    shown = diff(project, "later", code=2)
-    assert "an experiment with the status queued" in shown and "`dvc queue start`" in shown

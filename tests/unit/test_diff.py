@@ -172,6 +172,17 @@ def test_an_unknown_name_is_answered_with_close_ones(repository, name, told):  #
     assert told in diff("HEAD", name, code=2).output
 
 
+@pytest.mark.parametrize(
+    ("status", "fix"),
+    [("Queued", "`dvc queue start`"), ("Running", "`dvc queue status`"), ("Failed", "`dvc queue logs later`")],
+)
+def test_an_unfinished_experiment_is_named_with_its_next_step(repository, monkeypatch, status, fix):  # noqa: F811
+    task = {"name": "later", "rev": "0" * 40, "status": status}
+    monkeypatch.setattr("rarl.studies.experiments.tasks", lambda: [task])
+    shown = diff("later", code=2).output
+    assert f"an experiment with the status {status.lower()}" in shown and fix in shown
+
+
 def test_what_cannot_be_compared_is_explained(repository, tmp_path, monkeypatch):  # noqa: F811
     Path("params.yaml").write_text("knob: 1\n")
     assert "params.yaml of workspace" in diff(code=2).output and diff("--json", code=2).stdout == ""
