@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from test_compare import git, repository, write  # noqa: F401 (a fixture)
 
 from rarl.cli import diff as command
+from rarl.reporting.stats import holm
 from rarl.studies.diff import SHOWN
 
 FINALS = {"base": 40.0, "sft": 60.0, "grpo": 50.0, "rarl": 64.0}
@@ -195,3 +196,11 @@ def test_what_cannot_be_compared_is_explained(repository, tmp_path, monkeypatch)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     monkeypatch.chdir(outside)
     assert "a git repository" in diff(code=2).output
+
+
+def test_holm_is_that_of_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    for values in ([0.01, 0.04, 0.03, 0.01], [0.3, 0.6], [1.0], [0.0, 0.02, 0.02, 0.026, 0.5]):
+        reject, adjusted, *_ = multipletests(values, alpha=0.05, method="holm")
+        assert holm(values) == (list(adjusted), list(reject))
