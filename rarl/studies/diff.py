@@ -222,16 +222,17 @@ def short(name: str) -> str:
     """
     if len(name) == 40 and set(name) <= set("0123456789abcdef"):
         return name[:7]
-    return name if len(name) <= 14 else f"{name[:13]}…"
+    return clip(name, 14)
+
+
+def clip(text: str, most: int) -> str:
+    """Return at most `most` characters of a text."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def changes(found: Diff, most: int | None = PARAMETERS) -> list[tuple[str, str, str]]:
     """Return key and both values of the parameters that differ, as text."""
-    clipped = (
-        (key, *(textwrap.shorten(as_text(value), 40, placeholder=" …") for value in values))
-        for key, values in found.parameters[:most]
-    )
-    return list(clipped)
+    return [(key, *(clip(as_text(value), 40) for value in values)) for key, values in found.parameters[:most]]
 
 
 def title(found: Diff) -> str:

@@ -106,7 +106,8 @@ class Experiment:
         from dvc.exceptions import DvcException
 
         try:
-            return DVCFileSystem(rev=git("rev-parse", self.revision).strip() if self.revision else None)
+            revision = git("rev-parse", f"{self.revision}^{{commit}}").strip() if self.revision else None
+            return DVCFileSystem(rev=revision)
         except DvcException:
             return None
 

@@ -55,7 +55,7 @@ def measured(repository):  # noqa: F811
 def commit(name: str) -> None:
     """Commit the tracked files, name the commit, and go back."""
     git("commit", "-qam", name)
-    git("tag", name)
+    git("tag", "-a", "-m", "a tag object", name)
     git("reset", "-q", "--hard", "HEAD~1")
 
 
