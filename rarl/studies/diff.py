@@ -159,7 +159,7 @@ def headline(found: Diff) -> str:
     all_of = count(comparable, "score")
     if not moved:
         return f"none of {all_of} differs" if comparable else "no score can be compared"
-    family = f"Holm over the {tested} that the changes can move, p < {1 - found.confidence:.2g}"
+    family = f"Holm over the {count(tested, 'row')} tested, p < {1 - found.confidence:.2g}"
     beyond = f"{differ} of them beyond noise ({family})" if tested else "without a paired test"
     return f"{moved} of {all_of} moved, {beyond}"
 
