@@ -71,7 +71,8 @@ def test_a_difference_beyond_noise_is_marked_with_its_paired_test(measured):
     assert (second["model"], second["verdict"], second["p"], second["difference"]) == ("sft", "unpaired", None, 1.0)
     shown = diff("HEAD", "r16").stdout
     assert shown.index("rarl   reasoning") < shown.index("sft    reasoning")
-    assert "2 of 4 scores moved, 1 of them beyond noise (Holm over the 1 row tested" in shown and "lora.r  8 -> 16" in shown
+    assert "2 of 4 scores moved, 1 of them beyond noise (Holm over the 1 row tested" in shown
+    assert "lora.r  8 -> 16" in shown
     assert "Missing: verdicts of HEAD, verdicts of r16." in shown and "`dvc pull`" in shown and "another seed" in shown
 
 
