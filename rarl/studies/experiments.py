@@ -11,7 +11,9 @@ import json
 import subprocess
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from difflib import get_close_matches
+from functools import cached_property, reduce
+from pathlib import Path
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
@@ -22,6 +24,9 @@ from rarl.params import Params
 from rarl.spreadsheet import restore
 
 HERE = "(this commit)"
+WORKSPACE = "workspace"
+#: Git's references that a user names.
+PLACES = ("refs/heads", "refs/tags", "refs/remotes")
 #: Stages that no score comes from: the output of `check` is a constant, and `pretrain` is frozen.
 ASIDE = {"check", "pretrain"}
 
@@ -52,7 +57,7 @@ class Experiment:
             Params.model_validate(params)
         except (YAMLError, ValidationError) as error:
             found = " ".join(str(error).split())[:200]
-            fix = "compare runs of one version: leave out --all, or commit a valid params.yaml"
+            fix = "compare runs of one version (without --all), or correct params.yaml"
             raise UserError(where, found, "parameters of this version of the project", fix) from None
         return params
 
@@ -101,25 +106,39 @@ class Experiment:
         from dvc.exceptions import DvcException
 
         try:
-            return DVCFileSystem(rev=git("rev-parse", self.revision).strip())
+            revision = git("rev-parse", f"{self.revision}^{{commit}}").strip() if self.revision else None
+            return DVCFileSystem(rev=revision)
         except DvcException:
             return None
 
     def tracked(self, path: str) -> str | None:
-        """Return a file that DVC tracks; None if it is neither in DVC's cache nor in a remote."""
+        """Return a file that DVC tracks; None if it is neither in DVC's cache nor in a remote.
+
+        Never the file on disk, which after `git checkout` may be another revision's.
+        """
         from dvc.exceptions import DvcException
         from dvc_data.index import DataIndexDirError
         from dvc_objects.errors import ObjectFormatError
 
         try:
-            return self.files.read_text(path) if self.files else None
+            return self.files.repo.datafs.read_text(path) if self.files else None
         except (OSError, ValueError, DvcException, DataIndexDirError, ObjectFormatError):
             return None
 
     @cached_property
     def stages(self) -> dict:
-        """DVC's stages by name, with their entries of `dvc.lock`; empty outside of a DVC repository."""
-        found = self.files.repo.index.stages if self.files else []
+        """DVC's stages by name, with their entries of `dvc.lock`; empty outside of a DVC repository.
+
+        Raises:
+            UserError: DVC cannot read `dvc.yaml` or `dvc.lock`.
+        """
+        from dvc.exceptions import DvcException
+
+        try:
+            found = self.files.repo.index.stages if self.files else []
+        except DvcException as error:
+            where, cause = f"dvc.yaml or dvc.lock of {self.name}", " ".join(str(error).split())[:200]
+            raise UserError(where, cause, "a pipeline that DVC can read", "see `dvc status`") from None
         return {stage.name: stage for stage in found if getattr(stage, "name", None)}
 
     @cached_property
@@ -147,14 +166,27 @@ class Experiment:
     def _old(self) -> set[str]:
         from dvc.dependency.param import ParamsDependency
 
+        present: dict[str, object] = {}  # Hashes of code that several stages depend on
+
         def old(dep) -> bool:
-            if isinstance(dep, ParamsDependency):
-                return bool(dep.workspace_status())
+            if isinstance(dep, ParamsDependency):  # `dep.workspace_status()` parses params.yaml each time: 2 s in all
+                used = dep.hash_info.value
+                return used is None or any(
+                    self._value(key) != used.get(key, KeyError) for key in dep.params or {*self.params, *used}
+                )
             if dep.def_path in self.made:
                 return dep.hash_info != self.made[dep.def_path]
-            return dep.def_path.startswith(("rarl/", "stages/")) and dep.changed_checksum()
+            if not dep.def_path.startswith(("rarl/", "stages/")):
+                return False
+            if dep.def_path not in present:
+                present[dep.def_path] = dep.get_hash() if dep.exists else None
+            return dep.hash_info != present[dep.def_path]
 
         return {name for name, stage in self.stages.items() if any(map(old, stage.deps))}
+
+    def _value(self, key: str) -> object:
+        """Return the parameter with a dotted key; None if there is none."""
+        return reduce(lambda at, name: at.get(name) if isinstance(at, dict) else None, key.split("."), self.params)
 
     def unexplained(self, first: "Experiment", model: str) -> list[str]:
         """Return the stages whose outputs differ from the first run's, with the same parameters, code and inputs.
@@ -175,6 +207,49 @@ class Experiment:
         )
 
 
+class Workspace(Experiment):
+    """The files on disk, committed or not, with the outputs that `dvc.lock` on disk names."""
+
+    def __init__(self):
+        super().__init__(WORKSPACE, "")
+
+    def text(self, path: str) -> str | None:
+        """Return a file on disk; None if there is none."""
+        file = Path(path)
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
+def find(name: str) -> Experiment:
+    """Return the experiment, or the commit, of a git revision or of an experiment's name.
+
+    As in DVC, a git revision precedes an experiment of the same name. Of experiments with one name on several commits
+    it is that of the present commit.
+
+    Raises:
+        UserError: there is none, several experiments have that name, or it has not finished.
+    """
+    if git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", check=False):
+        return Experiment(name, name)
+    finished = [*experiments()[1:], *experiments(everywhere=True)[1:]]
+    for run in finished:
+        if name == run.name:
+            return run
+    several = [run.name for run in finished if run.revision.endswith(f"/{name}")]
+    if several:
+        found, fix = f"experiments of several commits: {', '.join(several)}", f"name one of them, as '{several[0]}'"
+        raise UserError(name, found, "one experiment", fix)
+    expected = "a git revision, branch, tag or the name of a finished experiment"
+    for task in tasks():
+        if name in (task["name"], task["rev"], task["rev"][:7]):
+            fix = {"Queued": "dvc queue start", "Failed": f"dvc queue logs {name}"}
+            found = f"an experiment with the status {task['status'].lower()}"
+            raise UserError(name, found, expected, f"`{fix.get(task['status'], 'dvc queue status')}`")
+    known = {run.name for run in finished} | {*git("for-each-ref", "--format=%(refname:short)", *PLACES).split()}
+    close = get_close_matches(name, sorted(known), 3, 0.5)
+    fix = "`dvc exp list -A` lists experiments; `git fetch` and `dvc exp pull` get those of a remote"
+    raise UserError(name, "no such name", expected, f"{' or '.join(close)}? {fix}" if close else fix)
+
+
 def experiments(everywhere: bool = False) -> list[Experiment]:
     """Return the present commit, then the experiments that were run on it (or on any commit), oldest first."""
     head = git("rev-parse", "HEAD").strip()
@@ -192,23 +267,28 @@ def experiments(everywhere: bool = False) -> list[Experiment]:
 
 def unfinished() -> dict[str, int]:
     """Return the number of experiments in DVC's queue by state (queued, running, failed); empty if unreadable."""
+    return dict(Counter(task["status"].lower() for task in tasks()))
+
+
+def tasks() -> list[dict]:
+    """Return the `name`, `rev` and `status` of what DVC's queue has not finished; empty if unreadable."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        tasks = Repo().experiments.celery_queue.status()
+        found = Repo().experiments.celery_queue.status()
     except DvcException:
-        return {}
-    return dict(Counter(task["status"].lower() for task in tasks if task["status"] != "Success"))
+        return []
+    return [task for task in found if task["status"] != "Success"]
 
 
-def git(*arguments: str) -> str:
-    """Return the output of a git command.
+def git(*arguments: str, check: bool = True) -> str:
+    """Return the output of a git command; empty if it failed, without `check`.
 
     Raises:
         UserError: git failed, as outside of a repository.
     """
     done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    if done.returncode:
+    if check and done.returncode:
         raise UserError("git", done.stderr.strip(), "a git repository", "run this in the clone")
     return done.stdout

@@ -9,7 +9,7 @@ predictions and verdicts are the same bytes in both runs is `unchanged` and not 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +36,11 @@ SEEDS = "metrics/studies/seeds.csv"
 TESTED, UNCHANGED, PART = "tested", "unchanged", "part of slake"
 #: The other values -> what they mean, and what to do.
 UNTESTED = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
+#: What a paired test leaves out.
+ONE_SEED = (
+    "A test compares two trained models on the same questions. It does not include that another seed trains another "
+    "model"
+)
 
 
 def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
@@ -45,23 +50,8 @@ def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
     change could affect and whose verdicts are available for both runs. The column `test` says which rows these are,
     and why the others are not tested (`UNTESTED`).
     """
-    first, lines = runs[0], []
-    images = cache(lambda name: images_of(first, name))
-    spread = seed_spread(first)
-    for run in runs:
-        judge, blind = run.params["report"]["main_judge"], form_blind_judge(run.params)
-        for model in run.params["models"]:
-            same = status(first, run, model)
-            for mode, sets in run.json(f"metrics/scores/{model}.json").items():
-                for name, judges in sets.items():
-                    cell = {} if same == "not run" else judges.get(judge, {})
-                    line = {"experiment": run.name, "model": model, "mode": mode, "set": name, "judge": judge}
-                    line |= {key: cell.get(key) for key in CELL} | {"seed_sd": spread.get((model, mode, name))}
-                    line["form_blind"] = judges.get(blind, {}).get("final") if cell else None
-                    lines.append(line | compared(first, run, model, mode, name, same, images, 1 - alpha))
-    tested = [line for line in lines if "p" in line]
-    for line, p, reject in zip(tested, *holm([line["p"] for line in tested], alpha)):
-        line |= {"p_holm": p, "differs": reject}
+    lines = [line for run in runs for line in rows(runs[0], run, main_judge(runs[0]), main_judge(run), alpha)]
+    correct(lines, alpha)
     keys = ["experiment", "model", "mode", "set", "judge"]
     columns = [*keys, *CELL, "form_blind", "test", *GAP, "p", "p_holm", "differs", "seed_sd"]
     frame = pd.DataFrame(lines, columns=columns)
@@ -69,7 +59,37 @@ def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(CELL[:2], "Int64") | dict.fromkeys(digits, float)).round(digits)
 
 
-def status(first, run, model: str) -> str | None:
+def main_judge(run) -> str:
+    """Return the judge that a run's report compares models by."""
+    return run.params["report"]["main_judge"]
+
+
+def rows(first, run, theirs: str, judge: str, alpha: float) -> Iterator[dict]:
+    """Yield a line per model, mode and test set of a run: its scores by `judge`, the test and the difference.
+
+    The test is against the first run's scores by the judge `theirs`.
+    """
+    images = cache(lambda name: shared_images(first, run, name))
+    spread, blind = seed_spread(first), form_blind_judge(run.params)
+    for model in run.params["models"]:
+        same = status(first, run, model, theirs, judge)
+        for mode, sets in run.json(f"metrics/scores/{model}.json").items():
+            for name, judges in sets.items():
+                cell = {} if same == "not run" else judges.get(judge, {})
+                line = {"experiment": run.name, "model": model, "mode": mode, "set": name, "judge": judge}
+                line |= {key: cell.get(key) for key in CELL} | {"seed_sd": spread.get((model, mode, name))}
+                line["form_blind"] = judges.get(blind, {}).get("final") if cell else None
+                yield line | compared(first, run, (model, mode, name), judge, same, images, 1 - alpha)
+
+
+def correct(lines: Sequence[dict], alpha: float) -> None:
+    """Add Holm's `p_holm` and `differs` to the lines with a `p`, which are one family."""
+    tested = [line for line in lines if "p" in line]
+    for line, p, reject in zip(tested, *holm([line["p"] for line in tested], alpha)):
+        line |= {"p_holm": p, "differs": reject}
+
+
+def status(first, run, model: str, theirs: str, judge: str) -> str | None:
     """Return why a model's rows cannot be compared with the first run's, or `unchanged`; None if rows may differ."""
     if run.out_of_date(model):
         return "not run"
@@ -79,8 +99,7 @@ def status(first, run, model: str) -> str | None:
         return "baseline not run"
     if run.unexplained(first, model):
         return "other numbers"
-    judge = run.params["report"]["main_judge"]
-    if judge != first.params["report"]["main_judge"]:
+    if judge != theirs:
         return "other judge"
     paths = (f"data/predictions/{model}", f"data/verdicts/{model}/{judge}")
     hashes = [[one.made.get(path) for path in paths] for one in (first, run)]
@@ -95,27 +114,35 @@ def form_blind_judge(params: dict) -> str | None:
 
 
 def compared(
-    first, run, model: str, mode: str, name: str, same: str | None, images: Callable[[str], dict], confidence: float
+    first,
+    run,
+    place: tuple[str, str, str],
+    judge: str,
+    same: str | None,
+    images: Callable[[str], dict],
+    confidence: float,
 ) -> dict:
-    """Return the column `test` of one row, and the paired test if there is one; empty for the first run.
+    """Return the column `test` of one row, and the paired test if there is one; `missing` says what a test lacks.
 
-    `images` returns `images_of` a test set.
+    `place` is model, mode and test set; `images` returns `shared_images` of a test set.
     """
+    model, mode, name = place
     if run is first or same not in (None, UNCHANGED):
         return {"test": same}
     if name == WITHOUT_OWN_TEST:
         return {"test": PART}
     if same:
         return {"test": same}
-    judge = run.params["report"]["main_judge"]
     files = (predictions_file(model, mode, name), verdicts_file(model, judge, mode, name))
     before, after = ([one.tracked(file.as_posix()) for file in files] for one in (first, run))
-    if not before[1] or not after[1] or not images(name):
-        return {"test": "not at hand"}
+    if missing := [f"verdicts of {one.name}" for one, found in ((first, before), (run, after)) if not found[1]]:
+        return {"test": "not at hand", "missing": missing}
     if before == after:
         return {"test": UNCHANGED}
+    if missing := [f"questions of {one.name}" for one in (first, run) if not questions(one, name)]:
+        return {"test": "not at hand", "missing": missing}
     test = paired_by_id(finals(before[1]), finals(after[1]), images(name), confidence)
-    return {"test": TESTED if test else "not at hand"} | test
+    return {"test": TESTED} | test if test else {"test": "other questions"}
 
 
 def seed_spread(run) -> dict[tuple[str, str, str], float]:
@@ -137,22 +164,32 @@ def finals(text: str) -> dict[str, int]:
         return {}
 
 
-def images_of(run, name: str) -> dict[str, str]:
-    """Return the hash of the image by question id; empty if the questions are neither in DVC's cache nor a remote."""
+def shared_images(first, run, name: str) -> dict[str, str | None]:
+    """Return the hash of the image by question id; None if question, image and answers are not the same in both."""
+    theirs, ours = questions(first, name), questions(run, name)
+    return {id: asked[0] if theirs.get(id) == ours.get(id) else None for id, asked in (theirs | ours).items()}
+
+
+@cache
+def questions(run, name: str) -> dict[str, tuple]:
+    """Return image, question and answers by id; empty if they are neither in DVC's cache nor in a remote."""
     own = name == run.params["train"]["source"]
     text = run.tracked("data/curated/test.jsonl" if own else f"data/benchmarks/{name}.jsonl") or ""
     try:
-        return {line["id"]: line["image_sha256"] for line in map(json.loads, text.splitlines())}
+        lines = [json.loads(line) for line in text.splitlines()]
+        return {line["id"]: (line["image_sha256"], line.get("question"), line.get("answers")) for line in lines}
     except (ValueError, KeyError, TypeError):  # a damaged file
         return {}
 
 
-def paired_by_id(first: dict[str, int], second: dict[str, int], images: dict[str, str], confidence: float) -> dict:
+def paired_by_id(
+    first: dict[str, int], second: dict[str, int], images: dict[str, str | None], confidence: float
+) -> dict:
     """`stats.mcnemar` on the questions that both runs scored; {} if there are none.
 
-    A question without an image in `images` is taken for the only one about its image.
+    `images` is of `shared_images`. A question that it does not have is taken for the only one about its image.
     """
-    both = first.keys() & second.keys()
+    both = [id for id in first if id in second and images.get(id, id) is not None]
     series = ([one[id] for id in both] for one in (first, second))
     test = paired(*series, [images.get(id, id) for id in both], confidence)
     return {key: test[key] for key in (*GAP, "p")} if test else {}
@@ -183,16 +220,22 @@ def summary(frame: pd.DataFrame) -> list[str]:
             sentences.append(f"{name}: {len(found)} of {tested} rows differ significantly{listed}")
         if unchanged := counts.get(UNCHANGED, 0):
             sentences.append(f"{name}: {unchanged} rows are unchanged (same predictions and verdicts) and not tested")
-        for reason, meaning in UNTESTED.items():
-            if reason in counts:
-                models = ", ".join(rows.loc[rows["test"] == reason, "model"].unique())
-                sentences.append(f"{name}: {counts[reason]} rows ({models}) are not tested, because {meaning}")
+        sentences += [f"{name}: {sentence}" for sentence in untested(zip(rows["model"], rows["test"]))]
     if frame["differs"].eq(True).any():
-        sentences.append(
-            "A test compares two trained models on the same questions. It does not include that another seed trains "
-            "another model: compare a difference with the column seed_sd (`rarl compare seeds`)"
-        )
+        sentences.append(f"{ONE_SEED}: compare a difference with the column seed_sd (`rarl compare seeds`)")
     return sentences
+
+
+def untested(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a sentence per reason why rows, given as model and value of `test`, are not tested."""
+    models: dict[str, list[str]] = {}
+    for model, test in rows:
+        models.setdefault(test, []).append(model)
+    return [
+        f"{len(models[reason])} rows ({', '.join(dict.fromkeys(models[reason]))}) are not tested, because {meaning}"
+        for reason, meaning in UNTESTED.items()
+        if reason in models
+    ]
 
 
 def render(runs: Sequence, frame: pd.DataFrame) -> str:
