@@ -389,6 +389,7 @@ def test_a_connection_that_keeps_breaking_off_is_resumed_where_it_stopped(server
 def interrupted(server, path):
     """A download that ends after the first 16 kB."""
     server.files["a.bin"], server.cut_after = DATA, 20_000
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("time.sleep", lambda seconds: os.kill(os.getpid(), signal.SIGINT))
         from_web(server("a.bin"), path)
