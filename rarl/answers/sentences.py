@@ -69,7 +69,7 @@ _CHANGED = _set_of("enlarged dilated widened thickened distended displaced devia
 _LARGER, _SMALLER = _set_of("bigger larger greater higher brighter"), _set_of("smaller lower lesser darker")
 #: What comes after one of these says where something else is.
 _NEAR = _set_of("below beneath above under underneath behind beside near adjacent toward next displacing surrounding")
-_PLACE_ASKED = _NEAR | _set_of("where location located position")
+_PLACE_ASKED = _NEAR | _set_of("location located position")
 #: The image itself rather than what it shows.
 _IMAGE = _set_of(
     "image picture scan photo film study examination slice section everything x ray xray radiograph mri ct ultrasound"

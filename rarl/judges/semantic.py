@@ -1,10 +1,9 @@
 """The semantic judge: open answers and reasoning by the cosine similarity of sentence embeddings.
 
-It accepts what the lexical judge accepts. An open answer is right, too, if the lexical judge accepts it in the wording
-of `synonyms.py`, or if its cosine reaches the threshold. An encoder gives "no mass" and "mass", or "left lung" and
-"right lung", nearly the same vector. So yes/no, choices and numbers are left to the lexical judge, and an answer that
-contradicts its reference (`contradicts`) is wrong at any cosine. The default encoder is all-MiniLM-L6-v2 with mean
-pooling.
+It accepts what the lexical judge accepts, as it is or in the wording of `synonyms.py`, and open answers whose cosine
+reaches the threshold. An encoder gives "no mass" and "mass", or "left lung" and "right lung", nearly the same vector.
+So yes/no, choices and numbers have no cosine, and an answer that contradicts its reference (`contradicts`) is wrong at
+any. The default encoder is all-MiniLM-L6-v2 with mean pooling.
 """
 
 import re
@@ -58,6 +57,7 @@ RIVALS = [
         "round oval irregular",
     )
 ]
+#: Words with which an answer leaves open which of several it is.
 ALTERNATIVES = {"or", "either", "versus", "vs"}
 #: Words that add nothing to the name of a place.
 VAGUE_PLACES = {"lobe", "side", "region", "area", "cavity"}
@@ -105,21 +105,19 @@ def _read(sample: Sample, prediction: Prediction) -> tuple[bool, str] | None:
     right, why = rate_answer(sample, prediction)
     if right or prediction.error or model_failure(prediction, prediction.answer):
         return right, why
-    if by_words(prediction.answer, sample.answers, sample.question, sample.kind, sample.choices):
+    if by_synonyms(prediction.answer, sample.answers, sample.question, sample.kind, sample.choices):
         return True, f"Right: {quoted(prediction.answer)} states a synonym of {quoted(' / '.join(sample.answers))}."
     return None if sample.kind == "open" else (right, why)
 
 
-def by_words(
+def by_synonyms(
     answer: str, references: Sequence[str], question: str, kind: Kind = "open", choices: Sequence[str] = ()
 ) -> bool:
-    """Return whether an answer is right for the lexical judge, as it is or in one wording for synonyms.
+    """Return whether the lexical judge accepts an answer once all texts have one wording for what means the same.
 
-    >>> by_words("The plane is posteroanterior.", ["PA"], "In which plane was it taken?")
+    >>> by_synonyms("The plane is posteroanterior.", ["PA"], "In which plane was it taken?")
     True
     """
-    if is_right(answer, references, kind, choices, question):
-        return True
     question, answer, *references = map(in_one_wording, (question, answer, *references))
     return is_right(answer, references, kind, [in_one_wording(choice) for choice in choices], question)
 

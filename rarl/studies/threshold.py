@@ -4,7 +4,7 @@ Labels are made by rule, so that no test row and no annotator is needed, and the
 is a text and its reference; `right` is whether the text means the same.
 
 Answers are those of open questions; a text that equals its reference makes no pair. As in the semantic judge, the
-encoder does not decide about a text that is right by its words (`semantic.by_words`), which is accepted at every
+encoder does not decide about a text that is right by its words (`by_words`), which is accepted at every
 threshold, or that contradicts its reference (`semantic.contradicts`), which is rejected at every one: such pairs have
 no weight. Other words, answers and terms are tried both alone and in a sentence.
 
@@ -36,9 +36,11 @@ import numpy as np
 
 from rarl.answers.completion import read_completion
 from rarl.answers.exact import equals
+from rarl.answers.matching import is_right
 from rarl.answers.spelling import list_items, normalise
-from rarl.judges.semantic import CONTRADICTED, by_words, similarity
+from rarl.judges.semantic import CONTRADICTED, by_synonyms, similarity
 from rarl.records import Sample
+from rarl.reporting.page import template
 from rarl.rewards.terms import RIVALS, TERMS
 from rarl.studies.judges import Labelled
 from rarl.studies.peers import GRID, best_threshold, cross_validated, kappa
@@ -58,15 +60,6 @@ WORDINGS = {
 }
 #: Term -> the others of its group, of which a finding or a place can be only one.
 OTHERS = {term: [other for other in TERMS[group] if other != term] for group in RIVALS for term in TERMS[group]}
-
-
-LABELLED = """
-## Labelled rows
-
-On {rows} labelled rows with open questions ({questions} questions), {by_words} of them right by their words, the
-threshold for answers with the highest kappa is **{chosen}** ({low} to {high} over five folds by question). Cohen's
-kappa with the threshold that the other folds chose: {kappa}.
-"""
 
 
 @dataclass(frozen=True)
@@ -246,6 +239,11 @@ def study(samples: Sequence[Sample], source: str, seed: int) -> tuple[dict[str, 
     return parts, lines
 
 
+def by_words(answer: str, references: Sequence[str], question: str) -> bool:
+    """Return whether the semantic judge accepts an open answer without its encoder."""
+    return is_right(answer, references, "open", (), question) or by_synonyms(answer, references, question)
+
+
 def _score(vectors: dict, pair: Pair, part: str) -> float:
     if part == "answers" and by_words(pair.text, [pair.reference], pair.question):
         return BY_WORDS
@@ -302,11 +300,4 @@ def as_markdown(study: dict, command: str) -> str:
         for kind, row in found["kinds"].items():
             label, share = "right" if row["right"] else "wrong", row["curve"][round(100 * found["chosen"])]
             kinds.append(f"| {part} | {kind} | {label} | {row['n']} | {100 * share:.0f} |")
-    labelled = ""
-    if rows := study.get("labelled_rows"):
-        agreement = "; ".join(
-            f"{who}: {found['kappa']:.2f} (n = {found['n']})" for who, found in rows["kappa"].items()
-        )
-        labelled = LABELLED.format(**rows | {"kappa": agreement})
-    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    return text.format(**study, command=command, lines="\n".join(lines), kinds="\n".join(kinds), labelled=labelled)
+    return template("threshold.md", Path(__file__).parent).render(**study, command=command, lines=lines, kinds=kinds)

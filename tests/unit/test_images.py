@@ -31,7 +31,7 @@ TURNED = {
 }  # fmt: skip
 
 
-def drawing() -> Image.Image:
+def two_patches() -> Image.Image:
     pixels = np.zeros((24, 40, 3), np.uint8)
     pixels[:8, :10] = (250, 60, 20)
     pixels[16:, 30:] = (40, 90, 240)
@@ -41,15 +41,15 @@ def drawing() -> Image.Image:
 def save_turned(path: Path, orientation: int) -> Path:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    drawing().transpose(TURNED[orientation]).save(path, exif=exif)
+    two_patches().transpose(TURNED[orientation]).save(path, exif=exif)
     return path
 
 
 @pytest.mark.parametrize("orientation", TURNED)
 def test_an_image_is_upright_wherever_it_is_shown(tmp_path, orientation):
-    drawing().save(tmp_path / "upright.png")
+    two_patches().save(tmp_path / "upright.png")
     path = save_turned(tmp_path / "turned.png", orientation)
-    assert (np.asarray(open_rgb(path)) == np.asarray(drawing())).all()
+    assert (np.asarray(open_rgb(path)) == np.asarray(two_patches())).all()
     assert thumbnail(path) == thumbnail(tmp_path / "upright.png")
     assert image_html(path) == image_html(tmp_path / "upright.png")
     seen, upright = (decode((tmp_path / f"{name}.png").read_bytes()) for name in ("turned", "upright"))  # fmt: skip
@@ -57,7 +57,7 @@ def test_an_image_is_upright_wherever_it_is_shown(tmp_path, orientation):
 
 
 def test_a_thumbnail_of_a_large_jpeg_is_upright_too(tmp_path):
-    large = drawing().resize((800, 480))
+    large = two_patches().resize((800, 480))
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     large.transpose(TURNED[6]).save(tmp_path / "turned.jpg", exif=exif)
@@ -73,7 +73,7 @@ def test_images_are_opened_in_one_place():
 
 
 def saved(form: str, frames: int) -> bytes:
-    first, *others = [drawing().rotate(60 * k) for k in range(frames)]
+    first, *others = [two_patches().rotate(60 * k) for k in range(frames)]
     buffer = io.BytesIO()
     first.save(buffer, form, save_all=True, append_images=others)
     return buffer.getvalue()
@@ -95,8 +95,8 @@ def test_previews_in_a_phones_jpeg_are_no_frames():
 
 
 def test_damaged_exif_is_passed_over(tmp_path):
-    drawing().save(tmp_path / "a.png", exif=b"Exif\0\0gizzard gizzard")
-    assert (np.asarray(open_rgb(tmp_path / "a.png")) == np.asarray(drawing())).all()
+    two_patches().save(tmp_path / "a.png", exif=b"Exif\0\0gizzard gizzard")
+    assert (np.asarray(open_rgb(tmp_path / "a.png")) == np.asarray(two_patches())).all()
 
 
 def claims(path: Path, width: int, height: int) -> None:
@@ -113,14 +113,14 @@ def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "raw/own"
     folder.mkdir(parents=True)
-    drawing().save(folder / "good.png")
-    drawing().convert("CMYK").save(folder / "cmyk.jpg")
+    two_patches().save(folder / "good.png")
+    two_patches().convert("CMYK").save(folder / "cmyk.jpg")
     save_turned(folder / "turned.png", 6)
     make(folder / "IM000010")
     make(folder / "scan.dcm")
     Image.fromarray(np.full((30, 30), 40_000, np.uint16)).save(folder / "deep.png")
     Image.new("L", (3000, 10)).save(folder / "strip.png")
-    drawing().save(folder / "huge.png")
+    two_patches().save(folder / "huge.png")
     claims(folder / "huge.png", 30_000, 30_000)
     make(folder / "frames.dcm", NumberOfFrames=2, PixelData=bytes(512))
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:60])
