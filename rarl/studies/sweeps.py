@@ -1,5 +1,9 @@
-"""Tables over experiments: the paper's Table 2, RARL's two changes separately, and seeds (`rarl compare`)."""
+"""Tables over experiments: the paper's Table 2, RARL's two changes separately, seeds, and sweeps over any parameters.
 
+`rarl study` runs the experiments of one table and writes it; `rarl compare` writes it from experiments run by hand.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -8,10 +12,11 @@ import pandas as pd
 from rarl.errors import UserError
 from rarl.records import atomic_file
 from rarl.reporting.formats import markdown_table, records
+from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import wilson
 from rarl.reporting.tables import paper
 from rarl.spreadsheet import write_frame
-from rarl.studies import runs
+from rarl.studies import charts, runs
 from rarl.studies.experiments import Experiment, experiments, unfinished
 
 OUTPUT = Path("metrics/studies")
@@ -24,19 +29,18 @@ METHODS = {
 }
 #: The columns of `grid` that are a cell's; those after `reasoning` are missing in older experiments.
 CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", "untagged", "answer_words")
-#: Study -> the command that queues its experiments.
+#: Study -> the command that runs its experiments.
 COMMANDS = {
-    "table2": "dvc exp run --queue score -S train.source=sat -S 'models=[base,sft,grpo]' -S 'benchmarks=[cv_bench]' "
-    "-S 'modes=[reasoning]' -S 'train.trainable=lora,full' -S 'train.samples=500,1000,5000'",
-    "grid": "dvc exp run --queue -S 'rarl.rewards.reasoning=0.0,1.0' "
-    "-S 'rarl.prompts=[reasoning],[explanation,short,open]'",
-    "seeds": "dvc exp run --queue -S 'seed=7,8,9'",
-    "runs": "dvc exp run --queue -S 'lora.r=4,16'",
+    "table2": "rarl study table2",
+    "grid": "rarl study grid",
+    "seeds": "rarl study seeds --seeds 7,8,9",
+    "sweep": "rarl study sweep -S lora.r=4,8,16 -S rl.beta=0,0.04",
+    "runs": "dvc exp run --queue -S 'lora.r=4,16'`, `dvc queue start` and `rarl compare runs",
 }
 
 
 def compare(study: str, everywhere: bool) -> None:
-    """Write one study's table, and print it.
+    """Write one study's table from the experiments of the present commit (or of all), and print it.
 
     Raises:
         UserError: there are no experiments to compare.
@@ -46,15 +50,24 @@ def compare(study: str, everywhere: bool) -> None:
     if len(found) < 2 or frame.empty:
         raise nothing(study, found, everywhere)
     folder = runs.OUTPUT if study == "runs" else OUTPUT
-    write_frame(folder / f"{study}.csv", frame)
-    text = "\n".join(markdown_table(list(frame.columns), (row.values() for row in records(frame))))
-    command = f"`{COMMANDS[study]}`, `dvc queue start` and `rarl compare {study}`"
-    with atomic_file(folder / f"{study}.md") as file:
-        file.write(f"# {study}\n\nMade by a command such as {command}.\n\n{text}\n")
-    click.echo(text)
+    click.echo(write(study, frame, folder))
     if study == "runs":
         runs.report(found, frame)
     click.echo(f"{folder / study}.csv and .md")
+
+
+def write(study: str, frame: pd.DataFrame, folder: Path = OUTPUT) -> str:
+    """Write a table as CSV, Markdown and, where it has one, a chart as SVG; return it as Markdown."""
+    write_frame(folder / f"{study}.csv", frame)
+    text = "\n".join(markdown_table(list(frame.columns), (row.values() for row in records(frame))))
+    image = ""
+    if svg := charts.chart(study, frame):
+        image = f"![{study}: final score and interval]({study}.svg)\n\n"
+        with atomic_file(folder / f"{study}.svg") as file:
+            file.write(svg)
+    with atomic_file(folder / f"{study}.md") as file:
+        file.write(f"# {study}\n\nMade by a command such as `{COMMANDS[study]}`.\n\n{image}{text}\n")
+    return text
 
 
 def readable(found: list[Experiment]) -> list[Experiment]:
@@ -86,7 +99,7 @@ def nothing(study: str, found: list[Experiment], everywhere: bool) -> UserError:
         )
     here = f"{len(found) - 1} finished experiments" + ("" if everywhere else " on this commit")
     waiting = [f"{count} {state}" for state, count in unfinished().items()]
-    fix = f"{COMMANDS[study]}\n            dvc queue start, and wait for `dvc queue status`"
+    fix = f"`{COMMANDS[study]}`"
     if not everywhere and (others := len(experiments(everywhere=True)) - len(found)) > 0:
         here += f", {others} on other commits"
         fix += f"; or `rarl compare {study} --all` for those of every commit"
@@ -198,6 +211,30 @@ def seeds(found: list[Experiment]) -> pd.DataFrame:
     spread = spread.join(grouped[form].mean()).round(2).reset_index()
     spread.insert(0, "profile", found[0].params["profile"])
     return spread
+
+
+def sweep(settings: Sequence[tuple[dict[str, str], Sequence[Experiment]]]) -> pd.DataFrame:
+    """Return a row per combination of parameters and model: final score and interval on each test set, by main mode.
+
+    Over several seeds the score is their mean, with its standard deviation, and the ends of the interval are the means
+    of theirs: the questions are the same, so seeds do not make it narrower.
+
+    Args:
+        settings: The swept keys with their values, without `seed`, and the experiments that have them.
+    """
+    lines = []
+    for values, found in settings:
+        mode, models = found[0].params["modes"][0], found[0].params["models"]
+        for model in models:
+            line = values | {"model": model} | ({"seeds": len(found)} if len(found) > 1 else {})
+            for name in found[0].json(f"metrics/scores/{model}.json").get(mode, {}):
+                if name == WITHOUT_OWN_TEST or not all(cells := [run.cell(model, mode, name) for run in found]):
+                    continue
+                scores = pd.DataFrame(cells).reindex(columns=["final", "final_low", "final_high"]).astype(float)
+                line |= dict(zip((name, f"{name}_low", f"{name}_high"), scores.mean().round(2)))
+                line |= {f"{name}_sd": scores["final"].std().round(2)} if len(found) > 1 else {}
+            lines.append(line)
+    return pd.DataFrame(lines)
 
 
 STUDIES = {"table2": table2, "grid": grid, "seeds": seeds, "runs": runs.scores}

@@ -167,7 +167,7 @@ def test_seeds_give_mean_and_spread(repository):
 
 def test_without_experiments_the_command_is_named(repository):
     result = CliRunner().invoke(compare.main, ["grid"])
-    assert result.exit_code == 1 and "dvc exp run --queue" in result.output
+    assert result.exit_code == 1 and "`rarl study grid`" in result.output
     assert "Traceback" not in result.output
 
 

@@ -1,0 +1,350 @@
+"""Run the experiments of a study through DVC's queue: `dvc exp run --queue`, `dvc queue start`.
+
+DVC keeps all state: a queued experiment is a commit with its parameters and code, and the workers are processes of
+their own. A study that is started again therefore finds by their parameters the experiments that have finished, that
+run and that wait, and queues only the others. What a killed worker left behind is removed and queued again.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from rarl.errors import UserError
+from rarl.studies.designs import TARGETS, Combination, Design, with_settings
+from rarl.studies.experiments import Experiment, git
+from rarl.studies.progress import Progress, duration
+
+LOCK = Path(".dvc/tmp/rarl-study.lock")
+#: What the commands that queue and start have printed.
+LOG = Path(".dvc/tmp/rarl-study.log")
+#: Seconds between two looks at the queue, until workers are started again, and until a task without a process is lost.
+TICK, RESTART, LOST = 0.5, 15, 5
+#: Lines of the log of a failed experiment that are printed.
+TAIL = 15
+
+
+@contextmanager
+def only_study() -> Iterator[int]:
+    """Hold the lock of studies; yield its file descriptor, which commands inherit that a kill must not interrupt.
+
+    Raises:
+        UserError: another study runs.
+    """
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("a+", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read()
+                if owner.isdigit() and psutil.pid_exists(int(owner)):
+                    found, fix = (
+                        f"a study that runs (process {owner})",
+                        f"wait for it, or stop it: `kill -INT {owner}`",
+                    )
+                    raise UserError("rarl study", found, "one study at a time", fix) from None
+                time.sleep(TICK)  # A killed study's `dvc exp run --queue`
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+
+
+class Queue:
+    """DVC's queue of experiments.
+
+    Raises:
+        UserError: this is no DVC repository.
+    """
+
+    def __init__(self):
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        try:
+            self.queue = Repo().experiments.celery_queue
+        except DvcException as error:
+            raise UserError("dvc", str(error), "a DVC repository", "run this in the clone") from None
+        self._states: dict[str, dict] = {}
+
+    def states(self) -> dict[str, dict]:
+        """Return commit -> `name` and `status` of all tasks; the last known ones while DVC writes its files."""
+        from dvc.exceptions import DvcException
+
+        with suppress(DvcException, OSError, ValueError, UnboundLocalError):
+            self._states = {task["rev"]: task for task in self.queue.status()}
+        return self._states
+
+    def workers(self) -> set[int]:
+        """Return the processes that take experiments from the queue."""
+        from dvc_task.proc.process import ProcessInfo
+
+        found = set()
+        for file in Path(self.queue.wdir).glob("dvc-exp-worker-*.json"):
+            with suppress(OSError, ValueError, psutil.Error):
+                pid = ProcessInfo.load(str(file)).pid
+                if "queue-worker" in psutil.Process(pid).cmdline():
+                    found.add(pid)
+        return found
+
+    def process(self, revision: str) -> psutil.Process | None:
+        """Return the process that runs an experiment; None while a worker prepares or collects it."""
+        with suppress(KeyError, OSError, ValueError, psutil.Error):
+            info = self.queue.proc[revision]
+            return psutil.Process(info.pid) if info.returncode is None else None
+        return None
+
+    def log(self, revision: str) -> str:
+        """Return what an experiment has printed."""
+        file = Path(self.queue.pid_dir, revision, f"{revision}.out")
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+    def remove(self, revision: str) -> None:
+        """Remove a task that waits or has ended."""
+        from dvc.exceptions import DvcException
+
+        with suppress(DvcException):
+            self.queue.remove([revision])
+
+    def clear(self, revision: str) -> None:
+        """Remove a task whose worker was killed, with its process and its temporary folder."""
+        from dvc.exceptions import DvcException
+        from dvc.repo.experiments.executor.base import ExecutorInfo
+
+        if process := self.process(revision):
+            with suppress(OSError):
+                os.killpg(os.getpgid(process.pid), signal.SIGKILL)
+            psutil.wait_procs([process], timeout=10)
+        dvc("queue", "kill", "--force", revision)
+        self.remove(revision)
+        with suppress(OSError, ValueError, DvcException):
+            shutil.rmtree(ExecutorInfo.load_json(self.queue.get_infofile_path(revision)).root_dir)
+
+
+def dvc(*arguments: str, lock: int | None = None) -> int:
+    """Run a DVC command, which Ctrl-C does not reach, and return its exit status; `LOG` has what it prints."""
+    folder = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    with LOG.open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
+        )
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+
+
+@dataclass
+class Task:
+    """An experiment of the study in DVC's queue."""
+
+    combination: Combination
+    name: str
+    revision: str
+    seen: float
+    """When a process of it, or progress, was last seen; seconds as in `time.monotonic`."""
+    started: float | None = None
+
+
+class Running:
+    """The missing experiments of a study, from the queue to their end."""
+
+    def __init__(self, design: Design, missing: list[Combination], progress: Progress, lock: int):
+        self.design, self.missing, self.progress, self.lock = design, missing, progress, lock
+        self.queue = Queue()
+        self.tasks: list[Task] = []
+        self.finished: dict[str, Experiment] = {}
+        self.failed: dict[str, str] = {}
+        self._restart = 0.0
+
+    def begin(self) -> None:
+        """Take over what is in the queue, and queue the rest."""
+        for revision, task in self.queue.states().items():
+            self._adopt(revision, task)
+        adopted = {task.combination.name for task in self.tasks}
+        for combination in self.missing:
+            if combination.name not in adopted:
+                self.tasks.append(self._enqueue(combination))
+
+    def _adopt(self, revision: str, task: dict) -> None:
+        """Take over what an earlier start of the study, or the user, has queued with the parameters of one missing.
+
+        Failed tasks, and those of this study's names with other parameters or code, are removed.
+        """
+        here = git("rev-parse", f"{revision}^1", check=False).strip() == self.design.head
+        same = [one for one in self.missing if here and self.design.made_of(revision, one)]
+        free = [one for one in same if one.name not in {task.combination.name for task in self.tasks}]
+        named = any(re.fullmatch(rf"{re.escape(one.name)}(-\d+)?", task["name"] or "") for one in self.missing)
+        if task["status"] in ("Queued", "Running") and free:
+            self.tasks.append(Task(free[0], task["name"], revision, time.monotonic()))
+        elif (task["status"] == "Failed" and same) or (task["status"] == "Queued" and named):
+            self.queue.remove(revision)
+
+    def _enqueue(self, combination: Combination) -> Task:
+        """Queue one experiment.
+
+        Raises:
+            UserError: DVC refuses it.
+        """
+        refs = git("for-each-ref", "--format=%(refname:lstrip=4)", f"refs/exps/{self.design.head[:2]}").split()
+        taken = {*refs, *(task["name"] for task in self.queue.states().values() if task["status"] == "Running")}
+        names = (combination.name, *(f"{combination.name}-{number}" for number in range(2, 1000)))
+        name = next(name for name in names if name not in taken)
+        known = set(self.queue.states())
+        target = [TARGETS[self.design.study]] if self.design.study in TARGETS else []
+        settings = [part for setting in combination.settings for part in ("-S", setting)]
+        code = dvc("exp", "run", "--queue", "-n", name, *target, *settings, lock=self.lock)
+        new = [revision for revision, task in self.queue.states().items() if task["name"] == name]
+        new = [revision for revision in new if revision not in known]
+        if code or not new:
+            found = " ".join(LOG.read_text(encoding="utf-8").split())[-300:]
+            fix = "`make identity` names you in git; otherwise see `dvc status`"
+            raise UserError(f"dvc exp run --queue -n {name}", found, "a queued experiment", fix)
+        self.progress.event(f"{name}: queued")
+        return Task(combination, name, new[0], time.monotonic())
+
+    def wait(self) -> None:
+        """Wait until each experiment is in `finished` or `failed`, by its combination's name or its own."""
+        while self.tasks:
+            workers, states = self.queue.workers(), self.queue.states()
+            for task in list(self.tasks):
+                self._look_at(task, states.get(task.revision, {}).get("status"), workers, states)
+            waiting = [task for task in self.tasks if states.get(task.revision, {}).get("status") == "Queued"]
+            wanted = min(self.progress.jobs, len(self.tasks))
+            if waiting and len(workers) < wanted and time.monotonic() > self._restart:
+                dvc("queue", "start", "--jobs", str(wanted))
+                self._restart = time.monotonic() + RESTART
+            self.progress.show([(task.name, task.started, self.queue.log(task.revision)) for task in self.tasks])
+            time.sleep(TICK)
+
+    def _look_at(self, task: Task, status: str | None, workers: set[int], states: dict[str, dict]) -> None:
+        """Act on the state of one task."""
+        now = time.monotonic()
+        if status == "Running":
+            process = self.queue.process(task.revision)
+            if process and self._parent(process) in workers:
+                task.seen, task.started = now, task.started or now - (time.time() - process.create_time())
+            busy = sum(one["status"] == "Running" for one in states.values())
+            if busy > len(workers) and now - task.seen > LOST:
+                self._again(task)
+        elif status == "Queued":
+            task.seen = now
+        elif status == "Success" and (run := self.design.result(task.name, task.combination)):
+            self.finished[task.combination.name] = run
+            self._end(task, f"finished{self._time(task)}")
+        elif status == "Success":
+            self._fail(task, "it has not the scores of all models")
+        elif status == "Failed":
+            self._fail(task, reason(self.queue.log(task.revision)))
+        elif now - task.seen > LOST:
+            self._fail(task, "it was removed from DVC's queue")
+
+    @staticmethod
+    def _parent(process: psutil.Process) -> int | None:
+        with suppress(psutil.Error):
+            return process.ppid()
+        return None
+
+    def _again(self, task: Task) -> None:
+        """Queue an experiment again whose worker was killed."""
+        self.queue.clear(task.revision)
+        changed = self.design.head != git("rev-parse", "HEAD").strip()
+        changed = changed or with_settings(task.combination.settings) != task.combination.params
+        if changed or not self.design.made_of(task.revision, task.combination):
+            self._fail(
+                task, "its worker was killed, and the commit, parameters or code have changed since it was queued"
+            )
+        else:
+            self.progress.event(f"{task.name}: its worker was killed; it starts again")
+            self.tasks[self.tasks.index(task)] = self._enqueue(task.combination)
+
+    def _fail(self, task: Task, why: str) -> None:
+        self.failed[task.name] = why
+        self._end(task, f"FAILED: {why}")
+
+    def _end(self, task: Task, message: str) -> None:
+        self.tasks.remove(task)
+        self.progress.end(f"{task.name}: {message}", time.monotonic() - task.started if task.started else None)
+
+    @staticmethod
+    def _time(task: Task) -> str:
+        return f" after {duration(time.monotonic() - task.started)}" if task.started else ""
+
+    def stop(self) -> None:
+        """Take what waits off the queue, and end what runs."""
+        states, interrupted = self.queue.states(), set()
+        for task in self.tasks:
+            if states.get(task.revision, {}).get("status") == "Queued":
+                self.queue.remove(task.revision)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (states := self.queue.states()):
+            active = [task for task in self.tasks if states.get(task.revision, {}).get("status") == "Running"]
+            for task in active:
+                process = self.queue.process(task.revision)
+                if process and task.revision not in interrupted:
+                    interrupted.add(task.revision)
+                    with suppress(OSError):  # The group has the worker, which then takes no other, and the stage
+                        os.killpg(os.getpgid(process.pid), signal.SIGINT)
+            if not active:
+                break
+            time.sleep(TICK)
+        for task in self.tasks:
+            if self.queue.states().get(task.revision, {}).get("status") == "Running":
+                self.queue.clear(task.revision)
+            self.queue.remove(task.revision)
+
+
+def reason(log: str) -> str:
+    r"""Return the stage that failed, and the last lines of an experiment's log.
+
+    >>> reason("Running stage 'sft':\n> python -m stages.sft\nERROR: failed")
+    'in stage sft\n    > python -m stages.sft\n    ERROR: failed'
+    """
+    stages = re.findall(r"^Running stage '([^']+)'", log, re.MULTILINE)
+    where = f"in stage {stages[-1]}" if stages else "before its first stage"
+    tail = log.rpartition("Running stage '")[2].splitlines()[1:] if stages else log.splitlines()
+    return "\n    ".join([where, *[line for line in tail if line.strip()][-TAIL:]])
+
+
+def run(design: Design, missing: list[Combination], progress: Progress, lock: int) -> Running:
+    """Run the missing experiments of a study; on Ctrl-C stop those that run, and take the others off the queue.
+
+    Args:
+        design: The study.
+        missing: Its combinations without a finished experiment.
+        progress: Where to show them; it knows how many run at a time.
+        lock: The file descriptor of `only_study`.
+    """
+    running = Running(design, missing, progress, lock)
+    try:
+        running.begin()
+        running.wait()
+    except KeyboardInterrupt:
+        progress.event("Stopping ...")
+        running.stop()
+        raise
+    finally:
+        progress.close()
+    return running
