@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import textwrap
 from collections.abc import Iterator
 from math import sqrt
 
@@ -53,14 +54,19 @@ def label(combination: Combination) -> str:
 def power(design: Design) -> Iterator[str]:
     """Yield the lines on the smallest difference that the study can show."""
     seeds = f"{design.seeds} seeds" if design.seeds > 1 else "one training"
-    if found := detectable(design.workspace, design.seeds):
-        yield f"  smallest difference that shows with 80 % power, {seeds} a side, in points:"
-        for name, points in found.items():
-            yield f"    {SETS.get(name, name)}: {'none, too few questions' if points is None else f'{points:.1f}'}"
+    params = design.combinations[0].params
+    asked = {params.train.source, *params.benchmarks}
+    found = {name: points for name, points in detectable(design.workspace, design.seeds).items() if name in asked}
+    if found:
+        shown = (
+            f"{SETS.get(name, name)} {'none' if points is None else f'{points:.1f}'}" for name, points in found.items()
+        )
+        text = f"smallest difference that shows with 80 % power, in points, {seeds} a side: {', '.join(shown)}"
+        yield from textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
     else:
-        yield "  the difference that this can show is not known before a first run (`dvc repro`)"
+        yield "  which difference this can show is not known before a first run (`dvc repro`)"
     if design.seeds == 1:
-        yield "    one training is one draw: -S seed=7,8,9 also measures the spread over seeds"
+        yield "  one training is one draw: several seeds (-S seed=7,8,9) also measure the spread over trainings"
 
 
 def detectable(run: Experiment, seeds: int) -> dict[str, float | None]:

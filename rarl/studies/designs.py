@@ -106,7 +106,7 @@ class Design:
             for dep in stage.deps
             if not isinstance(dep, ParamsDependency) and dep.def_path not in made
         }
-        return ["dvc.yaml", *sorted(path for path in deps if not path.startswith("metrics/"))]
+        return ["dvc.yaml", *sorted(path for path in deps if not path.startswith(("metrics/", "/", "..")))]
 
     def made_of(self, revision: str, combination: Combination) -> bool:
         """Return whether a revision has the combination's parameters, and the code on disk."""

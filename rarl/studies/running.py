@@ -30,6 +30,8 @@ LOCK = Path(".dvc/tmp/rarl-study.lock")
 LOG = Path(".dvc/tmp/rarl-study.log")
 #: Seconds between two looks at the queue, until workers are started again, and until a task without a process is lost.
 TICK, RESTART, LOST = 0.5, 15, 5
+#: Attempts to start workers before giving up.
+STARTS = 4
 #: Lines of the log of a failed experiment that are printed.
 TAIL = 15
 
@@ -156,6 +158,11 @@ def dvc(*arguments: str, lock: int | None = None) -> int:
             raise
 
 
+def printed() -> str:
+    """Return the end of what the last DVC command has printed."""
+    return " ".join(LOG.read_text(encoding="utf-8", errors="replace").split())[-300:]
+
+
 @dataclass
 class Task:
     """An experiment of the study in DVC's queue."""
@@ -177,13 +184,17 @@ class Running:
         self.tasks: list[Task] = []
         self.finished: dict[str, Experiment] = {}
         self.failed: dict[str, str] = {}
-        self._restart = 0.0
+        self._restart, self._starts = 0.0, 0
 
     def begin(self) -> None:
         """Take over what is in the queue, and queue the rest."""
-        for revision, task in self.queue.states().items():
+        for revision, task in list(self.queue.states().items()):
             self._adopt(revision, task)
         adopted = {task.combination.name for task in self.tasks}
+        ours = {task.revision for task in self.tasks}
+        others = [task for rev, task in self.queue.states().items() if task["status"] == "Queued" and rev not in ours]
+        if others:
+            self.progress.event(f"{len(others)} other experiments in DVC's queue run as well (`dvc queue status`)")
         for combination in self.missing:
             if combination.name not in adopted:
                 self.tasks.append(self._enqueue(combination))
@@ -219,9 +230,8 @@ class Running:
         new = [revision for revision, task in self.queue.states().items() if task["name"] == name]
         new = [revision for revision in new if revision not in known]
         if code or not new:
-            found = " ".join(LOG.read_text(encoding="utf-8").split())[-300:]
-            fix = "`make identity` names you in git; otherwise see `dvc status`"
-            raise UserError(f"dvc exp run --queue -n {name}", found, "a queued experiment", fix)
+            fix = "correct that; `make identity` sets git's user name and email"
+            raise UserError(f"dvc exp run --queue -n {name}", printed(), "a queued experiment", fix)
         self.progress.event(f"{name}: queued")
         return Task(combination, name, new[0], time.monotonic())
 
@@ -233,11 +243,22 @@ class Running:
                 self._look_at(task, states.get(task.revision, {}).get("status"), workers, states)
             waiting = [task for task in self.tasks if states.get(task.revision, {}).get("status") == "Queued"]
             wanted = min(self.progress.jobs, len(self.tasks))
+            self._starts = 0 if workers else self._starts
             if waiting and len(workers) < wanted and time.monotonic() > self._restart:
-                dvc("queue", "start", "--jobs", str(wanted))
-                self._restart = time.monotonic() + RESTART
+                self._start(wanted)
             self.progress.show([(task.name, task.started, self.queue.log(task.revision)) for task in self.tasks])
             time.sleep(TICK)
+
+    def _start(self, workers: int) -> None:
+        """Start workers.
+
+        Raises:
+            UserError: none has started several times.
+        """
+        self._restart, self._starts = time.monotonic() + RESTART, self._starts + 1
+        if dvc("queue", "start", "--jobs", str(workers)) or self._starts > STARTS:
+            found, fix = f"no worker that runs; {printed()}", f"see {self.queue.queue.wdir}/*.out"
+            raise UserError("dvc queue start", found, "workers of DVC's queue", fix)
 
     def _look_at(self, task: Task, status: str | None, workers: set[int], states: dict[str, dict]) -> None:
         """Act on the state of one task."""
