@@ -54,19 +54,29 @@ def share_interval(scores: Sequence[int], images: Images, confidence: float = 0.
 def effective_n(values: Sequence[float], images: Images, confidence: float = 0.95) -> float:
     """Return the number of independent questions that would be as informative about the mean of `values`.
 
-    That is n over Kish's design effect, 1 + (size - 1) rho, where `size` is the number of questions about the image of
-    an average question and rho the intra-cluster correlation by one-way analysis of variance, at least 0 (Donner and
-    Klar 2000, chapter 1). Values that are all the same say nothing about rho: it is then taken to be 1. Student's t at
-    images - 1 degrees of freedom replaces that at n - 1 (Korn and Graubard 1998), which matters for few images. With
-    one question per image, n itself.
+    That is n over the `design_effect`. Student's t at images - 1 degrees of freedom replaces that at n - 1 (Korn and
+    Graubard 1998), which matters for few images. With one question per image, n itself.
 
     Franco, Little, Louis and Slud (2019) recommend Wilson's interval at such an n, and rho from a model rather than
     the plain cluster-robust variance, with which intervals are too narrow.
     """
+    n, clusters = len(values), len({*images})
+    if clusters == n:
+        return n
+    return n / design_effect(values, images) * _few_images(n, clusters, confidence)
+
+
+def design_effect(values: Sequence[float], images: Images) -> float:
+    """Return Kish's design effect of the mean of `values`, 1 + (size - 1) rho.
+
+    `size` is the number of questions about the image of an average question and rho the intra-cluster correlation by
+    one-way analysis of variance, at least 0 (Donner and Klar 2000, chapter 1). Values that are all the same say
+    nothing about rho: it is then taken to be 1. With one question per image, 1.
+    """
     sizes = Counter(images)
     n, clusters = len(values), len(sizes)
     if clusters == n:
-        return n
+        return 1.0
     size = sum(count * count for count in sizes.values()) / n
     between, within = _sums_of_squares(values, images)
     rho = 1.0
@@ -74,7 +84,7 @@ def effective_n(values: Sequence[float], images: Images, confidence: float = 0.9
         between, within = between / (clusters - 1), within / (n - clusters)
         typical = (n - size) / (clusters - 1)
         rho = min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))
-    return n / (1 + (size - 1) * rho) * _few_images(n, clusters, confidence)
+    return 1 + (size - 1) * rho
 
 
 @cache
@@ -235,20 +245,26 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[list[float], l
     return adjusted, reject
 
 
+def mcnemar_power(x: float, n: float, discordant: float, alpha: float = 0.05) -> float:
+    """Power of McNemar's test on `n` pairs at a true difference of `x` between two shares (Connor 1987).
+
+    `discordant` is the expected share of the pairs in which only one of the two is right.
+    """
+    from scipy.special import ndtr, ndtri
+
+    spread = math.sqrt(max(discordant - x * x, 1e-12))
+    return float(ndtr((x * math.sqrt(n) + ndtri(alpha / 2) * math.sqrt(discordant)) / spread))
+
+
 def smallest_difference(n: float, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """Smallest true difference, in points, that McNemar's test on `n` pairs detects with `power`.
 
-    Solves Connor's sample size formula (1987), n = (z_a sqrt(d) + z_b sqrt(d - x^2))^2 / x^2, for x, where d is
-    `discordant`, the expected share of the pairs in which only one of the two is right. None if even a difference as
-    large as d would be missed.
+    Solves `mcnemar_power` for x. None if even a difference as large as `discordant` would be missed.
     """
     from scipy.optimize import brentq
-    from scipy.stats import norm
-
-    z_alpha, z_beta = norm.ppf(1 - alpha / 2), norm.ppf(power)
 
     def surplus(x: float) -> float:
-        return x * math.sqrt(n) - z_alpha * math.sqrt(discordant) - z_beta * math.sqrt(max(0.0, discordant - x * x))
+        return mcnemar_power(x, n, discordant, alpha) - power
 
     if n <= 0 or discordant <= 0 or surplus(discordant) < 0:
         return None
