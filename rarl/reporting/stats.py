@@ -190,6 +190,51 @@ def paired(
     return mcnemar(first, second, images, confidence) | shares
 
 
+def over_seeds(
+    first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], images: Images, confidence: float = 0.95
+) -> dict:
+    """Paired comparison of two means over seeds: a series of 0/1 scores per seed, all on the same questions.
+
+    The variance has two parts. That of the questions is `mcnemar`'s, from the differences of the means over seeds.
+    That of the seeds is the pooled variance of a seed's score, times one over the number of seeds on each side. The
+    chance with which a seed answers a single question is in both, so the interval is wide rather than narrow.
+    Student's t has the degrees of freedom of Satterthwaite (1946).
+
+    Returns:
+        `first_percent` and `second_percent`, `difference` in points with `low` and `high`, and `p`.
+
+    Raises:
+        ValueError: there is one seed on each side, or no question.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    sides = (first, second)
+    freedom = sum(len(side) - 1 for side in sides)
+    if not freedom or not images:
+        raise ValueError("several seeds on one side at least, and a question, are needed")
+    shares = [[math.fsum(scores) / len(images) for scores in side] for side in sides]
+    means = [math.fsum(side) / len(side) for side in shares]
+    before, after = ([math.fsum(scores) / len(side) for scores in zip(*side, strict=True)] for side in sides)
+    change = [b - a for a, b in zip(before, after, strict=True)]
+    n, each = len(images) / design_effect(change, images), sum(1 / len(side) for side in sides)
+    centre = math.fsum(change) / len(change) * n / (n + 2)
+    squares = (math.fsum(d * d for d in change) / len(change) * n + each) / (n + 2)
+    of_questions = (squares - centre**2) / (n + 2)
+    spread = math.fsum((one - mean) ** 2 for side, mean in zip(shares, means) for one in side) / freedom
+    variance = of_questions + each * spread
+    freedom = variance**2 / (of_questions**2 / max(1, len({*images}) - 1) + (each * spread) ** 2 / freedom)
+    error = math.sqrt(variance)
+    half = stdtrit(freedom, (1 + confidence) / 2) * error
+    return {
+        "first_percent": 100 * means[0],
+        "second_percent": 100 * means[1],
+        "difference": 100 * (means[1] - means[0]),
+        "low": 100 * max(-1.0, centre - half),
+        "high": 100 * min(1.0, centre + half),
+        "p": float(2 * stdtr(freedom, -abs(centre) / error)),
+    }
+
+
 def unpaired(
     first: float, n_first: int, second: float, n_second: int, confidence: float = 0.95
 ) -> tuple[float, float]:

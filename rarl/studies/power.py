@@ -3,7 +3,7 @@
 Holm's correction demands p <= alpha / m of the first of m rows, so that is the level of a score that moves alone. The
 question noise is that of the verdicts at hand: two models answer a share of the questions alike, and the others
 independently of one another (the simulation of `rarl.studies.clusters`). With several seeds on each side the noise of
-the seeds adds to it, as in `rarl.studies.spread`.
+the seeds adds to it, as in `stats.over_seeds`.
 """
 
 import math
@@ -123,17 +123,18 @@ def disagreement(share: float, alike: float, x: float) -> float:
 
 
 def over_seeds(seeds: int, sd: float, churn: float) -> Callable[[float, float, float, float], float]:
-    """Return the power of the t test of `spread.compare`, as a function like `stats.mcnemar_power`.
+    """Return the power of `stats.over_seeds`, as a function like `stats.mcnemar_power`.
 
     `churn` is the share of questions on which two seeds of one side disagree; that noise is also in `sd`.
     """
     from scipy.special import nctdtr, stdtrit
 
     def chance(x: float, n: float, discordant: float, alpha: float) -> float:
-        questions_part = (discordant - x * x) / (seeds * n)
-        seeds_part = max(0.0, sd**2 - churn / (2 * n)) * 2 / seeds
-        variance = questions_part + seeds_part
-        freedom = variance**2 / (questions_part**2 / n + (2 * sd**2 / seeds) ** 2 / (2 * seeds - 2))
-        return 1 - float(nctdtr(freedom, x / math.sqrt(variance), stdtrit(freedom, 1 - alpha / 2)))
+        of_questions, of_seeds = (discordant - x * x) / (seeds * n), 2 * sd**2 / seeds
+        assumed = of_questions + of_seeds
+        true = of_questions + max(0.0, of_seeds - churn / (seeds * n))
+        freedom = assumed**2 / (of_questions**2 / n + of_seeds**2 / (2 * seeds - 2))
+        critical = stdtrit(freedom, 1 - alpha / 2) * math.sqrt(assumed / true)
+        return 1 - float(nctdtr(freedom, x / math.sqrt(true), critical))
 
     return chance
