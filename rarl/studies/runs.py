@@ -243,14 +243,15 @@ def only_the_seed(run: Experiment, other: Experiment) -> bool:
 
 @cache
 def inputs(run: Experiment) -> dict[tuple[str, str], object]:
-    """Return (stage, path) -> hash of what a run's stages read and no stage made."""
+    """Return (stage, path) -> hash of what a run's stages read that is not, and has not in it, another's output."""
     from dvc.dependency.param import ParamsDependency
 
+    made = {str(path) for out in run.made for path in (Path(out), *Path(out).parents)}
     return {
         (name, dep.def_path): dep.hash_info
         for name, stage in run.stages.items()
         for dep in stage.deps
-        if name not in ASIDE and not isinstance(dep, ParamsDependency) and dep.def_path not in run.made
+        if name not in ASIDE and not isinstance(dep, ParamsDependency) and dep.def_path not in made
     }
 
 
