@@ -255,7 +255,7 @@ def experiments(everywhere: bool = False, head: str | None = None) -> list[Exper
     head = head or git("rev-parse", "HEAD").strip()
     below = "refs/exps" if everywhere else f"refs/exps/{head[:2]}/{head[2:]}"
     refs = git("for-each-ref", "--sort=creatordate", "--format=%(refname)", below).split()
-    refs = [ref for ref in refs if not {"exec", "stash", "celery"} & set(ref.split("/"))]
+    refs = [ref for ref in refs if len(ref.split("/")) == 5]  # others are of DVC's queue and of what runs now
     names = Counter(ref.rsplit("/", 1)[1] for ref in refs)
 
     def name(ref: str) -> str:
