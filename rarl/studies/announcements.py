@@ -4,17 +4,15 @@ import os
 import shutil
 import textwrap
 from collections.abc import Iterator
-from math import sqrt
 
-import pandas as pd
 import psutil
 
 from rarl.cost import COSTS, EXPERIMENTS, read
 from rarl.reporting.tables import SETS
-from rarl.studies.designs import Combination, Design, key_of
+from rarl.studies.designs import PARAMS, Combination, Design, key_of
 from rarl.studies.experiments import HERE, Experiment, git
+from rarl.studies.power import detectable
 from rarl.studies.progress import duration
-from rarl.studies.runs import SEEDS
 
 #: Memory of one experiment if no run has measured it, in MiB.
 MEMORY = 1500
@@ -40,8 +38,8 @@ def announcement(design: Design, finished: dict[str, Experiment], jobs: int, sec
         rounds = -(-len(missing) // jobs)
         time = f"about {duration(seconds)} each, {duration(seconds * rounds)} in all" if seconds else "time unknown"
         yield f"  {jobs} at a time, {time}"
-    changed = git("diff", "--name-only", "HEAD", check=False).split()
-    if missing and (changed := [file for file in changed if file == "params.yaml" or not file.startswith("metrics/")]):
+    changed = git("diff", "--name-only", "HEAD", "--", PARAMS, *design.code).split()
+    if missing and changed:
         yield f"  uncommitted changes go into each experiment, as DVC does it: {', '.join(changed[:5])}"
     yield from power(design)
 
@@ -56,10 +54,10 @@ def power(design: Design) -> Iterator[str]:
     seeds = f"{design.seeds} seeds" if design.seeds > 1 else "one training"
     params = design.combinations[0].params
     asked = {params.train.source, *params.benchmarks}
-    found = {name: points for name, points in detectable(design.workspace, design.seeds).items() if name in asked}
+    found = {name: points for name, points in smallest(design).items() if name in asked}
     if found:
         shown = (
-            f"{SETS.get(name, name)} {'none' if points is None else f'{points:.1f}'}" for name, points in found.items()
+            f"{SETS.get(name, name)} {'out of reach' if points is None else f'{points:.1f}'}" for name, points in found.items()
         )
         text = f"smallest difference that shows with 80 % power, in points, {seeds} a side: {', '.join(shown)}"
         yield from textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
@@ -69,24 +67,18 @@ def power(design: Design) -> Iterator[str]:
         yield "  one training is one draw: several seeds (-S seed=7,8,9) also measure the spread over trainings"
 
 
-def detectable(run: Experiment, seeds: int) -> dict[str, float | None]:
-    """Return test set -> the smallest difference, in points, that shows with 80 % power; None if none does.
+def smallest(design: Design) -> dict[str, float | None]:
+    """Return test set -> the smallest difference, in points, that shows for each trained model it can move.
 
-    That of two trained models is in `metrics/tables/detectable.csv`. The spread over seeds adds to both sides, divided
-    by the number of seeds; the questions are the same for all seeds.
+    In the first mode. None if it does not show for one of them, however large it is; empty before a first run.
     """
-    try:
-        table, spread = pd.read_csv("metrics/tables/detectable.csv"), pd.read_csv(SEEDS)
-    except (OSError, ValueError):
-        return {}
-    trained = spread[(spread["mode"] == run.params["modes"][0]) & (spread["model"] != "base")]
-    sd = trained.groupby("set")["sd"].mean()
-    return {
-        row.set: None
-        if pd.isna(row.smallest)
-        else sqrt(row.smallest**2 + 2 / seeds * (2.8 * sd.get(row.set, 0.0)) ** 2)
-        for row in table.itertuples()
-    }
+    found: dict[str, list[float | None]] = {}
+    trained = [model for model in design.workspace.params["models"] if model != "base"]
+    models = [model for model in trained if f"score@{model}" in reached(design)]
+    for line in detectable(design.workspace, design.seeds, models or None):
+        if line["mode"] == design.workspace.params["modes"][0]:
+            found.setdefault(line["set"], []).append(line["points"])
+    return {name: None if None in points else max(points) for name, points in found.items()}
 
 
 def seconds(design: Design) -> float | None:
@@ -101,16 +93,21 @@ def seconds(design: Design) -> float | None:
 
 def costs_of(design: Design) -> list[dict]:
     """Return the last known cost of each stage that the study's parameters reach; empty ones where unknown."""
+    return [last_cost(stage) for stage in reached(design)]
+
+
+def reached(design: Design) -> set[str]:
+    """Return the stages that run again if the study's parameters change."""
     import networkx
     from dvc.dependency.param import ParamsDependency
 
-    stages, keys = design.workspace.stages, {key_of(one) for it in design.combinations for one in it.settings}
-    reached = set()
-    for stage in stages.values():
+    keys = {key_of(setting) for one in design.combinations for setting in one.settings}
+    found = set()
+    for stage in design.workspace.stages.values():
         used = [key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params]
         if any(f"{key}.".startswith(f"{use}.") or f"{use}.".startswith(f"{key}.") for key in keys for use in used):
-            reached |= {stage} | networkx.ancestors(design.workspace.files.repo.index.graph, stage)
-    return [last_cost(stage.name) for stage in reached]
+            found |= {stage} | networkx.ancestors(design.workspace.files.repo.index.graph, stage)
+    return {stage.name for stage in found if getattr(stage, "name", None)}
 
 
 def last_cost(stage: str) -> dict:
