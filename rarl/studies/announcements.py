@@ -57,10 +57,11 @@ def power(design: Design) -> Iterator[str]:
     found = {name: points for name, points in smallest(design).items() if name in asked}
     if found:
         shown = (
-            f"{SETS.get(name, name)} {'out of reach' if points is None else f'{points:.1f}'}" for name, points in found.items()
+            f"{SETS.get(name, name)} {'out of reach' if points is None else f'{points:.1f}'}"
+            for name, points in found.items()
         )
         text = f"smallest difference that shows with 80 % power, in points, {seeds} a side: {', '.join(shown)}"
-        yield from textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
+        yield from textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     else:
         yield "  which difference this can show is not known before a first run (`dvc repro`)"
     if design.seeds == 1:

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from rarl.errors import UserError
+from rarl.records import read_json
 from rarl.studies.designs import TARGETS, Combination, Design, with_settings
 from rarl.studies.experiments import Experiment, git
 from rarl.studies.progress import Progress, duration
@@ -92,12 +93,10 @@ class Queue:
 
     def workers(self) -> set[int]:
         """Return the processes that take experiments from the queue."""
-        from dvc_task.proc.process import ProcessInfo
-
         found = set()
         for file in Path(self.queue.wdir).glob("dvc-exp-worker-*.json"):
             with suppress(OSError, ValueError, psutil.Error):
-                pid = ProcessInfo.load(str(file)).pid
+                pid = read_json(file)["pid"]
                 if "queue-worker" in psutil.Process(pid).cmdline():
                     found.add(pid)
         return found
@@ -188,8 +187,7 @@ class Running:
 
     def begin(self) -> None:
         """Take over what is in the queue, and queue the rest."""
-        for revision, task in list(self.queue.states().items()):
-            self._adopt(revision, task)
+        self._adopt()
         adopted = {task.combination.name for task in self.tasks}
         ours = {task.revision for task in self.tasks}
         others = [task for rev, task in self.queue.states().items() if task["status"] == "Queued" and rev not in ours]
@@ -199,19 +197,24 @@ class Running:
             if combination.name not in adopted:
                 self.tasks.append(self._enqueue(combination))
 
-    def _adopt(self, revision: str, task: dict) -> None:
+    def _adopt(self) -> None:
         """Take over what an earlier start of the study, or the user, has queued with the parameters of one missing.
 
         Failed tasks, and those of this study's names with other parameters or code, are removed.
         """
-        here = git("rev-parse", f"{revision}^1", check=False).strip() == self.design.head
-        same = [one for one in self.missing if here and self.design.made_of(revision, one)]
-        free = [one for one in same if one.name not in {task.combination.name for task in self.tasks}]
-        named = any(re.fullmatch(rf"{re.escape(one.name)}(-\d+)?", task["name"] or "") for one in self.missing)
-        if task["status"] in ("Queued", "Running") and free:
-            self.tasks.append(Task(free[0], task["name"], revision, time.monotonic()))
-        elif (task["status"] == "Failed" and same) or (task["status"] == "Queued" and named):
-            self.queue.remove(revision)
+        known = {task.revision for task in self.tasks}
+        tasks = {rev: task for rev, task in self.queue.states().items() if rev not in known}
+        for revision, task in tasks.items():
+            if task["status"] == "Success":
+                continue
+            here = git("rev-parse", f"{revision}^1", check=False).strip() == self.design.head
+            same = [one for one in self.missing if here and self.design.made_of(revision, one)]
+            free = [one for one in same if one not in (task.combination for task in self.tasks)]
+            named = any(re.fullmatch(rf"{re.escape(one.name)}(-\d+)?", task["name"] or "") for one in self.missing)
+            if task["status"] in ("Queued", "Running") and free:
+                self.tasks.append(Task(free[0], task["name"], revision, time.monotonic()))
+            elif (task["status"] == "Failed" and same) or (task["status"] == "Queued" and named):
+                self.queue.remove(revision)
 
     def _enqueue(self, combination: Combination) -> Task:
         """Queue one experiment.
@@ -315,6 +318,7 @@ class Running:
 
     def stop(self) -> None:
         """Take what waits off the queue, and end what runs."""
+        self._adopt()  # One that Ctrl-C met while it was queued
         states, interrupted = self.queue.states(), set()
         for task in self.tasks:
             if states.get(task.revision, {}).get("status") == "Queued":
