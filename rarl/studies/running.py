@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,8 @@ from rarl.studies.progress import Progress, duration
 LOCK = Path(".dvc/tmp/rarl-study.lock")
 #: What the commands that queue and start have printed.
 LOG = Path(".dvc/tmp/rarl-study.log")
+#: The branch and changes of the workspace while an experiment is queued.
+WORKSPACE = Path(".dvc/tmp/rarl-study.workspace")
 #: Seconds between two looks at the queue, until workers are started again, and until a task without a process is lost.
 TICK, RESTART, LOST = 0.5, 15, 5
 #: Attempts to start workers before giving up.
@@ -63,7 +66,31 @@ def only_study() -> Iterator[int]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        check_workspace()
         yield file.fileno()
+
+
+def workspace() -> str:
+    """Return the branch, and a hash of the uncommitted changes."""
+    changes = sha256(git("diff", "--binary", "HEAD").encode()).hexdigest()
+    return f"{git('symbolic-ref', '--short', '--quiet', 'HEAD', check=False).strip()} {changes}"
+
+
+def check_workspace() -> None:
+    """Look whether `dvc exp run --queue` itself was killed: it detaches HEAD and changes files for a moment.
+
+    Raises:
+        UserError: the branch or the files are not those of before.
+    """
+    before = WORKSPACE.read_text(encoding="utf-8") if WORKSPACE.is_file() else None
+    if before not in (None, workspace()):
+        branch = before.split(" ")[0] or "<branch>"
+        found = "`dvc exp run --queue` was killed: HEAD may be detached, and files may have an experiment's parameters"
+        fix = (
+            f"`git checkout --force {branch}`, `git stash pop` if `git stash list` has your changes, `rm {WORKSPACE}`"
+        )
+        raise UserError("the workspace", found, f"branch {branch} with your own changes", fix)
+    WORKSPACE.unlink(missing_ok=True)
 
 
 class Queue:
@@ -119,6 +146,7 @@ class Queue:
 
         with suppress(DvcException):
             self.queue.remove([revision])
+            self._states.pop(revision, None)
 
     def clear(self, revision: str) -> None:
         """Remove a task whose worker was killed, with its process and its temporary folder."""
@@ -229,7 +257,9 @@ class Running:
         known = set(self.queue.states())
         target = [TARGETS[self.design.study]] if self.design.study in TARGETS else []
         settings = [part for setting in combination.settings for part in ("-S", setting)]
+        WORKSPACE.write_text(workspace(), encoding="utf-8")
         code = dvc("exp", "run", "--queue", "-n", name, *target, *settings, lock=self.lock)
+        WORKSPACE.unlink()
         new = [revision for revision, task in self.queue.states().items() if task["name"] == name]
         new = [revision for revision in new if revision not in known]
         if code or not new:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rarl.errors import UserError
 from rarl.records import atomic_file
-from rarl.reporting.formats import markdown_table, records
+from rarl.reporting.formats import markdown_table, percent, records
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import wilson
 from rarl.reporting.tables import paper
@@ -59,7 +59,8 @@ def compare(study: str, everywhere: bool) -> None:
 def write(study: str, frame: pd.DataFrame, folder: Path = OUTPUT) -> str:
     """Write a table as CSV, Markdown and, where it has one, a chart as SVG; return it as Markdown."""
     write_frame(folder / f"{study}.csv", frame)
-    text = "\n".join(markdown_table(list(frame.columns), (row.values() for row in records(frame))))
+    rows = [with_intervals(row) for row in records(frame)] if study == "sweep" else records(frame)
+    text = "\n".join(markdown_table(list(rows[0]), (row.values() for row in rows)))
     image = ""
     if svg := charts.chart(study, frame):
         image = f"![{study}: final score and interval]({study}.svg)\n\n"
@@ -211,6 +212,22 @@ def seeds(found: list[Experiment]) -> pd.DataFrame:
     spread = spread.join(grouped[form].mean()).round(2).reset_index()
     spread.insert(0, "profile", found[0].params["profile"])
     return spread
+
+
+def with_intervals(row: dict) -> dict:
+    """Return a row with each score, its interval and its standard deviation over seeds in one cell.
+
+    >>> with_intervals({"model": "sft", "own": 69.33, "own_low": 59.92, "own_high": 77.37})
+    {'model': 'sft', 'own': '69.3 (59.9 to 77.4)'}
+    """
+    joined = {}
+    for key, value in row.items():
+        if f"{key}_low" in row:
+            spread = f", SD {percent(row[f'{key}_sd'])}" if f"{key}_sd" in row else ""
+            joined[key] = f"{percent(value)} ({percent(row[f'{key}_low'])} to {percent(row[f'{key}_high'])}{spread})"
+        elif key.rpartition("_")[0] not in joined:
+            joined[key] = value
+    return joined
 
 
 def sweep(settings: Sequence[tuple[dict[str, str], Sequence[Experiment]]]) -> pd.DataFrame:

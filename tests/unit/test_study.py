@@ -11,7 +11,7 @@ from test_compare import repository, write  # noqa: F401
 from rarl.cli.study import main
 from rarl.cost import COSTS, EXPERIMENTS
 from rarl.errors import UserError
-from rarl.studies import announcements, charts, sweeps
+from rarl.studies import announcements, charts, running, sweeps
 from rarl.studies.designs import Design
 from rarl.studies.experiments import experiments
 from rarl.studies.progress import Progress
@@ -91,8 +91,10 @@ def test_a_sweep_has_a_row_per_combination_and_model(repository):  # noqa: F811
     two = sweeps.sweep([({"lora.r": "4"}, [a, b])]).set_index("model").loc["rarl"]
     assert (two["seeds"], two["silvar_med"], two["silvar_med_sd"]) == (2, 65, 7.07)
     assert (two["silvar_med_low"], two["silvar_med_high"]) == (57, 73)
-    write_all = sweeps.write("sweep", one.reset_index())
-    assert "| 4 | rarl | 60.0 |" in write_all and "(sweep.svg)" in Path("metrics/studies/sweep.md").read_text()
+    shown = sweeps.write("sweep", one.reset_index())
+    assert (
+        "| 4 | rarl | 60.0 (52.0 to 68.0) |" in shown and "(sweep.svg)" in Path("metrics/studies/sweep.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("study", charts.CHARTS)
@@ -122,7 +124,17 @@ def test_without_a_terminal_each_event_is_a_line(capsys):
 
 
 def test_a_queue_needs_dvc(repository):  # noqa: F811
-    from rarl.studies.running import Queue
-
     with pytest.raises(UserError, match="a DVC repository"):
-        Queue()
+        running.Queue()
+
+
+def test_what_a_killed_queueing_left_in_the_workspace_is_not_run(repository):  # noqa: F811
+    """`dvc exp run --queue` detaches HEAD and changes params.yaml for a moment."""
+    with running.only_study():
+        running.WORKSPACE.write_text(running.workspace(), encoding="utf-8")
+    with running.only_study():
+        assert not running.WORKSPACE.exists(), "the workspace is as it was"
+    running.WORKSPACE.write_text(running.workspace(), encoding="utf-8")
+    Path("params.yaml").write_text("seed: 8\n", encoding="utf-8")
+    with pytest.raises(UserError, match="git checkout --force"), running.only_study():
+        pass
