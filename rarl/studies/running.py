@@ -45,9 +45,11 @@ def only_study() -> Iterator[int]:
     """Hold the lock of studies; yield its file descriptor, which commands inherit that a kill must not interrupt.
 
     Raises:
-        UserError: another study runs.
+        UserError: another study runs, or this is no DVC repository.
     """
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    if not Path(".dvc").is_dir():
+        raise UserError("rarl study", "no folder .dvc", "a DVC repository", "run this in the clone")
+    LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("a+", encoding="utf-8") as file:
         while True:
             try:
@@ -94,20 +96,12 @@ def check_workspace() -> None:
 
 
 class Queue:
-    """DVC's queue of experiments.
-
-    Raises:
-        UserError: this is no DVC repository.
-    """
+    """DVC's queue of experiments."""
 
     def __init__(self):
-        from dvc.exceptions import DvcException
         from dvc.repo import Repo
 
-        try:
-            self.queue = Repo().experiments.celery_queue
-        except DvcException as error:
-            raise UserError("dvc", str(error), "a DVC repository", "run this in the clone") from None
+        self.queue = Repo().experiments.celery_queue
         self._states: dict[str, dict] = {}
 
     def states(self) -> dict[str, dict]:

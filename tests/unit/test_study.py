@@ -123,13 +123,15 @@ def test_without_a_terminal_each_event_is_a_line(capsys):
     assert capsys.readouterr().err == "a: FAILED: in stage sft (1 of 2)\n    no memory\n"
 
 
-def test_a_queue_needs_dvc(repository):  # noqa: F811
-    with pytest.raises(UserError, match="a DVC repository"):
-        running.Queue()
+def test_a_study_needs_dvc(repository):  # noqa: F811
+    with pytest.raises(UserError, match="a DVC repository"), running.only_study():
+        pass
+    assert not Path(".dvc").exists()
 
 
 def test_what_a_killed_queueing_left_in_the_workspace_is_not_run(repository):  # noqa: F811
     """`dvc exp run --queue` detaches HEAD and changes params.yaml for a moment."""
+    Path(".dvc").mkdir()
     with running.only_study():
         running.WORKSPACE.write_text(running.workspace(), encoding="utf-8")
     with running.only_study():
