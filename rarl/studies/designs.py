@@ -77,16 +77,14 @@ class Design:
                 "a parameter with several values",
                 "separate them by commas, as in `-S lora.r=4,8,16`",
             )
-        shown = {*self.varied, *given}
-        self.combinations = [
-            Combination(
-                name_of(study, [one for one in sweep if key_of(one) in shown]),
-                tuple(sweep),
-                tuple((key_of(one), one.split("=", 1)[1]) for one in sweep if key_of(one) in self.varied),
-                with_settings(sweep),
-            )
-            for sweep in found
-        ]
+        named = {*self.varied, *given}
+        self.combinations: list[Combination] = []
+        for sweep in found:
+            params = with_settings(sweep)
+            if params not in (one.params for one in self.combinations):
+                name = name_of(study, [one for one in sweep if key_of(one) in named])
+                values = tuple((key_of(one), one.split("=", 1)[1]) for one in sweep if key_of(one) in self.varied)
+                self.combinations.append(Combination(name, tuple(sweep), values, params))
         self.head = git("rev-parse", "HEAD").strip()
 
     @cached_property
@@ -110,9 +108,10 @@ class Design:
 
     def made_of(self, revision: str, combination: Combination) -> bool:
         """Return whether a revision has the combination's parameters, and the code on disk."""
-        command = ["git", "diff", "--quiet", revision, "--", *self.code]
+        if params_of(revision) != combination.params:
+            return False
         return (
-            params_of(revision) == combination.params and not subprocess.run(command, capture_output=True).returncode
+            subprocess.run(["git", "diff", "--quiet", revision, "--", *self.code], capture_output=True).returncode == 0
         )
 
     def finished(self) -> dict[str, Experiment]:
@@ -165,9 +164,8 @@ def check_keys(settings: Sequence[str]) -> None:
     from hydra.core.override_parser.types import ValueType
     from hydra.errors import HydraException
 
-    known = {}
-    for key, _ in leaves(load_params(PARAMS).model_dump()):
-        known |= dict.fromkeys([key.rsplit(".", count)[0] for count in range(key.count(".") + 1)])
+    known = {key for key, _ in leaves(load_params(PARAMS).model_dump())}
+    known |= {key.rsplit(".", level)[0] for key in known for level in range(1, key.count(".") + 1)}
     for setting in settings:
         where = f"-S {setting}"
         try:
@@ -178,9 +176,7 @@ def check_keys(settings: Sequence[str]) -> None:
         if override.is_add() or override.is_delete() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
             raise UserError(where, "a key that is added or deleted, or a pattern", "key=value", "edit params.yaml")
         if (key := override.key_or_group) not in known:
-            close = get_close_matches(key, known, n=1) or get_close_matches(
-                key.rsplit(".")[-1], known, n=1, cutoff=0.4
-            )
+            close = get_close_matches(key, known, n=1)
             fix = f"-S {close[0]}=... ?" if close else "rarl/params.py documents each key"
             raise UserError(where, f"{key}: unknown key", f"a key of {PARAMS}", fix)
 

@@ -51,9 +51,9 @@ class Progress:
         """Print how one experiment ended, and its time if it is known."""
         self.done += 1
         self.times += [seconds] if seconds else []
-        left = f" ({self.done} of {self.total})"
+        after = f" after {duration(seconds)}" if seconds else ""
         first, *rest = text.split("\n")
-        self.event("\n".join([first + left, *rest]))
+        self.event("\n".join([f"{first}{after} ({self.done} of {self.total})", *rest]))
 
     def show(self, tasks: list[tuple[str, float | None, str]]) -> None:
         """Show the experiments that have not ended: name, time of their start, log."""

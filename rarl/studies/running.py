@@ -8,10 +8,7 @@ run and that wait, and queues only the others. What a killed worker left behind 
 import fcntl
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,14 +19,12 @@ from pathlib import Path
 import psutil
 
 from rarl.errors import UserError
-from rarl.records import read_json
 from rarl.studies.designs import TARGETS, Combination, Design, with_settings
+from rarl.studies.dvc_queue import Queue, dvc, printed
 from rarl.studies.experiments import Experiment, git
-from rarl.studies.progress import Progress, duration
+from rarl.studies.progress import Progress
 
 LOCK = Path(".dvc/tmp/rarl-study.lock")
-#: What the commands that queue and start have printed.
-LOG = Path(".dvc/tmp/rarl-study.log")
 #: The branch and changes of the workspace while an experiment is queued.
 WORKSPACE = Path(".dvc/tmp/rarl-study.workspace")
 #: Seconds between two looks at the queue, until workers are started again, and until a task without a process is lost.
@@ -59,10 +54,8 @@ def only_study() -> Iterator[int]:
                 file.seek(0)
                 owner = file.read()
                 if owner.isdigit() and psutil.pid_exists(int(owner)):
-                    found, fix = (
-                        f"a study that runs (process {owner})",
-                        f"wait for it, or stop it: `kill -INT {owner}`",
-                    )
+                    found = f"a study that runs (process {owner})"
+                    fix = f"wait for it, or stop it: `kill -INT {owner}`"
                     raise UserError("rarl study", found, "one study at a time", fix) from None
                 time.sleep(TICK)  # A killed study's `dvc exp run --queue`
         file.truncate(0)
@@ -87,101 +80,10 @@ def check_workspace() -> None:
     before = WORKSPACE.read_text(encoding="utf-8") if WORKSPACE.is_file() else None
     if before not in (None, workspace()):
         branch = before.split(" ")[0] or "<branch>"
-        found = "`dvc exp run --queue` was killed: HEAD may be detached, and files may have an experiment's parameters"
-        fix = (
-            f"`git checkout --force {branch}`, `git stash pop` if `git stash list` has your changes, `rm {WORKSPACE}`"
-        )
+        found = "`dvc exp run --queue` was killed: HEAD may be detached, params.yaml may have an experiment's values"
+        fix = f"`git status` shows them, `git stash list` your own changes; `git checkout {branch}`, `rm {WORKSPACE}`"
         raise UserError("the workspace", found, f"branch {branch} with your own changes", fix)
     WORKSPACE.unlink(missing_ok=True)
-
-
-class Queue:
-    """DVC's queue of experiments."""
-
-    def __init__(self):
-        from dvc.repo import Repo
-
-        self.queue = Repo().experiments.celery_queue
-        self._states: dict[str, dict] = {}
-
-    def states(self) -> dict[str, dict]:
-        """Return commit -> `name` and `status` of all tasks; the last known ones while DVC writes its files."""
-        from dvc.exceptions import DvcException
-
-        with suppress(DvcException, OSError, ValueError, UnboundLocalError):
-            self._states = {task["rev"]: task for task in self.queue.status()}
-        return self._states
-
-    def workers(self) -> set[int]:
-        """Return the processes that take experiments from the queue."""
-        found = set()
-        for file in Path(self.queue.wdir).glob("dvc-exp-worker-*.json"):
-            with suppress(OSError, ValueError, psutil.Error):
-                pid = read_json(file)["pid"]
-                if "queue-worker" in psutil.Process(pid).cmdline():
-                    found.add(pid)
-        return found
-
-    def process(self, revision: str) -> psutil.Process | None:
-        """Return the process that runs an experiment; None while a worker prepares or collects it."""
-        with suppress(KeyError, OSError, ValueError, psutil.Error):
-            info = self.queue.proc[revision]
-            return psutil.Process(info.pid) if info.returncode is None else None
-        return None
-
-    def log(self, revision: str) -> str:
-        """Return what an experiment has printed."""
-        file = Path(self.queue.pid_dir, revision, f"{revision}.out")
-        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-
-    def remove(self, revision: str) -> None:
-        """Remove a task that waits or has ended."""
-        from dvc.exceptions import DvcException
-
-        with suppress(DvcException):
-            self.queue.remove([revision])
-            self._states.pop(revision, None)
-
-    def clear(self, revision: str) -> None:
-        """Remove a task whose worker was killed, with its process and its temporary folder."""
-        from dvc.exceptions import DvcException
-        from dvc.repo.experiments.executor.base import ExecutorInfo
-
-        if process := self.process(revision):
-            with suppress(OSError):
-                os.killpg(os.getpgid(process.pid), signal.SIGKILL)
-            psutil.wait_procs([process], timeout=10)
-        dvc("queue", "kill", "--force", revision)
-        self.remove(revision)
-        with suppress(OSError, ValueError, DvcException):
-            shutil.rmtree(ExecutorInfo.load_json(self.queue.get_infofile_path(revision)).root_dir)
-
-
-def dvc(*arguments: str, lock: int | None = None) -> int:
-    """Run a DVC command, which Ctrl-C does not reach, and return its exit status; `LOG` has what it prints."""
-    folder = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    with LOG.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=() if lock is None else (lock,),
-        )
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            raise
-
-
-def printed() -> str:
-    """Return the end of what the last DVC command has printed."""
-    return " ".join(LOG.read_text(encoding="utf-8", errors="replace").split())[-300:]
 
 
 @dataclass
@@ -252,10 +154,8 @@ class Running:
         target = [TARGETS[self.design.study]] if self.design.study in TARGETS else []
         settings = [part for setting in combination.settings for part in ("-S", setting)]
         WORKSPACE.write_text(workspace(), encoding="utf-8")
-        code = dvc("exp", "run", "--queue", "-n", name, *target, *settings, lock=self.lock)
-        WORKSPACE.unlink()
-        new = [revision for revision, task in self.queue.states().items() if task["name"] == name]
-        new = [revision for revision in new if revision not in known]
+        code = dvc("exp", "run", "--queue", "-n", name, *target, *settings, lock=self.lock, marker=WORKSPACE)
+        new = [rev for rev, task in self.queue.states().items() if task["name"] == name and rev not in known]
         if code or not new:
             fix = "correct that; `make identity` sets git's user name and email"
             raise UserError(f"dvc exp run --queue -n {name}", printed(), "a queued experiment", fix)
@@ -301,13 +201,13 @@ class Running:
             task.seen = now
         elif status == "Success" and (run := self.design.result(task.name, task.combination)):
             self.finished[task.combination.name] = run
-            self._end(task, f"finished{self._time(task)}")
+            self._end(task, "finished")
         elif status == "Success":
-            self._fail(task, "it has not the scores of all models")
+            self._fail(task, "without the scores of all models")
         elif status == "Failed":
             self._fail(task, reason(self.queue.log(task.revision)))
         elif now - task.seen > LOST:
-            self._fail(task, "it was removed from DVC's queue")
+            self._fail(task, "as it was removed from DVC's queue")
 
     @staticmethod
     def _parent(process: psutil.Process) -> int | None:
@@ -321,24 +221,18 @@ class Running:
         changed = self.design.head != git("rev-parse", "HEAD").strip()
         changed = changed or with_settings(task.combination.settings) != task.combination.params
         if changed or not self.design.made_of(task.revision, task.combination):
-            self._fail(
-                task, "its worker was killed, and the commit, parameters or code have changed since it was queued"
-            )
+            self._fail(task, "as its worker was killed, and the commit, parameters or code have changed since then")
         else:
             self.progress.event(f"{task.name}: its worker was killed; it starts again")
             self.tasks[self.tasks.index(task)] = self._enqueue(task.combination)
 
     def _fail(self, task: Task, why: str) -> None:
         self.failed[task.name] = why
-        self._end(task, f"FAILED: {why}")
+        self._end(task, f"FAILED {why}")
 
     def _end(self, task: Task, message: str) -> None:
         self.tasks.remove(task)
         self.progress.end(f"{task.name}: {message}", time.monotonic() - task.started if task.started else None)
-
-    @staticmethod
-    def _time(task: Task) -> str:
-        return f" after {duration(time.monotonic() - task.started)}" if task.started else ""
 
     def stop(self) -> None:
         """Take what waits off the queue, and end what runs."""

@@ -54,6 +54,7 @@ def test_other_values_for_a_studys_own_parameters_replace_them(repository):  # n
     assert one.name == "table2-trainable_lora-samples_100-r_4" and one.params.lora.r == 4
     assert one.params.train.samples == 100 and one.params.models == ["base", "sft", "grpo"]
     assert len({one.name for one in design.combinations}) == 4
+    assert [one.name for one in Design("seeds", ["seed=7,8,7"]).combinations] == ["seeds-seed_7", "seeds-seed_8"]
 
 
 def test_the_announcement_names_runs_and_the_difference_that_they_can_show(repository):  # noqa: F811
@@ -119,8 +120,8 @@ def test_the_time_left_is_that_of_the_longest_and_of_all_together():
 
 
 def test_without_a_terminal_each_event_is_a_line(capsys):
-    Progress(2, 1, None).end("a: FAILED: in stage sft\n    no memory", None)
-    assert capsys.readouterr().err == "a: FAILED: in stage sft (1 of 2)\n    no memory\n"
+    Progress(2, 1, None).end("a: FAILED in stage sft\n    no memory", 70)
+    assert capsys.readouterr().err == "a: FAILED in stage sft after 70 s (1 of 2)\n    no memory\n"
 
 
 def test_a_study_needs_dvc(repository):  # noqa: F811
@@ -138,5 +139,5 @@ def test_what_a_killed_queueing_left_in_the_workspace_is_not_run(repository):  #
         assert not running.WORKSPACE.exists(), "the workspace is as it was"
     running.WORKSPACE.write_text(running.workspace(), encoding="utf-8")
     Path("params.yaml").write_text("seed: 8\n", encoding="utf-8")
-    with pytest.raises(UserError, match="git checkout --force"), running.only_study():
+    with pytest.raises(UserError, match="may have an experiment"), running.only_study():
         pass
