@@ -22,8 +22,10 @@ METHODS = {
     ("grpo", "lora"): "RL w/ LoRA",
     ("grpo", "full"): "RL only (w/o LoRA)",
 }
-#: The columns of `grid` that are a cell's; those after `reasoning` are missing in older experiments.
-CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", "untagged", "answer_words")
+#: The form of the answers: columns that are missing in older experiments.
+FORM = ("untagged", "answer_words", "form_blind")
+#: The columns of `grid` that are a cell's.
+CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", *FORM)
 #: Study -> the command that queues its experiments.
 COMMANDS = {
     "table2": "dvc exp run --queue score -S train.source=sat -S 'models=[base,sft,grpo]' -S 'benchmarks=[cv_bench]' "
@@ -98,6 +100,16 @@ def differing_only_in(found: list[Experiment], *keys: str) -> list[Experiment]:
     return [run for run in found if {key for key, _ in runs.differing([found[0], run])} <= set(keys)]
 
 
+def cells(run: Experiment, model: str) -> dict[tuple[str, str], dict]:
+    """Return (mode, test set) -> the main judge's scores, with `form_blind`, the score by the form-blind judge."""
+    main, blind = runs.main_judge(run), runs.form_blind_judge(run.params)
+    return {
+        (mode, name): judges.get(main, {}) | {"form_blind": judges.get(blind, {}).get("final")}
+        for mode, sets in run.json(f"metrics/scores/{model}.json").items()
+        for name, judges in sets.items()
+    }
+
+
 def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
     """Return CV-Bench's percent right by task, over all rows (`Total`, with its interval), and the mean of the tasks.
 
@@ -110,13 +122,15 @@ def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
     counts = {task: int(found[task]["n"]) for task in scores}
     n = sum(counts.values())
     total = round(sum(score * counts[task] for task, score in scores.items()) / n, 2)
+    cell = cells(run, model).get((mode, "cv_bench"), {})
     # Of independent questions, unless the scores of the whole test set have the effective n.
-    effective = run.cell(model, mode, "cv_bench").get("n_effective") or n
+    effective = cell.get("n_effective") or n
     low, high = (round(100 * end, 2) for end in wilson(total * effective / 100, effective))
     mean = round(sum(scores.values()) / len(scores), 2)
     return (
         scores
         | {"Total": total, "Total_low": low, "Total_high": high, "Mean": mean, "n": n, "n_effective": effective}
+        | {key: cell.get(key) for key in FORM}
         | official(run, model, mode)
     )
 
@@ -153,7 +167,7 @@ def table2(found: list[Experiment]) -> pd.DataFrame:
                     "experiment": run.name,
                 }
             lines.append(line)
-    scores = [*TASKS, "Total", "Total_low", "Total_high", "n", "n_effective", "Mean", "Official"]
+    scores = [*TASKS, "Total", "Total_low", "Total_high", "n", "n_effective", "Mean", "Official", *FORM]
     columns = ["source", "method", "samples", *scores, "minutes", "memory_mb", "experiment"]
     frame = pd.DataFrame(lines, columns=columns).drop_duplicates(columns[:-1])
     return frame.astype(dict.fromkeys(("samples", "n", "memory_mb"), "Int64")).reset_index(drop=True)
@@ -164,7 +178,7 @@ def grid(found: list[Experiment]) -> pd.DataFrame:
     lines = []
     for run in differing_only_in(found, "rarl.rewards.reasoning", "rarl.prompts"):
         rarl = run.params["rarl"]
-        if cell := run.cell("rarl", run.params["modes"][0], run.params["train"]["source"]):
+        if cell := cells(run, "rarl").get((run.params["modes"][0], run.params["train"]["source"])):
             lines.append(
                 {
                     "profile": run.params["profile"],
@@ -183,19 +197,16 @@ def seeds(found: list[Experiment]) -> pd.DataFrame:
 
     With the means of the form of the answers and of the score by the form-blind judge.
     """
-    keys, form = ["model", "mode", "set"], ["untagged", "answer_words", "form_blind"]
+    keys, values = ["model", "mode", "set"], ["final", *FORM]
     lines = {}
     for run in differing_only_in(found, "seed"):
-        judge, blind = run.params["report"]["main_judge"], runs.form_blind_judge(run.params)
         for model in run.params["models"]:
-            for mode, sets in run.json(f"metrics/scores/{model}.json").items():
-                for name, judges in sets.items():
-                    cell = judges.get(judge, {}) | {"form_blind": judges.get(blind, {}).get("final")}
-                    lines[model, mode, name, run.params["seed"]] = [cell.get(key) for key in ("final", *form)]
-    frame = pd.DataFrame([(*key, *line) for key, line in lines.items()], columns=[*keys, "seed", "final", *form])
-    grouped = frame.astype(dict.fromkeys(["final", *form], float)).groupby(keys, sort=False)
+            for place, cell in cells(run, model).items():
+                lines[model, *place, run.params["seed"]] = [cell.get(key) for key in values]
+    frame = pd.DataFrame([(*key, *line) for key, line in lines.items()], columns=[*keys, "seed", *values])
+    grouped = frame.astype(dict.fromkeys(values, float)).groupby(keys, sort=False)
     spread = grouped["final"].agg(seeds="count", mean="mean", sd="std", low="min", high="max")
-    spread = spread.join(grouped[form].mean()).round(2).reset_index()
+    spread = spread.join(grouped[[*FORM]].mean()).round(2).reset_index()
     spread.insert(0, "profile", found[0].params["profile"])
     return spread
 
