@@ -82,7 +82,7 @@ def template(name: str, folder: Path = Path(__file__).parent):
         lstrip_blocks=True,
     )
     environment.filters |= {"pct": formats.percent, "p": formats.p_value}
-    named = ("form", "signed", "as_text", "mark", "kappa", "points", "plain")
+    named = ("form", "has", "signed", "as_text", "mark", "kappa", "points", "plain")
     environment.filters |= {name: getattr(formats, name) for name in named}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.globals |= {

@@ -32,6 +32,10 @@ HOSTILE = [
     '{"evaluation": "", "reasoning_score": 1, "prediction_score": 1}',
     "a | b\n| --- |\n\u2028[x](javascript:alert(1)) `</code>`",
 ]
+SEEDS = {"profile": "embedded", "model": "rarl", "mode": "reasoning", "set": OWN_TEST, "seeds": 3, "mean": 65.43,
+         "sd": 2.31, "low": 61.0, "high": 66.67}  # fmt: skip
+GRID = {"reasoning_reward": "yes", "prompts": "one", "n": 150, "final": 63.12, "final_low": 55.0, "final_high": 70.0,
+        "reasoning": None}  # fmt: skip
 #: All scripts of report.html: times and memory of this machine, and what shows them.
 OWN_SCRIPTS = ['<script src="../../metrics/cost/cost.js">', "<script>"]
 
@@ -273,6 +277,36 @@ def test_the_same_judge_is_compared_where_the_paper_has_it():
     assert tables.beside(cell, {}, "final") == {}
 
 
+def write_studies(studies: dict[str, list[dict]]) -> None:
+    Path("metrics/studies").mkdir(exist_ok=True)
+    for name, rows in studies.items():
+        pd.DataFrame(rows).to_csv(f"metrics/studies/{name}.csv", index=False)
+
+
+def test_studies_show_form_apart_from_content(tmp_path, monkeypatch):
+    make_run(tmp_path, rows=20, models=["rarl"], judges=["lexical", "semantic"], benchmarks=[], logs=False)
+    monkeypatch.chdir(tmp_path)
+    form = {"untagged": 7.31, "answer_words": 4.56, "form_blind": 71.87}
+    tasks = dict.fromkeys(("Count", "Relation", "Depth", "Distance", "Total"), 49.0)
+    write_studies(
+        {
+            "table2": [{"source": "ours (embedded)", "method": "SFT", "samples": 500, "n": 100, **tasks, **form}],
+            "seeds": [SEEDS | form],
+            "grid": [GRID | form],
+        }
+    )
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    heads = '<th scope="col">By semantic</th><th scope="col">Form</th>'
+    cells = '71.9</td><td><span class="range">4.6 words</span><span class="range">7.3 % untagged</span></td>'
+    for title in ("Table 2:", "two changes separately"):
+        table = html[html.index(f"{title}") :].partition("</table>")[0]
+        assert heads in table and cells in table, title
+    table = html[html.index("<h3>Over seeds") :].partition("</table>")[0]
+    assert "by semantic 71.9" in table and "4.6 words · 7.3 % untagged" in table
+    text = Path("data/report/report.md").read_text(encoding="utf-8")
+    assert "| 49.0 | 71.9 | 4.6 | 7.3 % | 100 |" in text
+
+
 def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeypatch):
     make_run(tmp_path, rows=20, models=["base", "rarl"], judges=["lexical"], benchmarks=[], logs=False)
     html, _ = score_and_report(tmp_path, monkeypatch)
@@ -286,18 +320,14 @@ def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeyp
         {"method": "Base, untuned", "samples": None, **tasks},
         {"method": "SFT", "samples": 500, "source": "ours (paper)", "Count": 99.94},
     ]
-    seeds = {"model": "rarl", "mode": "reasoning", "set": OWN_TEST, "seeds": 3, "sd": 2.31, "low": 61.0, "high": 66.67}
-    grid = {"reasoning_reward": "yes", "prompts": "one", "n": 150, "final": 63.12, "final_low": 55.0,
-            "final_high": 70.0, "reasoning": None}  # fmt: skip
     studies = {
         "table2": [{"source": "paper", "method": "SFT", "samples": 500}, *(ours | row for row in table2)],
-        "seeds": [seeds | {"mean": 65.43, "profile": "embedded"}, seeds | {"mean": 99.99, "profile": "paper"}],
-        "grid": [grid],
+        "seeds": [SEEDS, SEEDS | {"mean": 99.99, "profile": "paper"}],
+        "grid": [GRID],
     }  # fmt: skip
-    Path("metrics/studies").mkdir()
-    for name, rows in studies.items():
-        pd.DataFrame(rows).to_csv(f"metrics/studies/{name}.csv", index=False)
+    write_studies(studies)
     html, _ = score_and_report(tmp_path, monkeypatch)
+    assert html.count('<th scope="col">Form</th>') == 1, "the own test's: these tables lack the columns"
     text = Path("data/report/report.md").read_text(encoding="utf-8")
     marks = {row["method"]: (row["difference"].get("Total"), row["beyond"]) for row in page.table2("embedded")
              if row["source"] != "paper"}  # fmt: skip
