@@ -30,13 +30,13 @@ from rarl.reporting.findings import findings
 from rarl.reporting.formats import grouped, pivot, records
 from rarl.reporting.inputs import Run
 from rarl.reporting.scoring import OVERLAPPING, WITHOUT_OWN_TEST
+from rarl.reporting.study_tables import STUDIES, study, training_noise
 
 PHANTOM_ROOT = "data/phantom"
 GALLERY = 12
 SCRIPT = Path(__file__).with_name("report.js")
 NOT_CLINICAL = "Research only, not for clinical use."
-#: Where `rarl compare` writes its tables, and `rarl study threshold` the calibration of the semantic judge.
-STUDIES = Path("metrics/studies")
+#: Where `rarl study threshold` writes the calibration of the semantic judge.
 THRESHOLDS = STUDIES / "semantic_threshold.json"
 #: Packages of which another version can change a number; those with a name are shown at the head of the page.
 PACKAGES = {"torch": "torch", "transformers": "transformers", "trl": "TRL", "peft": "PEFT"} | dict.fromkeys(
@@ -196,13 +196,6 @@ def table2(profile: str) -> list[dict]:
     return rows
 
 
-def study(name: str, profile: str) -> list[dict]:
-    """Return the rows of a study that was run; only those of this profile if the table names profiles."""
-    path = STUDIES / f"{name}.csv"
-    rows = records(pd.read_csv(path)) if path.is_file() else []
-    return [row for row in rows if row.get("profile", profile) == profile]
-
-
 def breakdown(frame: pd.DataFrame) -> list[dict]:
     """Return one table per test set and field: a row for each value, a cell for each model."""
     return [
@@ -298,11 +291,16 @@ def is_phantom(run: Run) -> bool:
 
 
 def cards(run: Run, frames: dict[str, pd.DataFrame]) -> list[dict]:
-    """Return one card per model: own test by the main judge, and the paired difference to the base."""
+    """Return one card per model: own test by the main judge, training noise, and the paired difference to the base."""
+    noise = training_noise(run, frames["own_test"])
     between = grouped(frames["paired_tests"], "family").get("between models", [])
     to_base = {test["second"]: test for test in between if test["first"] == "base"}
     main = grouped(frames["own_test"], "mode").get(run.main_mode, [])
-    return [{**row, "label": tables.MODELS[row["model"]], "to_base": to_base.get(row["model"])} for row in main]
+    return [
+        {**row, "label": tables.MODELS[m], "to_base": to_base.get(m), "noise": noise.get(m) if m in METHODS else None}
+        for row in main
+        for m in [row["model"]]
+    ]
 
 
 def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
@@ -329,10 +327,11 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
 
 def summary_figures(run: Run, own: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the figures of the final scores: SVG and caption."""
-    rows = records(own[own["model"].isin(run.params.models) & own["final"].notna()])
+    rows, noise = records(own[own["model"].isin(run.params.models) & own["final"].notna()]), training_noise(run, own)
     for row in rows:
         row["faint"] = row["mode"] != run.main_mode
         row["label"] = tables.MODELS[row["model"]] + (f", {row['mode']}" if row["faint"] else "")
+        row["noise"] = noise.get(row["model"]) if row["model"] in METHODS and not row["faint"] else None
     floors = own.set_index("model")["final"]
     lines = {label: floors[name] for name, label in tables.BASELINES.items() if name in floors}
     dots: dict[str, dict] = {}
@@ -344,8 +343,9 @@ def summary_figures(run: Run, own: pd.DataFrame) -> list[tuple[str, str]]:
                 row[model] = (cell["final"], cell["final_low"], cell["final_high"])
     caption = f"By the {run.main_judge} judge, with {100 * run.confidence:g} % intervals"
     n = len(run.samples[run.params.own_test])
+    seeds = " Thick line below an interval: range over seeds." if noise else " One training each, without other seeds."
     found = [
-        (plots.bars(rows, lines, "Own test set"), f"{caption}, n {n}. Faint: the other modes."),
+        (plots.bars(rows, lines, "Own test set"), f"{caption} over questions, n {n}. Faint: the other modes.{seeds}"),
         (plots.dots(dots, tables.MODELS, f"All test sets, {run.main_mode} prompt"), f"{caption}."),
     ]
     return [(svg, text) for svg, text in found if svg]

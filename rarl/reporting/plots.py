@@ -116,7 +116,8 @@ def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
     """Plot final scores as horizontal bars with intervals.
 
     Args:
-        rows: `label`, `model`, `final`, `final_low`, `final_high` in percent, `faint` for a secondary mode.
+        rows: `label`, `model`, `final`, `final_low`, `final_high` in percent, `faint` for a secondary mode, and
+            `noise` with `low` and `high` over seeds, or None.
         lines: baselines in percent by label, plotted as vertical lines.
         title: of the figure.
     """
@@ -129,6 +130,8 @@ def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
         axis.barh(position, row["final"], color=colour, alpha=0.4 if row["faint"] else 0.95, height=0.7)
         ends = [[row["final"] - row["final_low"]], [row["final_high"] - row["final"]]]
         axis.errorbar(row["final"], position, xerr=ends, color=TEXT, linewidth=1, capsize=2)
+        if row["noise"]:
+            axis.hlines(position + 0.42, row["noise"]["low"], row["noise"]["high"], color=TEXT, linewidth=3)
     for (label, value), style in zip(lines.items(), ("--", ":", "-.")):
         axis.axvline(value, color=TEXT, linewidth=1.1, linestyle=style, label=f"{label}: {value:.1f} %")
     axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
