@@ -29,5 +29,6 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
         labels=tables.MODELS | tables.BASELINES,
         grid=study("grid", run.params.profile),
         seeds=study("seeds", run.params.profile),
+        sweep=study("sweep", run.params.profile),
     )
     return text.rstrip() + "\n"

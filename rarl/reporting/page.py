@@ -23,21 +23,20 @@ from rarl.params import Params
 from rarl.profiles import PROFILES, leaves
 from rarl.records import image_file, read_json
 from rarl.registry import JUDGE_KINDS, METHODS, MODELS, REWARDS
-from rarl.reporting import cases, formats, plots, tables
+from rarl.reporting import cases, formats, plots, study_plots, study_tables, tables
 from rarl.reporting.claims import our_table2, paper_table2, printed_as, verdict_on
 from rarl.reporting.examples import examples, shown_model
 from rarl.reporting.findings import findings
 from rarl.reporting.formats import grouped, pivot, records
 from rarl.reporting.inputs import Run
 from rarl.reporting.scoring import OVERLAPPING, WITHOUT_OWN_TEST
-from rarl.reporting.study_tables import STUDIES, study, training_noise
 
 PHANTOM_ROOT = "data/phantom"
 GALLERY = 12
 SCRIPT = Path(__file__).with_name("report.js")
 NOT_CLINICAL = "Research only, not for clinical use."
 #: Where `rarl study threshold` writes the calibration of the semantic judge.
-THRESHOLDS = STUDIES / "semantic_threshold.json"
+THRESHOLDS = study_tables.STUDIES / "semantic_threshold.json"
 #: Packages of which another version can change a number; those with a name are shown at the head of the page.
 PACKAGES = {"torch": "torch", "transformers": "transformers", "trl": "TRL", "peft": "PEFT"} | dict.fromkeys(
     ("accelerate", "bert-score", "scipy", "statsmodels", "scikit-learn", "pandas", "pillow", "dvc")
@@ -104,7 +103,9 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
     """Return what the template shows."""
     params, phantom = run.params, is_phantom(run)
     script = SCRIPT.read_text(encoding="utf-8")
-    seeds = [row for row in study("seeds", params.profile) if row["mode"] == run.main_mode]
+    grid, seeds, sweep = (study_tables.study(name, params.profile) for name in ("grid", "seeds", "sweep"))
+    seeds = [row for row in seeds if row["mode"] == run.main_mode]
+    totals = table2(params.profile)
     return {
         "run": run,
         "params": params,
@@ -123,9 +124,12 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "findings": findings(run, frames),
         "cards": cards(run, frames),
         "claims": claim_cards(frames["claims"]),
-        "table2": table2(params.profile),
-        "grid": study("grid", params.profile),
-        "seeds": pivot(seeds, ["set"]),
+        "table2": totals,
+        "studies": {"grid": grid, "seeds": pivot(seeds, ["set"]), "sweep": study_tables.sweep_blocks(sweep)},
+        "study_figures": {
+            name: study_plots.FIGURES[name](rows)
+            for name, rows in {"table2": totals, "grid": grid, "seeds": seeds, "sweep": sweep}.items()
+        },
         **{name: records(frames[name]) for name in ("own_test", "detectable", "grounding")},
         "breakdown": breakdown(frames["breakdown"]),
         "yes_no": grouped(frames["yes_no"].query("mode == @run.main_mode"), "set"),
@@ -292,7 +296,7 @@ def is_phantom(run: Run) -> bool:
 
 def cards(run: Run, frames: dict[str, pd.DataFrame]) -> list[dict]:
     """Return one card per model: own test by the main judge, training noise, and the paired difference to the base."""
-    noise = training_noise(run, frames["own_test"])
+    noise = study_tables.training_noise(run, frames["own_test"])
     between = grouped(frames["paired_tests"], "family").get("between models", [])
     to_base = {test["second"]: test for test in between if test["first"] == "base"}
     main = grouped(frames["own_test"], "mode").get(run.main_mode, [])
@@ -327,7 +331,8 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
 
 def summary_figures(run: Run, own: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the figures of the final scores: SVG and caption."""
-    rows, noise = records(own[own["model"].isin(run.params.models) & own["final"].notna()]), training_noise(run, own)
+    rows = records(own[own["model"].isin(run.params.models) & own["final"].notna()])
+    noise = study_tables.training_noise(run, own)
     for row in rows:
         row["faint"] = row["mode"] != run.main_mode
         row["label"] = tables.MODELS[row["model"]] + (f", {row['mode']}" if row["faint"] else "")

@@ -65,3 +65,31 @@ def could_be_noise(difference: float, noises: list[dict], confidence: float) -> 
         return False
     parts = sum(v**2 / (noise["seeds"] - 1) for v, noise in zip(variances, noises))
     return abs(difference) <= t.ppf((1 + confidence) / 2, sum(variances) ** 2 / parts) * sum(variances) ** 0.5
+
+
+def sweep_blocks(rows: list[dict]) -> list[dict]:
+    """Return the table of `rarl study sweep` as one block per test set.
+
+    Args:
+        rows: of `sweep.csv`, one per combination and model: the swept keys, `model`, `seeds` if there were several,
+            then for each test set its score, and columns that begin with its name, such as `slake_low`.
+
+    Returns:
+        For each test set: `set`, and `lines` with the `values` of the swept keys and a cell for each model.
+    """
+    names = list(rows[0]) if rows else []
+    keys = [name for name in names[: names.index("model")] if name != "profile"] if rows else []
+    blocks = []
+    for name in names:
+        if f"{name}_low" not in names:
+            continue
+        lines: dict[tuple, dict] = {}
+        for row in rows:
+            values = {key: row[key] for key in keys}
+            parts = {column.removeprefix(f"{name}_"): row[column] for column in names if column.startswith(f"{name}_")}
+            ends = {f"final_{end}": parts.pop(end) for end in ("low", "high")}
+            cell = {"final": row[name], **ends, "seeds": row.get("seeds"), **parts}
+            line = lines.setdefault(tuple(values.values()), {"values": values, "models": {}})
+            line["models"][row["model"]] = cell
+        blocks.append({"set": name, "lines": list(lines.values())})
+    return blocks

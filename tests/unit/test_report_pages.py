@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
-from test_report import OWN_TEST, make_run, score_and_report
+from test_report import OWN_TEST, SKILL, make_run, score_and_report
 
 from rarl.cost import slug_of
 from rarl.judges import lexical
 from rarl.params import load_params
 from rarl.records import Prediction, Sample, Verdict, read_records, write_records
-from rarl.reporting import cases, examples, formats, page, study_tables, tables
+from rarl.reporting import cases, examples, formats, page, study_plots, study_tables, tables
 from rarl.reporting.inputs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -341,6 +341,55 @@ def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeyp
         assert "63.1" in found and "65.4" in found and "99.9" not in found, "another profile's"
 
 
+def test_studies_have_a_figure_beside_each_table(tmp_path, monkeypatch):
+    make_run(tmp_path, rows=20, models=["base", "rarl"], judges=["lexical"], benchmarks=["slake"], logs=False)
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    assert 'id="studies"' not in html and 'href="#studies"' not in html and "CV-Bench, total" not in html
+    ours = {"source": "ours (embedded)", "n": 100, "Total_low": 47.1, "Total_high": 50.9}
+    ours |= dict.fromkeys(("Count", "Relation", "Depth", "Distance", "Total"), 49.0)
+    own = {"silvar_med": 61.24, "silvar_med_low": 52.03, "silvar_med_high": 69.51, "silvar_med_sd": 3.28}
+    slake = {"slake": 40.0, "slake_low": 33.0, "slake_high": 47.0, "slake_sd": 1.0}
+    sweep = [
+        {"lora.r": r, "base.source": text, "model": model, "seeds": 3, **own, **(slake if r == 4 else {})}
+        for r, text in ((4, HOSTILE[1]), (16, "$x_{1$"))
+        for model in ("base", "rarl")
+    ]
+    write_studies(
+        {
+            "table2": [ours | {"method": "Base, untuned", "samples": None},
+                       *(ours | {"method": "SFT (w/o LoRA)", "samples": n} for n in (100, 1000))],
+            "seeds": [SEEDS],
+            "grid": [GRID, GRID | {"reasoning_reward": "no"}],
+            "sweep": sweep,
+        }
+    )  # fmt: skip
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    for label in ("CV-Bench, total over the number", "RARL on the own test set", "Mean and range over seeds",
+                  "Own test (Silvar-Med)"):  # fmt: skip
+        svg = html[html.index(f'<svg role="img" aria-label="{label}') :].partition("</svg>")[0]
+        assert len(svg) < 40_000 and "</figure>" not in svg, label
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert "1,000" in html and "no reasoning reward, prompts: one" in html
+    table = html[html.index("Final scores of the sweep") :].partition("</table>")[0]
+    assert '<th scope="col">lora.r</th><th scope="col" class="left">base.source</th>' in table
+    assert table.count("61.2<span") == 4 and table.count("40.0<span") == 2 and table.count("not scored") == 2
+    assert "52.0 to 69.5" in table and "SD 3.3 over 3 seeds" in table
+    assert "<img src=x" not in html and "r 16, source $x_{1$" in html
+    text = Path("data/report/report.md").read_text(encoding="utf-8")
+    assert "## Sweep" in text and "| 69.51 |" in text
+
+
+def test_a_sweep_over_seeds_alone_has_one_line_per_test_set():
+    rows = [{"model": model, "seeds": 2, "slake": 50.0, "slake_low": 40.0, "slake_high": 60.0} for model in SKILL]
+    [block] = study_tables.sweep_blocks(rows)
+    assert block["set"] == "slake" and [line["values"] for line in block["lines"]] == [{}]
+    assert list(block["lines"][0]["models"]) == list(SKILL)
+    assert block["lines"][0]["models"]["rarl"] == {"final": 50, "final_low": 40, "final_high": 60, "seeds": 2}
+    assert "all seeds" in study_plots.sweep(rows)
+    assert study_tables.sweep_blocks([]) == [] and not any(plot([]) for plot in study_plots.FIGURES.values())
+
+
 # Training noise -------------------------------------------------------------------------------------
 
 
@@ -356,8 +405,10 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def report(rows: dict[str, tuple[float, float, float]], **changes) -> tuple[str, str]:
-        names = ("sd", "low", "high")
-        lines = [SEEDS | {"model": model} | dict(zip(names, row)) | changes for model, row in rows.items()]
+        lines = [
+            SEEDS | {"model": model, "sd": sd, "low": low, "high": high, "mean": (low + high) / 2} | changes
+            for model, (sd, low, high) in rows.items()
+        ]
         write_studies({"seeds": lines} if lines else {})
         html, output = score_and_report(tmp_path, monkeypatch)
         return html, " ".join(output.split())
