@@ -58,13 +58,14 @@ def could_be_noise(difference: float, noises: list[dict], confidence: float) -> 
         noises: of the two models (`training_noise`).
         confidence: such as 0.95.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     variances = [noise["sd"] ** 2 for noise in noises]
     if not sum(variances):
         return False
     parts = sum(v**2 / (noise["seeds"] - 1) for v, noise in zip(variances, noises))
-    return abs(difference) <= t.ppf((1 + confidence) / 2, sum(variances) ** 2 / parts) * sum(variances) ** 0.5
+    quantile = stdtrit(sum(variances) ** 2 / parts, (1 + confidence) / 2)
+    return abs(difference) <= quantile * sum(variances) ** 0.5
 
 
 def sweep_blocks(rows: list[dict]) -> list[dict]:
