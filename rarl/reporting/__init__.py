@@ -8,6 +8,7 @@
 | `tables` | the paper's Tables 3 and 6 with ours, the own test, paired tests, agreement, the gap to the truth |
 | `claims` | the paper's claims, tested against its own tables and against this run |
 | `findings` | what the tests support, in sentences |
+| `study_tables`, `study_plots` | studies over experiments: training noise over seeds, sweeps, figures |
 | `examples` | single answers, chosen by rule |
 | `plots` | the figures, as inline SVG |
 | `formats` | how numbers are written |

@@ -1,9 +1,13 @@
 """What the tests support about the own test set, in sentences."""
 
+from collections.abc import Iterator
+
 import pandas as pd
 
+from rarl.registry import METHODS
 from rarl.reporting.formats import percent, signed
 from rarl.reporting.inputs import Run
+from rarl.reporting.study_tables import could_be_noise, study, training_noise
 from rarl.reporting.tables import MODELS, family_of, verdicts_by_judge
 
 #: The summary reports truncated completions, or those without tags, if more than this share of a model's are.
@@ -42,6 +46,7 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
         sentences.append(_between_models(between))
     if changed := verdicts_by_judge(run, tests):
         sentences.append(_depending_on_the_judge(changed, len(between)))
+    sentences += _training_noise(run, training_noise(run, own), between[between["differs"]])
     floor = own.loc[own["model"] == "most_frequent_by_kind", "final"]
     if len(floor):
         above = [MODELS[row.model] for row in main.itertuples() if row.final_low > floor.iloc[0]]
@@ -73,6 +78,46 @@ def _depending_on_the_judge(changed: dict[tuple[str, str], dict[str, str]], test
         f"{WARNING} {len(shown)} of {tests} comparisons between models {verb} on the judge: {'; '.join(shown)}. "
         "Compare the form of the answers (length, tags) before the models."
     )
+
+
+def _training_noise(run: Run, noises: dict[str, dict], differing: pd.DataFrame) -> Iterator[str]:
+    """Yield what the seeds say about the scores and about the significant comparisons, or that there are no seeds."""
+    trained = [model for model in run.params.models if model in METHODS]
+    known = {model: noises[model] for model in trained if model in noises}
+    if known:
+        listed = [
+            f"{MODELS[model]} {percent(x['sd'])} over {x['seeds']} seeds ({percent(x['low'])} to "
+            f"{percent(x['high'])}) and {percent(x['error'])} over questions"
+            for model, x in known.items()
+        ]
+        larger: dict[str, list[str]] = {}
+        for model, x in known.items():
+            larger.setdefault(x["larger"], []).append(MODELS[model])
+        summed = "; ".join(f"over {what} for {', '.join(names)}" for what, names in larger.items())
+        yield f"Standard deviation of the scores, in points: {'; '.join(listed)}. The larger one is {summed}."
+    if once := [MODELS[model] for model in trained if model not in known]:
+        other = study("seeds", run.params.profile)
+        yield (
+            f"Trained with one seed: {', '.join(once)}. One training is one draw, and the intervals over questions do "
+            "not include how much another seed changes the scores. "
+            + ("metrics/studies/seeds.csv is of other models, data or settings. " if other else "")
+            + "To measure it: rarl study seeds --seeds 7,8,9"
+        )
+    if outside := [MODELS[model] for model, x in known.items() if x["outside"]]:
+        yield (
+            "Outside the range over seeds, so trained with another seed or other settings than those of "
+            f"metrics/studies/seeds.csv: {', '.join(outside)}."
+        )
+    shown = []
+    for test in differing.itertuples():
+        of_both = [noises[model] for model in (test.first, test.second) if model in noises]
+        if could_be_noise(test.difference, of_both, run.confidence):
+            shown.append(f"{MODELS[test.first]} and {MODELS[test.second]}")
+    if shown:
+        yield (
+            f"{WARNING} {len(shown)} of {len(differing)} significant differences could come from the seed alone, "
+            f"because trainings of the same method differ as much: {'; '.join(shown)}."
+        )
 
 
 def _between_models(tests: pd.DataFrame) -> str:

@@ -36,13 +36,18 @@ def p_value(number: float) -> str:
 def form(cell: dict) -> tuple[str, str]:
     """Format the form of the answers: share without `<answer>`, and mean number of words.
 
-    >>> form({"untagged": 2.5, "answer_words": 1.27}), form({"untagged": None, "answer_words": 1.0})
-    (('2.5 %', '1.3'), ('not asked for', '1.0'))
+    >>> form({"untagged": 2.5, "answer_words": 1.27}), form({"untagged": None, "answer_words": 1.0}), form({})
+    (('2.5 %', '1.3'), ('not asked for', '1.0'), ('–', '–'))
     """
-    if cell["answer_words"] is None:
+    if cell.get("answer_words") is None:
         return "–", "–"
     untagged = "not asked for" if cell["untagged"] is None else f"{percent(cell['untagged'])} %"
     return untagged, percent(cell["answer_words"])
+
+
+def has(rows: list[dict], key: str) -> bool:
+    """Whether any row has a value under this key; tables of earlier versions lack columns."""
+    return any(row.get(key) is not None for row in rows)
 
 
 def kappa(number: float | None) -> str:

@@ -6,6 +6,7 @@ from rarl.reporting import page, tables
 from rarl.reporting.findings import findings
 from rarl.reporting.formats import records
 from rarl.reporting.inputs import Run
+from rarl.reporting.study_tables import study
 
 
 def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
@@ -26,7 +27,8 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
             for name in ("table3", "table6")
         },
         labels=tables.MODELS | tables.BASELINES,
-        grid=page.study("grid", run.params.profile),
-        seeds=page.study("seeds", run.params.profile),
+        grid=study("grid", run.params.profile),
+        seeds=study("seeds", run.params.profile),
+        sweep=study("sweep", run.params.profile),
     )
     return text.rstrip() + "\n"

@@ -23,7 +23,7 @@ from rarl.params import Params
 from rarl.profiles import PROFILES, leaves
 from rarl.records import image_file, read_json
 from rarl.registry import JUDGE_KINDS, METHODS, MODELS, REWARDS
-from rarl.reporting import cases, formats, plots, tables
+from rarl.reporting import cases, formats, plots, study_plots, study_tables, tables
 from rarl.reporting.claims import our_table2, paper_table2, printed_as, verdict_on
 from rarl.reporting.examples import examples, shown_model
 from rarl.reporting.findings import findings
@@ -35,9 +35,8 @@ PHANTOM_ROOT = "data/phantom"
 GALLERY = 12
 SCRIPT = Path(__file__).with_name("report.js")
 NOT_CLINICAL = "Research only, not for clinical use."
-#: Where `rarl compare` writes its tables, and `rarl study threshold` the calibration of the semantic judge.
-STUDIES = Path("metrics/studies")
-THRESHOLDS = STUDIES / "semantic_threshold.json"
+#: Where `rarl study threshold` writes the calibration of the semantic judge.
+THRESHOLDS = study_tables.STUDIES / "semantic_threshold.json"
 #: Packages of which another version can change a number; those with a name are shown at the head of the page.
 PACKAGES = {"torch": "torch", "transformers": "transformers", "trl": "TRL", "peft": "PEFT"} | dict.fromkeys(
     ("accelerate", "bert-score", "scipy", "statsmodels", "scikit-learn", "pandas", "pillow", "dvc")
@@ -82,7 +81,7 @@ def template(name: str, folder: Path = Path(__file__).parent):
         lstrip_blocks=True,
     )
     environment.filters |= {"pct": formats.percent, "p": formats.p_value}
-    named = ("form", "signed", "as_text", "mark", "kappa", "points", "plain")
+    named = ("form", "has", "signed", "as_text", "mark", "kappa", "points", "plain")
     environment.filters |= {name: getattr(formats, name) for name in named}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.globals |= {
@@ -104,7 +103,9 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
     """Return what the template shows."""
     params, phantom = run.params, is_phantom(run)
     script = SCRIPT.read_text(encoding="utf-8")
-    seeds = [row for row in study("seeds", params.profile) if row["mode"] == run.main_mode]
+    grid, seeds, sweep = (study_tables.study(name, params.profile) for name in ("grid", "seeds", "sweep"))
+    seeds = [row for row in seeds if row["mode"] == run.main_mode]
+    totals = table2(params.profile)
     return {
         "run": run,
         "params": params,
@@ -123,9 +124,12 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "findings": findings(run, frames),
         "cards": cards(run, frames),
         "claims": claim_cards(frames["claims"]),
-        "table2": table2(params.profile),
-        "grid": study("grid", params.profile),
-        "seeds": pivot(seeds, ["set"]),
+        "table2": totals,
+        "studies": {"grid": grid, "seeds": pivot(seeds, ["set"]), "sweep": study_tables.sweep_blocks(sweep)},
+        "study_figures": {
+            name: study_plots.FIGURES[name](rows)
+            for name, rows in {"table2": totals, "grid": grid, "seeds": seeds, "sweep": sweep}.items()
+        },
         **{name: records(frames[name]) for name in ("own_test", "detectable", "grounding")},
         "breakdown": breakdown(frames["breakdown"]),
         "yes_no": grouped(frames["yes_no"].query("mode == @run.main_mode"), "set"),
@@ -194,13 +198,6 @@ def table2(profile: str) -> list[dict]:
             rows[-1]["difference"] = {c: row[c] - theirs[c] for c in columns if row.get(c) is not None}
             rows[-1]["beyond"] = {"Total": low is not None and not low <= theirs["Total"] <= high}
     return rows
-
-
-def study(name: str, profile: str) -> list[dict]:
-    """Return the rows of a study that was run; only those of this profile if the table names profiles."""
-    path = STUDIES / f"{name}.csv"
-    rows = records(pd.read_csv(path)) if path.is_file() else []
-    return [row for row in rows if row.get("profile", profile) == profile]
 
 
 def breakdown(frame: pd.DataFrame) -> list[dict]:
@@ -298,11 +295,16 @@ def is_phantom(run: Run) -> bool:
 
 
 def cards(run: Run, frames: dict[str, pd.DataFrame]) -> list[dict]:
-    """Return one card per model: own test by the main judge, and the paired difference to the base."""
+    """Return one card per model: own test by the main judge, training noise, and the paired difference to the base."""
+    noise = study_tables.training_noise(run, frames["own_test"])
     between = grouped(frames["paired_tests"], "family").get("between models", [])
     to_base = {test["second"]: test for test in between if test["first"] == "base"}
     main = grouped(frames["own_test"], "mode").get(run.main_mode, [])
-    return [{**row, "label": tables.MODELS[row["model"]], "to_base": to_base.get(row["model"])} for row in main]
+    return [
+        {**row, "label": tables.MODELS[m], "to_base": to_base.get(m), "noise": noise.get(m) if m in METHODS else None}
+        for row in main
+        for m in [row["model"]]
+    ]
 
 
 def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
@@ -330,9 +332,11 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
 def summary_figures(run: Run, own: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the figures of the final scores: SVG and caption."""
     rows = records(own[own["model"].isin(run.params.models) & own["final"].notna()])
+    noise = study_tables.training_noise(run, own)
     for row in rows:
         row["faint"] = row["mode"] != run.main_mode
         row["label"] = tables.MODELS[row["model"]] + (f", {row['mode']}" if row["faint"] else "")
+        row["noise"] = noise.get(row["model"]) if row["model"] in METHODS and not row["faint"] else None
     floors = own.set_index("model")["final"]
     lines = {label: floors[name] for name, label in tables.BASELINES.items() if name in floors}
     dots: dict[str, dict] = {}
@@ -344,8 +348,9 @@ def summary_figures(run: Run, own: pd.DataFrame) -> list[tuple[str, str]]:
                 row[model] = (cell["final"], cell["final_low"], cell["final_high"])
     caption = f"By the {run.main_judge} judge, with {100 * run.confidence:g} % intervals"
     n = len(run.samples[run.params.own_test])
+    seeds = " Thick line below an interval: range over seeds." if noise else " One training each, without other seeds."
     found = [
-        (plots.bars(rows, lines, "Own test set"), f"{caption}, n {n}. Faint: the other modes."),
+        (plots.bars(rows, lines, "Own test set"), f"{caption} over questions, n {n}. Faint: the other modes.{seeds}"),
         (plots.dots(dots, tables.MODELS, f"All test sets, {run.main_mode} prompt"), f"{caption}."),
     ]
     return [(svg, text) for svg, text in found if svg]

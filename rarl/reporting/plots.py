@@ -5,6 +5,7 @@ Each function returns the SVG's text, or an empty string if the run has no data 
 
 import io
 import re
+from html import escape
 
 from rarl.registry import MODELS
 
@@ -27,7 +28,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
     plt.rcParams |= {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9}
     plt.rcParams |= {"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     plt.rcParams |= {"axes.titlesize": 9.5, "axes.titlelocation": "left", "xtick.major.size": 0, "ytick.major.size": 0}
-    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "rarl"}
+    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "rarl", "text.parse_math": False}
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
 
 
@@ -48,7 +49,7 @@ def _svg(figure, name: str, description: str) -> str:
     svg = svg.replace(TEXT, "currentColor").replace(LINE, "var(--line)")
     # The page's own fonts, because the reader may lack matplotlib's.
     svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 inherit", svg).replace("'DejaVu Sans'", "inherit")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
 
 
 def window(length: int) -> int:
@@ -112,13 +113,15 @@ def panels(logs: Logs, columns: dict[str, str], name: str, labels: dict[str, str
     return _svg(figure, f"panels-{name}", f"{', '.join(there.values())} over the optimizer steps")
 
 
-def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
+def bars(rows: list[dict], lines: dict[str, float], title: str, name: str = "bars") -> str:
     """Plot final scores as horizontal bars with intervals.
 
     Args:
-        rows: `label`, `model`, `final`, `final_low`, `final_high` in percent, `faint` for a secondary mode.
+        rows: `label`, `model`, `final`, `final_low`, `final_high` in percent, `faint` for a secondary mode, and
+            optionally `noise` with `low` and `high` over seeds.
         lines: baselines in percent by label, plotted as vertical lines.
         title: of the figure.
+        name: of the figure, unique on its page.
     """
     if not rows:
         return ""
@@ -129,6 +132,8 @@ def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
         axis.barh(position, row["final"], color=colour, alpha=0.4 if row["faint"] else 0.95, height=0.7)
         ends = [[row["final"] - row["final_low"]], [row["final_high"] - row["final"]]]
         axis.errorbar(row["final"], position, xerr=ends, color=TEXT, linewidth=1, capsize=2)
+        if row.get("noise"):
+            axis.hlines(position + 0.42, row["noise"]["low"], row["noise"]["high"], color=TEXT, linewidth=3)
     for (label, value), style in zip(lines.items(), ("--", ":", "-.")):
         axis.axvline(value, color=TEXT, linewidth=1.1, linestyle=style, label=f"{label}: {value:.1f} %")
     axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
@@ -137,16 +142,19 @@ def bars(rows: list[dict], lines: dict[str, float], title: str) -> str:
     axis.grid(visible=False, axis="y")
     if lines:
         figure.legend(loc="outside lower center", fontsize=8)
-    return _svg(figure, "bars", title)
+    return _svg(figure, name, title)
 
 
-def dots(rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[str, str], title: str) -> str:
-    """Plot the final score and interval of every model on every test set, as a row of dots for each set.
+def dots(
+    rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[str, str], title: str, name: str = "dots"
+) -> str:
+    """Plot the final score and interval of every model, as a row of dots for each test set or experiment.
 
     Args:
-        rows: test set's label -> model -> (score, low, high) in percent.
+        rows: row's label -> model -> (score, low, high) in percent.
         labels: of the models.
         title: of the figure.
+        name: of the figure, unique on its page.
     """
     if not any(rows.values()):
         return ""
@@ -166,7 +174,44 @@ def dots(rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[st
     for border in range(1, len(rows)):
         axis.axhline(border - 0.5, color=LINE, linewidth=0.7)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.2, columnspacing=1.2)
-    return _svg(figure, "dots", title)
+    return _svg(figure, name, title)
+
+
+def by_samples(
+    lines: dict[str, list[tuple[float, ...]]],
+    styles: dict[str, tuple[str, bool]],
+    level: tuple[float, float, float] | None,
+    title: str,
+) -> str:
+    """Plot a score with its interval over the number of training samples, a line for each method.
+
+    Args:
+        lines: method -> (samples, score, low, high) of each training, in percent.
+        styles: method -> the model whose colour it has, and whether its line is dashed.
+        level: (score, low, high) of the untuned base, plotted as a band.
+        title: of the figure.
+    """
+    if not lines:
+        return ""
+    figure, axes = _figure(4.4, 3.2)
+    axis = axes[0, 0]
+    if level:
+        axis.axhspan(*level[1:], color=COLOURS["base"], alpha=0.15, linewidth=0)
+        axis.axhline(level[0], color=COLOURS["base"], linewidth=1.3, label="Base, untuned")
+    for rank, (method, points) in enumerate(lines.items()):
+        samples, score, low, high = zip(*points)
+        # Side by side, so that the intervals of one number of samples can be told apart.
+        x = [count * 1.035 ** (rank - (len(lines) - 1) / 2) for count in samples]
+        ends = [[a - b for a, b in zip(score, low)], [b - a for a, b in zip(score, high)]]
+        model, dashed = styles[method]
+        style = {"color": COLOURS[model], "linestyle": "--" if dashed else "-", "linewidth": 1.3, "elinewidth": 1}
+        axis.errorbar(x, score, yerr=ends, fmt="o", markersize=4, label=method, **style)
+    axis.set(title=title, xscale="log", xlabel="training samples", ylabel="percent right")
+    counts = sorted({point[0] for points in lines.values() for point in points})
+    axis.set_xticks(counts, [f"{count:,.0f}" for count in counts])
+    axis.set_xticks([], minor=True)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
+    return _svg(figure, "samples", f"{title} over the number of training samples")
 
 
 def threshold(part: str, found: dict, used: float) -> str:

@@ -94,11 +94,6 @@ class Experiment:
             if (row["mode"], row["set"], row["judge"], row["by"]) == place
         ]
 
-    def cell(self, model: str, mode: str, test_set: str) -> dict:
-        """Return the scores of one model on one test set by the main judge; empty if there are none."""
-        sets = self.json(f"metrics/scores/{model}.json").get(mode, {})
-        return sets.get(test_set, {}).get(self.params["report"]["main_judge"], {})
-
     @cached_property
     def files(self):
         """DVC's file system at this revision; None outside of a DVC repository."""

@@ -14,9 +14,10 @@ from rarl.records import atomic_file
 from rarl.reporting.formats import markdown_table, percent, records
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import wilson
+from rarl.reporting.study_plots import FIGURES
 from rarl.reporting.tables import paper
 from rarl.spreadsheet import write_frame
-from rarl.studies import charts, runs
+from rarl.studies import runs
 from rarl.studies.experiments import Experiment, experiments, unfinished
 
 OUTPUT = Path("metrics/studies")
@@ -27,8 +28,10 @@ METHODS = {
     ("grpo", "lora"): "RL w/ LoRA",
     ("grpo", "full"): "RL only (w/o LoRA)",
 }
-#: The columns of `grid` that are a cell's; those after `reasoning` are missing in older experiments.
-CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", "untagged", "answer_words")
+#: The form of the answers: columns that are missing in older experiments.
+FORM = ("untagged", "answer_words", "form_blind")
+#: The columns of `grid` that are a cell's.
+CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", *FORM)
 #: Study -> the command that runs its experiments.
 COMMANDS = {
     "table2": "rarl study table2",
@@ -62,10 +65,12 @@ def write(study: str, frame: pd.DataFrame, folder: Path = OUTPUT) -> str:
     rows = [with_intervals(row) for row in records(frame)] if study == "sweep" else records(frame)
     text = "\n".join(markdown_table(list(rows[0]), (row.values() for row in rows)))
     image = ""
-    if svg := charts.chart(study, frame):
-        image = f"![{study}: final score and interval]({study}.svg)\n\n"
+    if study in FIGURES and (svg := FIGURES[study](records(frame))):
+        image = f"![{study}]({study}.svg)\n\n"
         with atomic_file(folder / f"{study}.svg") as file:
-            file.write(svg)
+            # Alone in its file, it has no page to take colours and fonts from.
+            svg = svg.replace("var(--line)", "#d0d0d0").replace("inherit", "sans-serif")
+            file.write(svg.replace("<svg", '<svg style="background: #fff"', 1))
     with atomic_file(folder / f"{study}.md") as file:
         file.write(f"# {study}\n\nMade by a command such as `{COMMANDS[study]}`.\n\n{image}{text}\n")
     return text
@@ -112,6 +117,16 @@ def differing_only_in(found: list[Experiment], *keys: str) -> list[Experiment]:
     return [run for run in found if {key for key, _ in runs.differing([found[0], run])} <= set(keys)]
 
 
+def cells(run: Experiment, model: str) -> dict[tuple[str, str], dict]:
+    """Return (mode, test set) -> the main judge's scores, with `form_blind`, the score by the form-blind judge."""
+    main, blind = runs.main_judge(run), runs.form_blind_judge(run.params)
+    return {
+        (mode, name): judges.get(main, {}) | {"form_blind": judges.get(blind, {}).get("final")}
+        for mode, sets in run.json(f"metrics/scores/{model}.json").items()
+        for name, judges in sets.items()
+    }
+
+
 def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
     """Return CV-Bench's percent right by task, over all rows (`Total`, with its interval), and the mean of the tasks.
 
@@ -124,13 +139,15 @@ def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
     counts = {task: int(found[task]["n"]) for task in scores}
     n = sum(counts.values())
     total = round(sum(score * counts[task] for task, score in scores.items()) / n, 2)
+    cell = cells(run, model).get((mode, "cv_bench"), {})
     # Of independent questions, unless the scores of the whole test set have the effective n.
-    effective = run.cell(model, mode, "cv_bench").get("n_effective") or n
+    effective = cell.get("n_effective") or n
     low, high = (round(100 * end, 2) for end in wilson(total * effective / 100, effective))
     mean = round(sum(scores.values()) / len(scores), 2)
     return (
         scores
         | {"Total": total, "Total_low": low, "Total_high": high, "Mean": mean, "n": n, "n_effective": effective}
+        | {key: cell.get(key) for key in FORM}
         | official(run, model, mode)
     )
 
@@ -167,7 +184,7 @@ def table2(found: list[Experiment]) -> pd.DataFrame:
                     "experiment": run.name,
                 }
             lines.append(line)
-    scores = [*TASKS, "Total", "Total_low", "Total_high", "n", "n_effective", "Mean", "Official"]
+    scores = [*TASKS, "Total", "Total_low", "Total_high", "n", "n_effective", "Mean", "Official", *FORM]
     columns = ["source", "method", "samples", *scores, "minutes", "memory_mb", "experiment"]
     frame = pd.DataFrame(lines, columns=columns).drop_duplicates(columns[:-1])
     return frame.astype(dict.fromkeys(("samples", "n", "memory_mb"), "Int64")).reset_index(drop=True)
@@ -178,7 +195,7 @@ def grid(found: list[Experiment]) -> pd.DataFrame:
     lines = []
     for run in differing_only_in(found, "rarl.rewards.reasoning", "rarl.prompts"):
         rarl = run.params["rarl"]
-        if cell := run.cell("rarl", run.params["modes"][0], run.params["train"]["source"]):
+        if cell := cells(run, "rarl").get((run.params["modes"][0], run.params["train"]["source"])):
             lines.append(
                 {
                     "profile": run.params["profile"],
@@ -197,19 +214,16 @@ def seeds(found: list[Experiment]) -> pd.DataFrame:
 
     With the means of the form of the answers and of the score by the form-blind judge.
     """
-    keys, form = ["model", "mode", "set"], ["untagged", "answer_words", "form_blind"]
+    keys, values = ["model", "mode", "set"], ["final", *FORM]
     lines = {}
     for run in differing_only_in(found, "seed"):
-        judge, blind = run.params["report"]["main_judge"], runs.form_blind_judge(run.params)
         for model in run.params["models"]:
-            for mode, sets in run.json(f"metrics/scores/{model}.json").items():
-                for name, judges in sets.items():
-                    cell = judges.get(judge, {}) | {"form_blind": judges.get(blind, {}).get("final")}
-                    lines[model, mode, name, run.params["seed"]] = [cell.get(key) for key in ("final", *form)]
-    frame = pd.DataFrame([(*key, *line) for key, line in lines.items()], columns=[*keys, "seed", "final", *form])
-    grouped = frame.astype(dict.fromkeys(["final", *form], float)).groupby(keys, sort=False)
+            for place, cell in cells(run, model).items():
+                lines[model, *place, run.params["seed"]] = [cell.get(key) for key in values]
+    frame = pd.DataFrame([(*key, *line) for key, line in lines.items()], columns=[*keys, "seed", *values])
+    grouped = frame.astype(dict.fromkeys(values, float)).groupby(keys, sort=False)
     spread = grouped["final"].agg(seeds="count", mean="mean", sd="std", low="min", high="max")
-    spread = spread.join(grouped[form].mean()).round(2).reset_index()
+    spread = spread.join(grouped[[*FORM]].mean()).round(2).reset_index()
     spread.insert(0, "profile", found[0].params["profile"])
     return spread
 
@@ -241,13 +255,19 @@ def sweep(settings: Sequence[tuple[dict[str, str], Sequence[Experiment]]]) -> pd
     """
     lines = []
     for values, found in settings:
-        mode, models = found[0].params["modes"][0], found[0].params["models"]
-        for model in models:
-            line = values | {"model": model} | ({"seeds": len(found)} if len(found) > 1 else {})
-            for name in found[0].json(f"metrics/scores/{model}.json").get(mode, {}):
-                if name == WITHOUT_OWN_TEST or not all(cells := [run.cell(model, mode, name) for run in found]):
+        for model in found[0].params["models"]:
+            line = (
+                {"profile": found[0].params["profile"]}
+                | values
+                | {"model": model}
+                | ({"seeds": len(found)} if len(found) > 1 else {})
+            )
+            of_runs = [cells(run, model) for run in found]
+            for mode, name in of_runs[0]:
+                if mode != found[0].params["modes"][0] or name == WITHOUT_OWN_TEST:
                     continue
-                scores = pd.DataFrame(cells).reindex(columns=["final", "final_low", "final_high"]).astype(float)
+                scores = pd.DataFrame([one.get((mode, name), {}) for one in of_runs])
+                scores = scores.reindex(columns=["final", "final_low", "final_high"]).astype(float)
                 line |= dict(zip((name, f"{name}_low", f"{name}_high"), scores.mean().round(2)))
                 line |= {f"{name}_sd": scores["final"].std().round(2)} if len(found) > 1 else {}
             lines.append(line)

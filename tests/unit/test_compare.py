@@ -41,7 +41,9 @@ def write(changes, finals):
     for model, final in finals.items():
         cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}
         cell |= {"n_effective": 100.0, "untagged": None, "answer_words": 1.5}
-        Path(f"metrics/scores/{model}.json").write_text(json.dumps({"reasoning": {own: {"lexical": cell}}}))
+        judges = {"lexical": cell, "semantic": {"final": final + 2}}
+        sets = {own: judges} | ({"cv_bench": judges} if own == "sat" else {})
+        Path(f"metrics/scores/{model}.json").write_text(json.dumps({"reasoning": sets}))
         rows = ["mode,set,judge,by,value,n,unscored,final,final_low,final_high"]
         for task, n in (("Count", 30), ("Relation", 10), ("Depth", 10), ("Distance", 10)):
             score = final if task == "Count" else 0.0
@@ -103,6 +105,7 @@ def test_table2_has_the_papers_rows_and_ours(repository):
     assert base["Count"] == 40 and pd.isna(base["samples"]) and base["n"] == 60
     one = ours.loc[("RL w/ LoRA", 716)]  # of 5,000 wanted, all there are
     assert one["Total_low"] < one["Total"] < one["Total_high"]
+    assert (one["answer_words"], one["form_blind"]) == (1.5, 52.0) and pd.isna(one["untagged"])
     assert ours.loc[("RL w/ LoRA", 716), "Count"] == 50
     assert ours.loc[("RL w/ LoRA", 716), "Total"] == 25, "over rows: half of them count"
     assert ours.loc[("RL w/ LoRA", 716), "Official"] == 37.5, "2D (50 + 0) / 2, 3D 50"
@@ -151,6 +154,7 @@ def test_grid_takes_the_two_changes_apart(repository):
     assert frame["final"].to_dict() == {
         ("no", "diverse"): 58.0, ("no", "one"): 50.0, ("yes", "diverse"): 64.0, ("yes", "one"): 55.0,
     }  # fmt: skip
+    assert (frame["form_blind"] - frame["final"]).eq(2).all()
 
 
 def test_seeds_give_mean_and_spread(repository):
@@ -162,7 +166,7 @@ def test_seeds_give_mean_and_spread(repository):
     rarl = frame.loc["rarl"]
     assert (rarl["seeds"], rarl["mean"], rarl["sd"]) == (3, 64.0, 4.0)
     assert (rarl["low"], rarl["high"]) == (60.0, 68.0)
-    assert rarl["answer_words"] == 1.5 and pd.isna(rarl["untagged"]) and pd.isna(rarl["form_blind"])
+    assert rarl["answer_words"] == 1.5 and rarl["form_blind"] == 66.0 and pd.isna(rarl["untagged"])
 
 
 def test_without_experiments_the_command_is_named(repository):

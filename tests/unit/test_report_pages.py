@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
-from test_report import OWN_TEST, make_run, score_and_report
+from test_report import OWN_TEST, SKILL, make_run, score_and_report
 
 from rarl.cost import slug_of
 from rarl.judges import lexical
 from rarl.params import load_params
 from rarl.records import Prediction, Sample, Verdict, read_records, write_records
-from rarl.reporting import cases, examples, formats, page, tables
+from rarl.reporting import cases, examples, formats, page, study_plots, study_tables, tables
 from rarl.reporting.inputs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +32,10 @@ HOSTILE = [
     '{"evaluation": "", "reasoning_score": 1, "prediction_score": 1}',
     "a | b\n| --- |\n\u2028[x](javascript:alert(1)) `</code>`",
 ]
+SEEDS = {"profile": "embedded", "model": "rarl", "mode": "reasoning", "set": OWN_TEST, "seeds": 3, "mean": 65.43,
+         "sd": 2.31, "low": 61.0, "high": 66.67}  # fmt: skip
+GRID = {"reasoning_reward": "yes", "prompts": "one", "n": 150, "final": 63.12, "final_low": 55.0, "final_high": 70.0,
+        "reasoning": None}  # fmt: skip
 #: All scripts of report.html: times and memory of this machine, and what shows them.
 OWN_SCRIPTS = ['<script src="../../metrics/cost/cost.js">', "<script>"]
 
@@ -273,6 +277,36 @@ def test_the_same_judge_is_compared_where_the_paper_has_it():
     assert tables.beside(cell, {}, "final") == {}
 
 
+def write_studies(studies: dict[str, list[dict]]) -> None:
+    Path("metrics/studies").mkdir(exist_ok=True)
+    for name, rows in studies.items():
+        pd.DataFrame(rows).to_csv(f"metrics/studies/{name}.csv", index=False)
+
+
+def test_studies_show_form_apart_from_content(tmp_path, monkeypatch):
+    make_run(tmp_path, rows=20, models=["rarl"], judges=["lexical", "semantic"], benchmarks=[], logs=False)
+    monkeypatch.chdir(tmp_path)
+    form = {"untagged": 7.31, "answer_words": 4.56, "form_blind": 71.87}
+    tasks = dict.fromkeys(("Count", "Relation", "Depth", "Distance", "Total"), 49.0)
+    write_studies(
+        {
+            "table2": [{"source": "ours (embedded)", "method": "SFT", "samples": 500, "n": 100, **tasks, **form}],
+            "seeds": [SEEDS | form],
+            "grid": [GRID | form],
+        }
+    )
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    heads = '<th scope="col">By semantic</th><th scope="col">Form</th>'
+    cells = '71.9</td><td><span class="range">4.6 words</span><span class="range">7.3 % untagged</span></td>'
+    for title in ("Table 2:", "two changes separately"):
+        table = html[html.index(f"{title}") :].partition("</table>")[0]
+        assert heads in table and cells in table, title
+    table = html[html.index("<h3>Over seeds") :].partition("</table>")[0]
+    assert "by semantic 71.9" in table and "4.6 words · 7.3 % untagged" in table
+    text = Path("data/report/report.md").read_text(encoding="utf-8")
+    assert "| 49.0 | 71.9 | 4.6 | 7.3 % | 100 |" in text
+
+
 def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeypatch):
     make_run(tmp_path, rows=20, models=["base", "rarl"], judges=["lexical"], benchmarks=[], logs=False)
     html, _ = score_and_report(tmp_path, monkeypatch)
@@ -286,18 +320,14 @@ def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeyp
         {"method": "Base, untuned", "samples": None, **tasks},
         {"method": "SFT", "samples": 500, "source": "ours (paper)", "Count": 99.94},
     ]
-    seeds = {"model": "rarl", "mode": "reasoning", "set": OWN_TEST, "seeds": 3, "sd": 2.31, "low": 61.0, "high": 66.67}
-    grid = {"reasoning_reward": "yes", "prompts": "one", "n": 150, "final": 63.12, "final_low": 55.0,
-            "final_high": 70.0, "reasoning": None}  # fmt: skip
     studies = {
         "table2": [{"source": "paper", "method": "SFT", "samples": 500}, *(ours | row for row in table2)],
-        "seeds": [seeds | {"mean": 65.43, "profile": "embedded"}, seeds | {"mean": 99.99, "profile": "paper"}],
-        "grid": [grid],
+        "seeds": [SEEDS, SEEDS | {"mean": 99.99, "profile": "paper"}],
+        "grid": [GRID],
     }  # fmt: skip
-    Path("metrics/studies").mkdir()
-    for name, rows in studies.items():
-        pd.DataFrame(rows).to_csv(f"metrics/studies/{name}.csv", index=False)
+    write_studies(studies)
     html, _ = score_and_report(tmp_path, monkeypatch)
+    assert html.count('<th scope="col">Form</th>') == 1, "the own test's: these tables lack the columns"
     text = Path("data/report/report.md").read_text(encoding="utf-8")
     marks = {row["method"]: (row["difference"].get("Total"), row["beyond"]) for row in page.table2("embedded")
              if row["source"] != "paper"}  # fmt: skip
@@ -309,6 +339,128 @@ def test_studies_that_were_run_stand_beside_the_papers_table_2(tmp_path, monkeyp
     assert "−5.3 (beyond the interval)" in text
     for found in (html, text):
         assert "63.1" in found and "65.4" in found and "99.9" not in found, "another profile's"
+
+
+def test_studies_have_a_figure_beside_each_table(tmp_path, monkeypatch):
+    make_run(tmp_path, rows=20, models=["base", "rarl"], judges=["lexical"], benchmarks=["slake"], logs=False)
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    assert 'id="studies"' not in html and 'href="#studies"' not in html and "CV-Bench, total" not in html
+    ours = {"source": "ours (embedded)", "n": 100, "Total_low": 47.1, "Total_high": 50.9}
+    ours |= dict.fromkeys(("Count", "Relation", "Depth", "Distance", "Total"), 49.0)
+    own = {"silvar_med": 61.24, "silvar_med_low": 52.03, "silvar_med_high": 69.51, "silvar_med_sd": 3.28}
+    slake = {"slake": 40.0, "slake_low": 33.0, "slake_high": 47.0, "slake_sd": 1.0}
+    sweep = [
+        {"lora.r": r, "base.source": text, "model": model, "seeds": 3, **own, **(slake if r == 4 else {})}
+        for r, text in ((4, HOSTILE[1]), (16, "$x_{1$"))
+        for model in ("base", "rarl")
+    ]
+    write_studies(
+        {
+            "table2": [ours | {"method": "Base, untuned", "samples": None},
+                       *(ours | {"method": "SFT (w/o LoRA)", "samples": n} for n in (100, 1000))],
+            "seeds": [SEEDS],
+            "grid": [GRID, GRID | {"reasoning_reward": "no"}],
+            "sweep": sweep,
+        }
+    )  # fmt: skip
+    html, _ = score_and_report(tmp_path, monkeypatch)
+    for label in ("CV-Bench, total over the number", "RARL on the own test set", "Mean and range over seeds",
+                  "Own test (Silvar-Med)"):  # fmt: skip
+        svg = html[html.index(f'<svg role="img" aria-label="{label}') :].partition("</svg>")[0]
+        assert len(svg) < 40_000 and "</figure>" not in svg, label
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert "1,000" in html and "no reasoning reward, prompts: one" in html
+    table = html[html.index("Final scores of the sweep") :].partition("</table>")[0]
+    assert '<th scope="col">lora.r</th><th scope="col" class="left">base.source</th>' in table
+    assert table.count("61.2<span") == 4 and table.count("40.0<span") == 2 and table.count("not scored") == 2
+    assert "52.0 to 69.5" in table and "SD 3.3 over 3 seeds" in table
+    assert "<img src=x" not in html and "r 16, source $x_{1$" in html
+    text = Path("data/report/report.md").read_text(encoding="utf-8")
+    assert "## Sweep" in text and "| 69.51 |" in text
+
+
+def test_a_sweep_over_seeds_alone_has_one_line_per_test_set():
+    rows = [{"model": model, "seeds": 2, "slake": 50.0, "slake_low": 40.0, "slake_high": 60.0} for model in SKILL]
+    [block] = study_tables.sweep_blocks(rows)
+    assert block["set"] == "slake" and [line["values"] for line in block["lines"]] == [{}]
+    assert list(block["lines"][0]["models"]) == list(SKILL)
+    assert block["lines"][0]["models"]["rarl"] == {"final": 50, "final_low": 40, "final_high": 60, "seeds": 2}
+    assert "all seeds" in study_plots.sweep(rows)
+    assert study_tables.sweep_blocks([]) == [] and not any(plot([]) for plot in study_plots.FIGURES.values())
+
+
+# Training noise -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A run of the base, SFT and RARL, and a function that reports it beside a table over seeds."""
+    make_run(tmp_path, models=["base", "sft", "rarl"], judges=["lexical"], benchmarks=[], modes=["reasoning"])
+    scores = {"base": 20, "sft": 30, "rarl": 50}
+    for model, right in scores.items():
+        path = tmp_path / f"data/verdicts/{model}/lexical/reasoning/{OWN_TEST}.jsonl"
+        ids = [verdict.id for verdict in read_records(path, Verdict)]
+        write_records(path, [Verdict(id=id, prediction_score=int(i < right)) for i, id in enumerate(ids)])
+    monkeypatch.chdir(tmp_path)
+
+    def report(rows: dict[str, tuple[float, float, float]], **changes) -> tuple[str, str]:
+        lines = [
+            SEEDS | {"model": model, "sd": sd, "low": low, "high": high, "mean": (low + high) / 2} | changes
+            for model, (sd, low, high) in rows.items()
+        ]
+        write_studies({"seeds": lines} if lines else {})
+        html, output = score_and_report(tmp_path, monkeypatch)
+        return html, " ".join(output.split())
+
+    return report
+
+
+def test_one_training_is_one_draw(trained):
+    for html, output in (trained({}), trained({"sft": (1, 49, 51)}, profile="paper")):
+        assert "Trained with one seed: SFT, RARL. One training is one draw" in output
+        assert "rarl study seeds --seeds 7,8,9" in html and "seeds.csv is of other" not in output
+        assert html.count('<span class="range">one seed: one draw</span>') == 2, "the base is not trained"
+        assert "One training each, without other seeds" in html and "Standard deviation of the scores" not in html
+
+
+def test_training_noise_is_beside_the_interval_and_the_larger_one_is_named(trained):
+    html, output = trained({"base": (0, 33.33, 33.33), "sft": (12, 38, 62), "rarl": (1.5, 82, 85)})
+    own = pd.read_csv("metrics/tables/own_test.csv").set_index("model")
+    error = {m: (own.final_high[m] - own.final_low[m]) / 2 / 1.959964 for m in ("sft", "rarl")}
+    assert error["sft"] < 12 and error["rarl"] > 1.5
+    assert (
+        f"SFT 12.0 over 3 seeds (38.0 to 62.0) and {error['sft']:.1f} over questions; "
+        f"RARL 1.5 over 3 seeds (82.0 to 85.0) and {error['rarl']:.1f} over questions. "
+        "The larger one is over seeds for SFT; over questions for RARL."
+    ) in output
+    cards = html[html.index('class="card sft"') : html.index('class="panel"')].replace('<div class="card rarl">', "|")
+    for card, model, spread, larger in zip(
+        cards.split("|"), ("sft", "rarl"), ("38.0 to 62.0", "82.0 to 85.0"), ("seeds", "questions")
+    ):
+        assert f"over questions, SD {error[model]:.1f}" in card and f"{spread} over 3 seeds, SD" in card
+        assert f"larger: <strong>{larger}</strong>" in card
+    assert "Thick line below an interval: range over seeds" in html and "one draw" not in html
+    # SFT's trainings differ by 12 points, and two degrees of freedom make that 52.
+    assert "WARNING: 2 of 3 significant differences could come from the seed alone" in output
+    assert "differ as much: Base and SFT; SFT and RARL." in output and "Outside the range" not in output
+
+
+def test_seeds_of_other_settings_are_named(trained):
+    _, output = trained({"base": (0, 33.33, 33.33), "sft": (1, 60, 62)})
+    assert "Outside the range over seeds" in output and "seeds.csv: SFT." in output
+    assert "Trained with one seed: RARL." in output
+    _, output = trained({"base": (0, 40, 40), "sft": (1, 49, 51), "rarl": (1, 82, 85)})
+    assert "Trained with one seed: SFT, RARL." in output and "of other models, data or settings" in output
+
+
+def test_a_difference_is_compared_with_what_two_trainings_differ_by():
+    noises = [{"sd": sd, "seeds": 3} for sd in (0.0, 2.0, 2.0)]
+    # Student's t at 97.5 %: 4.303 with 2 degrees of freedom, 2.776 with 4.
+    for models, largest in ((noises[:2], 4.303 * 2), (noises[1:], 2.776 * 8**0.5)):
+        assert study_tables.could_be_noise(-largest + 0.01, models, 0.95)
+        assert not study_tables.could_be_noise(largest + 0.01, models, 0.95)
+    assert not study_tables.could_be_noise(0.1, noises[:1], 0.95) and not study_tables.could_be_noise(9, [], 0.95)
 
 
 # Grounding, agreement, gap --------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from click.testing import CliRunner
 from test_compare import repository, write  # noqa: F401
@@ -11,7 +10,7 @@ from test_compare import repository, write  # noqa: F401
 from rarl.cli.study import main
 from rarl.cost import COSTS, EXPERIMENTS
 from rarl.errors import UserError
-from rarl.studies import announcements, charts, running, sweeps
+from rarl.studies import announcements, running, sweeps
 from rarl.studies.designs import Design
 from rarl.studies.experiments import experiments
 from rarl.studies.progress import Progress
@@ -87,8 +86,8 @@ def test_a_sweep_has_a_row_per_combination_and_model(repository):  # noqa: F811
     repository("b", {"lora.r": 4, "seed": 8}, {"base": 40.0, "rarl": 70.0})
     here, a, b = experiments()
     one = sweeps.sweep([({"lora.r": "8"}, [here]), ({"lora.r": "4"}, [a])]).set_index(["lora.r", "model"])
-    assert len(one) == 8 and list(one.columns) == ["silvar_med", "silvar_med_low", "silvar_med_high"]
-    assert list(one.loc[("4", "rarl")]) == [60, 52, 68]
+    assert len(one) == 8 and list(one.columns) == ["profile", "silvar_med", "silvar_med_low", "silvar_med_high"]
+    assert list(one.loc[("4", "rarl")]) == ["embedded", 60, 52, 68]
     two = sweeps.sweep([({"lora.r": "4"}, [a, b])]).set_index("model").loc["rarl"]
     assert (two["seeds"], two["silvar_med"], two["silvar_med_sd"]) == (2, 65, 7.07)
     assert (two["silvar_med_low"], two["silvar_med_high"]) == (57, 73)
@@ -98,17 +97,14 @@ def test_a_sweep_has_a_row_per_combination_and_model(repository):  # noqa: F811
     )
 
 
-@pytest.mark.parametrize("study", charts.CHARTS)
-def test_charts_are_the_same_bytes_twice_and_need_no_page(study):
-    frames = {
-        "sweep": {"lora.r": ["4", "8"], "model": "rarl", "own": [50.0, 60.0], "own_low": 40.0, "own_high": 70.0},
-        "seeds": {"model": ["rarl"], "mode": "m", "set": "slake", "mean": [60.0], "low": 50.0, "high": 70.0},
-        "grid": {"reasoning_reward": ["no"], "prompts": "one", "final": 60.0, "final_low": 50.0, "final_high": 70.0},
-        "table2": {"source": ["paper", "ours"], "method": "SFT", "samples": [500, 100], "Total": 60.0,
-                   "Total_low": [None, 50.0], "Total_high": [None, 70.0]},
-    }  # fmt: skip
-    svg = charts.chart(study, pd.DataFrame(frames[study]))
-    assert svg.startswith("<svg") and "var(" not in svg and svg == charts.chart(study, pd.DataFrame(frames[study]))
+def test_a_chart_needs_no_page_and_is_the_same_bytes_each_time(repository):  # noqa: F811
+    repository("a", {"seed": 8}, {"rarl": 60.0})
+    frame = sweeps.seeds(experiments())
+    files = []
+    for _ in range(2):
+        sweeps.write("seeds", frame)
+        files.append(Path("metrics/studies/seeds.svg").read_text(encoding="utf-8"))
+    assert files[0].startswith("<svg") and "var(" not in files[0] and files[0] == files[1]
 
 
 def test_the_time_left_is_that_of_the_longest_and_of_all_together():
