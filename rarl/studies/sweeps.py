@@ -38,7 +38,7 @@ COMMANDS = {
     "grid": "rarl study grid",
     "seeds": "rarl study seeds --seeds 7,8,9",
     "sweep": "rarl study sweep -S lora.r=4,8,16 -S rl.beta=0,0.04",
-    "runs": "dvc exp run --queue -S 'lora.r=4,16'`, `dvc queue start` and `rarl compare runs",
+    "runs": "rarl study sweep -S lora.r=4,16",
 }
 
 
@@ -104,8 +104,9 @@ def nothing(study: str, found: list[Experiment], everywhere: bool) -> UserError:
             "`dvc repro`, `git add dvc.lock metrics`, `git commit`, then run the experiments again",
         )
     here = f"{len(found) - 1} finished experiments" + ("" if everywhere else " on this commit")
-    waiting = [f"{count} {state}" for state, count in unfinished().items()]
-    fix = f"`{COMMANDS[study]}`"
+    states = unfinished()
+    waiting = [f"{count} {state}" for state, count in states.items()]
+    fix = f"`{COMMANDS[study]}`" + ("; `dvc queue start` runs what is queued" if "queued" in states else "")
     if not everywhere and (others := len(experiments(everywhere=True)) - len(found)) > 0:
         here += f", {others} on other commits"
         fix += f"; or `rarl compare {study} --all` for those of every commit"
