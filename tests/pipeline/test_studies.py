@@ -97,15 +97,10 @@ def killed(first, tmp_path_factory) -> Project:
     project = first.copy(tmp_path_factory.mktemp("killed") / "project")
     os.environ["RAN"] = str(project.folder.parent / "ran")
     project.dvc("exp", "run", "--queue", "-n", "mine", "-S", "seed=9")  # Taken over, whatever its name
-    moments = random.Random(KILLS)
+    moments = random.Random(12)  # The first two: while it queues, and while the last experiment runs
     for kill in range(KILLS):
         log = project.folder.parent / f"{kill}.log"
-        running = start(project, log, *SEEDS)
-        try:
-            running.wait(moments.uniform(1, 9))
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
+        start_and_kill(project, log, moments.randrange(11), moments.uniform(0, 2))
         print(kill, *log.read_text(encoding="utf-8").splitlines()[-1:])
         assert project.git("rev-parse", "--abbrev-ref", "HEAD").strip() == "main"
     assert "3 experiments" in study(project, *SEEDS)
@@ -125,6 +120,15 @@ def start(project: Project, log: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "rarl", "study", *arguments]
     with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen(command, cwd=project.folder, env=env, stdout=file, stderr=file)
+
+
+def start_and_kill(project: Project, log: Path, lines: int, seconds: float) -> None:
+    """Kill a study some seconds after it has printed this number of lines, or ended."""
+    running = start(project, log, *SEEDS)
+    until(lambda: running.poll() is not None or len(log.read_text(encoding="utf-8").splitlines()) >= lines)
+    time.sleep(seconds)
+    running.kill()
+    running.wait()
 
 
 def final(seed: int, model: str, rank: int = 8) -> int:
