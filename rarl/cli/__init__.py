@@ -11,7 +11,10 @@ from click.shell_completion import CompletionItem
 
 
 class Commands(click.Group):
-    """A group that lists its commands, name -> (module with its `main`, one line of help), without importing them."""
+    """A group that lists its commands, name -> (module, one line of help), without importing them.
+
+    The module has the command as `main`, or under the name after a colon.
+    """
 
     def __init__(self, modules: dict[str, tuple[str, str]], **settings):
         super().__init__(**settings)
@@ -25,7 +28,8 @@ class Commands(click.Group):
         """Import a command."""
         if name not in self.modules:
             return None
-        command = import_module(self.modules[name][0]).main
+        module, _, attribute = self.modules[name][0].partition(":")
+        command = getattr(import_module(module), attribute or "main")
         command.name = name
         return command
 

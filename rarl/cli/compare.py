@@ -1,7 +1,7 @@
 """Tables over several experiments.
 
-Each study is one `dvc exp run --queue` command with choices, then `dvc queue start`, then this command, which reads
-the experiments of the present commit from git:
+`rarl study` runs the experiments of a study and writes its table. This command writes it from experiments that were
+run by hand (`dvc exp run`), or on another machine (`dvc exp pull`), on the present commit:
 
     table2  amount of data, with and without LoRA (paper, section 3.1)
     grid    RARL's reasoning reward and prompting diversity separately
@@ -9,20 +9,20 @@ the experiments of the present commit from git:
     runs    any experiments: what differs, scores, paired tests, a page
 
 It writes `metrics/studies/<study>.csv` and `.md`; for `runs` `data/studies/runs.csv`, `.md` and `.html`. The
-commands are:
+commands that run them are:
 
 """
 
 import click
 
-from rarl.studies.sweeps import COMMANDS, compare
+from rarl.studies.sweeps import COMMANDS, STUDIES, compare
 
 #: `\b` keeps click from re-wrapping the list of studies.
-HELP = __doc__.replace("    table2", "\b\n    table2") + "\n\n".join(f"{k}: {v}" for k, v in COMMANDS.items())
+HELP = __doc__.replace("    table2", "\b\n    table2") + "\n\n".join(f"{k}: {COMMANDS[k]}" for k in STUDIES)
 
 
 @click.command(help=HELP)
-@click.argument("study", type=click.Choice(list(COMMANDS)))
+@click.argument("study", type=click.Choice(list(STUDIES)))
 @click.option("--all", "everywhere", is_flag=True, help="Experiments of every commit.")
 def main(study: str, everywhere: bool) -> None:
     """Compare the experiments of one study."""

@@ -4,6 +4,9 @@ A and B are git revisions, branches, tags or names of experiments. Without B, A 
 both, HEAD is. A difference is B minus A, in points, on the questions that both answered, with an interval and a paired
 test that are clustered by image. `higher` and `lower` are significant after Holm's correction over all scores that the
 changes can move. If no score differs, nothing is printed on stdout, and one line on stderr.
+
+Finished experiments on the same commit that differ from A or B only in `seed` are further seeds of it. The difference
+is then that of the means over seeds, and the interval and the test include the spread over seeds.
 """
 
 import os
@@ -20,13 +23,14 @@ from rarl.errors import UserError
 @click.option("--json", "as_json", is_flag=True, help="Print strict JSON: every row, and nothing else on stdout.")
 @click.option("--md", is_flag=True, help="Print Markdown, for a comment on a pull request.")
 @click.option("--all", "everything", is_flag=True, help="Print every row that moved, however small.")
+@click.option("--one-seed", is_flag=True, help="Compare A and B alone, without experiments of other seeds.")
 @click.option(
     "--exit-code",
     is_flag=True,
     help="Exit like git: 1 if any score differs, significant or not, and 0 if none does. 2 is an error, or no "
     "difference where some scores cannot be compared.",
 )
-def main(a: str, b: str | None, as_json: bool, md: bool, everything: bool, exit_code: bool) -> None:
+def main(a: str, b: str | None, as_json: bool, md: bool, everything: bool, one_seed: bool, exit_code: bool) -> None:
     """Run the command."""
     ignore_warnings_between_libraries()
     from rarl.studies import diff
@@ -34,7 +38,7 @@ def main(a: str, b: str | None, as_json: bool, md: bool, everything: bool, exit_
 
     try:
         os.chdir(git("rev-parse", "--show-toplevel").strip())
-        found = diff.diff(find(a), find(b) if b else Workspace())
+        found = diff.diff(find(a), find(b) if b else Workspace(), one_seed)
     except UserError as error:
         error.exit_code = 2
         raise

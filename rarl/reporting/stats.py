@@ -54,19 +54,29 @@ def share_interval(scores: Sequence[int], images: Images, confidence: float = 0.
 def effective_n(values: Sequence[float], images: Images, confidence: float = 0.95) -> float:
     """Return the number of independent questions that would be as informative about the mean of `values`.
 
-    That is n over Kish's design effect, 1 + (size - 1) rho, where `size` is the number of questions about the image of
-    an average question and rho the intra-cluster correlation by one-way analysis of variance, at least 0 (Donner and
-    Klar 2000, chapter 1). Values that are all the same say nothing about rho: it is then taken to be 1. Student's t at
-    images - 1 degrees of freedom replaces that at n - 1 (Korn and Graubard 1998), which matters for few images. With
-    one question per image, n itself.
+    That is n over the `design_effect`. Student's t at images - 1 degrees of freedom replaces that at n - 1 (Korn and
+    Graubard 1998), which matters for few images. With one question per image, n itself.
 
     Franco, Little, Louis and Slud (2019) recommend Wilson's interval at such an n, and rho from a model rather than
     the plain cluster-robust variance, with which intervals are too narrow.
     """
+    n, clusters = len(values), len({*images})
+    if clusters == n:
+        return n
+    return n / design_effect(values, images) * _few_images(n, clusters, confidence)
+
+
+def design_effect(values: Sequence[float], images: Images) -> float:
+    """Return Kish's design effect of the mean of `values`, 1 + (size - 1) rho.
+
+    `size` is the number of questions about the image of an average question and rho the intra-cluster correlation by
+    one-way analysis of variance, at least 0 (Donner and Klar 2000, chapter 1). Values that are all the same say
+    nothing about rho: it is then taken to be 1. With one question per image, 1.
+    """
     sizes = Counter(images)
     n, clusters = len(values), len(sizes)
     if clusters == n:
-        return n
+        return 1.0
     size = sum(count * count for count in sizes.values()) / n
     between, within = _sums_of_squares(values, images)
     rho = 1.0
@@ -74,7 +84,7 @@ def effective_n(values: Sequence[float], images: Images, confidence: float = 0.9
         between, within = between / (clusters - 1), within / (n - clusters)
         typical = (n - size) / (clusters - 1)
         rho = min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))
-    return n / (1 + (size - 1) * rho) * _few_images(n, clusters, confidence)
+    return 1 + (size - 1) * rho
 
 
 @cache
@@ -180,6 +190,51 @@ def paired(
     return mcnemar(first, second, images, confidence) | shares
 
 
+def over_seeds(
+    first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], images: Images, confidence: float = 0.95
+) -> dict:
+    """Paired comparison of two means over seeds: a series of 0/1 scores per seed, all on the same questions.
+
+    The variance has two parts. That of the questions is `mcnemar`'s, from the differences of the means over seeds.
+    That of the seeds is the pooled variance of a seed's score, times one over the number of seeds on each side. The
+    chance with which a seed answers a single question is in both, so the interval is wide rather than narrow.
+    Student's t has the degrees of freedom of Satterthwaite (1946).
+
+    Returns:
+        `first_percent` and `second_percent`, `difference` in points with `low` and `high`, and `p`.
+
+    Raises:
+        ValueError: there is one seed on each side, or no question.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    sides = (first, second)
+    freedom = sum(len(side) - 1 for side in sides)
+    if not freedom or not images:
+        raise ValueError("several seeds on one side at least, and a question, are needed")
+    shares = [[math.fsum(scores) / len(images) for scores in side] for side in sides]
+    means = [math.fsum(side) / len(side) for side in shares]
+    before, after = ([math.fsum(scores) / len(side) for scores in zip(*side, strict=True)] for side in sides)
+    change = [b - a for a, b in zip(before, after, strict=True)]
+    n, each = len(images) / design_effect(change, images), sum(1 / len(side) for side in sides)
+    centre = math.fsum(change) / len(change) * n / (n + 2)
+    squares = (math.fsum(d * d for d in change) / len(change) * n + each) / (n + 2)
+    of_questions = (squares - centre**2) / (n + 2)
+    spread = math.fsum((one - mean) ** 2 for side, mean in zip(shares, means) for one in side) / freedom
+    variance = of_questions + each * spread
+    freedom = variance**2 / (of_questions**2 / max(1, len({*images}) - 1) + (each * spread) ** 2 / freedom)
+    error = math.sqrt(variance)
+    half = stdtrit(freedom, (1 + confidence) / 2) * error
+    return {
+        "first_percent": 100 * means[0],
+        "second_percent": 100 * means[1],
+        "difference": 100 * (means[1] - means[0]),
+        "low": 100 * max(-1.0, centre - half),
+        "high": 100 * min(1.0, centre + half),
+        "p": float(2 * stdtr(freedom, -abs(centre) / error)),
+    }
+
+
 def unpaired(
     first: float, n_first: int, second: float, n_second: int, confidence: float = 0.95
 ) -> tuple[float, float]:
@@ -235,20 +290,26 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[list[float], l
     return adjusted, reject
 
 
+def mcnemar_power(x: float, n: float, discordant: float, alpha: float = 0.05) -> float:
+    """Power of McNemar's test on `n` pairs at a true difference of `x` between two shares (Connor 1987).
+
+    `discordant` is the expected share of the pairs in which only one of the two is right.
+    """
+    from scipy.special import ndtr, ndtri
+
+    spread = math.sqrt(max(discordant - x * x, 1e-12))
+    return float(ndtr((x * math.sqrt(n) + ndtri(alpha / 2) * math.sqrt(discordant)) / spread))
+
+
 def smallest_difference(n: float, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """Smallest true difference, in points, that McNemar's test on `n` pairs detects with `power`.
 
-    Solves Connor's sample size formula (1987), n = (z_a sqrt(d) + z_b sqrt(d - x^2))^2 / x^2, for x, where d is
-    `discordant`, the expected share of the pairs in which only one of the two is right. None if even a difference as
-    large as d would be missed.
+    Solves `mcnemar_power` for x. None if even a difference as large as `discordant` would be missed.
     """
     from scipy.optimize import brentq
-    from scipy.stats import norm
-
-    z_alpha, z_beta = norm.ppf(1 - alpha / 2), norm.ppf(power)
 
     def surplus(x: float) -> float:
-        return x * math.sqrt(n) - z_alpha * math.sqrt(discordant) - z_beta * math.sqrt(max(0.0, discordant - x * x))
+        return mcnemar_power(x, n, discordant, alpha) - power
 
     if n <= 0 or discordant <= 0 or surplus(discordant) < 0:
         return None

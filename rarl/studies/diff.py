@@ -22,7 +22,10 @@ from rarl.studies.runs import (
     correct,
     differing,
     main_judge,
+    on_one_commit,
+    only_the_seed,
     rows,
+    seeds_of,
     untested,
 )
 
@@ -49,6 +52,14 @@ class Diff:
     only: dict[str, list[tuple]]
     """Model, mode and test set of the scores that only `a` or only `b` has."""
     notes: list[str]
+    seeds: tuple[list[int], list[int]]
+    """The seeds of `a` and of `b`, those of the two revisions first."""
+
+    @property
+    def against(self) -> str:
+        """The numbers of seeds, such as `3 seeds against 1`; empty if there is one of each."""
+        a, b = map(len, self.seeds)
+        return f"{count(a, 'seed')} against {b}" if a + b > 2 else ""
 
     @property
     def moved(self) -> list[dict]:
@@ -63,17 +74,21 @@ class Diff:
         return 2 if any(row["verdict"] == NOT_COMPARED for row in self.rows) else 0
 
 
-def diff(first: Experiment, second: Experiment) -> Diff:
-    """Compare two revisions.
+def diff(first: Experiment, second: Experiment, one_seed: bool = False) -> Diff:
+    """Compare two revisions, each with the finished experiments that differ from it only in `seed`.
+
+    With `one_seed`, or if the two differ only in `seed`, these are left out.
 
     Raises:
         UserError: the parameters of one of them are not valid in this version, or neither has scores.
     """
-    judges = shared_judge(first, second)
+    judges, sides = shared_judge(first, second), ([first], [second])
+    if not one_seed and not only_the_seed(first, second):
+        sides = tuple(seeds_of(run, on_one_commit(run)) for run in (first, second))
     alpha = 1 - second.params["report"]["confidence"]
     before, after = (
         {key_of(line): line for line in found if line["set"] != WITHOUT_OWN_TEST}
-        for found in (rows(first, first, judges[0], judges[0], alpha), rows(first, second, *judges, alpha))
+        for found in (rows(first, first, judges[0], judges[0], alpha), rows(first, second, *judges, alpha, sides))
     )
     names = first.name, second.name
     if not before and not after:
@@ -84,7 +99,8 @@ def diff(first: Experiment, second: Experiment) -> Diff:
     found = [row_of(before[key_of(line)], line, 1 - alpha) for line in both]
     found.sort(key=lambda row: (not row["differs"], -abs(row["difference"] or 0)))
     only = {"a": [key for key in before if key not in after], "b": [key for key in after if key not in before]}
-    return Diff(names, judges, 1 - alpha, differing([first, second]), found, only, notes(both, found))
+    seeds = tuple([run.params["seed"] for run in side] for side in sides)
+    return Diff(names, judges, 1 - alpha, differing([first, second]), found, only, notes(both, found), seeds)
 
 
 def key_of(line: dict) -> tuple[str, str, str]:
@@ -111,6 +127,9 @@ def row_of(before: dict, line: dict, confidence: float) -> dict:
     if test == TESTED:
         row |= {key: round(line[key], 5 if key in ("p", "p_holm") else 2) for key in (*GAP, "p", "p_holm")}
         row["differs"] = line["differs"]
+        if "seeds" in line:
+            row |= dict(zip("ab", (round(line[f"{side}_percent"], 2) for side in ("first", "second"))))
+            row |= {"seeds": line["seeds"]}
     elif test in UNPAIRED and None not in scores:
         sizes = [cell["n_effective"] or cell["n"] for cell in (before, line)]
         span = unpaired(scores[0], sizes[0], scores[1], sizes[1], confidence)
@@ -136,7 +155,9 @@ def notes(lines: Sequence[dict], found: Sequence[dict]) -> list[str]:
         sentences.append(f"Missing: {', '.join(missing)}")
     if any(row["difference"] and row["verdict"] == "unpaired" for row in found):
         sentences.append("unpaired: from the scores in metrics/, with an interval of independent samples, no test")
-    if any(row["differs"] for row in found):
+    if several := dict.fromkeys("{} against {}".format(*row["seeds"]) for row in found if "seeds" in row):
+        sentences.append(f"Means over {' or '.join(several)} seeds: interval and p include the spread over seeds")
+    if any(row["differs"] and "seeds" not in row for row in found):
         beside = ": compare a difference with the column seed SD" if any(row["seed_sd"] for row in found) else ""
         sentences.append(f"{ONE_SEED}{beside} (`rarl compare seeds`)")
     return sentences
@@ -238,7 +259,8 @@ def changes(found: Diff, most: int | None = PARAMETERS) -> list[tuple[str, str, 
 def title(found: Diff) -> str:
     """Return the two names, the judge and the result in one line."""
     names, judges = (" -> ".join(dict.fromkeys(pair)) for pair in (found.names, found.judges))
-    return f"{names}, {judges} judge: {headline(found)}"
+    seeds = f" ({found.against})" if found.against else ""
+    return f"{names}{seeds}, {judges} judge: {headline(found)}"
 
 
 def text(found: Diff, everything: bool = False) -> str:
@@ -285,7 +307,10 @@ def markdown(found: Diff, everything: bool = False) -> str:
 def as_json(found: Diff) -> str:
     """Return all rows that are not unchanged as strict JSON."""
     sides = zip("ab", found.names, found.judges)
-    fields = {side: {"name": name, "judge": judge} for side, name, judge in sides} | {
+    fields = {side: {"name": name, "judge": judge} for side, name, judge in sides}
+    if found.against:
+        fields = {side: fields[side] | {"seeds": seeds} for side, seeds in zip("ab", found.seeds)}
+    fields |= {
         "confidence": found.confidence,
         "parameters": {key: dict(zip("ab", values)) for key, values in found.parameters},
         "rows": [row for row in found.rows if row["test"] != UNCHANGED],

@@ -245,12 +245,12 @@ def find(name: str) -> Experiment:
     raise UserError(name, "no such name", expected, f"{' or '.join(close)}? {fix}" if close else fix)
 
 
-def experiments(everywhere: bool = False) -> list[Experiment]:
-    """Return the present commit, then the experiments that were run on it (or on any commit), oldest first."""
-    head = git("rev-parse", "HEAD").strip()
+def experiments(everywhere: bool = False, head: str | None = None) -> list[Experiment]:
+    """Return a commit (by default the present one), then the experiments run on it (or on any), oldest first."""
+    head = head or git("rev-parse", "HEAD").strip()
     below = "refs/exps" if everywhere else f"refs/exps/{head[:2]}/{head[2:]}"
     refs = git("for-each-ref", "--sort=creatordate", "--format=%(refname)", below).split()
-    refs = [ref for ref in refs if not {"exec", "stash", "celery"} & set(ref.split("/"))]
+    refs = [ref for ref in refs if len(ref.split("/")) == 5]  # others are of DVC's queue and of what runs now
     names = Counter(ref.rsplit("/", 1)[1] for ref in refs)
 
     def name(ref: str) -> str:

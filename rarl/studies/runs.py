@@ -17,14 +17,16 @@ import click
 import pandas as pd
 from ruamel.yaml import YAML
 
+from rarl.errors import UserError
 from rarl.profiles import leaves
 from rarl.records import atomic_file, predictions_file, verdicts_file
 from rarl.registry import JUDGE_KINDS
 from rarl.reporting import page, tables
 from rarl.reporting.formats import records
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
-from rarl.reporting.stats import holm, paired
+from rarl.reporting.stats import holm, over_seeds, paired
 from rarl.reporting.tables import GAP
+from rarl.studies.experiments import ASIDE, Experiment, experiments, git
 
 #: Outside of what git tracks, so that the daily comparison leaves the tree clean and re-runs no stage.
 OUTPUT = Path("data/studies")
@@ -64,22 +66,26 @@ def main_judge(run) -> str:
     return run.params["report"]["main_judge"]
 
 
-def rows(first, run, theirs: str, judge: str, alpha: float) -> Iterator[dict]:
+def rows(first, run, theirs: str, judge: str, alpha: float, seeds: tuple[list, list] | None = None) -> Iterator[dict]:
     """Yield a line per model, mode and test set of a run: its scores by `judge`, the test and the difference.
 
-    The test is against the first run's scores by the judge `theirs`.
+    The test is against the first run's scores by the judge `theirs`. `seeds` are the runs of several seeds
+    (`seeds_of`) of the first and of this run, these two first. The line of a test over several seeds has their numbers
+    in `seeds`, and the means in `first_percent` and `second_percent`.
     """
-    images = cache(lambda name: shared_images(first, run, name))
+    sides = seeds or ([first], [run])
+    images = cache(lambda name, *runs: shared_images(runs, name))
     spread, blind = seed_spread(first), form_blind_judge(run.params)
     for model in run.params["models"]:
-        same = status(first, run, model, theirs, judge)
+        ready = tuple([one for one in side if one is side[0] or not one.out_of_date(model)] for side in sides)
+        same = status(ready, model, theirs, judge)
         for mode, sets in run.json(f"metrics/scores/{model}.json").items():
             for name, judges in sets.items():
                 cell = {} if same == "not run" else judges.get(judge, {})
                 line = {"experiment": run.name, "model": model, "mode": mode, "set": name, "judge": judge}
                 line |= {key: cell.get(key) for key in CELL} | {"seed_sd": spread.get((model, mode, name))}
                 line["form_blind"] = judges.get(blind, {}).get("final") if cell else None
-                yield line | compared(first, run, (model, mode, name), judge, same, images, 1 - alpha)
+                yield line | compared(ready, (model, mode, name), judge, same, images, 1 - alpha)
 
 
 def correct(lines: Sequence[dict], alpha: float) -> None:
@@ -89,8 +95,9 @@ def correct(lines: Sequence[dict], alpha: float) -> None:
         line |= {"p_holm": p, "differs": reject}
 
 
-def status(first, run, model: str, theirs: str, judge: str) -> str | None:
+def status(sides: tuple[list, list], model: str, theirs: str, judge: str) -> str | None:
     """Return why a model's rows cannot be compared with the first run's, or `unchanged`; None if rows may differ."""
+    first, run = sides[0][0], sides[1][0]
     if run.out_of_date(model):
         return "not run"
     if run is first:
@@ -102,8 +109,14 @@ def status(first, run, model: str, theirs: str, judge: str) -> str | None:
     if judge != theirs:
         return "other judge"
     paths = (f"data/predictions/{model}", f"data/verdicts/{model}/{judge}")
-    hashes = [[one.made.get(path) for path in paths] for one in (first, run)]
-    return UNCHANGED if all(hashes[0]) and hashes[0] == hashes[1] else None
+    hashes = [[[one.made.get(path) for path in paths] for one in pair] for pair in same_seed(sides)]
+    return UNCHANGED if all(all(before) and before == after for before, after in hashes) else None
+
+
+def same_seed(sides: tuple[list, list]) -> list[tuple]:
+    """Return the pairs of runs of one seed, a run of each side; the first of each side if no seed is on both."""
+    pairs = [(a, b) for a in sides[0] for b in sides[1] if a.params["seed"] == b.params["seed"]]
+    return pairs or [(sides[0][0], sides[1][0])]
 
 
 def form_blind_judge(params: dict) -> str | None:
@@ -114,19 +127,19 @@ def form_blind_judge(params: dict) -> str | None:
 
 
 def compared(
-    first,
-    run,
+    sides: tuple[list, list],
     place: tuple[str, str, str],
     judge: str,
     same: str | None,
-    images: Callable[[str], dict],
+    images: Callable[..., dict],
     confidence: float,
 ) -> dict:
     """Return the column `test` of one row, and the paired test if there is one; `missing` says what a test lacks.
 
-    `place` is model, mode and test set; `images` returns `shared_images` of a test set.
+    `place` is model, mode and test set; `images` returns `shared_images` of a test set and runs.
     """
     model, mode, name = place
+    ends = first, run = sides[0][0], sides[1][0]
     if run is first or same not in (None, UNCHANGED):
         return {"test": same}
     if name == WITHOUT_OWN_TEST:
@@ -134,15 +147,22 @@ def compared(
     if same:
         return {"test": same}
     files = (predictions_file(model, mode, name), verdicts_file(model, judge, mode, name))
-    before, after = ([one.tracked(file.as_posix()) for file in files] for one in (first, run))
-    if missing := [f"verdicts of {one.name}" for one, found in ((first, before), (run, after)) if not found[1]]:
+    found = {one: [one.tracked(file.as_posix()) for file in files] for side in sides for one in side}
+    if missing := [f"verdicts of {one.name}" for one in ends if not found[one][1]]:
         return {"test": "not at hand", "missing": missing}
-    if before == after:
+    if all(found[a] == found[b] for a, b in same_seed(sides)):
         return {"test": UNCHANGED}
-    if missing := [f"questions of {one.name}" for one in (first, run) if not questions(one, name)]:
+    if missing := [f"questions of {one.name}" for one in ends if not questions(one, name)]:
         return {"test": "not at hand", "missing": missing}
-    test = paired_by_id(finals(before[1]), finals(after[1]), images(name), confidence)
-    return {"test": TESTED} | test if test else {"test": "other questions"}
+    missing = [one.name for one in found if not (found[one][1] and questions(one, name))]
+    used = [[one for one in side if one.name not in missing] for side in sides]
+    series = ([finals(found[one][1]) for one in side] for side in used)
+    test = paired_by_id(*series, images(name, *used[0], *used[1]), confidence)
+    if not test:
+        return {"test": "other questions"}
+    counts = {"seeds": [*map(len, used)]} if sum(map(len, used)) > 2 else {}
+    lacks = {"missing": [f"verdicts or questions of {name}" for name in missing]} if missing else {}
+    return {"test": TESTED} | test | counts | lacks
 
 
 def seed_spread(run) -> dict[tuple[str, str, str], float]:
@@ -164,10 +184,11 @@ def finals(text: str) -> dict[str, int]:
         return {}
 
 
-def shared_images(first, run, name: str) -> dict[str, str | None]:
-    """Return the hash of the image by question id; None if question, image and answers are not the same in both."""
-    theirs, ours = questions(first, name), questions(run, name)
-    return {id: asked[0] if theirs.get(id) == ours.get(id) else None for id, asked in (theirs | ours).items()}
+def shared_images(runs: Sequence, name: str) -> dict[str, str | None]:
+    """Return the hash of the image by question id; None if question, image and answers are not the same in all."""
+    asked = [questions(run, name) for run in runs]
+    ids = {id: first for found in asked for id, first in found.items()}
+    return {id: first[0] if all(found.get(id) == first for found in asked) else None for id, first in ids.items()}
 
 
 @cache
@@ -183,16 +204,66 @@ def questions(run, name: str) -> dict[str, tuple]:
 
 
 def paired_by_id(
-    first: dict[str, int], second: dict[str, int], images: dict[str, str | None], confidence: float
+    first: Sequence[dict[str, int]],
+    second: Sequence[dict[str, int]],
+    images: dict[str, str | None],
+    confidence: float,
 ) -> dict:
-    """`stats.mcnemar` on the questions that both runs scored; {} if there are none.
+    """`stats.paired` or `stats.over_seeds` on the questions that every seed of both scored; {} if there are none.
 
     `images` is of `shared_images`. A question that it does not have is taken for the only one about its image.
     """
-    both = [id for id in first if id in second and images.get(id, id) is not None]
-    series = ([one[id] for id in both] for one in (first, second))
-    test = paired(*series, [images.get(id, id) for id in both], confidence)
-    return {key: test[key] for key in (*GAP, "p")} if test else {}
+    both = [id for id in first[0] if all(id in one for one in (*first, *second)) and images.get(id, id) is not None]
+    if not both:
+        return {}
+    sides = [[[one[id] for id in both] for one in side] for side in (first, second)]
+    clusters = [images.get(id, id) for id in both]
+    if len(first) == len(second) == 1:
+        test = paired(sides[0][0], sides[1][0], clusters, confidence)
+        return {key: test[key] for key in (*GAP, "p")}
+    return over_seeds(*sides, clusters, confidence)
+
+
+def seeds_of(run: Experiment, others: Iterable[Experiment]) -> list[Experiment]:
+    """Return a run and those of the others that differ from it only in `seed`, one of each seed."""
+    found = {run.params["seed"]: run}
+    for other in others:
+        try:
+            if other.params["seed"] not in found and only_the_seed(run, other):
+                found[other.params["seed"]] = other
+        except UserError:  # parameters of another version
+            continue
+    return [*found.values()]
+
+
+def only_the_seed(run: Experiment, other: Experiment) -> bool:
+    """Whether two runs differ in nothing but `seed`: the same other parameters, the same code and data."""
+    return {key for key, _ in differing([run, other])} <= {"seed"} and inputs(run) == inputs(other)
+
+
+@cache
+def inputs(run: Experiment) -> dict[tuple[str, str], object]:
+    """Return (stage, path) -> hash of what a run's stages read that is not, and has not in it, another's output."""
+    from dvc.dependency.param import ParamsDependency
+
+    made = {str(path) for out in run.made for path in (Path(out), *Path(out).parents)}
+    return {
+        (name, dep.def_path): dep.hash_info
+        for name, stage in run.stages.items()
+        for dep in stage.deps
+        if name not in ASIDE and not isinstance(dep, ParamsDependency) and dep.def_path not in made
+    }
+
+
+def on_one_commit(run: Experiment) -> list[Experiment]:
+    """Return the commit that a run is an experiment on, or else is, and the finished experiments on it."""
+    base = git("rev-parse", f"{run.revision or 'HEAD'}^{{commit}}").strip()
+    for ref in git("for-each-ref", "--points-at", base, "--format=%(refname)", "refs/exps").split():
+        if len(parts := ref.split("/")) == 5:  # refs/exps/<2 digits>/<38 digits>/<name>
+            base = parts[2] + parts[3]
+    below = f"refs/exps/{base[:2]}/{base[2:]}/"
+    found = experiments(everywhere=True)[1:]
+    return [Experiment(base[:7], base), *(one for one in found if one.revision.startswith(below))]
 
 
 def differing(runs: Sequence) -> list[tuple[str, list]]:

@@ -1,5 +1,9 @@
-"""Tables over experiments: the paper's Table 2, RARL's two changes separately, and seeds (`rarl compare`)."""
+"""Tables over experiments: the paper's Table 2, RARL's two changes separately, seeds, and sweeps over any parameters.
 
+`rarl study` runs the experiments of one table and writes it; `rarl compare` writes it from experiments run by hand.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -7,8 +11,10 @@ import pandas as pd
 
 from rarl.errors import UserError
 from rarl.records import atomic_file
-from rarl.reporting.formats import markdown_table, records
+from rarl.reporting.formats import markdown_table, percent, records
+from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import wilson
+from rarl.reporting.study_plots import FIGURES
 from rarl.reporting.tables import paper
 from rarl.spreadsheet import write_frame
 from rarl.studies import runs
@@ -26,19 +32,18 @@ METHODS = {
 FORM = ("untagged", "answer_words", "form_blind")
 #: The columns of `grid` that are a cell's.
 CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", *FORM)
-#: Study -> the command that queues its experiments.
+#: Study -> the command that runs its experiments.
 COMMANDS = {
-    "table2": "dvc exp run --queue score -S train.source=sat -S 'models=[base,sft,grpo]' -S 'benchmarks=[cv_bench]' "
-    "-S 'modes=[reasoning]' -S 'train.trainable=lora,full' -S 'train.samples=500,1000,5000'",
-    "grid": "dvc exp run --queue -S 'rarl.rewards.reasoning=0.0,1.0' "
-    "-S 'rarl.prompts=[reasoning],[explanation,short,open]'",
-    "seeds": "dvc exp run --queue -S 'seed=7,8,9'",
-    "runs": "dvc exp run --queue -S 'lora.r=4,16'",
+    "table2": "rarl study table2",
+    "grid": "rarl study grid",
+    "seeds": "rarl study seeds --seeds 7,8,9",
+    "sweep": "rarl study sweep -S lora.r=4,8,16 -S rl.beta=0,0.04",
+    "runs": "rarl study sweep -S lora.r=4,16",
 }
 
 
 def compare(study: str, everywhere: bool) -> None:
-    """Write one study's table, and print it.
+    """Write one study's table from the experiments of the present commit (or of all), and print it.
 
     Raises:
         UserError: there are no experiments to compare.
@@ -48,15 +53,27 @@ def compare(study: str, everywhere: bool) -> None:
     if len(found) < 2 or frame.empty:
         raise nothing(study, found, everywhere)
     folder = runs.OUTPUT if study == "runs" else OUTPUT
-    write_frame(folder / f"{study}.csv", frame)
-    text = "\n".join(markdown_table(list(frame.columns), (row.values() for row in records(frame))))
-    command = f"`{COMMANDS[study]}`, `dvc queue start` and `rarl compare {study}`"
-    with atomic_file(folder / f"{study}.md") as file:
-        file.write(f"# {study}\n\nMade by a command such as {command}.\n\n{text}\n")
-    click.echo(text)
+    click.echo(write(study, frame, folder))
     if study == "runs":
         runs.report(found, frame)
     click.echo(f"{folder / study}.csv and .md")
+
+
+def write(study: str, frame: pd.DataFrame, folder: Path = OUTPUT) -> str:
+    """Write a table as CSV, Markdown and, where it has one, a chart as SVG; return it as Markdown."""
+    write_frame(folder / f"{study}.csv", frame)
+    rows = [with_intervals(row) for row in records(frame)] if study == "sweep" else records(frame)
+    text = "\n".join(markdown_table(list(rows[0]), (row.values() for row in rows)))
+    image = ""
+    if study in FIGURES and (svg := FIGURES[study](records(frame))):
+        image = f"![{study}]({study}.svg)\n\n"
+        with atomic_file(folder / f"{study}.svg") as file:
+            # Alone in its file, it has no page to take colours and fonts from.
+            svg = svg.replace("var(--line)", "#d0d0d0").replace("inherit", "sans-serif")
+            file.write(svg.replace("<svg", '<svg style="background: #fff"', 1))
+    with atomic_file(folder / f"{study}.md") as file:
+        file.write(f"# {study}\n\nMade by a command such as `{COMMANDS[study]}`.\n\n{image}{text}\n")
+    return text
 
 
 def readable(found: list[Experiment]) -> list[Experiment]:
@@ -87,8 +104,9 @@ def nothing(study: str, found: list[Experiment], everywhere: bool) -> UserError:
             "`dvc repro`, `git add dvc.lock metrics`, `git commit`, then run the experiments again",
         )
     here = f"{len(found) - 1} finished experiments" + ("" if everywhere else " on this commit")
-    waiting = [f"{count} {state}" for state, count in unfinished().items()]
-    fix = f"{COMMANDS[study]}\n            dvc queue start, and wait for `dvc queue status`"
+    states = unfinished()
+    waiting = [f"{count} {state}" for state, count in states.items()]
+    fix = f"`{COMMANDS[study]}`" + ("; `dvc queue start` runs what is queued" if "queued" in states else "")
     if not everywhere and (others := len(experiments(everywhere=True)) - len(found)) > 0:
         here += f", {others} on other commits"
         fix += f"; or `rarl compare {study} --all` for those of every commit"
@@ -209,6 +227,52 @@ def seeds(found: list[Experiment]) -> pd.DataFrame:
     spread = spread.join(grouped[[*FORM]].mean()).round(2).reset_index()
     spread.insert(0, "profile", found[0].params["profile"])
     return spread
+
+
+def with_intervals(row: dict) -> dict:
+    """Return a row with each score, its interval and its standard deviation over seeds in one cell.
+
+    >>> with_intervals({"model": "sft", "own": 69.33, "own_low": 59.92, "own_high": 77.37})
+    {'model': 'sft', 'own': '69.3 (59.9 to 77.4)'}
+    """
+    joined = {}
+    for key, value in row.items():
+        if f"{key}_low" in row:
+            spread = f", SD {percent(row[f'{key}_sd'])}" if f"{key}_sd" in row else ""
+            joined[key] = f"{percent(value)} ({percent(row[f'{key}_low'])} to {percent(row[f'{key}_high'])}{spread})"
+        elif key.rpartition("_")[0] not in joined:
+            joined[key] = value
+    return joined
+
+
+def sweep(settings: Sequence[tuple[dict[str, str], Sequence[Experiment]]]) -> pd.DataFrame:
+    """Return a row per combination of parameters and model: final score and interval on each test set, by main mode.
+
+    Over several seeds the score is their mean, with its standard deviation, and the ends of the interval are the means
+    of theirs: the questions are the same, so seeds do not make it narrower.
+
+    Args:
+        settings: The swept keys with their values, without `seed`, and the experiments that have them.
+    """
+    lines = []
+    for values, found in settings:
+        for model in found[0].params["models"]:
+            line = (
+                {"profile": found[0].params["profile"]}
+                | values
+                | {"model": model}
+                | ({"seeds": len(found)} if len(found) > 1 else {})
+            )
+            of_runs = [cells(run, model) for run in found]
+            for mode, name in of_runs[0]:
+                if mode != found[0].params["modes"][0] or name == WITHOUT_OWN_TEST:
+                    continue
+                scores = pd.DataFrame([one.get((mode, name), {}) for one in of_runs])
+                scores = scores.reindex(columns=["final", "final_low", "final_high"]).astype(float)
+                line |= dict(zip((name, f"{name}_low", f"{name}_high"), scores.mean().round(2)))
+                line |= {f"{name}_sd": scores["final"].std().round(2)} if len(found) > 1 else {}
+            lines.append(line)
+    return pd.DataFrame(lines)
 
 
 STUDIES = {"table2": table2, "grid": grid, "seeds": seeds, "runs": runs.scores}

@@ -171,7 +171,7 @@ def test_seeds_give_mean_and_spread(repository):
 
 def test_without_experiments_the_command_is_named(repository):
     result = CliRunner().invoke(compare.main, ["grid"])
-    assert result.exit_code == 1 and "dvc exp run --queue" in result.output
+    assert result.exit_code == 1 and "`rarl study grid`" in result.output
     assert "Traceback" not in result.output
 
 
@@ -193,10 +193,10 @@ def test_runs_stand_side_by_side_with_intervals(repository):
 def test_runs_are_paired_by_the_ids_of_the_questions():
     first = {f"q{i}": int(i < 10) for i in range(40)}
     second = {f"q{i}": int(i < 25) for i in reversed(range(39))} | {"other": 1}
-    test = runs.paired_by_id(first, second, {}, 0.95)
+    test = runs.paired_by_id([first], [second], {}, 0.95)
     assert test["difference"] == pytest.approx(100 * 15 / 39) and test["p"] < 0.001
-    assert runs.paired_by_id(first, {}, {}, 0.95) == {}
-    clustered = runs.paired_by_id(first, second, {f"q{i}": f"image {i // 13}" for i in range(40)}, 0.95)
+    assert runs.paired_by_id([first], [{}], {}, 0.95) == {}
+    clustered = runs.paired_by_id([first], [second], {f"q{i}": f"image {i // 13}" for i in range(40)}, 0.95)
     assert clustered["p"] > 0.1 and clustered["low"] < test["low"], "three images"
 
 

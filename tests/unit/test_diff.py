@@ -1,6 +1,7 @@
 """`rarl diff`, on git repositories with made-up runs; those with verdicts are DVC repositories too."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,86 @@ def measured(repository):  # noqa: F811
     return state
 
 
+def git_output(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def commit(name: str) -> None:
     """Commit the tracked files, name the commit, and go back."""
     git("commit", "-qam", name)
     git("tag", "-a", "-m", "a tag object", name)
     git("reset", "-q", "--hard", "HEAD~1")
+
+
+@pytest.fixture
+def seeds(measured):
+    """Seeds 7, 8, 9 of the commit and of `r16`, whose RARL is better by 20 questions, or as the arguments say."""
+
+    def make(before=(30, 31, 29), after=(50, 51, 49)):
+        base = git_output("rev-parse", "HEAD")
+        for knob, rights in (({}, before), ({"lora.r": 16}, after)):
+            for seed, right in zip((7, 8, 9), rights):
+                if (knob, seed) == ({}, 7):
+                    continue
+                measured(right)
+                write(knob | {"seed": seed}, FINALS | {"rarl": round(100 * right / 60, 2)})
+                git("commit", "-qam", "an experiment")
+                git("update-ref", f"refs/exps/{base[:2]}/{base[2:]}/r{knob.get('lora.r', 8)}-{seed}", "HEAD")
+                git("reset", "-q", "--hard", base)
+
+    return make
+
+
+def test_several_seeds_are_compared_by_their_means(seeds):
+    seeds()
+    found = as_json("HEAD", "r16-8")
+    assert found["a"]["seeds"] == [7, 8, 9] and found["b"]["seeds"] == [8, 7, 9], "the named one first"
+    [row] = [row for row in found["rows"] if row["difference"]]
+    assert (row["a"], row["b"], row["difference"], row["seeds"]) == (50.0, 83.33, 33.33, [3, 3])
+    assert row["verdict"] == "higher" and row["low"] > 10
+    shown = diff("HEAD", "r16-8").stdout
+    assert shown.startswith("HEAD -> r16-8 (3 seeds against 3), lexical judge: ")
+    assert "Means over 3 against 3 seeds: interval and p include the spread over seeds." in shown
+    assert "another seed trains another model" not in shown
+    assert "(3 seeds against 3)" in diff("HEAD", "r16-8", "--md").stdout
+
+
+def test_the_spread_over_seeds_is_in_the_interval(seeds):
+    seeds(after=(50, 60, 40))
+    wide, alone = (as_json("HEAD", "r16-7", *only)["rows"][0] for only in ((), ("--one-seed",)))
+    assert wide["difference"] == alone["difference"] and "seeds" not in alone
+    assert wide["high"] - wide["low"] > 1.2 * (alone["high"] - alone["low"]) and wide["p"] > alone["p"]
+
+
+def test_one_seed_is_compared_as_if_there_were_no_others(seeds):
+    seeds()
+    alone = as_json("HEAD", "r16-7", "--one-seed")
+    for name in ("r8-8", "r8-9", "r16-8", "r16-9"):
+        base = git_output("rev-parse", "HEAD")
+        git("update-ref", "-d", f"refs/exps/{base[:2]}/{base[2:]}/{name}")
+    assert as_json("HEAD", "r16-7") == alone and "seeds" not in alone["a"]
+
+
+def test_runs_that_differ_only_in_the_seed_are_compared_alone(seeds):
+    seeds()
+    found = as_json("HEAD", "r8-8")
+    assert found["parameters"] == {"seed": {"a": 7, "b": 8}} and "seeds" not in found["a"]
+    assert diff().stdout == "" and "seeds" not in as_json()["a"], "the workspace is the commit's"
+
+
+def test_one_side_may_have_one_seed(seeds):
+    seeds()
+    base = git_output("rev-parse", "HEAD")
+    git("update-ref", "-d", f"refs/exps/{base[:2]}/{base[2:]}/r16-8")
+    git("update-ref", "-d", f"refs/exps/{base[:2]}/{base[2:]}/r16-9")
+    row = as_json("HEAD", "r16-7")["rows"][0]
+    assert row["seeds"] == [3, 1] and row["verdict"] == "higher"
+
+
+def test_seeds_on_which_the_knob_changes_nothing_are_unchanged(seeds):
+    seeds(after=(30, 31, 29))
+    result = diff("HEAD", "r16-7", "--exit-code")
+    assert result.stdout == "" and "(3 seeds against 3)" in result.stderr and "1 row unchanged" in result.stderr
 
 
 def test_a_difference_beyond_noise_is_marked_with_its_paired_test(measured):

@@ -17,6 +17,7 @@ NOT_IMPORTED = {
 NOT_DECLARED = {
     "dvc_data": "a part of DVC, pinned by it",
     "dvc_objects": "a part of DVC, pinned by it",
+    "hydra": "DVC reads the values of -S with it, and pins it",
     "starlette": "Gradio's web framework",
 }
 

@@ -233,6 +233,35 @@ def test_holm_by_hand():
     assert st.holm([]) == ([], [])
 
 
+def test_over_seeds_the_spread_widens_the_interval():
+    images = [f"image {i // 2}" for i in range(60)]
+    first = [[int((i + seed) % 3 == 0) for i in range(60)] for seed in range(3)]
+    second = [[int((i + seed) % 3 != 0) for i in range(60)] for seed in range(3)]
+    test = st.over_seeds(first, second, images)
+    assert (test["first_percent"], test["second_percent"]) == pytest.approx((100 / 3, 200 / 3))
+    assert test["difference"] == pytest.approx(100 / 3) and test["low"] > 0 and test["p"] < 0.001
+    back = st.over_seeds(second, first, images)
+    assert (-back["high"], -back["low"], back["p"]) == pytest.approx((test["low"], test["high"], test["p"]))
+    spread = [*second[:2], [1] * 60]
+    assert st.over_seeds(first, spread, images)["p"] > test["p"], "although the difference is larger"
+    assert st.over_seeds(first, first, images)["p"] == 1.0
+    one = st.over_seeds(first[:1], second, images)
+    assert one["high"] - one["low"] > test["high"] - test["low"]
+    for few in ((first[:1], second[:1], images), ([[]] * 2, [[]] * 2, [])):
+        with pytest.raises(ValueError, match="several seeds"):
+            st.over_seeds(*few)
+
+
+def test_over_seeds_the_interval_excludes_zero_where_p_is_small():
+    images = [*range(40)]
+    first = [[int(i < 20) for i in range(40)], [int(i < 22) for i in range(40)]]
+    for right in range(22, 40):
+        test = st.over_seeds(
+            first, [[int(i < right) for i in range(40)], [int(i < right - 2) for i in range(40)]], images
+        )
+        assert (test["p"] < 0.05) == (test["low"] > 0)
+
+
 def test_smallest_difference_is_found_with_the_stated_power():
     from random import Random
 

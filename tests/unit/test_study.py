@@ -1,0 +1,138 @@
+"""What a study over experiments asks for, announces and writes; tests/pipeline/test_studies.py runs some."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from test_compare import repository, write  # noqa: F401
+
+from rarl.cli.study import main
+from rarl.cost import COSTS, EXPERIMENTS
+from rarl.errors import UserError
+from rarl.studies import announcements, running, sweeps
+from rarl.studies.designs import Design
+from rarl.studies.experiments import experiments
+from rarl.studies.progress import Progress
+
+
+def dry_run(*arguments: str):
+    result = CliRunner().invoke(main, [*arguments, "--dry-run"])
+    assert "Traceback" not in result.output and isinstance(result.exception, SystemExit | None)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found", "fix"),
+    [
+        (["seeds", "-S", "lora.rr=3"], "lora.rr: unknown key", "-S lora.r=... ?"),
+        (["sweep", "-S", "rank=4,8"], "rank: unknown key", ""),
+        (["sweep", "-S", "lora.r=4,0"], "lora.r = 0", "rarl/params.py"),
+        (["seeds", "--seeds", "7,x"], "seed = 'x'", "rarl/params.py"),
+        (["sweep", "-S", "lora.r"], "Error parsing override 'lora.r'", "key=value"),
+        (["sweep", "-S", "+lora.q=1,2"], "a key that is added or deleted", "params.yaml"),
+        (["sweep", "-S", "lora.r=4"], "one combination: lora.r=4", "-S lora.r=4,8,16"),
+        (["grid", "-S", "lora.r=4,8"], "several values", "`rarl study sweep`"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_anything_is_queued(repository, arguments, found, fix):  # noqa: F811
+    result = dry_run(*arguments)
+    assert result.exit_code == 1 and f"found:    {found}" in result.output
+    assert fix in result.output.partition("to do:")[2]
+
+
+def test_outside_of_git_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "not a git repository" in dry_run("seeds").output
+
+
+def test_other_values_for_a_studys_own_parameters_replace_them(repository):  # noqa: F811
+    design = Design("table2", ["train.samples=100,300", "lora.r=4"])
+    assert len(design.combinations) == 4 and design.varied == ["train.trainable", "train.samples"]
+    one = design.combinations[0]
+    assert one.name == "table2-trainable_lora-samples_100-r_4" and one.params.lora.r == 4
+    assert one.params.train.samples == 100 and one.params.models == ["base", "sft", "grpo"]
+    assert len({one.name for one in design.combinations}) == 4
+    assert [one.name for one in Design("seeds", ["seed=7,8,7"]).combinations] == ["seeds-seed_7", "seeds-seed_8"]
+
+
+def test_the_announcement_names_runs_and_the_difference_that_they_can_show(repository):  # noqa: F811
+    shown = dry_run("sweep", "-S", "lora.r=4,8", "-S", "rl.beta=0,0.1", "--jobs", "3").output
+    assert "4 experiments, 4 to run" in shown and "lora.r=4, rl.beta=0.1: to run" in shown
+    assert "3 at a time, time unknown" in shown and "one training is one draw" in shown
+    # 100 effective questions at 60 %: two independent models differ by chance on about half of them
+    points = announcements.smallest(Design("sweep", ["lora.r=4,8", "rl.beta=0,0.1"]))
+    assert 15 < points["silvar_med"] < 35
+    assert f"Own test (Silvar-Med) {points['silvar_med']:.1f}" in " ".join(shown.split())
+    assert announcements.smallest(Design("seeds", ["seed=7,8"])) == {"silvar_med": None}, "no spread is known"
+
+
+def test_uncommitted_changes_are_announced(repository):  # noqa: F811
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("r: 8", "r: 2"), encoding="utf-8")
+    assert "as DVC does it: params.yaml" in dry_run("seeds").output
+
+
+def test_the_last_cost_of_a_stage_is_the_newest(repository):  # noqa: F811
+    assert announcements.last_cost("judge@lexical-base") == {}
+    for folder, seconds in ((COSTS, 20), (EXPERIMENTS / "ab" / "r16", 30)):
+        folder.mkdir(parents=True)
+        (folder / "judge_lexical_base.json").write_text(json.dumps({"seconds": seconds}))
+    assert announcements.last_cost("judge@lexical-base") == {"seconds": 30}
+
+
+def test_a_sweep_has_a_row_per_combination_and_model(repository):  # noqa: F811
+    repository("a", {"lora.r": 4, "seed": 7}, {"base": 40.0, "rarl": 60.0})
+    repository("b", {"lora.r": 4, "seed": 8}, {"base": 40.0, "rarl": 70.0})
+    here, a, b = experiments()
+    one = sweeps.sweep([({"lora.r": "8"}, [here]), ({"lora.r": "4"}, [a])]).set_index(["lora.r", "model"])
+    assert len(one) == 8 and list(one.columns) == ["profile", "silvar_med", "silvar_med_low", "silvar_med_high"]
+    assert list(one.loc[("4", "rarl")]) == ["embedded", 60, 52, 68]
+    two = sweeps.sweep([({"lora.r": "4"}, [a, b])]).set_index("model").loc["rarl"]
+    assert (two["seeds"], two["silvar_med"], two["silvar_med_sd"]) == (2, 65, 7.07)
+    assert (two["silvar_med_low"], two["silvar_med_high"]) == (57, 73)
+    shown = sweeps.write("sweep", sweeps.sweep([({"lora.r": "4"}, [a])]))
+    assert "| embedded | 4 | rarl | 60.0 (52.0 to 68.0) |" in shown
+    assert "(sweep.svg)" in Path("metrics/studies/sweep.md").read_text(encoding="utf-8")
+
+
+def test_a_chart_needs_no_page_and_is_the_same_bytes_each_time(repository):  # noqa: F811
+    repository("a", {"seed": 8}, {"rarl": 60.0})
+    frame = sweeps.seeds(experiments())
+    files = []
+    for _ in range(2):
+        sweeps.write("seeds", frame)
+        files.append(Path("metrics/studies/seeds.svg").read_text(encoding="utf-8"))
+    assert files[0].startswith("<svg") and "var(" not in files[0] and files[0] == files[1]
+
+
+def test_the_time_left_is_that_of_the_longest_and_of_all_together():
+    progress = Progress(4, 2, 600)
+    assert progress.left(3, [60]) == "about 14 min left", "9 + 10 + 10 minutes on two workers are 14.5"
+    progress.end("one", 120)
+    assert progress.left(1, [60]) == "about 60 s left"
+    assert Progress(4, 2, None).left(3, []) == "time left unknown"
+
+
+def test_without_a_terminal_each_event_is_a_line(capsys):
+    Progress(2, 1, None).end("a: FAILED in stage sft\n    no memory", 70)
+    assert capsys.readouterr().err == "a: FAILED in stage sft after 70 s (1 of 2)\n    no memory\n"
+
+
+def test_a_study_needs_dvc(repository):  # noqa: F811
+    with pytest.raises(UserError, match="a DVC repository"), running.only_study():
+        pass
+    assert not Path(".dvc").exists()
+
+
+def test_what_a_killed_queueing_left_in_the_workspace_is_not_run(repository):  # noqa: F811
+    """`dvc exp run --queue` detaches HEAD and changes params.yaml for a moment."""
+    Path(".dvc").mkdir()
+    with running.only_study():
+        running.WORKSPACE.write_text(running.workspace(), encoding="utf-8")
+    with running.only_study():
+        assert not running.WORKSPACE.exists(), "the workspace is as it was"
+    running.WORKSPACE.write_text(running.workspace(), encoding="utf-8")
+    Path("params.yaml").write_text("seed: 8\n", encoding="utf-8")
+    with pytest.raises(UserError, match="may have an experiment"), running.only_study():
+        pass
