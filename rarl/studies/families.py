@@ -1,16 +1,17 @@
-"""False findings and power of `rarl diff` on simulated families of scores with known truth.
+"""False findings and power of `rarl diff`, on simulated families of scores with known truth.
 
-A family is what one comparison tests: three trained models under two modes on six test sets, and under two more on the
-own test set. (SLAKE without the own test's rows is a part of SLAKE and not tested.) The answers are those of
-`rarl.studies.clusters`: alike within an image, and a part of them the same in all models. Over seeds a model's accuracy
-varies, and half of that variance moves all its scores together.
+A family is what one comparison tests: three trained models under two modes on six test sets, and under two more modes
+on the own test set. (SLAKE without the own test's rows is a part of SLAKE and not tested.) The answers are those of
+`rarl.studies.clusters`: alike within an image, and a part of them alike in all models. Under all modes a model's
+answers come from the same random numbers. Over seeds the accuracy varies, and half of that variance moves all scores
+of a model together.
 
-Nothing differs between the two sides, except that in turn one score differs by what `rarl.studies.power` announces
+Nothing differs between the two sides. Then, one at a time, some scores differ by what `rarl.studies.power` announces
 from the answers of the first side and of the other models.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
@@ -36,13 +37,16 @@ OWN_MODES = 2
 RATES = (0.1, 0.3, 0.5, 0.7, 0.9)
 #: Standard deviations of a score over seeds, in points: every sixth of those in metrics/studies/seeds.csv.
 SPREADS = (0.0, 1.5, 2.9, 4.5, 5.0, 8.2, 9.7)
-#: Intra-cluster correlation, share of the questions that all models answer alike.
+#: Intra-cluster correlation, and the share of the questions that all models answer with the same random number.
 WORLDS = ((0.1, 0.5), (0.4, 0.3))
-SEEDS = (1, 3)
+#: Seeds on each side, and world.
+CASES = tuple(product((1, 3), WORLDS))
 ALPHA = 0.05
 BARS = {"false_findings": 5.0, "power": (100 * POWER - 5, 100 * POWER + 5)}
-#: The other models at hand, and the part of a family's scores that differ in turn: one of so many.
-OTHERS, PART = 3, 6
+#: The number of other models at hand.
+OTHERS = 3
+#: Of a family one score in `PART` differs in turn.
+PART = 14
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Draw:
         return paired_by_id(*sides, dict(enumerate(self.images)), 1 - ALPHA)
 
     def announced(self, rows: int) -> float:
-        """Return the announced difference, 0 to 1, towards 50 %; 0 if even the largest possible one would be missed."""
+        """Return the announced difference, 0 to 1, towards 50 %; 0 if even the largest one would be missed."""
         [first, *_], _, others = self.sides(0.0)
         found = [correlation_and_effective(first, other, self.images) for other in others]
         correlation, n = (fmean(values) for values in zip(*found))
@@ -111,10 +115,11 @@ def simulate(scores: list[Score], seeds: int, world: tuple[float, float], rng, t
         differs in turn; the number of rows for which no difference could be announced.
     """
     together = rng.standard_normal((MODELS, 2 * seeds))
+    numbers = {(score.model, score.test_set): int(rng.integers(2**63)) for score in scores}
     draws = []
     for score in scores:
         effects = (together[score.model] + rng.standard_normal(2 * seeds)) / math.sqrt(2)
-        draws.append(Draw(score, seeds, world, effects, int(rng.integers(2**63))))
+        draws.append(Draw(score, seeds, world, effects, numbers[score.model, score.test_set]))
     lines = [draw.test() for draw in draws]
     found, without = [], 0
     for i in range(turn % PART, len(draws), PART):
@@ -133,15 +138,14 @@ def case(seeds: int, world: tuple[float, float], families: int, rng) -> dict:
     scores = family_of(seeds)
     results = [simulate(scores, seeds, world, rng, turn) for turn in range(families)]
     found = [row for _, rows, _ in results for row in rows]
+    without = sum(count for *_, count in results)
     line = {"seeds": seeds, "rho": world[0], "alike": world[1], "rows": len(scores)}
-    line |= share("false_findings", [any_found for any_found, *_ in results])
-    line |= share("power", [hit for *_, hit in found])
-    by_rate = {rate: [hit for at, _, hit in found if at == rate] for rate in RATES}
-    line["power_by_accuracy"] = {str(rate): round(100 * fmean(hits), 1) for rate, hits in by_rate.items() if hits}
+    line |= share("false_findings", [false for false, *_ in results]) | share("power", [hit for *_, hit in found])
+    for rate in RATES:
+        hits = [hit for at, _, hit in found if at == rate]
+        line[f"power_at_{100 * rate:.0f}"] = round(100 * fmean(hits), 1) if hits else None
     line["points"] = round(fmean(points for _, points, _ in found), 1)
-    return line | {
-        "not_announced": round(100 * sum(n for *_, n in results) / (len(found) + sum(n for *_, n in results)), 1)
-    }
+    return line | {"not_announced": round(100 * without / (len(found) + without), 1)}
 
 
 def share(name: str, hits: list[bool]) -> dict[str, float]:
@@ -151,15 +155,15 @@ def share(name: str, hits: list[bool]) -> dict[str, float]:
     return {key: round(100 * number, 2) for key, number in zip((name, f"{name}_low", f"{name}_high"), numbers)}
 
 
-def study(families: int, seed: int, show: Callable[[str], None]) -> dict:
+def study(families: int, seed: int, show: Callable[[str], None], cases: Sequence[tuple] = CASES) -> dict:
     """Simulate every case; `show` gets each when it begins."""
     import numpy as np
 
-    cases = []
-    for number, (seeds, world) in enumerate(product(SEEDS, WORLDS)):
-        show("{} seed(s) on each side, rho {}, {} alike".format(seeds, *world))
-        cases.append(case(seeds, world, families, np.random.default_rng([seed, number])))
-    return {"families": families, "seed": seed, "bars": BARS, "cases": cases}
+    found = []
+    for seeds, world in cases:
+        show("{} seeds on each side, rho {}, {} alike".format(seeds, *world))
+        found.append(case(seeds, world, families, np.random.default_rng([seed, len(found)])))
+    return {"families": families, "seed": seed, "bars": BARS, "cases": found}
 
 
 def as_markdown(report: dict, command: str) -> str:
@@ -171,15 +175,15 @@ def _page(report: dict, command: str) -> Iterator[str]:
     yield from (
         "# False findings and power of `rarl diff`",
         "",
-        f"Made by `{command}`: {report['families']:,} simulated families in each case. A false finding is any score of a",
-        "family that is called different although none is. The power is that of a score that alone differs, by what",
-        "`rarl/studies/power.py` announces for 80 %. `rarl/studies/families.py` documents the simulation.",
+        f"Made by `{command}`: {report['families']:,} simulated families in each case, as many `seeds` on each side.",
+        "`rarl/studies/families.py` documents the simulation. All figures but `points` are percent:",
+        "",
+        "- `false findings`: families in which any score is called different, although none is; the bar is 5.",
+        "- `power`: how often a score is found that alone differs, by the difference that `rarl/studies/power.py`",
+        "  announces for 80 % (`points` on average); the bar is 75 to 85. Also by accuracy.",
+        "- `not announced`: scores of which even the largest difference would be missed.",
         "",
     )
-    columns = [key for key in report["cases"][0] if key != "power_by_accuracy"]
-    rates = [str(rate) for rate in RATES]
-    rows = (
-        [case[key] for key in columns] + [case["power_by_accuracy"].get(r, "–") for r in rates]
-        for case in report["cases"]
-    )
-    yield from markdown_table([*(key.replace("_", " ") for key in columns), *(f"power at {r}" for r in rates)], rows)
+    columns = list(report["cases"][0])
+    rows = ([case[column] for column in columns] for case in report["cases"])
+    yield from markdown_table([column.replace("_", " ") for column in columns], rows)

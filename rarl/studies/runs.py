@@ -154,15 +154,14 @@ def compared(
         return {"test": UNCHANGED}
     if missing := [f"questions of {one.name}" for one in ends if not questions(one, name)]:
         return {"test": "not at hand", "missing": missing}
-    missing = [one.name for one in found if not (found[one][1] and questions(one, name))]
-    used = [[one for one in side if one.name not in missing] for side in sides]
+    lacking = [one for one in found if not (found[one][1] and questions(one, name))]
+    used = [[one for one in side if one not in lacking] for side in sides]
     series = ([finals(found[one][1]) for one in side] for side in used)
     test = paired_by_id(*series, images(name, *used[0], *used[1]), confidence)
     if not test:
         return {"test": "other questions"}
     counts = {"seeds": [*map(len, used)]} if sum(map(len, used)) > 2 else {}
-    lacks = {"missing": [f"verdicts or questions of {name}" for name in missing]} if missing else {}
-    return {"test": TESTED} | test | counts | lacks
+    return {"test": TESTED, "missing": [f"verdicts or questions of {one.name}" for one in lacking]} | test | counts
 
 
 def seed_spread(run) -> dict[tuple[str, str, str], float]:
@@ -255,15 +254,25 @@ def inputs(run: Experiment) -> dict[tuple[str, str], object]:
     }
 
 
-def on_one_commit(run: Experiment) -> list[Experiment]:
-    """Return the commit that a run is an experiment on, or else is, and the finished experiments on it."""
-    base = git("rev-parse", f"{run.revision or 'HEAD'}^{{commit}}").strip()
-    for ref in git("for-each-ref", "--points-at", base, "--format=%(refname)", "refs/exps").split():
-        if len(parts := ref.split("/")) == 5:  # refs/exps/<2 digits>/<38 digits>/<name>
-            base = parts[2] + parts[3]
-    below = f"refs/exps/{base[:2]}/{base[2:]}/"
+def seeds_of_both(first: Experiment, second: Experiment) -> tuple[list[Experiment], list[Experiment]]:
+    """Return `seeds_of` both runs among the experiments on their commits, or just these if only the seed differs."""
+    if only_the_seed(first, second):
+        return [first], [second]
+    bases = [base_of(run) for run in (first, second)]
     found = experiments(everywhere=True)[1:]
-    return [Experiment(base[:7], base), *(one for one in found if one.revision.startswith(below))]
+    others = {
+        base: [Experiment(base[:7], base), *(one for one in found if f"/{base[:2]}/{base[2:]}/" in one.revision)]
+        for base in {*bases}
+    }
+    return tuple(seeds_of(run, others[base]) for run, base in zip((first, second), bases))
+
+
+def base_of(run: Experiment) -> str:
+    """Return the commit that a run is an experiment on, or else is."""
+    commit = git("rev-parse", f"{run.revision or 'HEAD'}^{{commit}}").strip()
+    refs = git("for-each-ref", "--points-at", commit, "--format=%(refname)", "refs/exps").split()
+    paths = [ref.split("/") for ref in refs]  # refs/exps/<2 digits>/<38 digits>/<name>
+    return next((path[2] + path[3] for path in paths if len(path) == 5), commit)
 
 
 def differing(runs: Sequence) -> list[tuple[str, list]]:

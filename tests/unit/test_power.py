@@ -1,12 +1,21 @@
 """The difference that a comparison is announced to show, from made-up runs."""
 
+import json
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 from test_compare import repository  # noqa: F401 (a fixture)
 from test_diff import measured  # noqa: F401 (a fixture)
 
+from rarl.cli import diff_study
 from rarl.reporting.stats import sign_flip, smallest_difference
+from rarl.studies import families
 from rarl.studies.experiments import Workspace
+from rarl.studies.families import WORLDS, study
 from rarl.studies.power import critical, detectable, disagreement, one_seed, smallest
+
+STUDIES = Path(__file__).parents[2] / "metrics/studies"
 
 
 def test_the_announced_difference_has_the_stated_power():
@@ -23,6 +32,38 @@ def test_the_critical_numbers_are_those_of_the_test():
             p = sign_flip([1] * up + [-1] * (pairs - up), range(pairs))
             assert (p <= 0.05) == (up >= found)
         assert found > pairs / 2
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_in_simulated_families_the_bars_hold(seeds):
+    """`rarl study diff` in short; the limits are the bars and two standard errors."""
+    [found] = [case for case in study(60, 7, lambda _: None, [(seeds, WORLDS[1])])["cases"]]
+    assert found["rows"] == 42 and found["false_findings_low"] <= 5
+    assert found["power_low"] <= 85 and found["power_high"] >= 75
+
+
+def test_without_the_correction_the_simulation_has_false_findings(monkeypatch):
+    monkeypatch.setattr(
+        families, "correct", lambda lines, alpha: [line.update(differs=line["p"] < alpha) for line in lines]
+    )
+    [found] = study(10, 7, lambda _: None, [(1, WORLDS[1])])["cases"]
+    assert found["false_findings"] > 50
+
+
+def test_the_command_writes_the_figures_and_a_page(tmp_path):
+    result = CliRunner().invoke(diff_study.main, ["--families", "10", "--output", str(tmp_path / "diff.json")])
+    assert result.exit_code == 0, result.output
+    assert len(json.loads((tmp_path / "diff.json").read_text())["cases"]) == 4
+    assert "Made by `rarl study diff --families 10 --seed 7`" in (tmp_path / "diff.md").read_text()
+
+
+def test_the_shipped_figures_meet_the_bars_and_are_the_pages():
+    report = json.loads((STUDIES / "diff.json").read_text(encoding="utf-8"))
+    for case in report["cases"]:
+        assert case["false_findings"] <= report["bars"]["false_findings"]
+        assert report["bars"]["power"][0] <= case["power"] <= report["bars"]["power"][1]
+    command = f"rarl study diff --families {report['families']} --seed {report['seed']}"
+    assert (STUDIES / "diff.md").read_text(encoding="utf-8") == families.as_markdown(report, command)
 
 
 def test_more_seeds_show_smaller_differences_unless_seeds_are_the_noise():
