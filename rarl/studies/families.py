@@ -19,7 +19,7 @@ from statistics import fmean
 from rarl.reporting.formats import markdown_table
 from rarl.reporting.stats import wilson
 from rarl.studies.clusters import answers, image_numbers
-from rarl.studies.power import POWER, correlation_and_effective, disagreement, smallest
+from rarl.studies.power import POWER, disagreement, noise_between, smallest
 from rarl.studies.runs import correct, paired_by_id
 
 #: The test sets of the default run: questions about an image -> number of such images; the first is the own test set.
@@ -99,11 +99,11 @@ class Draw:
     def announced(self, rows: int) -> float:
         """Return the announced difference, 0 to 1, towards 50 %; 0 if even the largest one would be missed."""
         [first, *_], _, others = self.sides(0.0)
-        found = [correlation_and_effective(first, other, self.images) for other in others]
-        correlation, n = (fmean(values) for values in zip(*found))
+        found = [noise_between(first, other, self.images) for other in others]
+        correlation, n, images = (fmean(values) for values in zip(*found))
         rate = self.score.rate
         sd = math.sqrt(self.score.spread**2 + disagreement(rate, correlation, 0.0) / (2 * n))
-        points = smallest(fmean(first), n, correlation, ALPHA / rows, seeds=self.seeds, sd=sd) or 0.0
+        points = smallest(fmean(first), n, images, correlation, ALPHA / rows, seeds=self.seeds, sd=sd) or 0.0
         return (points if rate <= 0.5 else -points) / 100
 
 

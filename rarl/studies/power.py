@@ -43,18 +43,20 @@ def detectable(run, seeds: int = 1, models: Sequence[str] | None = None, power: 
     }
     spread, lines = seed_spread(run), []
     for place, cell in cells.items():
-        correlation, effective = noise(run, *place, judge) or (0.0, cell.get("n_effective") or cell["n"])
+        independent = cell.get("n_effective") or cell["n"]
+        correlation, effective, images = noise(run, *place, judge) or (0.0, independent, independent)
         sd = spread.get(place) if seeds > 1 else 0.0
         points = None
         if sd is not None:
-            points = smallest(cell["final"] / 100, effective, correlation, alpha / len(cells), power, seeds, sd / 100)
+            level = alpha / len(cells)
+            points = smallest(cell["final"] / 100, effective, images, correlation, level, power, seeds, sd / 100)
         sizes = {"n": cell["n"], "n_effective": round(effective, 1)}
         lines.append(dict(zip(("model", "mode", "set"), place)) | sizes | {"points": points and round(points, 2)})
     return lines
 
 
-def noise(run, model: str, mode: str, name: str, judge: str) -> tuple[float, float] | None:
-    """Return `correlation_and_effective` of a model and each of the run's others, on average.
+def noise(run, model: str, mode: str, name: str, judge: str) -> tuple[float, ...] | None:
+    """Return `noise_between` a model and each of the run's others, on average.
 
     None if the verdicts are not at hand.
     """
@@ -67,31 +69,40 @@ def noise(run, model: str, mode: str, name: str, judge: str) -> tuple[float, flo
     for other, theirs in scores.items():
         if other != model and (ids := [id for id in scores[model] if id in theirs and id in images]):
             series = ([one[id] for id in ids] for one in (scores[model], theirs))
-            found.append(correlation_and_effective(*series, [images[id] for id in ids]))
+            found.append(noise_between(*series, [images[id] for id in ids]))
     return tuple(map(fmean, zip(*found))) if found else None
 
 
-def correlation_and_effective(first: Sequence[int], second: Sequence[int], images: Images) -> tuple[float, float]:
-    """Return the correlation of two models' 0/1 scores, at least 0, and the effective n of their differences.
+def noise_between(first: Sequence[int], second: Sequence[int], images: Images) -> tuple[float, float, int]:
+    """Return the correlation of two models' 0/1 scores, the effective n of their differences, and the images.
 
-    >>> correlation_and_effective([1, 1, 0, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 1, 1, 0], "abcdefgh")
-    (0.5, 8.0)
+    >>> noise_between([1, 1, 0, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 1, 1, 0], "abcdefgh")
+    (0.5, 8.0, 8)
     """
     test = paired(first, second, images)
     n, p, q = test["n"], test["first_percent"] / 100, test["second_percent"] / 100
     seen, scale = (test["first_only"] + test["second_only"]) / n, math.sqrt(p * (1 - p) * q * (1 - q))
     correlation = (p + q - 2 * p * q - seen) / (2 * scale) if scale else 0.0
-    return max(0.0, correlation), n / design_effect([b - a for a, b in zip(first, second)], images)
+    change = [b - a for a, b in zip(first, second)]
+    return max(0.0, correlation), n / design_effect(change, images), len({*images})
 
 
 def smallest(
-    share: float, n: float, correlation: float, alpha: float, power: float = POWER, seeds: int = 1, sd: float = 0.0
+    share: float,
+    n: float,
+    images: float,
+    correlation: float,
+    alpha: float,
+    power: float = POWER,
+    seeds: int = 1,
+    sd: float = 0.0,
 ) -> float | None:
     """Return the smallest true difference, in points, that is significant at `alpha` with this power.
 
     Args:
         share: The accuracy now, 0 to 1. The difference is towards 50 %, where the noise is largest.
         n: The effective number of questions.
+        images: The number of images that the questions are about.
         correlation: The correlation of two models' scores of a question.
         alpha: The level of the two-sided test.
         power: The chance that the difference is significant.
@@ -99,15 +110,19 @@ def smallest(
         sd: The standard deviation of the score over seeds, 0 to 1; not used with one seed.
     """
     from scipy.optimize import brentq
+    from scipy.special import stdtrit
 
+    if n < 2 or images < 2:
+        return None
     share, most = min(share, 1 - share), max(share, 1 - share) - 1e-9
+    few = min(1.0, float(stdtrit(n - 1, alpha / 2) / stdtrit(images - 1, alpha / 2)) ** 2)  # as `stats.effective_n`
 
     def surplus(x: float) -> float:
         if seeds == 1:
-            return one_seed(x, round(n), disagreement(share, correlation, x), alpha) - power
-        return over_seeds(x, n, share, correlation, alpha, seeds, sd) - power
+            return one_seed(x, round(n * few), disagreement(share, correlation, x), alpha) - power
+        return over_seeds(x, n, images, share, correlation, alpha, seeds, sd) - power
 
-    return 100 * float(brentq(surplus, 1e-6, most)) if n >= 1 and surplus(most) > 0 else None
+    return 100 * float(brentq(surplus, 1e-6, most)) if surplus(most) > 0 else None
 
 
 def disagreement(share: float, correlation: float, x: float, seeds: int = 1) -> float:
@@ -149,7 +164,9 @@ def critical(n: int, alpha: float):
     return np.argmax((p <= alpha) & (2 * found > pairs), axis=0)
 
 
-def over_seeds(x: float, n: float, share: float, correlation: float, alpha: float, seeds: int, sd: float) -> float:
+def over_seeds(
+    x: float, n: float, images: float, share: float, correlation: float, alpha: float, seeds: int, sd: float
+) -> float:
     """Return the power of `stats.over_seeds`: the mean over what the seeds' variance is estimated to be."""
     import numpy as np
     from scipy.special import ndtr, stdtrit
@@ -164,5 +181,5 @@ def over_seeds(x: float, n: float, share: float, correlation: float, alpha: floa
     of_questions = ((squares * n + each) / (n + 2) - centre**2) / (n + 2)
     of_seeds = each * (alone + (now + then) / 2) * chi2.ppf((np.arange(200) + 0.5) / 200, freedom) / freedom
     variance = of_questions + of_seeds
-    threshold = stdtrit(variance**2 / (of_questions**2 / n + of_seeds**2 / freedom), 1 - alpha / 2)
+    threshold = stdtrit(variance**2 / (of_questions**2 / (images - 1) + of_seeds**2 / freedom), 1 - alpha / 2)
     return float(ndtr((centre - threshold * np.sqrt(variance)) / (math.sqrt(true) * n / (n + 2))).mean())

@@ -216,6 +216,15 @@ def test_other_models_sets_and_judges_are_named(repository):  # noqa: F811
     assert "different main judges" in shown
 
 
+def test_test_sets_of_one_side_are_named(repository):  # noqa: F811
+    path = Path("metrics/scores/sft.json")
+    cells = json.loads(path.read_text())["reasoning"]["silvar_med"]
+    path.write_text(json.dumps({"reasoning": {"slake": cells}}))
+    git("commit", "-qam", "sets")
+    shown = diff("HEAD~1", "HEAD", "--exit-code", code=1).stdout
+    assert "none of 3 scores differs" in shown and "1 row in HEAD only (set slake)" in shown
+
+
 def test_everything_fits_on_a_screen(repository):  # noqa: F811
     params = {f"phantom.{key}": 50 for key in ("benchmark_rows", "sat_rows")}
     sets = ("silvar_med", "slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench")

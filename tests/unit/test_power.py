@@ -19,11 +19,12 @@ STUDIES = Path(__file__).parents[2] / "metrics/studies"
 
 
 def test_the_announced_difference_has_the_stated_power():
-    points = smallest(0.7, 100, 0.4, alpha=0.01)
+    points = smallest(0.7, 100, 100, 0.4, alpha=0.01)
     assert one_seed(points / 100, 100, disagreement(0.3, 0.4, points / 100), 0.01) == pytest.approx(0.8)
-    assert smallest(0.3, 100, 0.4, alpha=0.01) == pytest.approx(points), "towards 50 % from either side"
-    assert smallest(0.5, 150, 0.0, alpha=0.05) == pytest.approx(smallest_difference(150, 0.5), rel=0.03)
-    assert smallest(0.5, 8, 0.0, alpha=0.001) is None
+    assert smallest(0.3, 100, 100, 0.4, alpha=0.01) == pytest.approx(points), "towards 50 % from either side"
+    assert smallest(0.5, 150, 150, 0.0, alpha=0.05) == pytest.approx(smallest_difference(150, 0.5), rel=0.03)
+    assert smallest(0.3, 100, 20, 0.4, alpha=0.01) > points, "few images"
+    assert smallest(0.5, 8, 8, 0.0, alpha=0.001) is None
 
 
 def test_the_critical_numbers_are_those_of_the_test():
@@ -68,9 +69,9 @@ def test_the_shipped_figures_meet_the_bars_and_are_the_pages():
 
 def test_more_seeds_show_smaller_differences_unless_seeds_are_the_noise():
     churn = disagreement(0.5, 0.5, 0) / 200
-    one, three, five = (smallest(0.5, 100, 0.5, 0.01, seeds=k, sd=churn**0.5) for k in (1, 3, 5))
+    one, three, five = (smallest(0.5, 100, 100, 0.5, 0.01, seeds=k, sd=churn**0.5) for k in (1, 3, 5))
     assert five < three < one
-    assert smallest(0.5, 100, 0.5, 0.01, seeds=3, sd=0.1) > one
+    assert smallest(0.5, 100, 100, 0.5, 0.01, seeds=3, sd=0.1) > one
 
 
 def test_the_noise_is_that_of_the_verdicts_else_of_the_scores(measured):  # noqa: F811
@@ -79,7 +80,7 @@ def test_the_noise_is_that_of_the_verdicts_else_of_the_scores(measured):  # noqa
         (model, "reasoning", "silvar_med") for model in ("sft", "grpo", "rarl")
     ]
     assert {line["n_effective"] for line in lines} == {100.0}, "of the scores: only one model has verdicts"
-    assert lines[0]["points"] == pytest.approx(smallest(0.6, 100.0, 0.0, 0.05 / 3), abs=0.01)
+    assert lines[0]["points"] == pytest.approx(smallest(0.6, 100.0, 100.0, 0.0, 0.05 / 3), abs=0.01)
     [alone] = detectable(Workspace(), models=["sft"])
     assert alone["points"] < lines[0]["points"], "a smaller family"
     assert {line["points"] for line in detectable(Workspace(), seeds=3)} == {None}, "no spread over seeds is known"
