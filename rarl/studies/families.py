@@ -45,7 +45,7 @@ ALPHA = 0.05
 BARS = {"false_findings": 5.0, "power": (100 * POWER - 5, 100 * POWER + 5)}
 #: The number of other models at hand.
 OTHERS = 3
-#: Of a family one score in `PART` differs in turn.
+#: In each family every `PART`-th score differs, one at a time.
 PART = 14
 
 
@@ -175,7 +175,7 @@ def _page(report: dict, command: str) -> Iterator[str]:
     yield from (
         "# False findings and power of `rarl diff`",
         "",
-        f"Made by `{command}`: {report['families']:,} simulated families in each case, as many `seeds` on each side.",
+        f"Made by `{command}`: {report['families']:,} simulated families a case, with `seeds` seeds on each side.",
         "`rarl/studies/families.py` documents the simulation. All figures but `points` are percent:",
         "",
         "- `false findings`: families in which any score is called different, although none is; the bar is 5.",
