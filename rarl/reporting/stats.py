@@ -290,26 +290,20 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[list[float], l
     return adjusted, reject
 
 
-def mcnemar_power(x: float, n: float, discordant: float, alpha: float = 0.05) -> float:
-    """Power of McNemar's test on `n` pairs at a true difference of `x` between two shares (Connor 1987).
-
-    `discordant` is the expected share of the pairs in which only one of the two is right.
-    """
-    from scipy.special import ndtr, ndtri
-
-    spread = math.sqrt(max(discordant - x * x, 1e-12))
-    return float(ndtr((x * math.sqrt(n) + ndtri(alpha / 2) * math.sqrt(discordant)) / spread))
-
-
 def smallest_difference(n: float, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """Smallest true difference, in points, that McNemar's test on `n` pairs detects with `power`.
 
-    Solves `mcnemar_power` for x. None if even a difference as large as `discordant` would be missed.
+    Solves Connor's sample size formula (1987), n = (z_a sqrt(d) + z_b sqrt(d - x^2))^2 / x^2, for x, where d is
+    `discordant`, the expected share of the pairs in which only one of the two is right. None if even a difference as
+    large as d would be missed.
     """
     from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    z_alpha, z_beta = norm.ppf(1 - alpha / 2), norm.ppf(power)
 
     def surplus(x: float) -> float:
-        return mcnemar_power(x, n, discordant, alpha) - power
+        return x * math.sqrt(n) - z_alpha * math.sqrt(discordant) - z_beta * math.sqrt(max(0.0, discordant - x * x))
 
     if n <= 0 or discordant <= 0 or surplus(discordant) < 0:
         return None

@@ -22,10 +22,8 @@ from rarl.studies.runs import (
     correct,
     differing,
     main_judge,
-    on_one_commit,
-    only_the_seed,
     rows,
-    seeds_of,
+    seeds_of_both,
     untested,
 )
 
@@ -56,12 +54,6 @@ class Diff:
     """The seeds of `a` and of `b`, those of the two revisions first."""
 
     @property
-    def against(self) -> str:
-        """The numbers of seeds, such as `3 seeds against 1`; empty if there is one of each."""
-        a, b = map(len, self.seeds)
-        return f"{count(a, 'seed')} against {b}" if a + b > 2 else ""
-
-    @property
     def moved(self) -> list[dict]:
         """The rows with another score."""
         return [row for row in self.rows if row["difference"]]
@@ -82,9 +74,8 @@ def diff(first: Experiment, second: Experiment, one_seed: bool = False) -> Diff:
     Raises:
         UserError: the parameters of one of them are not valid in this version, or neither has scores.
     """
-    judges, sides = shared_judge(first, second), ([first], [second])
-    if not one_seed and not only_the_seed(first, second):
-        sides = tuple(seeds_of(run, on_one_commit(run)) for run in (first, second))
+    judges = shared_judge(first, second)
+    sides = ([first], [second]) if one_seed else seeds_of_both(first, second)
     alpha = 1 - second.params["report"]["confidence"]
     before, after = (
         {key_of(line): line for line in found if line["set"] != WITHOUT_OWN_TEST}
@@ -100,7 +91,8 @@ def diff(first: Experiment, second: Experiment, one_seed: bool = False) -> Diff:
     found.sort(key=lambda row: (not row["differs"], -abs(row["difference"] or 0)))
     only = {"a": [key for key in before if key not in after], "b": [key for key in after if key not in before]}
     seeds = tuple([run.params["seed"] for run in side] for side in sides)
-    return Diff(names, judges, 1 - alpha, differing([first, second]), found, only, notes(both, found), seeds)
+    parameters = [(key, values) for key, values in differing([first, second]) if key != "seed" or not against(seeds)]
+    return Diff(names, judges, 1 - alpha, parameters, found, only, notes(both, found), seeds)
 
 
 def key_of(line: dict) -> tuple[str, str, str]:
@@ -155,8 +147,10 @@ def notes(lines: Sequence[dict], found: Sequence[dict]) -> list[str]:
         sentences.append(f"Missing: {', '.join(missing)}")
     if any(row["difference"] and row["verdict"] == "unpaired" for row in found):
         sentences.append("unpaired: from the scores in metrics/, with an interval of independent samples, no test")
-    if several := dict.fromkeys("{} against {}".format(*row["seeds"]) for row in found if "seeds" in row):
-        sentences.append(f"Means over {' or '.join(several)} seeds: interval and p include the spread over seeds")
+    if counts := [row["seeds"] for row in found if "seeds" in row]:
+        sentences.append("Interval and p include the spread over seeds")
+        if any(1 in pair for pair in counts):
+            sentences[-1] += ", and one seed is taken to spread like those of the other side"
     if any(row["differs"] and "seeds" not in row for row in found):
         beside = ": compare a difference with the column seed SD" if any(row["seed_sd"] for row in found) else ""
         sentences.append(f"{ONE_SEED}{beside} (`rarl compare seeds`)")
@@ -170,6 +164,16 @@ def count(number: int, what: str) -> str:
     ('1 row', '0 rows')
     """
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def against(seeds: tuple[list, list]) -> str:
+    """Return the numbers of seeds of both sides; empty if there is one of each.
+
+    >>> against(([7, 8, 9], [7])), against(([7], [8]))
+    ('3 seeds against 1', '')
+    """
+    a, b = map(len, seeds)
+    return f"{count(a, 'seed')} against {b}" if a + b > 2 else ""
 
 
 def headline(found: Diff) -> str:
@@ -259,8 +263,8 @@ def changes(found: Diff, most: int | None = PARAMETERS) -> list[tuple[str, str, 
 def title(found: Diff) -> str:
     """Return the two names, the judge and the result in one line."""
     names, judges = (" -> ".join(dict.fromkeys(pair)) for pair in (found.names, found.judges))
-    seeds = f" ({found.against})" if found.against else ""
-    return f"{names}{seeds}, {judges} judge: {headline(found)}"
+    seeds = against(found.seeds)
+    return f"{names}{f' ({seeds})' if seeds else ''}, {judges} judge: {headline(found)}"
 
 
 def text(found: Diff, everything: bool = False) -> str:
@@ -308,7 +312,7 @@ def as_json(found: Diff) -> str:
     """Return all rows that are not unchanged as strict JSON."""
     sides = zip("ab", found.names, found.judges)
     fields = {side: {"name": name, "judge": judge} for side, name, judge in sides}
-    if found.against:
+    if against(found.seeds):
         fields = {side: fields[side] | {"seeds": seeds} for side, seeds in zip("ab", found.seeds)}
     fields |= {
         "confidence": found.confidence,

@@ -1,18 +1,19 @@
 """The smallest true difference that a comparison of two revisions can show (`rarl diff`), known before a study starts.
 
 Holm's correction demands p <= alpha / m of the first of m rows, so that is the level of a score that moves alone. The
-question noise is that of the verdicts at hand: two models answer a share of the questions alike, and the others
-independently of one another (the simulation of `rarl.studies.clusters`). With several seeds on each side the noise of
-the seeds adds to it, as in `stats.over_seeds`.
+noise of the questions is that of the verdicts at hand: how often a model is right on the same questions as the run's
+other models, and how alike the questions about one image are. With several seeds on each side the spread over seeds
+adds to it, as in `stats.over_seeds`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from statistics import fmean
 
 from rarl.records import verdicts_file
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
-from rarl.reporting.stats import Images, design_effect, mcnemar_power, paired
+from rarl.reporting.stats import Images, design_effect, paired
 from rarl.studies.runs import finals, main_judge, questions, seed_spread
 
 POWER = 0.8
@@ -42,18 +43,20 @@ def detectable(run, seeds: int = 1, models: Sequence[str] | None = None, power: 
     }
     spread, lines = seed_spread(run), []
     for place, cell in cells.items():
-        alike, effective = noise(run, *place, judge) or (0.0, cell.get("n_effective") or cell["n"])
+        independent = cell.get("n_effective") or cell["n"]
+        correlation, effective, images = noise(run, *place, judge) or (0.0, independent, independent)
         sd = spread.get(place) if seeds > 1 else 0.0
         points = None
         if sd is not None:
-            points = smallest(cell["final"] / 100, effective, alike, alpha / len(cells), power, seeds, sd / 100)
+            level = alpha / len(cells)
+            points = smallest(cell["final"] / 100, effective, images, correlation, level, power, seeds, sd / 100)
         sizes = {"n": cell["n"], "n_effective": round(effective, 1)}
         lines.append(dict(zip(("model", "mode", "set"), place)) | sizes | {"points": points and round(points, 2)})
     return lines
 
 
-def noise(run, model: str, mode: str, name: str, judge: str) -> tuple[float, float] | None:
-    """Return `alike` and the effective n of the differences between a model and the run's others, on average.
+def noise(run, model: str, mode: str, name: str, judge: str) -> tuple[float, ...] | None:
+    """Return `noise_between` a model and each of the run's others, on average.
 
     None if the verdicts are not at hand.
     """
@@ -66,75 +69,117 @@ def noise(run, model: str, mode: str, name: str, judge: str) -> tuple[float, flo
     for other, theirs in scores.items():
         if other != model and (ids := [id for id in scores[model] if id in theirs and id in images]):
             series = ([one[id] for id in ids] for one in (scores[model], theirs))
-            found.append(alike_and_effective(*series, [images[id] for id in ids]))
-    return (fmean(alike for alike, _ in found), fmean(n for _, n in found)) if found else None
+            found.append(noise_between(*series, [images[id] for id in ids]))
+    return tuple(map(fmean, zip(*found))) if found else None
 
 
-def alike_and_effective(first: Sequence[int], second: Sequence[int], images: Images) -> tuple[float, float]:
-    """Return the share of questions that two models answer alike, and the effective n of their differences.
+def noise_between(first: Sequence[int], second: Sequence[int], images: Images) -> tuple[float, float, int]:
+    """Return the correlation of two models' 0/1 scores, the effective n of their differences, and the images.
 
-    `alike` is 0 if they disagree as often as two independent models of their accuracies, and 1 if as rarely as these
-    accuracies permit.
-
-    >>> alike_and_effective([1, 1, 0, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 1, 1, 0], "abcdefgh")
-    (0.5, 8.0)
+    >>> noise_between([1, 1, 0, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 1, 1, 0], "abcdefgh")
+    (0.5, 8.0, 8)
     """
     test = paired(first, second, images)
     n, p, q = test["n"], test["first_percent"] / 100, test["second_percent"] / 100
-    most, least, seen = p + q - 2 * p * q, abs(p - q), (test["first_only"] + test["second_only"]) / n
-    alike = (most - seen) / (most - least) if most > least + 1e-9 else 0.0
+    seen, scale = (test["first_only"] + test["second_only"]) / n, math.sqrt(p * (1 - p) * q * (1 - q))
+    correlation = (p + q - 2 * p * q - seen) / (2 * scale) if scale else 0.0
     change = [b - a for a, b in zip(first, second)]
-    return min(1.0, max(0.0, alike)), n / design_effect(change, images)
+    return max(0.0, correlation), n / design_effect(change, images), len({*images})
 
 
 def smallest(
-    share: float, n: float, alike: float, alpha: float, power: float = POWER, seeds: int = 1, sd: float = 0.0
+    share: float,
+    n: float,
+    images: float,
+    correlation: float,
+    alpha: float,
+    power: float = POWER,
+    seeds: int = 1,
+    sd: float = 0.0,
 ) -> float | None:
     """Return the smallest true difference, in points, that is significant at `alpha` with this power.
 
     Args:
         share: The accuracy now, 0 to 1. The difference is towards 50 %, where the noise is largest.
         n: The effective number of questions.
-        alike: The share of questions that both sides answer alike.
+        images: The number of images that the questions are about.
+        correlation: The correlation of two models' scores of a question.
         alpha: The level of the two-sided test.
         power: The chance that the difference is significant.
         seeds: The number of seeds on each side.
         sd: The standard deviation of the score over seeds, 0 to 1; not used with one seed.
     """
     from scipy.optimize import brentq
+    from scipy.special import stdtrit
 
-    share = min(share, 1 - share)
-    chance = mcnemar_power if seeds == 1 else over_seeds(seeds, sd, disagreement(share, alike, 0.0))
+    if n < 2 or images < 2:
+        return None
+    share, most = min(share, 1 - share), max(share, 1 - share) - 1e-9
+    few = min(1.0, float(stdtrit(n - 1, alpha / 2) / stdtrit(images - 1, alpha / 2)) ** 2)  # as `stats.effective_n`
 
     def surplus(x: float) -> float:
-        return chance(x, n, disagreement(share, alike, x), alpha) - power
+        if seeds == 1:
+            return one_seed(x, round(n * few), disagreement(share, correlation, x), alpha) - power
+        return over_seeds(x, n, images, share, correlation, alpha, seeds, sd) - power
 
-    largest = 1 - share - 1e-9
-    return 100 * float(brentq(surplus, 1e-6, largest)) if n > 0 and surplus(largest) > 0 else None
+    return 100 * float(brentq(surplus, 1e-6, most)) if surplus(most) > 0 else None
 
 
-def disagreement(share: float, alike: float, x: float) -> float:
-    """Return the expected share of questions that only one of two models gets right, if the second is better by `x`.
+def disagreement(share: float, correlation: float, x: float, seeds: int = 1) -> float:
+    """Return the expected square of a question's difference between two sides, if the second is better by `x`.
 
-    >>> disagreement(0.5, 0.5, 0.0), round(disagreement(0.5, 0.5, 0.25), 3)
-    (0.25, 0.375)
+    With one seed on each side that is the share of questions that only one of them gets right.
+
+    >>> disagreement(0.5, 0.5, 0.0), disagreement(0.5, 0.0, 0.25), disagreement(0.5, 0.5, 0.0, seeds=2)
+    (0.25, 0.5, 0.125)
     """
-    return alike * x + (1 - alike) * (share + (share + x) - 2 * share * (share + x))
+    better = share + x
+    before, after = share * (1 - share), better * (1 - better)
+    within = (before + after) * (1 + (seeds - 1) * correlation) / seeds
+    return within - 2 * correlation * math.sqrt(before * after) + x * x
 
 
-def over_seeds(seeds: int, sd: float, churn: float) -> Callable[[float, float, float, float], float]:
-    """Return the power of `stats.over_seeds`, as a function like `stats.mcnemar_power`.
+def one_seed(x: float, n: int, discordant: float, alpha: float) -> float:
+    """Return the power of McNemar's mid-p test (`stats.sign_flip`) on `n` pairs, by its exact distribution.
 
-    `churn` is the share of questions on which two seeds of one side disagree; that noise is also in `sd`.
+    Connor's formula (`stats.smallest_difference`) is up to 6 points too low at the small levels of a family.
     """
-    from scipy.special import nctdtr, stdtrit
+    import numpy as np
+    from scipy.stats import binom
 
-    def chance(x: float, n: float, discordant: float, alpha: float) -> float:
-        of_questions, of_seeds = (discordant - x * x) / (seeds * n), 2 * sd**2 / seeds
-        assumed = of_questions + of_seeds
-        true = of_questions + max(0.0, of_seeds - churn / (seeds * n))
-        freedom = assumed**2 / (of_questions**2 / n + of_seeds**2 / (2 * seeds - 2))
-        critical = stdtrit(freedom, 1 - alpha / 2) * math.sqrt(assumed / true)
-        return 1 - float(nctdtr(freedom, x / math.sqrt(true), critical))
+    pairs = np.arange(n + 1)
+    found = binom.sf(critical(n, alpha) - 1, pairs, min(1.0, (1 + x / discordant) / 2))
+    return float(binom.pmf(pairs, n, min(1.0, discordant)) @ found)
 
-    return chance
+
+@cache
+def critical(n: int, alpha: float):
+    """Return for 0 to `n` discordant pairs the number for one side that is significant: an array."""
+    import numpy as np
+    from scipy.stats import binom
+
+    pairs = np.arange(n + 1)
+    found = np.arange(n + 2)[:, None]
+    p = binom.sf(found - 1, pairs, 0.5) + binom.sf(found, pairs, 0.5)
+    return np.argmax((p <= alpha) & (2 * found > pairs), axis=0)
+
+
+def over_seeds(
+    x: float, n: float, images: float, share: float, correlation: float, alpha: float, seeds: int, sd: float
+) -> float:
+    """Return the power of `stats.over_seeds`: the mean over what the seeds' variance is estimated to be."""
+    import numpy as np
+    from scipy.special import ndtr, stdtrit
+    from scipy.stats import chi2
+
+    squares, each, freedom = disagreement(share, correlation, x, seeds), 2 / seeds, 2 * seeds - 2
+    # Part of the spread is the chance with which a seed answers a question; it grows with the noise of the accuracy.
+    now, then = (disagreement(accuracy, correlation, 0.0) / (2 * n) for accuracy in (share, share + x))
+    alone = max(0.0, sd * sd - now)
+    true = (squares - x * x) / n + each * alone
+    centre = x * n / (n + 2)
+    of_questions = ((squares * n + each) / (n + 2) - centre**2) / (n + 2)
+    of_seeds = each * (alone + (now + then) / 2) * chi2.ppf((np.arange(200) + 0.5) / 200, freedom) / freedom
+    variance = of_questions + of_seeds
+    threshold = stdtrit(variance**2 / (of_questions**2 / (images - 1) + of_seeds**2 / freedom), 1 - alpha / 2)
+    return float(ndtr((centre - threshold * np.sqrt(variance)) / (math.sqrt(true) * n / (n + 2))).mean())

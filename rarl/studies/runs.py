@@ -74,7 +74,7 @@ def rows(first, run, theirs: str, judge: str, alpha: float, seeds: tuple[list, l
     in `seeds`, and the means in `first_percent` and `second_percent`.
     """
     sides = seeds or ([first], [run])
-    images = cache(lambda name, *runs: shared_images(runs, name))
+    images = cache(lambda name: shared_images(first, run, name))
     spread, blind = seed_spread(first), form_blind_judge(run.params)
     for model in run.params["models"]:
         ready = tuple([one for one in side if one is side[0] or not one.out_of_date(model)] for side in sides)
@@ -131,12 +131,12 @@ def compared(
     place: tuple[str, str, str],
     judge: str,
     same: str | None,
-    images: Callable[..., dict],
+    images: Callable[[str], dict],
     confidence: float,
 ) -> dict:
     """Return the column `test` of one row, and the paired test if there is one; `missing` says what a test lacks.
 
-    `place` is model, mode and test set; `images` returns `shared_images` of a test set and runs.
+    `place` is model, mode and test set; `images` returns `shared_images` of a test set.
     """
     model, mode, name = place
     ends = first, run = sides[0][0], sides[1][0]
@@ -154,15 +154,16 @@ def compared(
         return {"test": UNCHANGED}
     if missing := [f"questions of {one.name}" for one in ends if not questions(one, name)]:
         return {"test": "not at hand", "missing": missing}
-    missing = [one.name for one in found if not (found[one][1] and questions(one, name))]
-    used = [[one for one in side if one.name not in missing] for side in sides]
+    used = [
+        [one for one in side if found[one][1] and questions(one, name) == questions(side[0], name)] for side in sides
+    ]
+    missing = [f"verdicts on the same questions of {one.name}" for one in found if one not in (*used[0], *used[1])]
     series = ([finals(found[one][1]) for one in side] for side in used)
-    test = paired_by_id(*series, images(name, *used[0], *used[1]), confidence)
+    test = paired_by_id(*series, images(name), confidence)
     if not test:
         return {"test": "other questions"}
     counts = {"seeds": [*map(len, used)]} if sum(map(len, used)) > 2 else {}
-    lacks = {"missing": [f"verdicts or questions of {name}" for name in missing]} if missing else {}
-    return {"test": TESTED} | test | counts | lacks
+    return {"test": TESTED, "missing": missing} | test | counts
 
 
 def seed_spread(run) -> dict[tuple[str, str, str], float]:
@@ -184,11 +185,10 @@ def finals(text: str) -> dict[str, int]:
         return {}
 
 
-def shared_images(runs: Sequence, name: str) -> dict[str, str | None]:
-    """Return the hash of the image by question id; None if question, image and answers are not the same in all."""
-    asked = [questions(run, name) for run in runs]
-    ids = {id: first for found in asked for id, first in found.items()}
-    return {id: first[0] if all(found.get(id) == first for found in asked) else None for id, first in ids.items()}
+def shared_images(first, run, name: str) -> dict[str, str | None]:
+    """Return the hash of the image by question id; None if question, image and answers are not the same in both."""
+    theirs, ours = questions(first, name), questions(run, name)
+    return {id: asked[0] if theirs.get(id) == ours.get(id) else None for id, asked in (theirs | ours).items()}
 
 
 @cache
@@ -243,27 +243,41 @@ def only_the_seed(run: Experiment, other: Experiment) -> bool:
 
 @cache
 def inputs(run: Experiment) -> dict[tuple[str, str], object]:
-    """Return (stage, path) -> hash of what a run's stages read that is not, and has not in it, another's output."""
+    """Return (stage, path) -> hash of what a run's stages read and none of them wrote: code and data."""
     from dvc.dependency.param import ParamsDependency
 
-    made = {str(path) for out in run.made for path in (Path(out), *Path(out).parents)}
+    above = {str(path) for out in run.made for path in Path(out).parents}
+
+    def made(path: str) -> bool:
+        return path in above or any(str(part) in run.made for part in (Path(path), *Path(path).parents))
+
     return {
         (name, dep.def_path): dep.hash_info
         for name, stage in run.stages.items()
         for dep in stage.deps
-        if name not in ASIDE and not isinstance(dep, ParamsDependency) and dep.def_path not in made
+        if name not in ASIDE and not isinstance(dep, ParamsDependency) and not made(dep.def_path)
     }
 
 
-def on_one_commit(run: Experiment) -> list[Experiment]:
-    """Return the commit that a run is an experiment on, or else is, and the finished experiments on it."""
-    base = git("rev-parse", f"{run.revision or 'HEAD'}^{{commit}}").strip()
-    for ref in git("for-each-ref", "--points-at", base, "--format=%(refname)", "refs/exps").split():
-        if len(parts := ref.split("/")) == 5:  # refs/exps/<2 digits>/<38 digits>/<name>
-            base = parts[2] + parts[3]
-    below = f"refs/exps/{base[:2]}/{base[2:]}/"
+def seeds_of_both(first: Experiment, second: Experiment) -> tuple[list[Experiment], list[Experiment]]:
+    """Return `seeds_of` both runs among the experiments on their commits, or just these if only the seed differs."""
+    if only_the_seed(first, second):
+        return [first], [second]
+    bases = [base_of(run) for run in (first, second)]
     found = experiments(everywhere=True)[1:]
-    return [Experiment(base[:7], base), *(one for one in found if one.revision.startswith(below))]
+    others = {
+        base: [Experiment(base[:7], base), *(one for one in found if f"/{base[:2]}/{base[2:]}/" in one.revision)]
+        for base in {*bases}
+    }
+    return tuple(seeds_of(run, others[base]) for run, base in zip((first, second), bases))
+
+
+def base_of(run: Experiment) -> str:
+    """Return the commit that a run is an experiment on, or else is."""
+    commit = git("rev-parse", f"{run.revision or 'HEAD'}^{{commit}}").strip()
+    refs = git("for-each-ref", "--points-at", commit, "--format=%(refname)", "refs/exps").split()
+    paths = [ref.split("/") for ref in refs]  # refs/exps/<2 digits>/<38 digits>/<name>
+    return next((path[2] + path[3] for path in paths if len(path) == 5), commit)
 
 
 def differing(runs: Sequence) -> list[tuple[str, list]]:

@@ -92,7 +92,7 @@ def test_several_seeds_are_compared_by_their_means(seeds):
     assert row["verdict"] == "higher" and row["low"] > 10
     shown = diff("HEAD", "r16-8").stdout
     assert shown.startswith("HEAD -> r16-8 (3 seeds against 3), lexical judge: ")
-    assert "Means over 3 against 3 seeds: interval and p include the spread over seeds." in shown
+    assert "Interval and p include the spread over seeds." in shown and found["parameters"].keys() == {"lora.r"}
     assert "another seed trains another model" not in shown
     assert "(3 seeds against 3)" in diff("HEAD", "r16-8", "--md").stdout
 
@@ -127,6 +127,7 @@ def test_one_side_may_have_one_seed(seeds):
     git("update-ref", "-d", f"refs/exps/{base[:2]}/{base[2:]}/r16-9")
     row = as_json("HEAD", "r16-7")["rows"][0]
     assert row["seeds"] == [3, 1] and row["verdict"] == "higher"
+    assert "one seed is taken to spread like those of the other side" in " ".join(diff("HEAD", "r16-7").stdout.split())
 
 
 def test_seeds_on_which_the_knob_changes_nothing_are_unchanged(seeds):
@@ -215,6 +216,15 @@ def test_other_models_sets_and_judges_are_named(repository):  # noqa: F811
     assert "different main judges" in shown
 
 
+def test_test_sets_of_one_side_are_named(repository):  # noqa: F811
+    path = Path("metrics/scores/sft.json")
+    cells = json.loads(path.read_text())["reasoning"]["silvar_med"]
+    path.write_text(json.dumps({"reasoning": {"slake": cells}}))
+    git("commit", "-qam", "sets")
+    shown = diff("HEAD~1", "HEAD", "--exit-code", code=1).stdout
+    assert "none of 3 scores differs" in shown and "1 row in HEAD only (set slake)" in shown
+
+
 def test_everything_fits_on_a_screen(repository):  # noqa: F811
     params = {f"phantom.{key}": 50 for key in ("benchmark_rows", "sat_rows")}
     sets = ("silvar_med", "slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench")
@@ -259,6 +269,13 @@ def test_an_unfinished_experiment_is_named_with_its_next_step(repository, monkey
     monkeypatch.setattr("rarl.studies.experiments.tasks", lambda: [task])
     shown = diff("later", code=2).output
     assert f"an experiment with the status {status.lower()}" in shown and fix in shown
+
+
+def test_refs_of_a_running_experiment_are_no_experiments(repository):  # noqa: F811
+    repository("r16", {"lora.r": 16}, FINALS | {"sft": 70.0})
+    git("update-ref", "refs/exps/temp/head-abc", "HEAD")
+    assert "1 of 4 scores moved" in diff("HEAD", "r16").stdout
+    assert "no such name" in diff("HEAD", "head-abc", code=2).output
 
 
 def test_what_cannot_be_compared_is_explained(repository, tmp_path, monkeypatch):  # noqa: F811
