@@ -137,7 +137,7 @@ def paper_table2() -> dict[tuple[str, int], tuple[float, int]]:
 
 
 def our_table2(profile: str) -> pd.DataFrame:
-    """Return the rows of `rarl compare table2` that were run under this profile; none if there is no table."""
+    """Return the rows of `rarl study table2` that were run under this profile; none if there is no table."""
     if not TABLE2.is_file():
         return pd.DataFrame(columns=["n", "samples"])
     frame = pd.read_csv(TABLE2)

@@ -153,7 +153,7 @@ def notes(lines: Sequence[dict], found: Sequence[dict]) -> list[str]:
             sentences[-1] += ", and one seed is taken to spread like those of the other side"
     if any(row["differs"] and "seeds" not in row for row in found):
         beside = ": compare a difference with the column seed SD" if any(row["seed_sd"] for row in found) else ""
-        sentences.append(f"{ONE_SEED}{beside} (`rarl compare seeds`)")
+        sentences.append(f"{ONE_SEED}{beside} (`rarl study seeds`)")
     return sentences
 
 

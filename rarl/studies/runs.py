@@ -31,7 +31,7 @@ from rarl.studies.experiments import ASIDE, Experiment, experiments, git
 #: Outside of what git tracks, so that the daily comparison leaves the tree clean and re-runs no stage.
 OUTPUT = Path("data/studies")
 CELL = ["n", "unscored", "final", "final_low", "final_high", "n_effective", "untagged", "answer_words"]
-#: Standard deviation of the final score over seeds, by profile, model, mode and test set (`rarl compare seeds`).
+#: Standard deviation of the final score over seeds, by profile, model, mode and test set (`rarl study seeds`).
 SEEDS = "metrics/studies/seeds.csv"
 
 #: Values of the column `test`; the last is for rows that are also rows of `slake`, which would be tested twice.
@@ -307,7 +307,7 @@ def summary(frame: pd.DataFrame) -> list[str]:
             sentences.append(f"{name}: {unchanged} rows are unchanged (same predictions and verdicts) and not tested")
         sentences += [f"{name}: {sentence}" for sentence in untested(zip(rows["model"], rows["test"]))]
     if frame["differs"].eq(True).any():
-        sentences.append(f"{ONE_SEED}: compare a difference with the column seed_sd (`rarl compare seeds`)")
+        sentences.append(f"{ONE_SEED}: compare a difference with the column seed_sd (`rarl study seeds`)")
     return sentences
 
 
