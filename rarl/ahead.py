@@ -22,9 +22,8 @@ from rarl.cache import CACHE
 from rarl.forks import cores, end_with_parent
 from rarl.launch import on_one_cpu_process
 from rarl.params import Params
+from rarl.registry import METHODS
 
-#: Trained models, in the order in which DVC trains them.
-TRAINED = ("sft", "grpo", "rarl")
 #: What the processes print.
 LOG = CACHE / "ahead.log"
 #: Seconds in which a training that runs ahead has to finish its step and save a checkpoint.
@@ -66,12 +65,13 @@ def ahead_of_later_stages(method: str, params: Params) -> Iterator[None]:
 def later_work(method: str, params: Params) -> list[partial]:
     """The trainings after `method`, and the predictions of the models before it, among those that params.yaml lists.
 
-    The modules are imported by name: the stage that does this work ahead does not depend on it.
+    DVC trains in the order of `METHODS`. The modules are imported by name: the stage that does this work ahead does
+    not depend on it.
     """
-    place = TRAINED.index(method)
-    after = TRAINED[place + 1 :] if params.train.start != method else ()
+    place = METHODS.index(method)
+    after = METHODS[place + 1 :] if params.train.start != method else ()
     work = [("rarl.training.rl", name) for name in after]
-    work += [("rarl.predictions", name) for name in ("base", *TRAINED[:place])]
+    work += [("rarl.predictions", name) for name in ("base", *METHODS[:place])]
     return [partial(_call, module, name, params) for module, name in work if name in params.models]
 
 

@@ -15,7 +15,6 @@ from rarl.answers.matching import is_right, matches
 from rarl.answers.sentences import content_words, has_verb, words_of
 from rarl.answers.spelling import list_items, normalise
 from rarl.errors import UserError
-from rarl.forks import cores, in_forks
 from rarl.judges.failures import infrastructure_failure, model_failure
 from rarl.judges.lexical import quoted, rate_answer
 from rarl.judges.synonyms import in_one_wording
@@ -226,31 +225,28 @@ def embed(texts: Sequence[str], source: str) -> dict[str, object]:
     """Unit-length sentence embeddings (numpy, float32) of distinct texts.
 
     Mean pooling over the tokens, as the encoder's model card has it. Batches hold texts of similar length, in a fixed
-    order and on one thread, for reproducibility; the cores share the batches. `SentenceTransformer.encode` sorts a
-    batch again, which changes bits (by up to 3e-8), and takes two more seconds to import in each run of the stage.
+    order and on one thread, for reproducibility. `SentenceTransformer.encode` sorts a batch again, which changes bits
+    (by up to 3e-8), and takes two more seconds to import in each run of the stage.
     """
     import torch
 
-    tokenizer, model = _load(source)
+    tokenizer, model = load_encoder(source)
     ids = {text: tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"] for text in texts}
-    tasks = list(batches(sorted(ids, key=lambda text: (len(ids[text]), text)), BATCH))
-
-    def encode(batch, advance):
-        inputs = tokenizer.pad({"input_ids": [ids[text] for text in batch]}, return_tensors="pt")
-        mask = inputs["attention_mask"]
-        with torch.inference_mode():
-            states = model(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
-        means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return torch.nn.functional.normalize(means, dim=-1).numpy()
-
+    vectors = {}
     with one_thread():
-        # The longest texts first, so that no process waits long for another.
-        vectors = in_forks(encode, tasks[::-1], min(cores(1), len(tasks)))[::-1]
-    return {text: vector for batch, units in zip(tasks, vectors) for text, vector in zip(batch, units, strict=True)}
+        for batch in batches(sorted(ids, key=lambda text: (len(ids[text]), text)), BATCH):
+            inputs = tokenizer.pad({"input_ids": [ids[text] for text in batch]}, return_tensors="pt")
+            mask = inputs["attention_mask"]
+            with torch.inference_mode():
+                states = model(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+            means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            unit = torch.nn.functional.normalize(means, dim=-1).numpy()
+            vectors |= dict(zip(batch, unit, strict=True))
+    return vectors
 
 
 @cache
-def _load(source: str):
+def load_encoder(source: str):
     """Tokenizer and model, on the CPU: the texts are few and short."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
