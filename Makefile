@@ -45,8 +45,9 @@ site-cache:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing the packages (about 2 GB, some minutes the first time) ..."
-	@# Python compiles what is imported, at the first import: a fifth of what pip would compile in a minute.
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .
+	@# Python compiles what is imported: a fifth of what pip would compile in a minute, and while the first stages run.
+	@nice "$(BIN)/python" -c 'import rarl.training.rl, rarl.training.sft' >/dev/null 2>&1 &
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -38,10 +39,12 @@ def ahead_of_later_stages(method: str, params: Params) -> Iterator[None]:
     as a new process does.
     """
     tasks = later_work(method, params) if on_one_cpu_process(params) and cores(params.model.threads) > 1 else []
-    if tasks:
-        gc.freeze()  # the forks share what is there as long as nobody looks for garbage in it
-        LOG.parent.mkdir(exist_ok=True)
-        LOG.write_bytes(b"")
+    if not tasks:
+        yield
+        return
+    gc.freeze()  # the forks share what is there as long as nobody looks for garbage in it
+    LOG.parent.mkdir(exist_ok=True)
+    LOG.write_bytes(b"")
     context = multiprocessing.get_context("fork")
     finished = [context.Event() for _ in tasks]
     processes = []
@@ -60,6 +63,7 @@ def ahead_of_later_stages(method: str, params: Params) -> Iterator[None]:
         for process in processes:
             process.join(max(0, last - time.monotonic()))
             process.kill()
+            process.join()
 
 
 def later_work(method: str, params: Params) -> list[partial]:
@@ -86,10 +90,12 @@ def _run(task, turn, finished, parent: int) -> None:
     os.nice(19)
     if turn:
         turn.wait()
-    sys.stdout = sys.stderr = LOG.open("a", encoding="utf-8")
+    sys.stdout = sys.stderr = LOG.open("a", buffering=1, encoding="utf-8")
     for stream in (1, 2):
         os.dup2(sys.stdout.fileno(), stream)
     try:
         task()
+    except Exception:
+        traceback.print_exc()  # the task's own stage meets the error again and reports it
     finally:
         finished.set()

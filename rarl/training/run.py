@@ -153,7 +153,7 @@ class Run:
         """
         with self.alone(wait=True):
             log = self.fit(trainer, loaded)
-        return self.write(trainer, log) if trainer.accelerator.is_main_process else {}
+            return self.write(trainer, log) if trainer.accelerator.is_main_process else {}
 
     def train_ahead(self, trainer, loaded: Loaded) -> None:
         """Train or resume in `folder` alone, until the end or SIGTERM; not where another process trains in it."""
