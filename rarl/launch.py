@@ -91,6 +91,12 @@ def _read_config(path: str) -> tuple[str | None, str, str]:
         raise UserError(f"accelerate.config = {path}", found, expected, fix) from None
 
 
+def on_one_cpu_process(params: Params) -> bool:
+    """Whether stages compute in one process, without a GPU."""
+    settings = params.accelerate
+    return settings.processes == 1 and settings.config is None and _without_gpu(params)
+
+
 def is_main_process() -> bool:
     """Whether this process writes the stage's outputs."""
     return os.environ.get("RANK", "0") == "0"

@@ -15,7 +15,7 @@ from rarl.prompts import template
 from rarl.records import Sample, predictions_file, read_records, write_records
 
 #: Decides where and when predictions are made, and not what they are.
-SHARING = ("rarl/predictions.py", "rarl/forks.py")
+SHARING = "rarl/predictions.py"
 
 
 class Task(NamedTuple):
@@ -35,17 +35,8 @@ class Task(NamedTuple):
 
 def infer(model: str, params: Params) -> None:
     """Write the predictions of a model, a folder below `data/models`, for every test set under each mode."""
-    started, folder = time.perf_counter(), Path("data/models") / model
-    announce_format()
-    code = {file: hash for file, hash in code_key("infer", params.model.device).items() if file not in SHARING}
-    key = key_of(folder, code=code, packages=packages())
-    tasks = [
-        Task(mode, name, read_records(params.samples_file(name), Sample), kept_in(key, params, mode, name))
-        for mode in params.modes
-        for name in params.sets_of(mode)
-    ]
-    if left := [task for task in tasks if not task.is_done()]:
-        ask_sets(folder, params, left)
+    started = time.perf_counter()
+    tasks = finish(model, params)
     if not is_main_process():
         return
     total, faults = 0, Counter()
@@ -58,6 +49,27 @@ def infer(model: str, params: Params) -> None:
     if faults:
         [(fault, _)] = faults.most_common(1)
         warn(f"{faults.total()} of {total} questions could not be asked, mostly: {fault}")
+
+
+def work_ahead(model: str, params: Params) -> None:
+    """Ask on one core what `infer` will need (`rarl/ahead.py`)."""
+    finish(model, params, forks=1)
+
+
+def finish(model: str, params: Params, forks: int | None = None) -> list[Task]:
+    """Ask what is left to ask, in at most `forks` processes, and return all tasks."""
+    folder = Path("data/models") / model
+    announce_format()
+    code = {file: hash for file, hash in code_key("infer", params.model.device).items() if file != SHARING}
+    key = key_of(folder, code=code, packages=packages())
+    tasks = [
+        Task(mode, name, read_records(params.samples_file(name), Sample), kept_in(key, params, mode, name))
+        for mode in params.modes
+        for name in params.sets_of(mode)
+    ]
+    if left := [task for task in tasks if not task.is_done()]:
+        ask_sets(folder, params, left, forks)
+    return tasks
 
 
 def kept_in(model: str, params: Params, slug: str, test_set: str) -> Path:
@@ -75,8 +87,8 @@ def kept_in(model: str, params: Params, slug: str, test_set: str) -> Path:
     return CACHE / "predictions" / f"{key}.jsonl"
 
 
-def ask_sets(folder: Path, params: Params, tasks: list[Task]) -> None:
-    """Fill the files of `tasks`; without a GPU, the cores share them."""
+def ask_sets(folder: Path, params: Params, tasks: list[Task], forks: int | None = None) -> None:
+    """Fill the files of `tasks`; without a GPU the cores share them, at most `forks` if given."""
     from tqdm import tqdm
 
     from rarl.forks import cores, in_forks
@@ -87,9 +99,9 @@ def ask_sets(folder: Path, params: Params, tasks: list[Task]) -> None:
     loaded = load(folder, params.model)
     FeatureStore.load("data/features/benchmarks", loaded).attach(loaded.model)
     offload(loaded.model)
-    processes, forks = params.accelerate.processes, 1
-    if loaded.device.type == "cpu" and processes == 1:
-        forks = min(cores(params.model.threads), len(tasks))
+    processes = params.accelerate.processes
+    shared = loaded.device.type == "cpu" and processes == 1
+    forks = min(forks or cores(params.model.threads), len(tasks)) if shared else 1
     # The largest first, so that no process waits long for another.
     tasks = sorted(tasks, key=lambda task: -len(task.samples))
     total = sum(len(task.samples) for task in tasks)
@@ -99,8 +111,4 @@ def ask_sets(folder: Path, params: Params, tasks: list[Task]) -> None:
         predict(loaded, task.samples, root, mode, params.decoding, params.seed, task.kept, advance)
 
     with tqdm(total=total, desc=folder.name, unit="q", mininterval=1, disable=not is_main_process()) as bar:
-        if forks == 1:
-            for task in tasks:
-                work(task, lambda asked: bar.update(asked * processes))
-        else:
-            in_forks(work, tasks, forks, lambda asked: bar.update(asked - bar.n))
+        in_forks(work, tasks, forks, lambda asked: bar.update(asked * processes - bar.n))

@@ -1,5 +1,6 @@
 """Stage `grpo`: GRPO with rewards for format, length and accuracy, the second baseline."""
 
+from rarl.ahead import ahead_of_later_stages
 from rarl.entry import stage
 from rarl.launch import on_several_processes
 
@@ -10,7 +11,8 @@ def main(params):
     if not on_several_processes(params, "stages.grpo"):
         from rarl.training.rl import train_rl
 
-        train_rl("grpo", params)
+        with ahead_of_later_stages("grpo", params):
+            train_rl("grpo", params)
 
 
 if __name__ == "__main__":

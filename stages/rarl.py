@@ -1,5 +1,6 @@
 """Stage `rarl`: GRPO with the reasoning reward added, and with diverse prompts (paper, 3.3)."""
 
+from rarl.ahead import ahead_of_later_stages
 from rarl.entry import stage
 from rarl.launch import on_several_processes
 
@@ -10,7 +11,8 @@ def main(params):
     if not on_several_processes(params, "stages.rarl"):
         from rarl.training.rl import train_rl
 
-        train_rl("rarl", params)
+        with ahead_of_later_stages("rarl", params):
+            train_rl("rarl", params)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Stage `sft`: supervised fine-tuning, the first baseline."""
 
+from rarl.ahead import ahead_of_later_stages
 from rarl.entry import stage
 from rarl.launch import on_several_processes
 
@@ -10,7 +11,8 @@ def main(params):
     if not on_several_processes(params, "stages.sft"):
         from rarl.training.sft import train_sft
 
-        train_sft(params)
+        with ahead_of_later_stages("sft", params):
+            train_sft(params)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def embed(texts: Sequence[str], source: str) -> dict[str, object]:
     """
     import torch
 
-    tokenizer, model = _load(source)
+    tokenizer, model = load_encoder(source)
     ids = {text: tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"] for text in texts}
     vectors = {}
     with one_thread():
@@ -246,7 +246,7 @@ def embed(texts: Sequence[str], source: str) -> dict[str, object]:
 
 
 @cache
-def _load(source: str):
+def load_encoder(source: str):
     """Tokenizer and model, on the CPU: the texts are few and short."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging

@@ -16,6 +16,7 @@ import click
 
 from rarl.cache import hash_path, keep, kept
 from rarl.errors import UserError
+from rarl.forks import cores, in_forks
 from rarl.judges import judge_of
 from rarl.judges.human import ratings_files
 from rarl.params import Params
@@ -37,13 +38,56 @@ TRUTH = Path("data/truth.jsonl")
 
 def judge_model(params: Params, name: str, model: str) -> None:
     """Write one judge's verdicts on every prediction of one model."""
-    asked = ask_once(params, name, model) if JUDGE_KINDS[params.judge[name].kind].asks else {}
+    kind = params.judge[name].kind
+    asked = ask_once(params, name, model) if JUDGE_KINDS[kind].asks else {}
+    new = judge_together(params, name, model) if kind == "semantic" else set()
     for mode in params.modes:
-        judge_mode(params, name, model, mode, params.sets_of(mode), asked)
+        judge_mode(params, name, model, mode, params.sets_of(mode), asked, new)
 
 
-def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str], asked: dict) -> None:
-    """Write the verdicts of one mode, set by set, and log a summary; `asked` has those from `ask_once`."""
+def judge_together(params: Params, name: str, model: str) -> set[tuple[str, str]]:
+    """Put verdicts that the cache lacks there, of this model and of the others that have predictions.
+
+    It takes longer to import and load the encoder than to judge a model, so one stage does it for all. The cores share
+    the sets.
+
+    Returns:
+        (mode, set) of this model's new verdicts. If it has none, nothing is judged.
+    """
+    from rarl.judges.semantic import load_encoder
+
+    left = {}
+    for one in [model, *(other for other in params.models if other != model)]:
+        for mode in params.modes:
+            for test_set in params.sets_of(mode):
+                files = inputs(params, one, mode, test_set)
+                if all(file.is_file() for file in files):
+                    cached = CACHE / f"{cache_key(params, name, *files)}.jsonl"
+                    if not cached.is_file():
+                        left[one, mode, test_set] = cached, files
+    new = {(mode, test_set) for one, mode, test_set in left if one == model}
+
+    def work(place, advance):
+        cached, files = left[place]
+        try:
+            keep(cached, judged(params, name, *read_pair(*files), place="/".join(place)))
+        except UserError:  # of another model: its own stage reports it
+            if place[0] == model:
+                raise
+
+    if new:
+        load_encoder(params.encoder.source)
+        in_forks(work, [*left], min(cores(1), len(left)))
+    return new
+
+
+def judge_mode(
+    params: Params, name: str, model: str, mode: str, sets: list[str], asked: dict, judged_now: set[tuple[str, str]]
+) -> None:
+    """Write the verdicts of one mode, set by set, and log a summary.
+
+    `asked` has those from `ask_once`, and the cache those that `judge_together` has judged now.
+    """
     started, verdicts, from_cache = time.monotonic(), [], 0
     for test_set in sets:
         questions, predicted = inputs(params, model, mode, test_set)
@@ -52,7 +96,7 @@ def judge_mode(params: Params, name: str, model: str, mode: str, sets: list[str]
         else:
             cached = CACHE / f"{cache_key(params, name, questions, predicted)}.jsonl"
             new = kept(cached, Verdict)
-            from_cache += new is not None
+            from_cache += new is not None and (mode, test_set) not in judged_now
             if new is None:
                 new = judged(params, name, *read_pair(questions, predicted), place=f"{model}/{mode}/{test_set}")
                 keep(cached, new)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -134,3 +135,22 @@ class CheckpointGuard(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(folder / COMPLETE, _sizes(folder))
+
+
+class SaveOnTerm(TrainerCallback):
+    """On SIGTERM, saves a checkpoint after the step and stops training."""
+
+    terminated = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Wait for the signal."""
+
+        def note(*_):
+            self.terminated = True
+
+        signal.signal(signal.SIGTERM, note)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Save and stop if the signal came."""
+        if self.terminated:
+            control.should_save = control.should_training_stop = True

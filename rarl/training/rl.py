@@ -30,6 +30,12 @@ def train_rl(name: str, params: Params) -> dict:
     return run.train_to_end(trainer, loaded)
 
 
+def work_ahead(name: str, params: Params) -> None:
+    """Train what `train_rl` will write, as far as time allows (`rarl/ahead.py`)."""
+    run, trainer, loaded = prepare(name, params)
+    run.train_ahead(trainer, loaded)
+
+
 def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     """The run of `grpo` or `rarl`, its trainer and its model, ready to start."""
     rl, method = params.rl, getattr(params, name)

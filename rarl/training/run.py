@@ -8,11 +8,14 @@ import csv
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from peft import LoraConfig
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from tqdm import tqdm
@@ -33,7 +36,7 @@ from rarl.params import Params, Rl, Sft
 from rarl.prompts import render, template
 from rarl.records import Sample, atomic_file, image_file, read_json, read_records, write_json
 from rarl.registry import REWARDS
-from rarl.training.checkpoints import CheckpointGuard, check_weights, digests, last_complete_checkpoint
+from rarl.training.checkpoints import CheckpointGuard, SaveOnTerm, check_weights, digests, last_complete_checkpoint
 from rarl.training.data import choose
 
 CURATED = Path("data/curated")
@@ -148,6 +151,41 @@ class Run:
         Raises:
             UserError: the processes are not those asked for, or training has changed no weight.
         """
+        with self.alone(wait=True):
+            log = self.fit(trainer, loaded)
+            return self.write(trainer, log) if trainer.accelerator.is_main_process else {}
+
+    def train_ahead(self, trainer, loaded: Loaded) -> None:
+        """Train or resume in `folder` alone, until the end or SIGTERM; not where another process trains in it."""
+        with suppress(Timeout), self.alone(wait=False):
+            trainer.add_callback(SaveOnTerm())
+            self.fit(trainer, loaded)
+
+    @contextmanager
+    def alone(self, wait: bool) -> Iterator[None]:
+        """Keep other processes out of `folder`: two `dvc repro` at once, or a training that runs ahead.
+
+        Raises:
+            Timeout: another process is in it, and this one is not to wait.
+        """
+        if not is_main_process():
+            yield
+            return
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise
+            tqdm.write(f"{self.method}: waiting for another process that trains in {self.folder}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def fit(self, trainer, loaded: Loaded) -> "Log":
+        """Train or resume, and keep the peak on the development split."""
         self.check(trainer)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)  # prints a line of numbers a step; Log shows a bar
@@ -168,7 +206,7 @@ class Run:
                 tqdm.write(f"{self.method}: resuming from {last}")
             trainer.train(resume_from_checkpoint=last)
         trainer.accelerator.wait_for_everyone()
-        return self.write(trainer, log) if trainer.accelerator.is_main_process else {}
+        return log
 
     def check(self, trainer) -> None:
         """Raise an error if the trainer is not what was asked for."""

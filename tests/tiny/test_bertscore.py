@@ -313,7 +313,7 @@ def test_semantic_embeddings_are_those_of_sentence_transformers_pooling():
 
     texts = ["Nodule", "A small bright round spot in the upper left lung suggests a nodule."]
     together = semantic.embed(texts, "embedded")
-    tokenizer, model = semantic._load("embedded")
+    tokenizer, model = semantic.load_encoder("embedded")
     for text in texts:
         with torch.inference_mode():
             states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]

@@ -60,7 +60,7 @@ def test_a_killed_stage_ends_with_the_same_bits(encoded, params):
 
     FeatureStore().save("data/features/benchmarks")
     params = params.model_copy(deep=True)
-    params.models, params.modes = ["sft"], ["reasoning", "direct", "blank"]
+    params.models, params.modes = ["sft", "grpo", "rarl"], ["reasoning", "direct", "blank"]
     params.model.device = "cpu"
     params.sft.epochs = 3
     params.rl.max_steps = 8

@@ -1,5 +1,6 @@
 """Times and memory of the stages: on disk, for the report's page, and for the comparison of experiments."""
 
+import gc
 import json
 import os
 import subprocess
@@ -183,3 +184,18 @@ def test_only_a_stage_that_finishes_has_a_cost():
     assert not Path("metrics/cost").exists()
     assert CliRunner().invoke(main, ["--model", "rarl"]).exit_code == 0
     assert list(script()) == ["test_cost_rarl"]
+
+
+def test_a_stage_calls_no_hub_and_seldom_looks_for_garbage(monkeypatch):
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    before = gc.get_threshold()
+
+    @stage_main
+    def main():
+        return os.environ["HF_HUB_DISABLE_TELEMETRY"], gc.get_threshold()[0]
+
+    try:
+        assert main() == ("1", 100_000)
+    finally:
+        gc.set_threshold(*before)
+        del os.environ["HF_HUB_DISABLE_TELEMETRY"]

@@ -30,6 +30,19 @@ def test_every_task_is_done_once_and_counted(tmp_path):
     assert shown == sorted(shown) and shown[-1] == sum(range(20))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_come_in_the_order_of_the_tasks(count):
+    """Results are larger than a pipe holds, and some tasks return nothing."""
+
+    def work(task, advance):
+        advance(1)
+        return task and bytes([task]) * 10**6
+
+    shown = []
+    assert in_forks(work, [0, 1, 2, 3], count, shown.append) == [0, *(bytes([task]) * 10**6 for task in (1, 2, 3))]
+    assert shown[-1] == 4
+
+
 def test_a_users_mistake_in_a_process_is_the_stages_message():
     def work(task, advance):
         if task:
@@ -44,7 +57,7 @@ def test_a_users_mistake_in_a_process_is_the_stages_message():
 
 def test_a_killed_process_is_an_error():
     with pytest.raises(UserError, match="exit code -9"):
-        in_forks(lambda task, advance: os.kill(os.getpid(), signal.SIGKILL), [0], 1, lambda count: None)
+        in_forks(lambda task, advance: os.kill(os.getpid(), signal.SIGKILL), [0], 2)
 
 
 def test_processes_end_with_a_killed_parent(tmp_path):

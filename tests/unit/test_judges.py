@@ -2,13 +2,15 @@
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from rarl.answers.completion import read_completion
 from rarl.answers.sentences import states
-from rarl.judges import judge_of, truth
+from rarl.judges import judge_of, semantic, truth
 from rarl.judges.lexical import recalled
 from rarl.judges.verdicts import paired
 from rarl.params import Judge
@@ -344,6 +346,34 @@ def test_the_stage_judges_each_mode_and_set_once(tmp_path, monkeypatch):
     predictions = read_records(changed, Prediction)
     write_records(changed, [a_prediction("No", id=p.id) for p in predictions])
     assert "3 sets (2 from the cache)" in run().output
+
+
+def test_one_stage_of_the_semantic_judge_judges_all_models_that_have_predictions(tmp_path, monkeypatch):
+    """The encoder is loaded once; what another model lacks is its own stage's error."""
+    monkeypatch.chdir(tmp_path)
+    a_project(tmp_path)
+    text = (tmp_path / "params.yaml").read_text(encoding="utf-8").replace("[base]", "[base, sft, grpo, rarl]")
+    text = text.replace("lexical", "semantic")
+    text = text.replace("{kind: semantic}", "{kind: semantic, threshold: 0.6, reasoning_threshold: 0.8}")
+    text += "report: {main_judge: semantic}\n"
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    for model in ("sft", "grpo"):
+        shutil.copytree("data/predictions/base", f"data/predictions/{model}")
+    changed = Path("data/predictions/sft/reasoning/slake.jsonl")
+    write_records(changed, [a_prediction("No", id=p.id) for p in read_records(changed, Prediction)])
+    cut = Path("data/predictions/grpo/reasoning/slake.jsonl")
+    write_records(cut, read_records(cut, Prediction)[1:])
+    loaded = []
+    monkeypatch.setattr(semantic, "load_encoder", loaded.append)
+
+    def run(model):
+        return CliRunner().invoke(main, ["--judge", "semantic", "--model", model])
+
+    assert "3 sets (0 from the cache), 3 right" in run("base").output and loaded == ["embedded"]
+    assert "3 sets (3 from the cache), 2 right" in run("sft").output and loaded == ["embedded"]
+    assert "grpo/reasoning/slake.jsonl" in run("grpo").output
+    assert "rarl/reasoning/silvar_med.jsonl" in run("rarl").output
+    assert not Path("data/verdicts/grpo/semantic/reasoning/slake.jsonl").exists()
 
 
 def test_the_stage_names_what_is_missing(tmp_path, monkeypatch):

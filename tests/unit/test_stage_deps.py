@@ -22,6 +22,9 @@ PLUMBING = {
     "rarl/params.py",
     "rarl/pinning.py",  # named by the stages whose bits depend on it: those that run a model
     "rarl/cache.py",
+    # Where and when work is done, and not what: what runs ahead is kept under keys of its own.
+    "rarl/ahead.py",
+    "rarl/forks.py",
     "rarl/registry.py",  # names; the stages of `SHOWS_LABELS` depend on its labels
     "rarl/launch.py",
     # A text beside the weights, and a text before the training: no weight depends on them.

@@ -1,0 +1,134 @@
+"""Work ahead of later stages: it ends where the stage alone does, and nothing of it is left running or written."""
+
+import copy
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rarl import ahead, predictions
+from rarl.ahead import ahead_of_later_stages, later_work
+from rarl.models.features import FeatureStore
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+
+
+def work(method: str, params) -> list[str]:
+    return [f"{task.args[0].rpartition('.')[2]} {task.args[1]}" for task in later_work(method, params)]
+
+
+def test_later_trainings_come_first_and_models_that_are_ready_are_asked(params):
+    assert work("sft", params) == ["rl grpo", "rl rarl", "predictions base"]
+    assert work("rarl", params) == ["predictions base", "predictions sft", "predictions grpo"]
+
+
+def test_what_params_do_not_list_or_what_starts_from_this_training_is_left(params):
+    few = params.model_copy(update={"models": ["sft", "rarl"]})
+    assert work("sft", few) == ["rl rarl"]
+    few.train = params.train.model_copy(update={"start": "sft"})
+    assert work("sft", few) == [] and work("grpo", few) == ["rl rarl", "predictions sft"]
+
+
+def outputs() -> dict:
+    files = [*Path("data/models/grpo").rglob("*"), *Path("metrics/train").glob("grpo.*")]
+    return {str(path): path.read_bytes() for path in files if path.is_file()}
+
+
+def test_a_training_that_began_ahead_ends_with_the_same_bits(encoded, params, monkeypatch, capfd):
+    """It is stopped between two checkpoints of the schedule, writes no output, and its stage goes on from there."""
+    from rarl.training.rl import train_rl
+
+    params = copy.deepcopy(params)
+    params.models = ["sft", "grpo"]
+    params.rl.max_steps, params.train.eval_steps, params.rl.learning_rate = 40, 20, 1e-2
+    monkeypatch.setattr(ahead, "cores", lambda threads: 2)
+    monkeypatch.setattr(os, "nice", lambda level: None)
+    with ahead_of_later_stages("sft", params):
+        while not list(Path(".cache/training").glob("*/checkpoint-20/whole.json")):
+            time.sleep(0.02)
+    last = max(int(path.name.rpartition("-")[2]) for path in Path(".cache/training").glob("*/checkpoint-*"))
+    assert 20 < last < 40 and outputs() == {}
+    assert "grpo" in ahead.LOG.read_text()
+    train_rl("grpo", params)
+    assert f"resuming from .cache/training/{next(Path('.cache/training').iterdir()).name}" in capfd.readouterr().out
+    resumed = outputs()
+    for folder in (".cache", "data/models/grpo", "metrics"):
+        shutil.rmtree(folder)
+    train_rl("grpo", params)
+    assert resumed == outputs()
+
+
+def test_predictions_that_were_made_ahead_are_not_made_again(encoded, params, monkeypatch):
+    params = copy.deepcopy(params)
+    params.models, params.modes = ["base"], ["direct"]
+    FeatureStore().save("data/features/benchmarks")
+    monkeypatch.setattr(ahead, "cores", lambda threads: 2)
+    with ahead_of_later_stages("rarl", params):
+        while len("".join(path.read_text() for path in Path(".cache/predictions").glob("*")).splitlines()) < 6:
+            time.sleep(0.05)
+    assert not Path("data/predictions").exists()
+    monkeypatch.setattr(predictions, "ask_sets", lambda *args: pytest.fail("asked again"))
+    predictions.infer("base", params)
+    assert len(Path("data/predictions/base/direct/silvar_med.jsonl").read_text().splitlines()) == 6
+
+
+def test_two_processes_do_not_train_in_one_folder(encoded, params):
+    """What runs ahead leaves a run that another process trains; a stage waits for it."""
+    from rarl.training.rl import prepare, work_ahead
+
+    run, _, _ = prepare("grpo", params)
+    with run.alone(wait=False):
+        work_ahead("grpo", params)
+    assert not list(run.folder.glob("checkpoint-*"))
+
+
+def test_nothing_runs_ahead_on_one_core(tmp_path, params, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ahead, "cores", lambda threads: 1)
+    with ahead_of_later_stages("sft", params):
+        assert not psutil.Process().children()
+    assert not ahead.LOG.exists()
+
+
+def test_a_task_that_fails_holds_up_no_other_and_none_outlives_the_block(tmp_path, params, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ahead, "cores", lambda threads: 2)
+
+    def second():
+        Path("second").touch()
+        time.sleep(60)
+
+    monkeypatch.setattr(ahead, "later_work", lambda *args: [lambda: 1 / 0, second])
+    before = set(psutil.Process().children())
+    with ahead_of_later_stages("sft", params):
+        while not Path("second").exists():
+            time.sleep(0.02)
+    assert set(psutil.Process().children()) <= before
+    assert "ZeroDivisionError" in ahead.LOG.read_text()
+
+
+def test_processes_end_with_a_killed_stage(tmp_path):
+    code = (
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "from rarl import ahead\n"
+        "from rarl.params import load_params\n"
+        "ahead.cores = lambda threads: 2\n"
+        "ahead.later_work = lambda *_: [lambda: (Path(str(os.getpid())).touch(), time.sleep(60))]\n"
+        f"params = load_params(r'{Path('params.yaml').resolve()}')\n"
+        "with ahead.ahead_of_later_stages('sft', params):\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as stage:
+        while not (started := [path for path in tmp_path.iterdir() if path.name.isdecimal()]):
+            assert stage.poll() is None
+            time.sleep(0.05)
+        stage.send_signal(signal.SIGKILL)
+    children = [psutil.Process(int(path.name)) for path in started if psutil.pid_exists(int(path.name))]
+    assert not psutil.wait_procs(children, timeout=30)[1]
