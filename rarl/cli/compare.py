@@ -15,7 +15,7 @@ commands that run them are:
 
 import click
 
-from rarl.studies.sweeps import COMMANDS, STUDIES, compare
+from rarl.experiments.sweeps import COMMANDS, STUDIES, compare
 
 #: `\b` keeps click from re-wrapping the list of studies.
 HELP = __doc__.replace("    table2", "\b\n    table2") + "\n\n".join(f"{k}: {COMMANDS[k]}" for k in STUDIES)

@@ -33,8 +33,8 @@ from rarl.errors import UserError
 def main(a: str, b: str | None, as_json: bool, md: bool, everything: bool, one_seed: bool, exit_code: bool) -> None:
     """Run the command."""
     ignore_warnings_between_libraries()
-    from rarl.studies import diff
-    from rarl.studies.experiments import Workspace, find, git
+    from rarl.experiments import diff
+    from rarl.experiments.revisions import Workspace, find, git
 
     try:
         os.chdir(git("rev-parse", "--show-toplevel").strip())

@@ -80,10 +80,10 @@ def run(name: str, settings: Sequence[str], jobs: int | None, dry_run: bool, as_
     Raises:
         UserError: a parameter is wrong, another study runs, or this is no git or DVC repository.
     """
-    from rarl.studies import announcements, running
-    from rarl.studies.designs import Design
-    from rarl.studies.experiments import git
-    from rarl.studies.progress import Progress
+    from rarl.experiments import announcements, running
+    from rarl.experiments.designs import Design
+    from rarl.experiments.progress import Progress
+    from rarl.experiments.revisions import git
 
     ignore_warnings_between_libraries()
     os.chdir(git("rev-parse", "--show-toplevel").strip())
@@ -114,8 +114,8 @@ def run(name: str, settings: Sequence[str], jobs: int | None, dry_run: bool, as_
 
 def collect(design, finished: dict, as_json: bool) -> None:
     """Write the table of a study, and print it."""
+    from rarl.experiments import sweeps
     from rarl.reporting.formats import records
-    from rarl.studies import sweeps
 
     runs = [(one, finished[one.name]) for one in design.combinations if one.name in finished]
     if design.study == "sweep":

@@ -6,8 +6,8 @@ on the own test set. (SLAKE without the own test's rows is a part of SLAKE and n
 answers come from the same random numbers. Over seeds the accuracy varies, and half of that variance moves all scores
 of a model together.
 
-Nothing differs between the two sides. Then, one at a time, some scores differ by what `rarl.studies.power` announces
-from the answers of the first side and of the other models.
+Nothing differs between the two sides. Then, one at a time, some scores differ by what `rarl.experiments.power`
+announces from the answers of the first side and of the other models.
 """
 
 import math
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
 
+from rarl.experiments.power import POWER, disagreement, noise_between, smallest
+from rarl.experiments.runs import correct, paired_by_id
 from rarl.reporting.formats import markdown_table
 from rarl.reporting.stats import wilson
 from rarl.studies.clusters import answers, image_numbers
-from rarl.studies.power import POWER, disagreement, noise_between, smallest
-from rarl.studies.runs import correct, paired_by_id
 
 #: The test sets of the default run: questions about an image -> number of such images; the first is the own test set.
 SETS = {
@@ -179,7 +179,7 @@ def _page(report: dict, command: str) -> Iterator[str]:
         "`rarl/studies/families.py` documents the simulation. All figures but `points` are percent:",
         "",
         "- `false findings`: families in which any score is called different, although none is; the bar is 5.",
-        "- `power`: how often a score is found that alone differs, by the difference that `rarl/studies/power.py`",
+        "- `power`: how often a score is found that alone differs, by the difference that `rarl/experiments/power.py`",
         "  announces for 80 % (`points` on average); the bar is 75 to 85. Also by accuracy.",
         "- `not announced`: scores of which even the largest difference would be missed.",
         "",

@@ -11,8 +11,8 @@ import resource
 import pytest
 from ruamel.yaml import YAML
 
+from rarl.experiments.revisions import experiments
 from rarl.profiles import leaves
-from rarl.studies.experiments import experiments
 
 TRAINED = {"sft", "grpo", "rarl"}
 MODELS = {"base", "sft", "rarl"}

@@ -11,9 +11,9 @@ from ruamel.yaml import YAML
 
 from rarl.cli import compare
 from rarl.cost import COSTS, EXPERIMENTS
+from rarl.experiments import runs, sweeps
+from rarl.experiments.revisions import experiments
 from rarl.reporting.tables import paper
-from rarl.studies import runs, sweeps
-from rarl.studies.experiments import experiments
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
@@ -41,7 +41,7 @@ def write(changes, finals):
     for model, final in finals.items():
         cell = {"final": final, "final_low": final - 8, "final_high": final + 8, "reasoning": 20.0, "n": 150}
         cell |= {"n_effective": 100.0, "untagged": None, "answer_words": 1.5}
-        judges = {"lexical": cell, "semantic": {"final": final + 2}}
+        judges = {"lexical": cell, "semantic": cell | {"final": final + 2}}
         sets = {own: judges} | ({"cv_bench": judges} if own == "sat" else {})
         Path(f"metrics/scores/{model}.json").write_text(json.dumps({"reasoning": sets}))
         rows = ["mode,set,judge,by,value,n,unscored,final,final_low,final_high"]

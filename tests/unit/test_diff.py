@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from test_compare import git, repository, write  # noqa: F401 (a fixture)
 
 from rarl.cli import diff as command
+from rarl.experiments.diff import SHOWN
 from rarl.reporting.stats import holm
-from rarl.studies.diff import SHOWN
 
 FINALS = {"base": 40.0, "sft": 60.0, "grpo": 50.0, "rarl": 64.0}
 
@@ -205,9 +205,9 @@ def test_what_is_not_committed_is_the_workspace(repository):  # noqa: F811
 
 
 def test_other_models_sets_and_judges_are_named(repository):  # noqa: F811
-    repository("judge", {"report.main_judge": "semantic", "models": ["base", "sft"]}, {"sft": 70.0})
+    repository("judge", {"report.main_judge": "truth", "models": ["base", "sft"]}, {"sft": 70.0})
     shown = diff("HEAD", "judge", "--exit-code", code=1).stdout
-    assert "semantic judge: no score can be compared" in shown and "2 rows in HEAD only (model grpo, rarl)" in shown
+    assert "truth judge: no score can be compared" in shown and "2 rows in HEAD only (model grpo, rarl)" in shown
     repository("lexical", {"judges": ["lexical"]}, {"sft": 70.0})
     assert "HEAD -> lexical, lexical judge: 1 of 4 scores moved" in diff("HEAD", "lexical").stdout
     repository("truth", {"report.main_judge": "truth", "judges": ["truth"]}, {"sft": 70.0})
@@ -266,7 +266,7 @@ def test_an_unknown_name_is_answered_with_close_ones(repository, name, told):  #
 )
 def test_an_unfinished_experiment_is_named_with_its_next_step(repository, monkeypatch, status, fix):  # noqa: F811
     task = {"name": "later", "rev": "0" * 40, "status": status}
-    monkeypatch.setattr("rarl.studies.experiments.tasks", lambda: [task])
+    monkeypatch.setattr("rarl.experiments.revisions.tasks", lambda: [task])
     shown = diff("later", code=2).output
     assert f"an experiment with the status {status.lower()}" in shown and fix in shown
 

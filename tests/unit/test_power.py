@@ -9,11 +9,11 @@ from test_compare import repository  # noqa: F401 (a fixture)
 from test_diff import measured  # noqa: F401 (a fixture)
 
 from rarl.cli import diff_study
+from rarl.experiments.power import critical, detectable, disagreement, one_seed, smallest
+from rarl.experiments.revisions import Workspace
 from rarl.reporting.stats import sign_flip, smallest_difference
 from rarl.studies import families
-from rarl.studies.experiments import Workspace
 from rarl.studies.families import WORLDS, study
-from rarl.studies.power import critical, detectable, disagreement, one_seed, smallest
 
 STUDIES = Path(__file__).parents[2] / "metrics/studies"
 

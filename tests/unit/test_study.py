@@ -10,10 +10,10 @@ from test_compare import repository, write  # noqa: F401
 from rarl.cli.study import main
 from rarl.cost import COSTS, EXPERIMENTS
 from rarl.errors import UserError
-from rarl.studies import announcements, running, sweeps
-from rarl.studies.designs import Design
-from rarl.studies.experiments import experiments
-from rarl.studies.progress import Progress
+from rarl.experiments import announcements, running, sweeps
+from rarl.experiments.designs import Design
+from rarl.experiments.progress import Progress
+from rarl.experiments.revisions import experiments
 
 
 def dry_run(*arguments: str):

@@ -11,9 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from rarl.errors import UserError
+from rarl.experiments.revisions import Experiment, Workspace, experiments, git
 from rarl.params import Params, load_params, parse_params
 from rarl.profiles import leaves
-from rarl.studies.experiments import Experiment, Workspace, experiments, git
 
 PARAMS = "params.yaml"
 #: Study -> the parameters that it sets, as `dvc exp run -S` takes them. Other values may be given for these.

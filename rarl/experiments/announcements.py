@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import psutil
 
 from rarl.cost import COSTS, EXPERIMENTS, read
+from rarl.experiments.designs import PARAMS, Combination, Design, key_of
+from rarl.experiments.power import detectable
+from rarl.experiments.progress import duration
+from rarl.experiments.revisions import HERE, Experiment, git
 from rarl.reporting.tables import SETS
-from rarl.studies.designs import PARAMS, Combination, Design, key_of
-from rarl.studies.experiments import HERE, Experiment, git
-from rarl.studies.power import detectable
-from rarl.studies.progress import duration
 
 #: Memory of one experiment if no run has measured it, in MiB.
 MEMORY = 1500

@@ -10,6 +10,8 @@ import click
 import pandas as pd
 
 from rarl.errors import UserError
+from rarl.experiments import runs
+from rarl.experiments.revisions import Experiment, experiments, unfinished
 from rarl.records import atomic_file
 from rarl.reporting.formats import markdown_table, percent, records
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
@@ -17,8 +19,6 @@ from rarl.reporting.stats import wilson
 from rarl.reporting.study_plots import FIGURES
 from rarl.reporting.tables import paper
 from rarl.spreadsheet import write_frame
-from rarl.studies import runs
-from rarl.studies.experiments import Experiment, experiments, unfinished
 
 OUTPUT = Path("metrics/studies")
 TASKS = tuple(paper()["tasks"])

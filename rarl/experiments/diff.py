@@ -1,7 +1,7 @@
 """Two revisions side by side: the parameters that differ, and what moved, with paired tests (`rarl diff`).
 
-The rows, the tests and their family are those of `rarl.studies.runs`. A row without a paired test, because verdicts
-are missing, has the difference of the two scores in `metrics/`, with an interval of two independent samples.
+The rows, the tests and their family are those of `rarl.experiments.runs`. A row without a paired test, because
+verdicts are missing, has the difference of the two scores in `metrics/`, with an interval of two independent samples.
 """
 
 import json
@@ -10,12 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rarl.errors import UserError
-from rarl.reporting.formats import as_text, markdown_table, p_value, percent, plain, signed
-from rarl.reporting.scoring import WITHOUT_OWN_TEST
-from rarl.reporting.stats import unpaired
-from rarl.reporting.tables import GAP, SETS
-from rarl.studies.experiments import Experiment
-from rarl.studies.runs import (
+from rarl.experiments.revisions import Experiment
+from rarl.experiments.runs import (
     ONE_SEED,
     TESTED,
     UNCHANGED,
@@ -26,6 +22,10 @@ from rarl.studies.runs import (
     seeds_of_both,
     untested,
 )
+from rarl.reporting.formats import as_text, markdown_table, p_value, percent, plain, signed
+from rarl.reporting.scoring import WITHOUT_OWN_TEST
+from rarl.reporting.stats import unpaired
+from rarl.reporting.tables import GAP, SETS
 
 KEYS = ("model", "mode", "set")
 #: Rows and parameters that are shown at most, so that everything fits on a screen.

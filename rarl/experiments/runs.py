@@ -1,6 +1,6 @@
 """Several experiments side by side: the parameters that differ, the scores, and paired tests against the first.
 
-An experiment is `rarl.studies.experiments.Experiment`: what git and DVC keep of one run. The tests pair the same
+An experiment is `rarl.experiments.revisions.Experiment`: what git and DVC keep of one run. The tests pair the same
 questions by their ids, and need both runs' verdicts in DVC's cache or remote; without them the page shows only the
 intervals. One family of tests (Holm) holds all rows of all experiments that the change could affect: a row whose
 predictions and verdicts are the same bytes in both runs is `unchanged` and not tested.
@@ -18,6 +18,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from rarl.errors import UserError
+from rarl.experiments.revisions import ASIDE, Experiment, experiments, git
 from rarl.profiles import leaves
 from rarl.records import atomic_file, predictions_file, verdicts_file
 from rarl.registry import JUDGE_KINDS
@@ -26,7 +27,6 @@ from rarl.reporting.formats import records
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import holm, over_seeds, paired
 from rarl.reporting.tables import GAP
-from rarl.studies.experiments import ASIDE, Experiment, experiments, git
 
 #: Outside of what git tracks, so that the daily comparison leaves the tree clean and re-runs no stage.
 OUTPUT = Path("data/studies")

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import cache
 from statistics import fmean
 
+from rarl.experiments.runs import finals, main_judge, questions, seed_spread
 from rarl.records import verdicts_file
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import Images, design_effect, paired
-from rarl.studies.runs import finals, main_judge, questions, seed_spread
 
 POWER = 0.8
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import psutil
 
 from rarl.errors import UserError
-from rarl.studies.designs import TARGETS, Combination, Design, with_settings
-from rarl.studies.dvc_queue import Queue, dvc, printed
-from rarl.studies.experiments import Experiment, git
-from rarl.studies.progress import Progress
+from rarl.experiments.designs import TARGETS, Combination, Design, with_settings
+from rarl.experiments.dvc_queue import Queue, dvc, printed
+from rarl.experiments.progress import Progress
+from rarl.experiments.revisions import Experiment, git
 
 LOCK = Path(".dvc/tmp/rarl-study.lock")
 #: The branch and changes of the workspace while an experiment is queued.
