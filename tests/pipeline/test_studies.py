@@ -36,7 +36,8 @@ PIPELINE = {
         },
     }
 }
-#: Counts each training in the file RAN, takes a while, and fails with seed 13 while the file RAN.broken is there.
+#: Counts each training in the file RAN, takes a while, fails with seed 13 while the file RAN.broken is there, and does
+#: not end while RAN.hold is.
 TRAIN = """\
 import os, sys, time
 text = open("params.yaml").read()
@@ -45,7 +46,9 @@ with open(os.environ["RAN"], "a") as file:
     file.write(f"{seed}\\n")
 if seed == 13 and os.path.exists(os.environ["RAN"] + ".broken"):
     sys.exit("the loss is not finite")
-time.sleep(float(os.environ.get("TAKES", 1)))
+time.sleep(1)
+while os.path.exists(os.environ["RAN"] + ".hold"):
+    time.sleep(0.1)
 with open("data/model.txt", "w") as file:
     file.write(f"{seed * seed % 40 + rank}")
 """
@@ -180,12 +183,11 @@ def test_what_is_finished_is_not_run_again(killed, tmp_path):
     assert "3 to run" in shown and "uncommitted changes go into each experiment, as DVC does it: train.py" in shown
 
 
-def test_failures_and_stops(project, tmp_path, monkeypatch):
+def test_failures_and_stops(project, tmp_path):
     """A failed experiment stops no other; a killed worker's is started again; Ctrl-C leaves nothing behind."""
-    monkeypatch.setenv("TAKES", "3")
-    broken = tmp_path / "ran.broken"
-    broken.touch()
-    log = tmp_path / "log"
+    hold, log = tmp_path / "ran.hold", tmp_path / "log"
+    hold.touch()
+    (tmp_path / "ran.broken").touch()
     running = start(project, log, "seeds", "--seeds", "7,13,8", "--jobs", "1")
     until(lambda: trainings(project) == ["13", "8"])
     assert "seeds-seed_13: FAILED in stage train" in until(lambda: log.read_text(encoding="utf-8"))
@@ -204,7 +206,7 @@ def test_failures_and_stops(project, tmp_path, monkeypatch):
     queue = project.dvc("queue", "status")
     assert "Running" not in queue and "Queued" not in queue and not list(project.folder.glob(".dvc/tmp/exps/tmp*"))
 
-    monkeypatch.setenv("TAKES", "0")
+    hold.unlink()
     shown = study(project, "seeds", "--seeds", "7,13,8", code=1)
     assert "1 of 2 experiments failed: seeds-seed_13" in shown and "seeds-seed_8: finished" in shown
     assert "| 2 |" in (project.folder / "metrics/studies/seeds.md").read_text(encoding="utf-8")
