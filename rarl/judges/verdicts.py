@@ -5,16 +5,15 @@ the samples), one file per mode and set: a new benchmark is judged alone. Judges
 response instead (`.cache/llm`): a later run asks again where a request failed.
 """
 
-import hashlib
-import json
 import time
 from collections import Counter
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 
 import click
 
-from rarl.cache import hash_path, keep, kept
+from rarl.cache import code_key, keep, kept, key_of
 from rarl.errors import UserError
 from rarl.forks import cores, in_forks
 from rarl.judges import judge_of
@@ -62,7 +61,7 @@ def judge_together(params: Params, name: str, model: str) -> set[tuple[str, str]
             for test_set in params.sets_of(mode):
                 files = inputs(params, one, mode, test_set)
                 if all(file.is_file() for file in files):
-                    cached = CACHE / f"{cache_key(params, name, *files)}.jsonl"
+                    cached = cached_file(params, name, *files)
                     if not cached.is_file():
                         left[one, mode, test_set] = cached, files
     new = {(mode, test_set) for one, mode, test_set in left if one == model}
@@ -94,7 +93,7 @@ def judge_mode(
         if (mode, test_set) in asked:
             new = asked[mode, test_set]
         else:
-            cached = CACHE / f"{cache_key(params, name, questions, predicted)}.jsonl"
+            cached = cached_file(params, name, questions, predicted)
             new = kept(cached, Verdict)
             from_cache += new is not None and (mode, test_set) not in judged_now
             if new is None:
@@ -151,24 +150,24 @@ def judged(
     )
 
 
-def cache_key(params: Params, name: str, questions: Path, predicted: Path) -> str:
-    """SHA-256 of everything that the verdicts depend on."""
-    settings = params.judge[name]
-    files = {"samples": questions, "predictions": predicted}
+def cached_file(params: Params, name: str, questions: Path, predicted: Path) -> Path:
+    """The file in `.cache/` of the verdicts on one set, named by everything that they depend on."""
+    settings, files, depends = params.judge[name], [questions, predicted], {}
     if settings.kind == "truth":
-        files["truth"] = TRUTH
+        files.append(TRUTH)
     if settings.kind == "human":
-        files |= {f"ratings/{path.name}": path for path in ratings_files(settings.rater)}
-    judges = Path(__file__).parent
-    files |= {path.name: path for path in sorted(judges.glob("*.py"))}
-    files |= {path: judges.parent / path for path in ("answers.py", "text_encoder.py", "pinning.py", "records.py")}
-    depends = {
-        "settings": settings.model_dump(),
-        "place": predicted.as_posix() if settings.kind == "human" else None,
-        "encoder": params.encoder.model_dump() if settings.kind == "semantic" else None,
-        "files": {key: hash_path(path) if path.is_file() else None for key, path in files.items()},
-    }
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        ratings = ratings_files(settings.rater)
+        files += ratings
+        depends = {"place": predicted.as_posix(), "ratings": [path.name for path in ratings]}
+    if settings.kind == "semantic":
+        depends = {"encoder": params.encoder.model_dump()}
+    return CACHE / f"{key_of(*files, settings=settings.model_dump(), code=code(), **depends)}.jsonl"
+
+
+@cache
+def code() -> dict[str, str]:
+    """The hashes of the code that verdicts depend on."""
+    return code_key("judge", "cpu")
 
 
 def paired(samples: list[Sample], predictions: list[Prediction], questions: Path, predicted: Path) -> list[Sample]:

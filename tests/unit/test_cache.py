@@ -87,6 +87,7 @@ def test_every_stage_that_keeps_work_has_code_in_its_key():
         assert "rarl/models/loading.py" in cache.code_key(stage, "cpu")
     assert "rarl/training/rl.py" in cache.code_key("rarl", "cpu")
     assert "rarl/rewards/lexicon.yaml" in cache.code_key("rarl", "cpu")
+    assert {"rarl/answers/sentences.py", "rarl/judges/lexical.py"} <= cache.code_key("judge", "cpu").keys()
     assert not {"rarl/training/rl.py", "rarl/rewards/format.py"} & cache.code_key("sft", "cpu").keys()
     assert set(cache.CUDA_ONLY) == cache.code_key("sft", "cuda").keys() - cache.code_key("sft", "cpu").keys()
 

@@ -347,6 +347,9 @@ def test_the_stage_judges_each_mode_and_set_once(tmp_path, monkeypatch):
     write_records(changed, [a_prediction("No", id=p.id) for p in predictions])
     assert "3 sets (2 from the cache)" in run().output
 
+    monkeypatch.setattr("rarl.judges.verdicts.code", lambda: {"rarl/answers/sentences.py": "changed"})
+    assert "3 sets (0 from the cache)" in run().output
+
 
 def test_one_stage_of_the_semantic_judge_judges_all_models_that_have_predictions(tmp_path, monkeypatch):
     """The encoder is loaded once; what another model lacks is its own stage's error."""
