@@ -4,10 +4,11 @@ import os
 import shutil
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
-from rarl.cost import COSTS, EXPERIMENTS, read
+from rarl.cost import COSTS, EXPERIMENTS, read, slug_of
 from rarl.experiments.designs import PARAMS, Combination, Design, key_of
 from rarl.experiments.power import detectable
 from rarl.experiments.progress import duration
@@ -94,7 +95,7 @@ def seconds(design: Design) -> float | None:
 
 def costs_of(design: Design) -> list[dict]:
     """Return the last known cost of each stage that the study's parameters reach; empty ones where unknown."""
-    return [last_cost(stage) for stage in reached(design)]
+    return [last_cost(design.workspace.stages[stage].cmd) for stage in reached(design)]
 
 
 def reached(design: Design) -> set[str]:
@@ -111,9 +112,12 @@ def reached(design: Design) -> set[str]:
     return {stage.name for stage in found if getattr(stage, "name", None)}
 
 
-def last_cost(stage: str) -> dict:
-    """Return the cost of a stage's last run on this machine, in this folder or as an experiment; empty if unknown."""
-    name = f"{stage.replace('@', '_').replace('-', '_')}.json"
+def last_cost(command: str) -> dict:
+    """Return the cost of a stage's last run on this machine, in this folder or as an experiment; empty if unknown.
+
+    `command` is that of the stage in `dvc.yaml`, such as `python -m stages.infer --model sft`.
+    """
+    name = f"{slug_of([Path(word).name for word in command.partition('stages.')[2].split()])}.json"
     files = [file for file in (COSTS / name, *EXPERIMENTS.glob(f"*/*/{name}")) if file.is_file()]
     return read(max(files, key=lambda file: file.stat().st_mtime)) if files else {}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from statistics import fmean
 
-from rarl.experiments.runs import finals, main_judge, questions, seed_spread
+from rarl.experiments.runs import cells, finals, main_judge, questions, seed_spread
 from rarl.records import verdicts_file
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import Images, design_effect, paired
@@ -34,21 +34,20 @@ def detectable(run, seeds: int = 1, models: Sequence[str] | None = None, power: 
     """
     judge, alpha = main_judge(run), 1 - run.params["report"]["confidence"]
     models = [model for model in run.params["models"] if model != "base"] if models is None else models
-    cells = {
-        (model, mode, name): judges[judge]
+    family = {
+        (model, mode, name): cell
         for model in models
-        for mode, sets in run.json(f"metrics/scores/{model}.json").items()
-        for name, judges in sets.items()
-        if name != WITHOUT_OWN_TEST and judges.get(judge, {}).get("final") is not None
+        for (mode, name), cell in cells(run, model).items()
+        if name != WITHOUT_OWN_TEST and cell.get("final") is not None
     }
     spread, lines = seed_spread(run), []
-    for place, cell in cells.items():
+    for place, cell in family.items():
         independent = cell.get("n_effective") or cell["n"]
         correlation, effective, images = noise(run, *place, judge) or (0.0, independent, independent)
         sd = spread.get(place) if seeds > 1 else 0.0
         points = None
         if sd is not None:
-            level = alpha / len(cells)
+            level = alpha / len(family)
             points = smallest(cell["final"] / 100, effective, images, correlation, level, power, seeds, sd / 100)
         sizes = {"n": cell["n"], "n_effective": round(effective, 1)}
         lines.append(dict(zip(("model", "mode", "set"), place)) | sizes | {"points": points and round(points, 2)})

@@ -30,7 +30,9 @@ from rarl.reporting.tables import GAP
 
 #: Outside of what git tracks, so that the daily comparison leaves the tree clean and re-runs no stage.
 OUTPUT = Path("data/studies")
-CELL = ["n", "unscored", "final", "final_low", "final_high", "n_effective", "untagged", "answer_words"]
+#: The form of the answers: columns that are missing in older experiments.
+FORM = ("untagged", "answer_words", "form_blind")
+CELL = ["n", "unscored", "final", "final_low", "final_high", "n_effective", *FORM]
 #: Standard deviation of the final score over seeds, by profile, model, mode and test set (`rarl study seeds`).
 SEEDS = "metrics/studies/seeds.csv"
 
@@ -55,15 +57,28 @@ def scores(runs: Sequence, alpha: float = 0.05) -> pd.DataFrame:
     lines = [line for run in runs for line in rows(runs[0], run, main_judge(runs[0]), main_judge(run), alpha)]
     correct(lines, alpha)
     keys = ["experiment", "model", "mode", "set", "judge"]
-    columns = [*keys, *CELL, "form_blind", "test", *GAP, "p", "p_holm", "differs", "seed_sd"]
+    columns = [*keys, *CELL, "test", *GAP, "p", "p_holm", "differs", "seed_sd"]
     frame = pd.DataFrame(lines, columns=columns)
-    digits = dict.fromkeys([*CELL[2:], "form_blind", *GAP], 2) | {"p": 5, "p_holm": 5}
+    digits = dict.fromkeys([*CELL[2:], *GAP], 2) | {"p": 5, "p_holm": 5}
     return frame.astype(dict.fromkeys(CELL[:2], "Int64") | dict.fromkeys(digits, float)).round(digits)
 
 
 def main_judge(run) -> str:
     """Return the judge that a run's report compares models by."""
     return run.params["report"]["main_judge"]
+
+
+def cells(run, model: str, judge: str | None = None) -> dict[tuple[str, str], dict]:
+    """Return (mode, test set) -> a model's scores by a judge, by default the main one; empty where it gave none.
+
+    With `form_blind`, the score by the form-blind judge.
+    """
+    judge, blind = judge or main_judge(run), form_blind_judge(run.params)
+    return {
+        (mode, name): judges[judge] | {"form_blind": judges.get(blind, {}).get("final")} if judges.get(judge) else {}
+        for mode, sets in run.json(f"metrics/scores/{model}.json").items()
+        for name, judges in sets.items()
+    }
 
 
 def rows(first, run, theirs: str, judge: str, alpha: float, seeds: tuple[list, list] | None = None) -> Iterator[dict]:
@@ -75,17 +90,15 @@ def rows(first, run, theirs: str, judge: str, alpha: float, seeds: tuple[list, l
     """
     sides = seeds or ([first], [run])
     images = cache(lambda name: shared_images(first, run, name))
-    spread, blind = seed_spread(first), form_blind_judge(run.params)
+    spread = seed_spread(first)
     for model in run.params["models"]:
         ready = tuple([one for one in side if one is side[0] or not one.out_of_date(model)] for side in sides)
         same = status(ready, model, theirs, judge)
-        for mode, sets in run.json(f"metrics/scores/{model}.json").items():
-            for name, judges in sets.items():
-                cell = {} if same == "not run" else judges.get(judge, {})
-                line = {"experiment": run.name, "model": model, "mode": mode, "set": name, "judge": judge}
-                line |= {key: cell.get(key) for key in CELL} | {"seed_sd": spread.get((model, mode, name))}
-                line["form_blind"] = judges.get(blind, {}).get("final") if cell else None
-                yield line | compared(ready, (model, mode, name), judge, same, images, 1 - alpha)
+        for (mode, name), cell in cells(run, model, judge).items():
+            scored = {} if same == "not run" else cell
+            line = {"experiment": run.name, "model": model, "mode": mode, "set": name, "judge": judge}
+            line |= {key: scored.get(key) for key in CELL} | {"seed_sd": spread.get((model, mode, name))}
+            yield line | compared(ready, (model, mode, name), judge, same, images, 1 - alpha)
 
 
 def correct(lines: Sequence[dict], alpha: float) -> None:

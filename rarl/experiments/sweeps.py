@@ -13,6 +13,7 @@ from rarl.errors import UserError
 from rarl.experiments import runs
 from rarl.experiments.revisions import Experiment, experiments, unfinished
 from rarl.records import atomic_file
+from rarl.reporting import study_tables
 from rarl.reporting.formats import markdown_table, percent, records
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import wilson
@@ -20,7 +21,7 @@ from rarl.reporting.study_plots import FIGURES
 from rarl.reporting.tables import paper
 from rarl.spreadsheet import write_frame
 
-OUTPUT = Path("metrics/studies")
+OUTPUT = study_tables.STUDIES
 TASKS = tuple(paper()["tasks"])
 METHODS = {
     ("sft", "lora"): "SFT",
@@ -28,10 +29,8 @@ METHODS = {
     ("grpo", "lora"): "RL w/ LoRA",
     ("grpo", "full"): "RL only (w/o LoRA)",
 }
-#: The form of the answers: columns that are missing in older experiments.
-FORM = ("untagged", "answer_words", "form_blind")
 #: The columns of `grid` that are a cell's.
-CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", *FORM)
+CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", *runs.FORM)
 #: Study -> the command that runs its experiments.
 COMMANDS = {
     "table2": "rarl study table2",
@@ -118,16 +117,6 @@ def differing_only_in(found: list[Experiment], *keys: str) -> list[Experiment]:
     return [run for run in found if {key for key, _ in runs.differing([found[0], run])} <= set(keys)]
 
 
-def cells(run: Experiment, model: str) -> dict[tuple[str, str], dict]:
-    """Return (mode, test set) -> the main judge's scores, with `form_blind`, the score by the form-blind judge."""
-    main, blind = runs.main_judge(run), runs.form_blind_judge(run.params)
-    return {
-        (mode, name): judges.get(main, {}) | {"form_blind": judges.get(blind, {}).get("final")}
-        for mode, sets in run.json(f"metrics/scores/{model}.json").items()
-        for name, judges in sets.items()
-    }
-
-
 def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
     """Return CV-Bench's percent right by task, over all rows (`Total`, with its interval), and the mean of the tasks.
 
@@ -140,7 +129,7 @@ def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
     counts = {task: int(found[task]["n"]) for task in scores}
     n = sum(counts.values())
     total = round(sum(score * counts[task] for task, score in scores.items()) / n, 2)
-    cell = cells(run, model).get((mode, "cv_bench"), {})
+    cell = runs.cells(run, model).get((mode, "cv_bench"), {})
     # Of independent questions, unless the scores of the whole test set have the effective n.
     effective = cell.get("n_effective") or n
     low, high = (round(100 * end, 2) for end in wilson(total * effective / 100, effective))
@@ -148,7 +137,7 @@ def by_task(run: Experiment, model: str, mode: str) -> dict[str, float]:
     return (
         scores
         | {"Total": total, "Total_low": low, "Total_high": high, "Mean": mean, "n": n, "n_effective": effective}
-        | {key: cell.get(key) for key in FORM}
+        | {key: cell.get(key) for key in runs.FORM}
         | official(run, model, mode)
     )
 
@@ -185,7 +174,7 @@ def table2(found: list[Experiment]) -> pd.DataFrame:
                     "experiment": run.name,
                 }
             lines.append(line)
-    scores = [*TASKS, "Total", "Total_low", "Total_high", "n", "n_effective", "Mean", "Official", *FORM]
+    scores = [*TASKS, "Total", "Total_low", "Total_high", "n", "n_effective", "Mean", "Official", *runs.FORM]
     columns = ["source", "method", "samples", *scores, "minutes", "memory_mb", "experiment"]
     frame = pd.DataFrame(lines, columns=columns).drop_duplicates(columns[:-1])
     return frame.astype(dict.fromkeys(("samples", "n", "memory_mb"), "Int64")).reset_index(drop=True)
@@ -196,7 +185,7 @@ def grid(found: list[Experiment]) -> pd.DataFrame:
     lines = []
     for run in differing_only_in(found, "rarl.rewards.reasoning", "rarl.prompts"):
         rarl = run.params["rarl"]
-        if cell := cells(run, "rarl").get((run.params["modes"][0], run.params["train"]["source"])):
+        if cell := runs.cells(run, "rarl").get((run.params["modes"][0], run.params["train"]["source"])):
             lines.append(
                 {
                     "profile": run.params["profile"],
@@ -215,16 +204,16 @@ def seeds(found: list[Experiment]) -> pd.DataFrame:
 
     With the means of the form of the answers and of the score by the form-blind judge.
     """
-    keys, values = ["model", "mode", "set"], ["final", *FORM]
+    keys, values = ["model", "mode", "set"], ["final", *runs.FORM]
     lines = {}
     for run in differing_only_in(found, "seed"):
         for model in run.params["models"]:
-            for place, cell in cells(run, model).items():
+            for place, cell in runs.cells(run, model).items():
                 lines[model, *place, run.params["seed"]] = [cell.get(key) for key in values]
     frame = pd.DataFrame([(*key, *line) for key, line in lines.items()], columns=[*keys, "seed", *values])
     grouped = frame.astype(dict.fromkeys(values, float)).groupby(keys, sort=False)
     spread = grouped["final"].agg(seeds="count", mean="mean", sd="std", low="min", high="max")
-    spread = spread.join(grouped[[*FORM]].mean()).round(2).reset_index()
+    spread = spread.join(grouped[[*runs.FORM]].mean()).round(2).reset_index()
     spread.insert(0, "profile", found[0].params["profile"])
     return spread
 
@@ -263,7 +252,7 @@ def sweep(settings: Sequence[tuple[dict[str, str], Sequence[Experiment]]]) -> pd
                 | {"model": model}
                 | ({"seeds": len(found)} if len(found) > 1 else {})
             )
-            of_runs = [cells(run, model) for run in found]
+            of_runs = [runs.cells(run, model) for run in found]
             for mode, name in of_runs[0]:
                 if mode != found[0].params["modes"][0] or name == WITHOUT_OWN_TEST:
                     continue

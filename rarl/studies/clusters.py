@@ -159,9 +159,12 @@ def _page(report: dict, command: str) -> Iterator[str]:
     yield from markdown_table(head, ([name, *map(_span, row.values())] for name, row in found.items()))
     for title, key in (("A share", "shares"), ("A difference between two models", "pairs")):
         yield from ("", f"## {title}", "")
-        columns = list(report[key][0])
-        rows = ([case[column] for column in columns] for case in report[key])
-        yield from markdown_table([column.replace("_", " ") for column in columns], rows)
+        yield from figures(report[key])
+
+
+def figures(cases: list[dict]) -> list[str]:
+    """Return the table of simulated cases: a row each, a column for each key."""
+    return markdown_table([column.replace("_", " ") for column in cases[0]], (case.values() for case in cases))
 
 
 def _span(ends: tuple[float, float]) -> str:

@@ -18,9 +18,8 @@ from statistics import fmean
 
 from rarl.experiments.power import POWER, disagreement, noise_between, smallest
 from rarl.experiments.runs import correct, paired_by_id
-from rarl.reporting.formats import markdown_table
 from rarl.reporting.stats import wilson
-from rarl.studies.clusters import answers, image_numbers
+from rarl.studies.clusters import answers, figures, image_numbers
 
 #: The test sets of the default run: questions about an image -> number of such images; the first is the own test set.
 SETS = {
@@ -184,6 +183,4 @@ def _page(report: dict, command: str) -> Iterator[str]:
         "- `not announced`: scores of which even the largest difference would be missed.",
         "",
     )
-    columns = list(report["cases"][0])
-    rows = ([case[column] for column in columns] for case in report["cases"])
-    yield from markdown_table([column.replace("_", " ") for column in columns], rows)
+    yield from figures(report["cases"])

@@ -74,11 +74,12 @@ def test_uncommitted_changes_are_announced(repository):  # noqa: F811
 
 
 def test_the_last_cost_of_a_stage_is_the_newest(repository):  # noqa: F811
-    assert announcements.last_cost("judge@lexical-base") == {}
+    command = "python -m stages.judge --judge lexical --model base"
+    assert announcements.last_cost(command) == {}
     for folder, seconds in ((COSTS, 20), (EXPERIMENTS / "ab" / "r16", 30)):
         folder.mkdir(parents=True)
         (folder / "judge_lexical_base.json").write_text(json.dumps({"seconds": seconds}))
-    assert announcements.last_cost("judge@lexical-base") == {"seconds": 30}
+    assert announcements.last_cost(command) == {"seconds": 30}
 
 
 def test_a_sweep_has_a_row_per_combination_and_model(repository):  # noqa: F811
