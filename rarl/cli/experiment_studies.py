@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -86,6 +87,7 @@ def run(name: str, settings: Sequence[str], jobs: int | None, dry_run: bool, as_
     from rarl.experiments.revisions import git
 
     ignore_warnings_between_libraries()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     os.chdir(git("rev-parse", "--show-toplevel").strip())
     with nullcontext(0) if dry_run else running.only_study() as lock:
         design = Design(name, settings)
