@@ -5,6 +5,9 @@ BIN := $(CURDIR)/$(VENV)/bin
 # Stages call `python`: it must be the project's own.
 RUN := PATH="$(BIN):$$PATH"
 
+# Container images often set this. Then every stage would compile torch and transformers again, for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help repro test lint identity site-cache bench portable clean-cache
 

@@ -1,10 +1,11 @@
 """Work of later stages, ahead of them, on a core that is idle.
 
 DVC runs one stage at a time, and a training runs on one core (`model.threads`). While it does, other processes do what
-later stages will need: the next trainings, and the predictions of models that are ready. Both are kept in `.cache/`
-under keys of all that they depend on, so a later stage takes what is there and does the rest itself, to the same bits.
-Whatever DVC then does not run was done in vain, but at the lowest priority. Nothing runs ahead on a machine with one
-core, with a GPU, or in several processes.
+later stages will need: the next trainings, and the predictions and verdicts of models that are ready. All are kept in
+`.cache/` under keys of all that they depend on, so a later stage takes what is there and does the rest itself, to the
+same bits. The stage of the last training also asks and judges its own model at the end, because it has imported what
+those stages would have to import. Whatever DVC then does not run was done in vain, but at the lowest priority. Nothing
+runs ahead on a machine with one core, with a GPU, or in several processes.
 """
 
 import gc
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from multiprocessing.synchronize import Event
 
 from rarl.cache import CACHE
 from rarl.forks import cores, end_with_parent
@@ -27,8 +29,11 @@ from rarl.registry import METHODS
 
 #: What the processes print.
 LOG = CACHE / "ahead.log"
+#: Predictions that are judged before their stage has written them.
+SCRATCH = CACHE / "ahead"
 #: Seconds in which a training that runs ahead has to finish its step and save a checkpoint.
 PATIENCE = 5
+_context = multiprocessing.get_context("fork")
 
 
 @contextmanager
@@ -38,49 +43,86 @@ def ahead_of_later_stages(method: str, params: Params) -> Iterator[None]:
     Enter it after heavy imports, which the forked processes share, and before anything else: each of them has to start
     as a new process does.
     """
-    tasks = later_work(method, params) if on_one_cpu_process(params) and cores(params.model.threads) > 1 else []
-    if not tasks:
+    alone = not on_one_cpu_process(params) or cores(params.model.threads) == 1
+    tasks = [] if alone else later_work(method, params)
+    at_end = [] if alone else work_after_last(method, params)
+    if not tasks and not at_end:
         yield
         return
     gc.freeze()  # the forks share what is there as long as nobody looks for garbage in it
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_bytes(b"")
-    context = multiprocessing.get_context("fork")
-    finished = [context.Event() for _ in tasks]
-    processes = []
-    for number, task in enumerate(tasks):
-        turn = finished[number - 1] if number else None
-        arguments = task, turn, finished[number], os.getpid()
-        processes.append(context.Process(target=_run, args=arguments, daemon=True))
-    for process in processes:
-        process.start()
+    trained = _context.Event()
+    processes, last = _start(tasks), _start(at_end, trained)
     try:
         yield
-    finally:
-        for process in processes:
-            process.terminate()
-        last = time.monotonic() + PATIENCE
-        for process in processes:
-            process.join(max(0, last - time.monotonic()))
-            process.kill()
+        _stop(processes)
+        trained.set()
+        for process in last:
             process.join()
+    finally:
+        _stop([*processes, *last])
 
 
 def later_work(method: str, params: Params) -> list[partial]:
-    """The trainings after `method`, and the predictions of the models before it, among those that params.yaml lists.
+    """The trainings after `method`, then predictions and verdicts of the models before it, among those in params.yaml.
 
-    DVC trains in the order of `METHODS`. The modules are imported by name: the stage that does this work ahead does
-    not depend on it.
+    DVC trains in the order of `METHODS`.
     """
     place = METHODS.index(method)
     after = METHODS[place + 1 :] if params.train.start != method else ()
-    work = [("rarl.training.rl", name) for name in after]
-    work += [("rarl.predictions", name) for name in ("base", *METHODS[:place])]
-    return [partial(_call, module, name, params) for module, name in work if name in params.models]
+    ready = [name for name in ("base", *METHODS[:place]) if name in params.models]
+    trainings = [partial(train, name, params) for name in after if name in params.models]
+    return trainings + [partial(do, name, params, 1) for do in (ask, judge) for name in ready]
 
 
-def _call(module: str, name: str, params: Params) -> None:
-    import_module(module).work_ahead(name, params)
+def work_after_last(method: str, params: Params) -> list[partial]:
+    """Predictions and verdicts of the model that `method` trains, on all cores, if no other is trained after it."""
+    trained = [name for name in METHODS if name in params.models]
+    return [partial(do, method, params) for do in (ask, judge)] if trained[-1:] == [method] else []
+
+
+# The modules are imported by name: the stages that do this work ahead do not depend on it.
+
+
+def train(name: str, params: Params) -> None:
+    """Train what the stage `grpo` or `rarl` will write, as far as time allows."""
+    import_module("rarl.training.rl").work_ahead(name, params)
+
+
+def ask(name: str, params: Params, forks: int | None = None) -> None:
+    """Ask what the stage `infer` will need."""
+    import_module("rarl.predictions").finish(name, params, forks)
+
+
+def judge(name: str, params: Params, forks: int | None = None) -> None:
+    """Judge what the stage `judge` will need, if it takes a text encoder."""
+    predictions = import_module("rarl.predictions")
+    predictions.write(name, predictions.finish(name, params, forks), SCRATCH)
+    import_module("rarl.judges.verdicts").work_ahead(name, params, SCRATCH, forks)
+
+
+def _start(tasks: list[partial], first: Event | None = None) -> list:
+    """Start a process for each task, which waits until the one before it has finished; the first one for `first`."""
+    turn, processes = first, []
+    for task in tasks:
+        finished = _context.Event()
+        processes.append(_context.Process(target=_run, args=(task, turn, finished, os.getpid())))
+        turn = finished
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _stop(processes: list) -> None:
+    """End processes, after `PATIENCE` seconds by force."""
+    for process in processes:
+        process.terminate()
+    last = time.monotonic() + PATIENCE
+    for process in processes:
+        process.join(max(0, last - time.monotonic()))
+        process.kill()
+        process.join()
 
 
 def _run(task, turn, finished, parent: int) -> None:

@@ -19,8 +19,11 @@ from rarl.records import Sample, batches, image_file, read_json, read_records, w
 
 def encode(files: list[Path], output: Path, params: Params) -> None:
     """Run the frozen vision tower once per distinct image, and write its output to the folder `output`."""
+    from safetensors.torch import load as from_bytes
+    from safetensors.torch import save as to_bytes
     from tqdm import tqdm
 
+    from rarl.forks import cores, in_forks
     from rarl.models.features import FeatureStore, content, describe, patch_keys
     from rarl.models.loading import load
 
@@ -38,12 +41,23 @@ def encode(files: list[Path], output: Path, params: Params) -> None:
             store, keys = kept, noted["images"]
     store.attach(loaded.model)
     missing = [image for image in images if image not in keys]
-    for batch in tqdm(list(batches(missing, 16)), desc="encode", unit="batch", mininterval=1):
+
+    def work(batch, advance):
         opened = [open_rgb(images[image]) for image in batch]
         inputs = loaded.processor.image_processor(opened, return_tensors="pt").to(loaded.device)
         pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
         visual(pixels, grid_thw=grid)
-        keys.update(zip(batch, patch_keys(pixels.to(visual.dtype), grid)))
+        advance(len(batch))
+        found = patch_keys(pixels.to(visual.dtype), grid)
+        return dict(zip(batch, found)), to_bytes({key: store.features[key] for key in found})
+
+    forks = cores(params.model.threads) if loaded.device.type == "cpu" else 1
+    with tqdm(total=len(missing), desc="encode", unit="image", mininterval=1) as bar:
+        for found, features in in_forks(
+            work, list(batches(missing, 16)), forks, lambda done: bar.update(done - bar.n)
+        ):
+            keys.update(found)
+            store.features.update(from_bytes(features))
     keys = {image: keys[image] for image in images}
     store = FeatureStore({key: store.features[key] for key in keys.values()}, tower)
     store.save(output)

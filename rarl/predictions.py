@@ -12,7 +12,7 @@ from rarl.errors import warn
 from rarl.launch import is_main_process
 from rarl.params import Params
 from rarl.prompts import template
-from rarl.records import Sample, predictions_file, read_records, write_records
+from rarl.records import PREDICTIONS, Sample, predictions_file, read_records, write_records
 
 #: Decides where and when predictions are made, and not what they are.
 SHARING = "rarl/predictions.py"
@@ -39,21 +39,22 @@ def infer(model: str, params: Params) -> None:
     tasks = finish(model, params)
     if not is_main_process():
         return
-    total, faults = 0, Counter()
-    for task in tasks:
-        done = answered(task.kept)
-        predictions = [done[sample.id] for sample in task.samples]
-        total += write_records(predictions_file(model, task.mode, task.test_set), predictions)
-        faults.update(prediction.error for prediction in predictions if prediction.error)
+    total, faults = write(model, tasks)
     click.echo(f"infer {model}: {total} predictions in {time.perf_counter() - started:.1f} s")
     if faults:
         [(fault, _)] = faults.most_common(1)
         warn(f"{faults.total()} of {total} questions could not be asked, mostly: {fault}")
 
 
-def work_ahead(model: str, params: Params) -> None:
-    """Ask on one core what `infer` will need (`rarl/ahead.py`)."""
-    finish(model, params, forks=1)
+def write(model: str, tasks: list[Task], folder: Path = PREDICTIONS) -> tuple[int, Counter]:
+    """Write the predictions of finished tasks below `folder`; returns their number, and that of each error."""
+    total, faults = 0, Counter()
+    for task in tasks:
+        done = answered(task.kept)
+        predictions = [done[sample.id] for sample in task.samples]
+        total += write_records(predictions_file(model, task.mode, task.test_set, folder), predictions)
+        faults.update(prediction.error for prediction in predictions if prediction.error)
+    return total, faults
 
 
 def finish(model: str, params: Params, forks: int | None = None) -> list[Task]:

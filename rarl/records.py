@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rarl.errors import UserError
 
 Kind = Literal["yes_no", "choice", "number", "open"]
+#: Where the stage `infer` writes.
+PREDICTIONS = Path("data/predictions")
 Modality = Literal["mri", "ct", "xray", "pathology", "other", "unknown"]
 
 
@@ -98,9 +100,9 @@ def image_file(root: str | Path, image: str) -> Path:
     return Path(image) if image.startswith(UNPACKED) else Path(root) / image
 
 
-def predictions_file(model: str, mode: str, test_set: str) -> Path:
+def predictions_file(model: str, mode: str, test_set: str, folder: Path = PREDICTIONS) -> Path:
     """Return the file of a model's predictions on one test set."""
-    return Path("data/predictions", model, mode, f"{test_set}.jsonl")
+    return Path(folder, model, mode, f"{test_set}.jsonl")
 
 
 def verdicts_file(model: str, judge: str, mode: str, test_set: str) -> Path:

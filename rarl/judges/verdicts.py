@@ -20,6 +20,7 @@ from rarl.judges import judge_of
 from rarl.judges.human import ratings_files
 from rarl.params import Params
 from rarl.records import (
+    PREDICTIONS,
     Prediction,
     Sample,
     Verdict,
@@ -53,31 +54,51 @@ def judge_together(params: Params, name: str, model: str) -> set[tuple[str, str]
     Returns:
         (mode, set) of this model's new verdicts. If it has none, nothing is judged.
     """
-    from rarl.judges.semantic import load_encoder
+    left = left_to_judge(params, name, [model, *(other for other in params.models if other != model)])
+    new = {(mode, test_set) for one, mode, test_set in left if one == model}
+    if new:
+        keep_verdicts(params, name, left, model)
+    return new
 
+
+def work_ahead(model: str, params: Params, predictions: Path, forks: int | None = None) -> None:
+    """Judge what `judge_model` will need, in the folder `predictions`, in at most `forks` processes."""
+    for name in params.judges:
+        if params.judge[name].kind == "semantic":
+            keep_verdicts(params, name, left_to_judge(params, name, [model], predictions), model, forks)
+
+
+def left_to_judge(
+    params: Params, name: str, models: list[str], predictions: Path = PREDICTIONS
+) -> dict[tuple[str, str, str], tuple[Path, tuple[Path, Path]]]:
+    """Map (model, mode, set) to the file that lacks in the cache, and to the files that its verdicts are made of."""
     left = {}
-    for one in [model, *(other for other in params.models if other != model)]:
+    for model in models:
         for mode in params.modes:
             for test_set in params.sets_of(mode):
-                files = inputs(params, one, mode, test_set)
+                files = inputs(params, model, mode, test_set, predictions)
                 if all(file.is_file() for file in files):
                     cached = cached_file(params, name, *files)
                     if not cached.is_file():
-                        left[one, mode, test_set] = cached, files
-    new = {(mode, test_set) for one, mode, test_set in left if one == model}
+                        left[model, mode, test_set] = cached, files
+    return left
+
+
+def keep_verdicts(params: Params, name: str, left: dict, model: str, forks: int | None = None) -> None:
+    """Put verdicts of a semantic judge into the cache. An error is raised for `model`, and left to others' stages."""
+    from rarl.judges.semantic import load_encoder
 
     def work(place, advance):
         cached, files = left[place]
         try:
             keep(cached, judged(params, name, *read_pair(*files), place="/".join(place)))
-        except UserError:  # of another model: its own stage reports it
+        except UserError:
             if place[0] == model:
                 raise
 
-    if new:
+    if left:
         load_encoder(params.encoder.source)
-        in_forks(work, [*left], min(cores(1), len(left)))
-    return new
+        in_forks(work, [*left], min(forks or cores(1), len(left)))
 
 
 def judge_mode(
@@ -129,9 +150,9 @@ def ask_once(params: Params, name: str, model: str) -> dict[tuple[str, str], lis
     return {place: list(islice(verdicts, len(pair[0]))) for place, pair in zip(places, pairs)}
 
 
-def inputs(params: Params, model: str, mode: str, test_set: str) -> tuple[Path, Path]:
+def inputs(params: Params, model: str, mode: str, test_set: str, predictions: Path = PREDICTIONS) -> tuple[Path, Path]:
     """The files of questions and predictions of one set."""
-    return params.samples_file(test_set), predictions_file(model, mode, test_set)
+    return params.samples_file(test_set), predictions_file(model, mode, test_set, predictions)
 
 
 def read_pair(questions: Path, predicted: Path) -> tuple[list[Sample], list[Prediction]]:

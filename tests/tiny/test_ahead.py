@@ -13,26 +13,31 @@ import psutil
 import pytest
 
 from rarl import ahead, predictions
-from rarl.ahead import ahead_of_later_stages, later_work
+from rarl.ahead import ahead_of_later_stages, later_work, work_after_last
+from rarl.judges import verdicts
 from rarl.models.features import FeatureStore
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 
 
-def work(method: str, params) -> list[str]:
-    return [f"{task.args[0].rpartition('.')[2]} {task.args[1]}" for task in later_work(method, params)]
+def work(method: str, params, which=later_work) -> list[str]:
+    return [f"{task.func.__name__} {task.args[0]}" for task in which(method, params)]
 
 
 def test_later_trainings_come_first_and_models_that_are_ready_are_asked(params):
-    assert work("sft", params) == ["rl grpo", "rl rarl", "predictions base"]
-    assert work("rarl", params) == ["predictions base", "predictions sft", "predictions grpo"]
+    assert work("sft", params) == ["train grpo", "train rarl", "ask base", "judge base"]
+    assert work("rarl", params) == ["ask base", "ask sft", "ask grpo", "judge base", "judge sft", "judge grpo"]
+    assert work("grpo", params, work_after_last) == []
+    assert work("rarl", params, work_after_last) == ["ask rarl", "judge rarl"]
 
 
 def test_what_params_do_not_list_or_what_starts_from_this_training_is_left(params):
     few = params.model_copy(update={"models": ["sft", "rarl"]})
-    assert work("sft", few) == ["rl rarl"]
+    assert work("sft", few) == ["train rarl"]
     few.train = params.train.model_copy(update={"start": "sft"})
-    assert work("sft", few) == [] and work("grpo", few) == ["rl rarl", "predictions sft"]
+    assert work("sft", few) == [] and work("grpo", few) == ["train rarl", "ask sft", "judge sft"]
+    few.models = ["base", "sft"]
+    assert work("sft", few, work_after_last) == ["ask sft", "judge sft"]
 
 
 def outputs() -> dict:
@@ -76,6 +81,30 @@ def test_predictions_that_were_made_ahead_are_not_made_again(encoded, params, mo
     monkeypatch.setattr(predictions, "ask_sets", lambda *args: pytest.fail("asked again"))
     predictions.infer("base", params)
     assert len(Path("data/predictions/base/direct/silvar_med.jsonl").read_text().splitlines()) == 6
+
+
+def test_the_last_training_asks_and_judges_its_model_for_the_stages_that_follow(encoded, params, monkeypatch):
+    params = copy.deepcopy(params)
+    params.models, params.modes, params.judges = ["rarl"], ["direct"], ["semantic"]
+    FeatureStore().save("data/features/benchmarks")
+    monkeypatch.setattr(ahead, "cores", lambda threads: 2)
+    with ahead_of_later_stages("rarl", params):
+        shutil.copytree("data/models/base", "data/models/rarl")  # what a training writes
+    assert not Path("data/predictions").exists() and not Path("data/verdicts").exists()
+    monkeypatch.setattr(predictions, "ask_sets", lambda *args: pytest.fail("asked again"))
+    monkeypatch.setattr(verdicts, "keep_verdicts", lambda *args: pytest.fail("judged again"))
+    monkeypatch.setattr(verdicts, "judged", lambda *args, **kwargs: pytest.fail("judged again"))
+    predictions.infer("rarl", params)
+    verdicts.judge_model(params, "semantic", "rarl")
+    assert len(Path("data/verdicts/rarl/semantic/direct/silvar_med.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_training_that_fails_asks_nothing(encoded, params, monkeypatch):
+    monkeypatch.setattr(ahead, "cores", lambda threads: 2)
+    monkeypatch.setattr(ahead, "work_after_last", lambda *args: [Path("asked").touch])
+    with pytest.raises(ZeroDivisionError), ahead_of_later_stages("rarl", params.model_copy(update={"models": []})):
+        raise ZeroDivisionError
+    assert not Path("asked").exists()
 
 
 def test_two_processes_do_not_train_in_one_folder(encoded, params):
