@@ -21,6 +21,8 @@ from functools import partial
 from importlib import import_module
 from multiprocessing.synchronize import Event
 
+import click
+
 from rarl.cache import CACHE
 from rarl.forks import cores, end_with_parent
 from rarl.launch import on_one_cpu_process
@@ -33,6 +35,8 @@ LOG = CACHE / "ahead.log"
 SCRATCH = CACHE / "ahead"
 #: Seconds in which a training that runs ahead has to finish its step and save a checkpoint.
 PATIENCE = 5
+#: Priority of what runs beside a training.
+LOWEST = 19
 _context = multiprocessing.get_context("fork")
 
 
@@ -53,11 +57,13 @@ def ahead_of_later_stages(method: str, params: Params) -> Iterator[None]:
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_bytes(b"")
     trained = _context.Event()
-    processes, last = _start(tasks), _start(at_end, trained)
+    processes, last = _start(tasks, LOWEST), _start(at_end, 0, trained)
     try:
         yield
         _stop(processes)
         trained.set()
+        if last:
+            click.echo(f"{method}: asking the test sets and judging, ahead of those stages ({LOG})")
         for process in last:
             process.join()
     finally:
@@ -102,12 +108,12 @@ def judge(name: str, params: Params, forks: int | None = None) -> None:
     import_module("rarl.judges.verdicts").work_ahead(name, params, SCRATCH, forks)
 
 
-def _start(tasks: list[partial], first: Event | None = None) -> list:
+def _start(tasks: list[partial], niceness: int, first: Event | None = None) -> list:
     """Start a process for each task, which waits until the one before it has finished; the first one for `first`."""
     turn, processes = first, []
     for task in tasks:
         finished = _context.Event()
-        processes.append(_context.Process(target=_run, args=(task, turn, finished, os.getpid())))
+        processes.append(_context.Process(target=_run, args=(task, niceness, turn, finished, os.getpid())))
         turn = finished
     for process in processes:
         process.start()
@@ -125,11 +131,11 @@ def _stop(processes: list) -> None:
         process.join()
 
 
-def _run(task, turn, finished, parent: int) -> None:
+def _run(task, niceness: int, turn, finished, parent: int) -> None:
     """Do a task in a forked process, when it is its turn."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its children
     end_with_parent(parent)
-    os.nice(19)
+    os.nice(niceness)
     if turn:
         turn.wait()
     sys.stdout = sys.stderr = LOG.open("a", buffering=1, encoding="utf-8")
