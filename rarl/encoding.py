@@ -16,6 +16,9 @@ from rarl.images import open_rgb
 from rarl.params import Params
 from rarl.records import Sample, batches, image_file, read_json, read_records, write_json
 
+#: What the families' image processors give to the vision tower.
+IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
+
 
 def encode(files: list[Path], output: Path, params: Params) -> None:
     """Run the frozen vision tower once per distinct image, and write its output to the folder `output`."""
@@ -24,14 +27,14 @@ def encode(files: list[Path], output: Path, params: Params) -> None:
     from tqdm import tqdm
 
     from rarl.forks import cores, in_forks
-    from rarl.models.features import FeatureStore, content, describe, patch_keys
+    from rarl.models.features import FeatureStore, content, describe, image_keys
     from rarl.models.loading import load
 
     started = time.perf_counter()
     samples = [sample for file in files for sample in read_records(file, Sample)]
     images = {sample.image_sha256: image_file(params.data.root, sample.image) for sample in samples}
     loaded = load("data/models/base", params.model)
-    visual, tower = loaded.model.model.visual, describe(loaded)
+    tower = describe(loaded)
     key = key_of(tower=tower, code=code_key("encode", params.model.device), packages=packages())
     note = CACHE / "features" / f"{output.name}.json"
     store, keys = FeatureStore(), {}
@@ -43,21 +46,20 @@ def encode(files: list[Path], output: Path, params: Params) -> None:
     missing = [image for image in images if image not in keys]
 
     def work(batch, advance):
-        opened = [open_rgb(images[image]) for image in batch]
+        opened = [[open_rgb(images[image])] for image in batch]
         inputs = loaded.processor.image_processor(opened, return_tensors="pt").to(loaded.device)
-        pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
-        visual(pixels, grid_thw=grid)
+        given = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
+        loaded.model.model.get_image_features(**given)
         advance(len(batch))
-        found = patch_keys(pixels.to(visual.dtype), grid)
+        found = image_keys(loaded.model, given)
         return dict(zip(batch, found)), to_bytes({key: store.features[key] for key in found})
 
     forks = cores(params.model.threads) if loaded.device.type == "cpu" else 1
     with tqdm(total=len(missing), desc="encode", unit="image", mininterval=1) as bar:
-        for found, features in in_forks(
-            work, list(batches(missing, 16)), forks, lambda done: bar.update(done - bar.n)
-        ):
-            keys.update(found)
-            store.features.update(from_bytes(features))
+        encoded = in_forks(work, list(batches(missing, 16)), forks, lambda done: bar.update(done - bar.n))
+    for found, features in encoded:
+        keys.update(found)
+        store.features.update(from_bytes(features))
     keys = {image: keys[image] for image in images}
     store = FeatureStore({key: store.features[key] for key in keys.values()}, tower)
     store.save(output)

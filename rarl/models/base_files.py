@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 from rarl.errors import UserError
+from rarl.models.families import FAMILIES, image_token
 from rarl.params import Base
 
 EMBEDDED = Path("data/base")
-#: `model_type` of the supported bases, and the family's name.
-FAMILIES = {"qwen2_vl": "Qwen2-VL"}
+#: Files that a chat template may be in, the first that exists.
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -27,12 +28,40 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def check_family(source: str, config: dict) -> None:
-    """Refuse a base that is not in `FAMILIES`: its weights would be dropped and replaced by random ones."""
+    """Refuse a base that is not in `FAMILIES`."""
     if config.get("model_type") not in FAMILIES:
         found = f"a model of type {config.get('model_type')}"
-        expected = f"one of {', '.join(FAMILIES)} ({', '.join(FAMILIES.values())})"
+        known = ", ".join(f"{key} ({family.name})" for key, family in FAMILIES.items())
         fix = "choose a base of a supported family, e.g. Qwen/Qwen2-VL-2B-Instruct"
-        raise UserError(f"base.source = {source}", found, expected, fix)
+        raise UserError(f"base.source = {source}", found, f"one of {known}", fix)
+
+
+def check_text_files(folder: Path, config: dict) -> None:
+    """Look for the image token in a local base's tokenizer, and for its chat template.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    where, fix = f"base.source = {folder}", "use the folder of an instruct model, with all of its files"
+    settings = _read(folder / "tokenizer_config.json")
+    if not (settings.get("chat_template") or any((folder / name).is_file() for name in CHAT_TEMPLATES)):
+        raise no_chat_template(where)
+    tokens = {int(id) for id in settings.get("added_tokens_decoder", {})}
+    tokens |= {entry["id"] for entry in _read(folder / "tokenizer.json").get("added_tokens", [])}
+    token = image_token(config)
+    if tokens and token is not None and token not in tokens:
+        raise UserError(where, f"a tokenizer without the image token {token}", "the id in its config.json", fix)
+
+
+def no_chat_template(where: str) -> UserError:
+    """The error for a base without a chat template."""
+    expected = f"{', '.join(CHAT_TEMPLATES)} or one in tokenizer_config.json"
+    fix = "use the folder of an instruct model, such as Qwen2-VL-2B-Instruct"
+    return UserError(where, "no chat template", expected, fix)
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def base_pointer(base: Base) -> dict:
@@ -41,5 +70,7 @@ def base_pointer(base: Base) -> dict:
     if not folder.is_dir():
         return {"source": base.source, "revision": base.revision, "sha256": None}
     sha256 = fingerprint(folder)
-    check_family(str(folder), json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config = _read(folder / "config.json")
+    check_family(str(folder), config)
+    check_text_files(folder, config)
     return {"source": str(folder), "revision": None, "sha256": sha256}

@@ -105,9 +105,9 @@ def image_tokens(config: dict, max_pixels: int) -> int:
         return math.ceil(max_pixels / family.patch**2)
     if "mm_tokens_per_image" in config or family.processor == "Gemma3Processor":
         return config.get("mm_tokens_per_image", 256)
-    edge = vision.get("image_size", 364)
+    edge = vision.get("image_size", 224)
     tiles = largest_edge(max_pixels, edge) ** 2 // edge**2
-    per_tile = (edge // vision.get("patch_size", 14)) ** 2 // config.get("scale_factor", 2) ** 2
+    per_tile = (edge // vision.get("patch_size", 32)) ** 2 // config.get("scale_factor", 2) ** 2
     return per_tile * (tiles + 1 if tiles > 1 else 1)
 
 

@@ -1,9 +1,10 @@
 """The frozen vision tower's output, computed once per distinct image and looked up after that.
 
-A feature is keyed by the hash of the image's patch rows (pixels after scaling and normalisation), so that it cannot be
-paired with another image, whatever the order of a batch. The tower stays in the model under its own name: only its
-forward pass is replaced by the look-up, which falls back to the tower for an image that is not in the store. Until
-then, its weights need not be on the device (`offload`).
+A feature is keyed by the hash of the image's pixels after scaling and normalisation, so that it cannot be paired with
+another image, whatever the order of a batch. The tower stays in the model under its own name: only one method is
+replaced by the look-up, which falls back to the tower for an image that is not in the store. That is the forward pass
+of the Qwens' tower, which has its projector in it, and `get_image_features` of other families. Until a cache miss the
+tower's weights need not be on the device (`offload`).
 """
 
 import json
@@ -17,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from rarl.errors import UserError
+from rarl.models.families import FAMILIES
 from rarl.models.loading import Loaded
-from rarl.models.patching import replace_forward, without_peft
+from rarl.models.patching import replace_forward, vision_modules, without_peft
 from rarl.records import atomic_path, remake
 
 FILE = "features.safetensors"
@@ -37,8 +39,37 @@ def patch_keys(pixels: torch.Tensor, grid: torch.Tensor) -> list[str]:
     return keys
 
 
+def image_keys(model, inputs: dict) -> list[str]:
+    """Key of each image of an image processor's output, for a plain or PEFT-wrapped model."""
+    pixels = inputs["pixel_values"].to(tower(model).dtype)  # as the library calls the tower
+    if "image_grid_thw" in inputs:
+        return patch_keys(pixels, inputs["image_grid_thw"])
+    return [_key(*image) for image in _images(pixels, inputs.get("pixel_attention_mask"))]
+
+
+def _images(pixels: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Pixels of each image, and their mask, as arguments of `get_image_features`.
+
+    pixels: (images, channels, height, width), or (images, tiles, channels, height, width) where an image is cut into
+    tiles, padded with tiles of zeros. mask: (images, tiles, height, width) or None.
+    """
+    if pixels.ndim == 4:
+        return [(image[None], None) for image in pixels]
+    real = [image.flatten(1).any(1) for image in pixels]
+    masks = [None] * len(pixels) if mask is None else [own[here][None] for own, here in zip(mask, real)]
+    return [(image[here][None], own) for image, here, own in zip(pixels, real, masks)]
+
+
+def _key(pixels: torch.Tensor, mask: torch.Tensor | None) -> str:
+    digest = xxhash.xxh3_128()
+    for tensor in (pixels, mask):
+        if tensor is not None:
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+    return f"{digest.hexdigest()}-{'x'.join(map(str, pixels.shape[1:]))}"
+
+
 class FeatureStore:
-    """Features of images: key -> (image tokens, hidden size).
+    """Features of images: key -> (image tokens, hidden size), or (levels, image tokens, hidden size) for Qwen3-VL.
 
     Attributes:
         tower: what they were computed by, see `describe`; None for features of no particular tower.
@@ -89,41 +120,82 @@ class FeatureStore:
                 raise
 
     def attach(self, model) -> None:
-        """Let a (PEFT-wrapped or plain) Qwen2-VL look its image features up here."""
-        visual = tower(model)
-        compute = type(visual).forward
-        store = self
+        """Let a plain or PEFT-wrapped model look its image features up here."""
+        network, visual = without_peft(model), tower(model)
+        family, backbone = FAMILIES[network.config.model_type], network.model
+        if family.grid:
+            replace_forward(visual, self._tower_forward(type(visual).forward))
+        else:
+            look_up = self._image_features(type(backbone).get_image_features, family.vision[0])
+            replace_forward(backbone, look_up, "get_image_features")
+
+    def _tower_forward(self, compute):
+        """The forward pass of a Qwen's tower, with a look-up."""
 
         def forward(visual, hidden_states, grid_thw, **kwargs):
             # The library casts pixels before it calls the tower, the stage `encode` does not.
             keys = patch_keys(hidden_states.to(visual.dtype), grid_thw)
             rows = hidden_states.split(grid_thw.prod(-1).tolist())
-            for index, key in enumerate(keys):
-                if key not in store.features:
-                    _bring_back(visual, hidden_states.device)
-                    with torch.no_grad():
-                        output = compute(visual, rows[index], grid_thw[index : index + 1], **kwargs)
-                    store.features[key] = output.pooler_output.cpu()
-                    store.computed += 1
-            pooled = torch.cat([store.features[key] for key in keys])
-            return BaseModelOutputWithPooling(pooler_output=pooled.to(hidden_states.device, visual.dtype))
 
-        replace_forward(visual, forward)
+            def feature(index):
+                output = compute(visual, rows[index], grid_thw[index : index + 1], **kwargs)
+                levels = getattr(output, "deepstack_features", None)
+                return torch.stack([output.pooler_output, *levels]) if levels else output.pooler_output
+
+            found = torch.cat(self._found(visual, keys, feature, hidden_states.device), -2)
+            found = found.to(hidden_states.device, visual.dtype)
+            if found.ndim == 2:
+                return BaseModelOutputWithPooling(pooler_output=found)
+            from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+            return BaseModelOutputWithDeepstackFeatures(pooler_output=found[0], deepstack_features=list(found[1:]))
+
+        return forward
+
+    def _image_features(self, compute, name: str):
+        """The method `get_image_features` of a backbone with the tower `name`, with a look-up."""
+
+        def get_image_features(backbone, pixel_values, pixel_attention_mask=None, **kwargs):
+            visual = getattr(backbone, name)
+            images = _images(pixel_values.to(visual.dtype), pixel_attention_mask)
+
+            def feature(index):
+                return compute(backbone, *filter(torch.is_tensor, images[index]), return_dict=True).pooler_output[0]
+
+            keys = [_key(*image) for image in images]
+            found = self._found(visual, keys, feature, pixel_values.device)
+            found = [one.to(pixel_values.device, visual.dtype) for one in found]
+            return BaseModelOutputWithPooling(pooler_output=torch.stack(found) if pixel_values.ndim == 4 else found)
+
+        return get_image_features
+
+    def _found(self, visual, keys: list[str], feature, device) -> list[torch.Tensor]:
+        """The features of some keys; one that is not there is computed on the device by `feature(index)`."""
+        for index, key in enumerate(keys):
+            if key not in self.features:
+                _bring_back(visual, device)
+                with torch.no_grad():
+                    self.features[key] = feature(index).cpu()
+                self.computed += 1
+        return [self.features[key] for key in keys]
 
 
 def describe(loaded: Loaded) -> dict[str, str | int]:
     """What the features of a model's vision tower depend on: its weights and dtype, and the scaling of images.
 
     Returns:
-        `weights` (hash of names and values), `dtype`, and `min_pixels` and `max_pixels` of a scaled image.
+        `weights` (hash of names and values of tower and projector), `dtype`, and of a scaled image `min_pixels` and
+        `max_pixels` or, for families other than the Qwens, all settings of `size`.
     """
-    visual, size = tower(loaded.model), loaded.processor.image_processor.size
-    return {
-        "weights": _digest(visual.state_dict()),
-        "dtype": str(visual.dtype).removeprefix("torch."),
-        "min_pixels": size["shortest_edge"],
-        "max_pixels": size["longest_edge"],
-    }
+    modules, processor = vision_modules(loaded.model), loaded.processor.image_processor
+    weights = modules[0].state_dict()
+    for module in modules[1:]:
+        weights |= {f"projector.{name}": value for name, value in module.state_dict().items()}
+    size = {name: value for name, value in dict(processor.size).items() if value is not None}
+    if "shortest_edge" in size:
+        size = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    dtype = str(modules[0].dtype).removeprefix("torch.")
+    return {"weights": _digest(weights), "dtype": dtype, **size}
 
 
 def content(features: dict[str, torch.Tensor]) -> str:
@@ -140,14 +212,15 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def tower(model):
-    """The vision tower of a plain or PEFT-wrapped Qwen2-VL."""
-    return without_peft(model).model.visual
+    """The vision tower of a plain or PEFT-wrapped model."""
+    return vision_modules(model)[0]
 
 
 def offload(model) -> None:
     """Offload the vision tower until a cache miss, except for its first weights, which tell device and dtype."""
     visual = tower(model)
-    visual.away = {name: visual._modules.pop(name).cpu() for name in ("blocks", "merger")}
+    _, *rest = (name for name, part in visual.named_children() if any(True for _ in part.parameters()))
+    visual.away = {name: visual._modules.pop(name).cpu() for name in rest}
 
 
 def _bring_back(visual, device: torch.device) -> None:

@@ -60,10 +60,14 @@ def ask(
     opened, failed = _open_images(loaded.processor, requests)
     if not opened:
         return failed
-    texts = [chat(loaded.processor, request.prompt) for request, _ in opened]
-    images = [image for _, image in opened]
-    inputs = loaded.processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
-    inputs = inputs.to(loaded.device)
+    inputs = loaded.processor(
+        text=[chat(loaded.processor, request.prompt) for request, _ in opened],
+        images=[[image] for _, image in opened],
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,  # the chat template has them
+        return_tensors="pt",
+    ).to(loaded.device)
     room = loaded.model.config.get_text_config().max_position_embeddings - max_new_tokens
     lengths = inputs["attention_mask"].sum(-1).tolist()
     if max(lengths) > room:
@@ -94,8 +98,9 @@ def ask(
 def _open_images(processor, requests: list[Request]) -> tuple[list[tuple[Request, Image.Image]], list[Response]]:
     """Requests with their images, and responses with `error` to the others."""
     opened, failed = [], []
+    placeholders = processor.tokenizer.convert_ids_to_tokens(vision_tokens(processor))
     for request in requests:
-        if any(token in request.prompt for token in (processor.image_token, processor.video_token)):
+        if any(token in request.prompt for token in placeholders):
             failed.append(Response(request.id, error="the question contains a token that stands for an image"))
             continue
         try:
@@ -128,8 +133,12 @@ def _completions(loaded: Loaded, inputs, config: GenerationConfig) -> list[list[
 
 
 def vision_tokens(processor) -> list[int]:
-    """Placeholder tokens of images, which a completion must not have: the model would look for an image there."""
-    return [processor.image_token_id, processor.video_token_id]
+    """Placeholder tokens of images, which a completion must not have: the model would look for an image there.
+
+    Gemma 3 has two: one that opens an image, and one that is repeated for its features.
+    """
+    video = getattr(processor, "video_token_id", None)
+    return sorted({processor.image_token_id, *processor.image_token_ids, *([] if video is None else [video])})
 
 
 def ask_all(loaded: Loaded, requests: list[Request], batch_size: int, max_new_tokens: int) -> Iterator[list[Response]]:

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import enable_progress_bars
-from transformers import PreTrainedConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
+from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
 from rarl import params as P
 from rarl.errors import UserError, no_cuda
-from rarl.models.base_files import check_family, fingerprint
-from rarl.models.patching import embed_patches, replace_forward
-from rarl.models.processor import ImageTextProcessor, load_processor
+from rarl.models.base_files import fingerprint
+from rarl.models.patching import embed_patches, replace_forward, vision_modules
+from rarl.models.processor import load_processor
 from rarl.records import read_json
 
 
@@ -30,7 +31,7 @@ class Loaded:
     """A model with what it needs to be asked."""
 
     model: torch.nn.Module
-    processor: ImageTextProcessor
+    processor: ProcessorMixin
     device: torch.device
     attention: str
     shared: bool = False
@@ -90,9 +91,10 @@ def load(folder: str | Path, model: P.Model, trainable: bool = False) -> Loaded:
     attention = choose_attention(model, device)
     network, processor = _load_base(folder, model, attention)
     network.requires_grad_(True)
-    network.model.visual.requires_grad_(False)  # the paper freezes the vision encoder (2.3)
-    if device.type == "cuda":
-        replace_forward(network.model.visual.patch_embed, embed_patches)
+    for module in vision_modules(network):
+        module.requires_grad_(False)  # the paper freezes the vision encoder (2.3)
+        if device.type == "cuda" and hasattr(module, "patch_embed"):
+            replace_forward(module.patch_embed, embed_patches)
     network.generation_config = _generation_config(network, processor)
     if (folder / "adapter_config.json").is_file():
         network = _with_adapter(network, folder, trainable)
@@ -109,9 +111,8 @@ def _load_base(folder: Path, model: P.Model, attention: str):
     transformers_logging.disable_progress_bar()
     enable_progress_bars()  # the hub's: a download of gigabytes shows its progress
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-        check_family(source, config)
-        network, report = Qwen2VLForConditionalGeneration.from_pretrained(
+        processor = load_processor(pointer["source"], revision, model.min_pixels, model.max_pixels)
+        network, report = AutoModelForImageTextToText.from_pretrained(
             source,
             revision=revision,
             dtype=getattr(torch, model.dtype),
@@ -119,7 +120,6 @@ def _load_base(folder: Path, model: P.Model, attention: str):
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_check_complete` reports them
         )
-        processor = load_processor(pointer["source"], revision, model.min_pixels, model.max_pixels)
     except (ImportError, OSError) as error:
         where, expected = f"base.source = {pointer['source']}", "a model folder or a hub id that can be reached"
         fix = "check the name and revision, log in or go online, or set base.source to `embedded`"

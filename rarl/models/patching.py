@@ -5,16 +5,24 @@ from types import MethodType
 import torch
 from torch.nn.functional import linear
 
+from rarl.models.families import FAMILIES
+
 
 def without_peft(model):
     """The model below PEFT's wrapper, if it has one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def replace_forward(module, forward) -> None:
-    """Let this module, and later copies of it, run `forward(module, ...)`."""
-    if getattr(module.forward, "__func__", None) is not forward:
-        module.forward = MethodType(forward, module)
+def vision_modules(model) -> list:
+    """The vision tower of a plain or PEFT-wrapped model, and its projector where the tower has none of its own."""
+    network = without_peft(model)
+    return [getattr(network.model, name) for name in FAMILIES[network.config.model_type].vision]
+
+
+def replace_forward(module, forward, name: str = "forward") -> None:
+    """Let the method `name` of this module, and of later copies of it, run `forward(module, ...)`."""
+    if getattr(getattr(module, name), "__func__", None) is not forward:
+        setattr(module, name, MethodType(forward, module))
 
 
 def embed_patches(module, pixels: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Qwen2-VL's processor of images and text, without the video half, which would need torchvision."""
+"""Processors of images and text: the Qwens' without the video half, which would need torchvision, and the others'."""
 
 import json
 from collections import OrderedDict
@@ -6,11 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from transformers import AutoTokenizer, BatchFeature, Qwen2VLProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    Gemma3Processor,
+    Idefics3Processor,
+    PreTrainedConfig,
+    Qwen2VLProcessor,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import cached_file
 
 from rarl.errors import UserError
+from rarl.models.base_files import CHAT_TEMPLATES, check_family, no_chat_template
+from rarl.models.families import FAMILIES, image_token, image_tokens, largest_edge
 
 #: Images whose patches are cached (10 MB each at 401,408 pixels): more than a training step has.
 KEPT_IMAGES = 32
@@ -61,31 +72,61 @@ class ImageTextProcessor(Qwen2VLProcessor):
         super(Qwen2VLProcessor, self).__init__(image_processor, tokenizer, chat_template=chat_template)
 
 
-def load_processor(source: str | Path, revision: str | None, min_pixels: int, max_pixels: int) -> ImageTextProcessor:
-    """Load tokenizer, chat template and an image processor that scales images to `min_pixels` up to `max_pixels`.
+def load_processor(source: str | Path, revision: str | None, min_pixels: int, max_pixels: int):
+    """Load tokenizer, chat template and image processor of a base.
 
-    `source` is a local folder or hub id, in the layout of `Qwen/Qwen2-VL-2B-Instruct`.
+    Args:
+        source: a local folder or hub id, in the hub's layout.
+        revision: of a hub id.
+        min_pixels: size to which the Qwens' images are scaled up. Other families have a fixed lower limit.
+        max_pixels: size to which images are scaled down, see `families.image_tokens`. Gemma 3 has one fixed size.
+
+    Raises:
+        UserError: the family is not supported, there is no chat template, or the tokenizer has no image token.
     """
-    images = ImageProcessor.from_pretrained(source, revision=revision)
-    images.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    check_family(str(source), PreTrainedConfig.get_config_dict(source, revision=revision)[0])
+    config = AutoConfig.from_pretrained(source, revision=revision).to_dict()  # with the defaults of its class
+    family = FAMILIES[config["model_type"]]
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
-    return ImageTextProcessor(images, tokenizer, chat_template=_chat_template(source, revision, tokenizer))
+    template, extra = _chat_template(source, revision, tokenizer), {}
+    # The PIL backend everywhere: it gives the same pixels on every machine.
+    if family.grid:
+        kind, images = ImageTextProcessor, ImageProcessor.from_pretrained(source, revision=revision)
+        images.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    else:
+        images = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+        if "multi_modal_projector" in family.vision:
+            kind, extra = Gemma3Processor, {"image_seq_length": image_tokens(config, 0)}
+            images.do_pan_and_scan = False  # one image, one feature
+        else:
+            # SmolVLM's own class gives the same tokens, but needs a video processor and num2words.
+            kind, extra = Idefics3Processor, {"image_seq_len": image_tokens(config, 0)}
+            edge = largest_edge(max_pixels, images.max_image_size["longest_edge"])
+            images.size = {"longest_edge": min(images.size["longest_edge"], edge)}
+    token = image_token(config)
+    try:
+        processor = kind(images, tokenizer, chat_template=template, **extra)
+        known = token is None or token in processor.image_token_ids
+    except AttributeError:  # Gemma 3's asks the tokenizer for its image tokens by name
+        known = False
+    if not known:
+        found, fix = f"a tokenizer without the image token {token}", "use the tokenizer that belongs to the weights"
+        raise UserError(str(source), found, "the id in the base's config.json", fix)
+    return processor
 
 
 def _chat_template(source: str | Path, revision: str | None, tokenizer) -> str:
-    """The template of `chat_template.jinja`, `chat_template.json` or the tokenizer's config, the first that exists."""
-    for name in ("chat_template.jinja", "chat_template.json"):
+    """The template of one of `CHAT_TEMPLATES` or of the tokenizer's config, the first that exists."""
+    for name in CHAT_TEMPLATES:
         if file := cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False):
             text = Path(file).read_text(encoding="utf-8")
             return text if name.endswith(".jinja") else json.loads(text)["chat_template"]
     if tokenizer.chat_template:
         return tokenizer.chat_template
-    expected = "chat_template.jinja, chat_template.json or one in tokenizer_config.json"
-    fix = "use the folder of an instruct model, such as Qwen2-VL-2B-Instruct"
-    raise UserError(str(source), "no chat template", expected, fix)
+    raise no_chat_template(str(source))
 
 
-def chat(processor: ImageTextProcessor, prompt: str, completion: str | None = None) -> str:
+def chat(processor, prompt: str, completion: str | None = None) -> str:
     """A user message, image before text, in the chat template, followed by the completion if there is one."""
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
     text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)

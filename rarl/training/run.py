@@ -29,9 +29,11 @@ from rarl.errors import UserError
 from rarl.launch import is_main_process
 from rarl.memory_plan import log_plan, recomputes
 from rarl.model_card import counts, make_portable, write_card
-from rarl.models.features import FeatureStore, offload, tower
+from rarl.models.families import FAMILIES
+from rarl.models.features import FeatureStore, offload
 from rarl.models.generation import Request, ask_all
 from rarl.models.loading import Loaded, choose_device, load
+from rarl.models.patching import vision_modules
 from rarl.params import Params, Rl, Sft
 from rarl.prompts import render, template
 from rarl.records import Sample, atomic_file, image_file, read_json, read_records, write_json
@@ -92,6 +94,7 @@ class Run:
             # In bfloat16 most updates at a usual learning rate are smaller than a weight's last digit.
             model = model.model_copy(update={"dtype": "float32"})
         loaded = load(self.start, model, trainable=True)
+        self.family = FAMILIES[loaded.model.config.model_type]
         # A tower in float32 cannot use what `encode` computed in bfloat16, and computes it again.
         store = FeatureStore.load(FEATURES, loaded) if model.dtype == self.params.model.dtype else FeatureStore()
         store.attach(loaded.model)
@@ -105,7 +108,7 @@ class Run:
         if self.full or self.start.name != "base":
             return None
         lora = self.params.lora
-        where = {"target_modules": list(lora.target_modules), "exclude_modules": r".*visual.*"}
+        where = {"target_modules": list(lora.target_modules), "exclude_modules": self.family.lora_exclude}
         return LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, **where)
 
     def learning_rate(self, method: Sft | Rl) -> float:
@@ -215,7 +218,7 @@ class Run:
             where, found = f"accelerate.processes = {asked}", f"{count} processes in training"
             fix = "start the stage as dvc.yaml does, without a launcher of your own"
             raise UserError(where, found, "the same number", fix)
-        if any(p.requires_grad for p in tower(trainer.model).parameters()):
+        if any(p.requires_grad for module in vision_modules(trainer.model) for p in module.parameters()):
             raise RuntimeError("the vision tower must be frozen")
         if not any(p.requires_grad for p in trainer.model.parameters()):
             raise RuntimeError("there is no weight to train")

@@ -128,7 +128,7 @@ def test_pointer_changes_with_the_weights(random_base, tmp_path):
     assert base_pointer(Base(source=str(folder)))["sha256"] != before
 
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm", "idefics3", "llava_next", "gpt2", None)
+FAMILIES = ("gemma3_text", "llava_next", "gpt2", None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
