@@ -4,7 +4,6 @@ Looks for the releases, the base model, the packages, memory and disk that `para
 """
 
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,8 @@ import click
 
 from rarl.errors import UserError, no_cuda, warn
 from rarl.launch import check_config
-from rarl.models.base_files import check_family
+from rarl.models.base_files import check_family, check_text_files, read_config
+from rarl.models.families import FAMILIES, image_tokens
 from rarl.params import Params
 from rarl.pinning import applies, unportable
 from rarl.records import write_json
@@ -27,8 +27,8 @@ PHANTOM = Path("data/phantom")
 #: A 2B base: 9 GB of float32 weights, gradients and activations on a CPU; features of 1.6 MB per image, twice, as
 #: DVC's cache has a copy where the file system cannot share blocks.
 NEEDS = {"embedded": (4, 2), "large, cpu": (16, 20), "large, cuda": (12, 24)}
-#: Layers of Qwen2-VL's language model that an adapter can be put on.
-QWEN2_VL = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")} | {"embed_tokens"}
+#: Layers of each family's language model that an adapter can be put on.
+LANGUAGE_LAYERS = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")} | {"embed_tokens"}
 #: Layers of the embedded text encoder, all-MiniLM-L6-v2.
 MINILM_LAYERS = 6
 #: Tokens of chat template, prompt and question, about.
@@ -119,9 +119,10 @@ def check_base(params: Params) -> str:
     for needed in ("config.json", "*.safetensors"):
         if not any(folder.glob(needed)):
             raise UserError(where, f"no {folder}/{needed}", "a folder in the hub's layout", fix)
-    config = _read_config(folder / "config.json", where, fix)
+    config = read_config(folder / "config.json", where, fix)
     check_family(source, config)
-    check_adapter(params, config, _layers(folder, where, fix))
+    check_text_files(where, folder, config)
+    check_adapter(params, config, _layers(folder, FAMILIES[config["model_type"]].vision, where, fix))
     check_context(params, config)
     return f"{source} ({folder})"
 
@@ -142,10 +143,12 @@ def _check_hub_base(params: Params) -> str:
 
     path = try_to_load_from_cache(source, "config.json", revision=revision)
     cached = isinstance(path, str)
-    config = _read_config(Path(path), where, "delete it: it is downloaded again") if cached else {}
+    config = read_config(Path(path), where, "delete it: it is downloaded again") if cached else {}
     if cached:
         check_family(source, config)
-    check_adapter(params, config, QWEN2_VL)
+        if Path(path).with_name("tokenizer_config.json").is_file():
+            check_text_files(where, Path(path).parent, config)
+    check_adapter(params, config, LANGUAGE_LAYERS)
     check_context(params, config)
     if not cached:
         cache = constants.HF_HUB_CACHE
@@ -157,19 +160,11 @@ def _check_hub_base(params: Params) -> str:
     return f"{source} at {revision[:7]}"
 
 
-def _read_config(path: Path, where: str, fix: str) -> dict:
-    """Read a model's `config.json`; `where` names the parameter in the message."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"a {type(config).__name__}")
-    except (OSError, ValueError) as error:
-        raise UserError(where, f"{path}: {error}", "a model's configuration", fix) from None
-    return config
+def _layers(folder: Path, vision: tuple[str, ...], where: str, fix: str) -> set[str]:
+    """Read the names of the language model's layers that an adapter can be put on, from the headers of the weights.
 
-
-def _layers(folder: Path, where: str, fix: str) -> set[str]:
-    """Read the names of the language model's layers that an adapter can be put on, from the headers of the weights."""
+    vision: names of the modules that have no adapter.
+    """
     from safetensors import SafetensorError, safe_open
 
     names = set()
@@ -179,8 +174,8 @@ def _layers(folder: Path, where: str, fix: str) -> set[str]:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(where, f"{path}: {error}", "whole weights", fix) from None
-        layers = (name for name, shape in shapes.items() if len(shape) > 1 and "visual." not in name)
-        names |= {name.removesuffix(".weight") for name in layers}
+        layers = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) > 1}
+        names |= {name for name in layers if not any(f"{part}." in name for part in vision)}
     # TRL refuses an adapter on the head: it computes log-probabilities without it.
     return names - {"lm_head"}
 
@@ -215,7 +210,8 @@ def check_context(params: Params, config: dict) -> None:
     context = _text_config(config).get("max_position_embeddings")
     if not isinstance(context, int):
         return
-    pixels, image = params.model.max_pixels, -(-params.model.max_pixels // 28**2)
+    pixels = params.model.max_pixels
+    image = image_tokens(config, pixels)
     for key in ("rl.max_completion_length", "decoding.max_new_tokens"):
         new = attrgetter(key)(params)
         left = context - image - new
@@ -303,7 +299,7 @@ def check_encoder(params: Params) -> None:
     if source != "embedded":
         if not (folder / "config.json").is_file():
             raise UserError(where, f"no {folder}/config.json", "a folder in the hub's layout", DOWNLOAD_WHOLE)
-        have = _read_config(folder / "config.json", where, DOWNLOAD_WHOLE).get("num_hidden_layers")
+        have = read_config(folder / "config.json", where, DOWNLOAD_WHOLE).get("num_hidden_layers")
     if isinstance(have, int) and layers > have:
         fix = "correct encoder.num_layers"
         raise UserError(f"encoder.num_layers = {layers}", f"{source} has {have} layers", f"1 to {have}", fix)

@@ -11,6 +11,7 @@ from rarl.params import Base
 EMBEDDED = Path("data/base")
 #: Files that a chat template may be in, the first that exists.
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+INSTRUCT = "use the whole folder of an instruct model, such as Qwen2-VL-2B-Instruct"
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -36,32 +37,50 @@ def check_family(source: str, config: dict) -> None:
         raise UserError(f"base.source = {source}", found, f"one of {known}", fix)
 
 
-def check_text_files(folder: Path, config: dict) -> None:
+def check_text_files(where: str, folder: Path, config: dict) -> None:
     """Look for the image token in a local base's tokenizer, and for its chat template.
+
+    Args:
+        where: names the base in a message.
+        folder: in the hub's layout.
+        config: its `config.json`.
 
     Raises:
         UserError: one of them is missing.
     """
-    where, fix = f"base.source = {folder}", "use the folder of an instruct model, with all of its files"
-    settings = _read(folder / "tokenizer_config.json")
+    settings, tokenizer = (
+        read_config(path, where, INSTRUCT) if (path := folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "tokenizer.json")
+    )
     if not (settings.get("chat_template") or any((folder / name).is_file() for name in CHAT_TEMPLATES)):
         raise no_chat_template(where)
     tokens = {int(id) for id in settings.get("added_tokens_decoder", {})}
-    tokens |= {entry["id"] for entry in _read(folder / "tokenizer.json").get("added_tokens", [])}
-    token = image_token(config)
-    if tokens and token is not None and token not in tokens:
-        raise UserError(where, f"a tokenizer without the image token {token}", "the id in its config.json", fix)
+    tokens |= {entry["id"] for entry in tokenizer.get("added_tokens", [])}
+    if tokens and image_token(config) not in {None, *tokens}:
+        raise no_image_token(where, image_token(config))
 
 
 def no_chat_template(where: str) -> UserError:
     """The error for a base without a chat template."""
     expected = f"{', '.join(CHAT_TEMPLATES)} or one in tokenizer_config.json"
-    fix = "use the folder of an instruct model, such as Qwen2-VL-2B-Instruct"
-    return UserError(where, "no chat template", expected, fix)
+    return UserError(where, "no chat template", expected, INSTRUCT)
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def no_image_token(where: str, token: int) -> UserError:
+    """The error for a base whose tokenizer does not have the image token."""
+    found, expected = f"a tokenizer without the image token {token}", "the image token that config.json names"
+    return UserError(where, found, expected, "use the tokenizer that belongs to the weights")
+
+
+def read_config(path: Path, where: str, fix: str) -> dict:
+    """Read a JSON file of a model's folder; `where` names the parameter in the message."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__}")
+    except (OSError, ValueError) as error:
+        raise UserError(where, f"{path}: {error}", "a model's configuration", fix) from None
+    return config
 
 
 def base_pointer(base: Base) -> dict:
@@ -70,7 +89,8 @@ def base_pointer(base: Base) -> dict:
     if not folder.is_dir():
         return {"source": base.source, "revision": base.revision, "sha256": None}
     sha256 = fingerprint(folder)
-    config = _read(folder / "config.json")
+    where = f"base.source = {folder}"
+    config = read_config(folder / "config.json", where, INSTRUCT)
     check_family(str(folder), config)
-    check_text_files(folder, config)
+    check_text_files(where, folder, config)
     return {"source": str(folder), "revision": None, "sha256": sha256}

@@ -19,8 +19,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import cached_file
 
-from rarl.errors import UserError
-from rarl.models.base_files import CHAT_TEMPLATES, check_family, no_chat_template
+from rarl.models.base_files import CHAT_TEMPLATES, check_family, no_chat_template, no_image_token
 from rarl.models.families import FAMILIES, image_token, image_tokens, largest_edge
 
 #: Images whose patches are cached (10 MB each at 401,408 pixels): more than a training step has.
@@ -110,8 +109,7 @@ def load_processor(source: str | Path, revision: str | None, min_pixels: int, ma
     except AttributeError:  # Gemma 3's asks the tokenizer for its image tokens by name
         known = False
     if not known:
-        found, fix = f"a tokenizer without the image token {token}", "use the tokenizer that belongs to the weights"
-        raise UserError(str(source), found, "the id in the base's config.json", fix)
+        raise no_image_token(str(source), token)
     return processor
 
 

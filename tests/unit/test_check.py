@@ -45,6 +45,7 @@ def base(folder: Path) -> Path:
     save_file(weights, folder / "model.safetensors")
     text = {"hidden_size": 1536, "max_position_embeddings": 32768}
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "text_config": text}))
+    (folder / "chat_template.jinja").touch()
     return folder
 
 
@@ -67,12 +68,55 @@ def releases(root: Path, *names: str) -> str:
     return str(root)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3", None])
+@pytest.mark.parametrize("family", ["llava_next", "gemma3_text", None])
 def test_a_base_of_another_family_is_refused(project, tmp_path, family):
     folder = base(tmp_path / "other")
     (folder / "config.json").write_text(json.dumps({"model_type": family}))
     code, said = run(base__source=str(folder))
     assert code == 1 and f"a model of type {family}" in said and "qwen2_vl" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("chat_template.jinja", None, "no chat template"),
+        ("tokenizer.json", {"added_tokens": [{"id": 6}]}, "a tokenizer without the image token 7"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"6": {}}}, "a tokenizer without the image token 7"),
+        ("tokenizer.json", [], "tokenizer.json: a list"),
+    ],
+)
+def test_a_base_needs_its_chat_template_and_its_image_token(project, tmp_path, name, content, found):
+    folder = base(tmp_path / "other")
+    config = {"model_type": "gemma3", "image_token_index": 7}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 7}]} if content is None else {}))
+    assert run(base__source=str(folder), model__device="cpu")[0] == 0
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_text(json.dumps(content))
+    code, said = run()
+    assert code == 1 and f"base.source = {folder}" in said and found in said
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("qwen2_5_vl", ["visual.blocks.0.attn.q_proj"]),
+        ("gemma3", ["vision_tower.encoder.layers.0.self_attn.q_proj", "multi_modal_projector.q_proj"]),
+        ("smolvlm", ["model.vision_model.encoder.layers.0.self_attn.q_proj", "model.connector.q_proj"]),
+    ],
+)
+def test_adapter_is_put_on_no_layer_of_tower_or_projector(project, tmp_path, family, names):
+    from safetensors.numpy import save_file
+
+    folder = base(tmp_path / "other")
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    layers = ["model.text.layers.0.k_proj", *names]
+    save_file({f"{name}.weight": np.zeros((2, 2), np.float32) for name in layers}, folder / "model.safetensors")
+    settings = {"base__source": str(folder), "model__device": "cpu"}
+    code, said = run(lora__target_modules=["q_proj"], **settings)
+    assert code == 1 and "lora.target_modules: q_proj" in said and "some of k_proj\n" in said
+    assert run(lora__target_modules=["k_proj"])[0] == 0
 
 
 def test_writes_a_constant_whatever_the_parameters(project):
