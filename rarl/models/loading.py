@@ -78,10 +78,13 @@ def load(folder: str | Path, model: P.Model, trainable: bool = False) -> Loaded:
         trainable: whether the folder's adapter will be trained.
 
     Raises:
-        UserError: the base is missing, of an unsupported family, or changed since `base.json` was written; a weight is
-            missing; or the device or package that is asked for is missing.
+        UserError: the base is missing, of an unsupported family, or changed since `base.json` was written; the adapter
+            is another base's; a weight is missing; or the device or package that is asked for is missing.
     """
     folder = Path(folder)
+    adapted = (folder / "adapter_config.json").is_file()
+    if adapted:
+        check_adapter_base(folder)
     torch.set_num_threads(model.threads)
     keep_freed_memory()
     device = choose_device(model)
@@ -96,7 +99,7 @@ def load(folder: str | Path, model: P.Model, trainable: bool = False) -> Loaded:
         if device.type == "cuda" and hasattr(module, "patch_embed"):
             replace_forward(module.patch_embed, embed_patches)
     network.generation_config = _generation_config(network, processor)
-    if (folder / "adapter_config.json").is_file():
+    if adapted:
         network = _with_adapter(network, folder, trainable)
     return Loaded(network.to(device).eval(), processor, device, attention)
 
@@ -149,6 +152,19 @@ def _check_complete(source: str, absent: set[str]) -> None:
         raise UserError(source, found, expected, "fetch or write the folder again")
 
 
+def check_adapter_base(folder: Path) -> None:
+    """Refuse an adapter whose own configuration names another base: families share names and shapes of layers."""
+    adapter, pointer = read_json(folder / "adapter_config.json"), read_json(folder / "base.json")
+    if pointer["sha256"] is not None or Path(pointer["source"]).is_dir():
+        return  # local files, which `_check_unchanged` compares, may be in a folder of any name
+    for key, of_base in (("base_model_name_or_path", pointer["source"]), ("revision", pointer["revision"])):
+        if (of_adapter := adapter.get(key)) and of_base and Path(of_adapter).name != Path(of_base).name:
+            found, expected = f"an adapter of {of_adapter}", f"an adapter of {of_base}, as in {folder / 'base.json'}"
+            raise UserError(
+                str(folder / "adapter_config.json"), found, expected, "name the adapter's base in base.json"
+            )
+
+
 def _with_adapter(network, folder: Path, trainable: bool):
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
@@ -160,11 +176,14 @@ def _with_adapter(network, folder: Path, trainable: bool):
         with contextlib.redirect_stdout(io.StringIO()):
             network = PeftModel.from_pretrained(network, str(folder), is_trainable=trainable)
         with safe_open(file, "pt") as weights:
-            absent = set(get_peft_model_state_dict(network)) - set(weights.keys())
+            wanted, found = set(get_peft_model_state_dict(network)), set(weights.keys())
     except (RuntimeError, ValueError, SafetensorError) as error:
         found = " ".join(str(error).split())[:200]
         raise UserError(str(folder), found, "an adapter that fits the base in its base.json", fix) from None
-    _check_complete(str(folder), absent)
+    _check_complete(str(folder), wanted - found)
+    if extra := sorted(found - wanted):
+        found = f"{len(extra)} weights that the base has no layer for: {', '.join(extra[:3])}"
+        raise UserError(str(folder), found, "an adapter of the base in its base.json", fix)
     return network
 
 

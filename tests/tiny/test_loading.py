@@ -1,5 +1,6 @@
 """The code that loads the embedded base loads a folder laid out like the hub's."""
 
+import contextlib
 import json
 import platform
 import shutil
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rarl.errors import UserError
 from rarl.models.base_files import base_pointer
-from rarl.models.loading import choose_attention, load
+from rarl.models.loading import check_adapter_base, choose_attention, load
 from rarl.models.processor import chat
 from rarl.params import Base
 from rarl.records import write_json
@@ -175,7 +176,15 @@ def test_a_base_that_changed_after_training_is_refused(random_base, params, tmp_
         load(tmp_path, params.model)
 
 
-@pytest.mark.parametrize("change, found", [(drop, "1 weights missing"), (shorten, "size mismatch|shape")])
+def add(weights):
+    name = min(weights)
+    weights[name.replace(".0.", ".9.")] = weights[name].clone()
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [(drop, "1 weights missing"), (shorten, "size mismatch|shape"), (add, "1 weights that the base has no layer for")],
+)
 def test_an_adapter_with_a_missing_or_mismatched_weight_is_refused(random_base, params, tmp_path, change, found):
     model = load(pointed(random_base[0], tmp_path), params.model).model
     adapter = LoraConfig(target_modules=["q_proj"], exclude_modules=".*visual.*")
@@ -184,6 +193,27 @@ def test_an_adapter_with_a_missing_or_mismatched_weight_is_refused(random_base, 
     changed(tmp_path, change)
     with pytest.raises(UserError, match=found):
         load(tmp_path, params.model)
+
+
+@pytest.mark.parametrize(
+    "key, value, found",
+    [
+        ("base_model_name_or_path", "Qwen/Qwen2.5-VL-2B-Instruct", "an adapter of Qwen/Qwen2.5-VL-2B-Instruct"),
+        ("revision", "b" * 40, f"an adapter of {'b' * 40}"),
+        ("base_model_name_or_path", "/a/folder/Qwen2-VL-2B-Instruct", None),
+        ("revision", None, None),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused(tmp_path, key, value, found):
+    """Qwen2-VL-7B and Qwen2.5-VL-7B have language models of the same shape."""
+    adapter = {"base_model_name_or_path": "Qwen/Qwen2-VL-2B-Instruct", "revision": "a" * 40}
+    pointer = {"source": "Qwen/Qwen2-VL-2B-Instruct", "revision": "a" * 40, "sha256": None}
+    write_json(tmp_path / "base.json", pointer)
+    write_json(tmp_path / "adapter_config.json", adapter | {key: value})
+    with pytest.raises(UserError, match=found) if found else contextlib.nullcontext():
+        check_adapter_base(tmp_path)
+    write_json(tmp_path / "base.json", pointer | {"sha256": "0"})
+    check_adapter_base(tmp_path)
 
 
 def test_kept_patches_are_those_of_the_stock_processor(random_base):
