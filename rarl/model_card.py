@@ -10,6 +10,7 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
+from rarl.models.families import FAMILIES
 from rarl.params import Params
 from rarl.prompts import template
 from rarl.records import Sample, atomic_file, read_json, write_json
@@ -43,6 +44,11 @@ def counts(train: list[Sample], dev: list[Sample]) -> dict[str, dict]:
     }
 
 
+def is_phantom(params: Params) -> bool:
+    """Whether the model is trained and scored on synthetic images."""
+    return Path(params.data.root) == Path(PHANTOM_ROOT)
+
+
 def base_name(pointer: dict) -> str:
     """Return the base's name without this machine's path: the hub id, `data/base`, or a local folder's name."""
     local = pointer["sha256"] is not None and pointer["source"] != EMBEDDED
@@ -65,7 +71,9 @@ def make_portable(folder: str | Path) -> None:
         write_json(file, config)
 
 
-def write_card(folder: str | Path, method: str, params: Params, metrics: dict, counts: dict[str, dict]) -> None:
+def write_card(
+    folder: str | Path, method: str, params: Params, metrics: dict, counts: dict[str, dict], model_type: str
+) -> None:
     """Write `README.md` into a model folder, in the form of the hub's model cards (`model_card.md`).
 
     Args:
@@ -74,8 +82,10 @@ def write_card(folder: str | Path, method: str, params: Params, metrics: dict, c
         params: of the pipeline.
         metrics: as in `metrics/train/<method>.json`.
         counts: as returned by `counts`.
+        model_type: of the base's configuration, such as `qwen2_vl`.
     """
     from jinja2 import StrictUndefined, Template
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     folder = Path(folder)
     pointer = read_json(folder / "base.json")
@@ -91,8 +101,11 @@ def write_card(folder: str | Path, method: str, params: Params, metrics: dict, c
         pointer=pointer,
         name=base_name(pointer),
         yaml_name=json.dumps(base_name(pointer)),
+        model_type=model_type,
+        family=FAMILIES[model_type].name,
+        architecture=MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type],
         embedded=EMBEDDED,
-        phantom=Path(params.data.root) == Path(PHANTOM_ROOT),
+        phantom=is_phantom(params),
         full=(folder / "full").is_dir(),
         trained_by=MODELS[method].trained_by,
         not_clinical=NOT_CLINICAL,
@@ -121,9 +134,9 @@ def merged_card(text: str, source: str, dtype: str) -> str:
 The adapter is merged into the base; the weights are saved in {dtype}.
 
 ```python
-from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = Qwen2VLForConditionalGeneration.from_pretrained("<this folder>")
+model = AutoModelForImageTextToText.from_pretrained("<this folder>")
 processor = AutoProcessor.from_pretrained("<this folder>")  # needs torchvision
 ```
 

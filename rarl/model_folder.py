@@ -1,16 +1,33 @@
-"""Model folders: find one, load it, name its base, and merge an adapter into the base."""
+"""Model folders: find one, load it, name its base, read its scores, and merge an adapter into the base."""
 
+import json
 import shutil
-from json import JSONDecodeError
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rarl.errors import UserError
 from rarl.model_card import base_name, merged_card
+from rarl.model_index import with_results
+from rarl.models.families import FAMILIES
 from rarl.params import Params
 from rarl.records import read_json, write_json
 
 MODELS = Path("data/models")
+#: Files of a base that a merged model has too: all that a tokenizer is read from, and the settings for videos.
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "video_preprocessor_config.json",
+)
+#: What families call the number of tokens of an image or tile.
+IMAGE_LENGTHS = ("image_seq_len", "image_seq_length")
 
 
 def find(name: str) -> Path:
@@ -21,7 +38,7 @@ def find(name: str) -> Path:
     known = sorted(path.parent.name for path in MODELS.glob("*/base.json"))
     found = "a folder with neither base.json nor config.json" if folder.is_dir() else "no such model"
     expected = f"a model in {MODELS} (there: {', '.join(known) or 'none'}), a copy of one, or a merged model"
-    raise UserError(f"--model {name}", found, expected, "make it with `dvc repro`, or fetch it with `dvc pull`")
+    raise UserError(f"model {name}", found, expected, "make it with `dvc repro`, or fetch it with `dvc pull`")
 
 
 def open_model(folder: Path, params: Params):
@@ -36,7 +53,7 @@ def open_model(folder: Path, params: Params):
         with TemporaryDirectory() as pointer:
             write_json(Path(pointer) / "base.json", {"source": str(folder), "revision": None, "sha256": None})
             return load(pointer, params.model)
-    except (SafetensorError, JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise UserError(str(folder), str(error), "whole files of a model", "copy or fetch the folder again") from None
 
 
@@ -52,30 +69,61 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     return named if isinstance(named, str) else folder.as_posix(), None
 
 
+def measured(folder: Path) -> dict:
+    """Return a model's scores of the stage `score`: mode -> test set -> judge -> cell.
+
+    Raises:
+        UserError: it is not scored, or its scores are of another state of its weights, the data, code or parameters.
+    """
+    file, expected = Path("metrics/scores") / f"{folder.name}.json", "the scores of this model as it is"
+    fix = "run `dvc repro`; or leave the scores out with --no-scores"
+    if folder.parent != MODELS or not file.is_file():
+        raise UserError(f"scores of {folder}", f"missing: no {file} of this model", expected, fix)
+    command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", f"score@{folder.name}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or (changed := json.loads(done.stdout)):
+        lists = f"lists {', '.join(sorted(changed))}" if not done.returncode else f"ends with: {done.stderr.strip()}"
+        raise UserError(str(file), f"stale: `dvc status` {lists}", expected, fix)
+    return read_json(file)
+
+
 def _card(folder: Path) -> str:
     card = folder / "README.md"
     return card.read_text(encoding="utf-8") if card.is_file() else ""
 
 
-def merge(name: str, output: Path, params: Params) -> Path:
-    """Write the merged weights, tokenizer, processor files and card of a trained model, and return its folder.
+def is_adapter(folder: Path) -> bool:
+    """Whether a model folder has an adapter rather than full weights; a UserError if it was not trained."""
+    if (folder / "adapter_config.json").is_file():
+        return True
+    if (folder / "full").is_dir():
+        return False
+    found = f"neither an adapter nor trained weights in {folder}"
+    raise UserError(f"model {folder.name}", found, "a trained model", "name one that was trained: sft, grpo or rarl")
+
+
+def merge(folder: Path, output: Path, params: Params, results: list) -> None:
+    """Write the merged weights, tokenizer, processor files and card of a trained model.
 
     The merge is computed in float32 on the CPU and rounded once, to `model.dtype`. If it fails, no output is left.
+
+    Args:
+        folder: the model's.
+        output: a new or empty folder.
+        params: of the pipeline.
+        results: for the card's metadata, as returned by `model_index.eval_results`.
 
     Raises:
         UserError: the model was not trained, or the output folder is not empty.
     """
-    folder = find(name)
-    if not (folder / "adapter_config.json").is_file() and not (folder / "full").is_dir():
-        found = f"neither an adapter nor trained weights in {folder}"
-        raise UserError(f"--model {name}", found, "a trained model", "name one that was trained: sft, grpo or rarl")
+    is_adapter(folder)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}", "it exists already", "a new or empty folder", "name another folder")
     import torch
 
     from rarl.models.loading import load
 
-    settings = {"dtype": "float32", "device": "cpu", "attention": "sdpa"}
+    settings = {"dtype": "float32", "device": "cpu", "attention": "sdpa", "quantization": None}
     loaded = load(folder, params.model.model_copy(update=settings))
     network = loaded.model
     if hasattr(network, "merge_and_unload"):
@@ -84,27 +132,47 @@ def merge(name: str, output: Path, params: Params) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         network.to(getattr(torch, params.model.dtype)).save_pretrained(partial)
-        save_processor(loaded.processor, partial)
-        card = merged_card(_card(folder), folder.resolve().name, params.model.dtype)
+        save_processor(loaded.processor, network.config.model_type, read_json(folder / "base.json"), partial)
+        name = folder.resolve().name
+        card = with_results(merged_card(_card(folder), name, params.model.dtype), name, results)
         (partial / "README.md").write_text(card, encoding="utf-8")
         if output.is_dir():
             output.rmdir()
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
-def save_processor(processor, folder: Path) -> None:
-    """Save tokenizer, chat template and image settings under the stock classes' names, which other programs know."""
-    processor.tokenizer.save_pretrained(folder)
+def save_processor(processor, model_type: str, pointer: dict, folder: Path) -> None:
+    """Save tokenizer, chat template and image settings as the base has them, in files that other programs read.
+
+    Files of the tokenizer are copied, because those that transformers 5 writes cannot be read by its version 4. Image
+    settings are the processor's own, such as the largest size, under the name of the stock class.
+    """
+    from transformers.utils import cached_file
+
+    def of_base(name: str) -> Path | None:
+        optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        file = cached_file(pointer["source"], name, revision=pointer["revision"], **optional)
+        return Path(file) if file else None
+
+    for name in COPIED_FILES:
+        if file := of_base(name):
+            shutil.copyfile(file, folder / name)
     (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
+    stock = {"processor_class": FAMILIES[model_type].processor}
     tokenizer = read_json(folder / "tokenizer_config.json")
-    write_json(folder / "tokenizer_config.json", tokenizer | {"processor_class": "Qwen2VLProcessor"})
-    images = processor.image_processor.to_dict() | {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2VLProcessor",
-        "min_pixels": processor.image_processor.size["shortest_edge"],
-        "max_pixels": processor.image_processor.size["longest_edge"],
-    }
+    tokenizer.pop("chat_template", None)
+    write_json(folder / "tokenizer_config.json", tokenizer | stock)
+    library = (base.__name__ for base in type(processor.image_processor).__mro__ if "transformers." in base.__module__)
+    images = processor.image_processor.to_dict() | {"image_processor_type": next(library).removesuffix("Pil")} | stock
+    if {"shortest_edge", "longest_edge"} <= set(images["size"]):  # read by older versions
+        images |= {"min_pixels": images["size"]["shortest_edge"], "max_pixels": images["size"]["longest_edge"]}
     write_json(folder / "preprocessor_config.json", dict(sorted(images.items())))
+    rest = read_json(file) if (file := of_base("processor_config.json")) else {}
+    if video := rest.pop("video_processor", None):
+        write_json(folder / "video_preprocessor_config.json", video)
+    rest = {key: value for key, value in rest.items() if key not in ("image_processor", "tokenizer", *stock)}
+    rest |= {key: getattr(processor, key) for key in IMAGE_LENGTHS if hasattr(processor, key)}
+    if rest:
+        write_json(folder / "processor_config.json", rest | stock)

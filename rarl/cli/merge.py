@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 
 from rarl.entry import explained, ignore_warnings_between_libraries
-from rarl.model_folder import merge
+from rarl.errors import UserError
+from rarl.model_folder import find, measured, merge
+from rarl.model_index import eval_results
 from rarl.params import load_params
 from rarl.pinning import pin
 
@@ -19,5 +21,11 @@ def main(name: str, output: Path) -> None:
     ignore_warnings_between_libraries()
     params = load_params()
     pin(params)
-    folder = merge(name, output, params)
+    folder = find(name)
+    try:
+        results = eval_results(measured(folder), params)
+    except UserError as error:
+        results = []
+        click.echo(f"merge: the card has no scores; {error.parts[1]}", err=True)
+    merge(folder, output, params, results)
     click.echo(f"merge: {folder} -> {output} ({params.model.dtype}); set base.source to it to use it as a base")

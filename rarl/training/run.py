@@ -240,7 +240,8 @@ class Run:
         }
         make_portable(self.output)
         trained = choose(self.train, self.params.train.samples, self.params.seed)
-        write_card(self.output, self.method, self.params, metrics, counts(trained, self.dev))
+        model_type = trainer.model.config.model_type
+        write_card(self.output, self.method, self.params, metrics, counts(trained, self.dev), model_type)
         write_json(f"metrics/train/{self.method}.json", metrics)
         write_csv(Path(f"metrics/train/{self.method}.csv"), rows)
         note(earlier_seconds=log.earlier)

@@ -61,7 +61,7 @@ def trained(project, params, random_base):
 
 def card(folder, params, method="rarl"):
     rows = [read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev")]
-    write_card(folder, method, params, METRICS, counts(*rows))
+    write_card(folder, method, params, METRICS, counts(*rows), "qwen2_vl")
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
