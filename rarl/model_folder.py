@@ -81,9 +81,9 @@ def measured(folder: Path) -> dict:
         raise UserError(f"scores of {folder}", f"missing: no {file} of this model", expected, fix)
     command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", f"score@{folder.name}"]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or (changed := json.loads(done.stdout)):
-        lists = f"lists {', '.join(sorted(changed))}" if not done.returncode else f"ends with: {done.stderr.strip()}"
-        raise UserError(str(file), f"stale: `dvc status` {lists}", expected, fix)
+    changed = [f"an error: {done.stderr.strip()}"] if done.returncode else json.loads(done.stdout)
+    if changed:
+        raise UserError(str(file), f"stale: `dvc status` reports {', '.join(sorted(changed))}", expected, fix)
     return read_json(file)
 
 
@@ -102,13 +102,13 @@ def is_adapter(folder: Path) -> bool:
     raise UserError(f"model {folder.name}", found, "a trained model", "name one that was trained: sft, grpo or rarl")
 
 
-def merge(folder: Path, output: Path, params: Params, results: list) -> None:
-    """Write the merged weights, tokenizer, processor files and card of a trained model.
+def merge(name: str, output: Path, params: Params, results: list | None = None) -> Path:
+    """Write the merged weights, tokenizer, processor files and card of a trained model, and return its folder.
 
     The merge is computed in float32 on the CPU and rounded once, to `model.dtype`. If it fails, no output is left.
 
     Args:
-        folder: the model's.
+        name: of a model in `data/models`, or its folder.
         output: a new or empty folder.
         params: of the pipeline.
         results: for the card's metadata, as returned by `model_index.eval_results`.
@@ -116,6 +116,7 @@ def merge(folder: Path, output: Path, params: Params, results: list) -> None:
     Raises:
         UserError: the model was not trained, or the output folder is not empty.
     """
+    folder = find(name)
     is_adapter(folder)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}", "it exists already", "a new or empty folder", "name another folder")
@@ -133,21 +134,28 @@ def merge(folder: Path, output: Path, params: Params, results: list) -> None:
     try:
         network.to(getattr(torch, params.model.dtype)).save_pretrained(partial)
         save_processor(loaded.processor, network.config.model_type, read_json(folder / "base.json"), partial)
-        name = folder.resolve().name
-        card = with_results(merged_card(_card(folder), name, params.model.dtype), name, results)
+        source = folder.resolve().name
+        card = with_results(merged_card(_card(folder), source, params.model.dtype), source, results or [])
         (partial / "README.md").write_text(card, encoding="utf-8")
         if output.is_dir():
             output.rmdir()
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return folder
 
 
 def save_processor(processor, model_type: str, pointer: dict, folder: Path) -> None:
-    """Save tokenizer, chat template and image settings as the base has them, in files that other programs read.
+    """Save tokenizer, chat template and image settings in the hub's layout, under the names of the stock classes.
 
-    Files of the tokenizer are copied, because those that transformers 5 writes cannot be read by its version 4. Image
-    settings are the processor's own, such as the largest size, under the name of the stock class.
+    The tokenizer's files are copies of the base's, because version 5 of transformers may write a tokenizer class that
+    version 4 does not know. The image settings are the processor's, with the largest size that was trained with.
+
+    Args:
+        processor: of the loaded model.
+        model_type: of the base, such as `qwen2_vl`.
+        pointer: the content of `base.json`.
+        folder: of the merged weights.
     """
     from transformers.utils import cached_file
 
@@ -161,9 +169,10 @@ def save_processor(processor, model_type: str, pointer: dict, folder: Path) -> N
             shutil.copyfile(file, folder / name)
     (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
     stock = {"processor_class": FAMILIES[model_type].processor}
-    tokenizer = read_json(folder / "tokenizer_config.json")
+    file = folder / "tokenizer_config.json"
+    tokenizer = read_json(file) if file.is_file() else {}
     tokenizer.pop("chat_template", None)
-    write_json(folder / "tokenizer_config.json", tokenizer | stock)
+    write_json(file, tokenizer | stock)
     library = (base.__name__ for base in type(processor.image_processor).__mro__ if "transformers." in base.__module__)
     images = processor.image_processor.to_dict() | {"image_processor_type": next(library).removesuffix("Pil")} | stock
     if {"shortest_edge", "longest_edge"} <= set(images["size"]):  # read by older versions

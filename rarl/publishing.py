@@ -16,7 +16,7 @@ ADAPTER_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors"
 
 
 def check_repository(repository: str) -> None:
-    """Raise a UserError if a name is none of a repository on the hub, such as `user/name`."""
+    """Raise a UserError if `repository` is not a valid name on the hub, such as `user/name`."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -31,7 +31,7 @@ def check_repository(repository: str) -> None:
 
 
 def prepare(name: str, folder: Path, repository: str, params: Params, merged: bool, scored: bool) -> list[str]:
-    """Write the folder that is pushed, and return notes on what its readers must know.
+    """Write the folder that is pushed, and return notes for the person who pushes it.
 
     Args:
         name: a trained model, by its name in `data/models` or its folder.
@@ -58,7 +58,7 @@ def prepare(name: str, folder: Path, repository: str, params: Params, merged: bo
             shutil.copyfile(source / file, folder / file)
         write_json(folder / "base.json", pointer | {"source": base_name(pointer)})
     else:
-        merge(source, folder, params, [])
+        merge(name, folder, params)
     file = folder / "README.md"
     card = ModelCard(with_results(file.read_text(encoding="utf-8"), repository.partition("/")[2], results))
     if local:  # the hub would link to a repository of that name
@@ -120,19 +120,19 @@ def push(folder: Path, repository: str, public: bool) -> str:
         raise UserError(where, "no login on this machine", "a token of the hub", login) from None
     except errors.OfflineModeIsEnabled:
         raise UserError(where, "HF_HUB_OFFLINE is set", "access to the hub", "unset it, and run again") from None
-    # HTTPError is the root of the client's own network errors, which are not OSErrors.
-    except (errors.HfHubHTTPError, errors.HTTPError, ConnectionError, RuntimeError) as error:
+    # HTTPError is the root of the client's network errors; it raises the others for refused metadata and uploads.
+    except (errors.HTTPError, ConnectionError, RuntimeError, ValueError) as error:
         raise _refused(where, error, login) from None
 
 
 def _refused(where: str, error: Exception, login: str) -> UserError:
-    """Return the message for what the hub or the network answered."""
+    """Return the message for an error of the hub or the network."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    said = getattr(error, "server_message", None) or str(error).splitlines()[0]
+    said = getattr(error, "server_message", None) or str(error).partition("\n")[0] or type(error).__name__
     if status == 401:
         return UserError(where, f"the hub does not accept the login: {said}", "a valid token", login)
     if status is not None and status < 500 and status != 429:
         fix = f"name a repository under your own account or organisation, or {login}"
         return UserError(where, f"the hub refuses it: {said}", "a name under which this token may write", fix)
     fix = "check the network and HF_ENDPOINT, and run the same command again"
-    return UserError(where, f"not reached, or the push broke off: {said}", "access to the hub", fix)
+    return UserError(where, f"the push failed: {said}", "access to the hub", fix)

@@ -27,5 +27,5 @@ def main(name: str, output: Path) -> None:
     except UserError as error:
         results = []
         click.echo(f"merge: the card has no scores; {error.parts[1]}", err=True)
-    merge(folder, output, params, results)
+    merge(name, output, params, results)
     click.echo(f"merge: {folder} -> {output} ({params.model.dtype}); set base.source to it to use it as a base")

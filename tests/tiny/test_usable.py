@@ -1,5 +1,6 @@
 """What comes out is usable elsewhere: the card, plain PEFT, merged weights, and a question from the command line."""
 
+import copy
 import json
 import random
 import re
@@ -11,13 +12,26 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+from tiny_bases import make_base
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen2VLForConditionalGeneration,
+)
 
 from rarl import asking
-from rarl.cli import ask, merge
+from rarl.cli import ask, merge, publish
 from rarl.model_card import counts, make_portable, write_card
+from rarl.model_folder import merge as merge_folder
 from rarl.models.base_files import base_pointer
+from rarl.models.families import FAMILIES
 from rarl.models.generation import Response
 from rarl.models.loading import load
 from rarl.models.processor import chat
@@ -38,30 +52,34 @@ METRICS = {
 @pytest.fixture
 def trained(project, params, random_base):
     """A project whose `data/models/rarl` holds an adapter that moves the logits, as a training leaves it."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params.model_dump(), file)
-    torch.manual_seed(1)
-    adapter = LoraConfig(
-        r=params.lora.r, lora_alpha=params.lora.alpha, task_type="CAUSAL_LM",
-        target_modules=params.lora.target_modules, exclude_modules=r".*visual.*",
-    )  # fmt: skip
-    model: PeftModel = get_peft_model(load("data/models/base", params.model).model, adapter)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.5)
     folder = Path("data/models/rarl")
-    model.save_pretrained(folder)
+    folder.mkdir()
     shutil.copyfile("data/models/base/base.json", folder / "base.json")
-    make_portable(folder)
+    add_adapter(load("data/models/base", params.model).model, folder, params, r".*visual.*")
     card(folder, params)
     return folder
 
 
-def card(folder, params, method="rarl"):
+def add_adapter(network, folder, params, exclude):
+    """Write a random adapter that moves the logits into a model folder, as a training leaves it."""
+    torch.manual_seed(1)
+    adapter = LoraConfig(
+        r=params.lora.r, lora_alpha=params.lora.alpha, task_type="CAUSAL_LM",
+        target_modules=params.lora.target_modules, exclude_modules=exclude,
+    )  # fmt: skip
+    model = get_peft_model(network, adapter)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    model.save_pretrained(folder)
+    make_portable(folder)
+
+
+def card(folder, params, method="rarl", model_type="qwen2_vl"):
     rows = [read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev")]
-    write_card(folder, method, params, METRICS, counts(*rows), "qwen2_vl")
+    write_card(folder, method, params, METRICS, counts(*rows), model_type)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -75,9 +93,6 @@ def logits(model, processor):
 
 
 def test_plain_peft_gives_the_same_model(trained, params, random_base):
-    from peft import PeftModel
-    from transformers import Qwen2VLForConditionalGeneration
-
     ours = load(trained, params.model)
     base = Qwen2VLForConditionalGeneration.from_pretrained(random_base[0], dtype=torch.float32)
     untrained = logits(base.eval(), ours.processor)
@@ -163,7 +178,6 @@ def test_full_weights_have_a_card_and_no_adapter(trained, params, random_base):
 
 
 def test_merged_weights_are_the_adapters_and_a_base(trained, params):
-    from transformers import Qwen2VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     result = CliRunner().invoke(merge.main, ["--model", "rarl", "--output", "out/merged"])
@@ -195,6 +209,109 @@ def test_merged_weights_are_the_adapters_and_a_base(trained, params):
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "library_name: transformers" in text and "Research only" in text
     assert "PeftModel" not in text and "## Parameters" in text
+
+
+def test_merged_and_published_cards_have_the_scores_of_this_model_only(trained, monkeypatch, repository):
+    scores = read_json(repository / "metrics/scores/rarl.json")
+    for folder, found in (("unscored", None), ("scored", scores)):
+        if found:
+            monkeypatch.setattr("rarl.cli.merge.measured", lambda _: scores)
+        result = CliRunner().invoke(merge.main, ["--model", "rarl", "--output", folder])
+        assert result.exit_code == 0 and ("the card has no scores; missing" in result.stderr) is not bool(found)
+        assert bool(ModelCard.load(Path(folder, "README.md")).data.eval_results) is bool(found)
+    result = CliRunner().invoke(publish.main, ["rarl", "--to", "me/tiny", "--merged", "--no-scores"])
+    assert result.exit_code == 0 and "Nothing was sent" in result.output
+    for file in Path("unscored").iterdir():
+        assert f"bytes  {file.name}" in result.output, file
+    assert "adapter" not in result.output and "library_name: transformers" in result.output
+
+
+#: How the hub's checkpoints begin the names of a language model's weights and of a vision tower's.
+PUBLISHED = {
+    "qwen2_vl": ("model.layers.", "visual.blocks."),
+    "qwen2_5_vl": ("model.layers.", "visual.blocks."),
+    "qwen3_vl": ("model.language_model.layers.", "model.visual.blocks."),
+    "gemma3": ("language_model.model.layers.", "vision_tower.vision_model.encoder.layers."),
+    "smolvlm": ("model.text_model.layers.", "model.vision_model.encoder.layers."),
+    "idefics3": ("model.text_model.layers.", "model.vision_model.encoder.layers."),
+}
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
+def of_family(request, params, random_base, tmp_path_factory):
+    """(family, base, adapter that moves the logits) as folders, with the hub's names of weights."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base, adapter = folder / "base", folder / "rarl"
+    base.mkdir()
+    make_base(request.param, base, random_base[2].tokenizer)
+    if request.param == "gemma3":  # the library drops a part of the names of what it did not load
+        weights = load_file(base / "model.safetensors")
+        weights = {re.sub("^vision_tower", "vision_tower.vision_model", name): w for name, w in weights.items()}
+        save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    write_json(adapter / "base.json", base_pointer(Base(source=str(base))))
+    add_adapter(load(adapter, params.model).model, adapter, params, FAMILIES[request.param].lora_exclude)
+    return request.param, base, adapter
+
+
+def inputs_of(processor, text):
+    image = Image.new("RGB", (100, 140), (90, 30, 200))
+    return processor(text=[text], images=[[image]], return_tensors="pt")
+
+
+def stock_processor(folder, ours):
+    """What `AutoProcessor` loads. Where it needs torchvision, its parts in the place of our processor's."""
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except ImportError:
+        images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        parts = copy.copy(ours)
+        parts.tokenizer, parts.image_processor = AutoTokenizer.from_pretrained(folder), images
+        return parts
+
+
+def test_merged_weights_of_each_family_load_without_this_project(of_family, params, tmp_path):
+    family, base, adapter = of_family
+    ours = load(adapter, params.model)
+    merge_folder(str(adapter), tmp_path / "merged", params)
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
+    processor = stock_processor(tmp_path / "merged", ours.processor)
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a bright spot?"}]}
+    text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    assert text == chat(ours.processor, "Is there a bright spot?")
+    inputs = inputs_of(processor, text)
+    with torch.no_grad():
+        expected, found = ours.model(**inputs_of(ours.processor, text)).logits, whole(**inputs).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+    weights = load_file(tmp_path / "merged/model.safetensors")
+    assert weights.keys() == load_file(base / "model.safetensors").keys()
+    for start in PUBLISHED[family]:
+        assert any(name.startswith(start) for name in weights), start
+    assert read_json(tmp_path / "merged/config.json")["architectures"] == [type(whole).__name__]
+    for file in ("tokenizer_config.json", "preprocessor_config.json"):
+        assert read_json(tmp_path / "merged" / file)["processor_class"] == FAMILIES[family].processor
+
+
+def test_adapters_of_each_family_load_in_plain_peft(of_family, params):
+    family, base, adapter = of_family
+    plain = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
+    ours = load(adapter, params.model)
+    inputs = inputs_of(ours.processor, chat(ours.processor, "Is there a bright spot?"))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**inputs).logits, ours.model(**inputs).logits, rtol=1e-5, atol=1e-5)
+    start = f"base_model.model.model.{FAMILIES[family].language}.layers."
+    assert all(name.startswith(start) for name in load_file(adapter / "adapter_model.safetensors"))
+
+
+def test_the_card_names_the_family_and_its_class(of_family, params, tmp_path, project):
+    family, base, adapter = of_family
+    folder = shutil.copytree(adapter, tmp_path / "rarl")
+    text = card(folder, params, model_type=family)
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    values = {}
+    exec(code.replace("<folder of the base>", str(base)).replace("<this folder>", str(folder)), values)
+    assert type(values["base"]).__name__ in code and f"- {family}\n" in text
+    assert f" {FAMILIES[family].name} trained by RARL" in text
 
 
 def test_merging_overwrites_nothing_and_needs_something_trained(trained):

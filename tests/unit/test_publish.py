@@ -1,6 +1,7 @@
 """`rarl publish` against a stand-in of the hub: what is shown, what is sent, and what it refuses."""
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub import ModelCard, constants, metadata_load
 
-from rarl import model_folder
 from rarl.cli.publish import main
 from rarl.errors import UserError
 from rarl.model_folder import measured
@@ -44,7 +44,6 @@ def project(tmp_path, monkeypatch):
     write_model("Qwen/Qwen2-VL-2B-Instruct", None, "apache-2.0")
     Path("metrics/scores").mkdir(parents=True)
     shutil.copy(ROOT / "metrics/scores/rarl.json", "metrics/scores/rarl.json")
-    monkeypatch.setattr(model_folder, "measured", lambda folder: read_json("metrics/scores/rarl.json"))
     monkeypatch.setattr("rarl.publishing.measured", lambda folder: read_json("metrics/scores/rarl.json"))
     return tmp_path
 
@@ -92,13 +91,17 @@ def test_exactly_the_shown_files_arrive(project, hub):
     assert f"Pushed: {hub.url}/me/rarl-tiny/commit/1" in shown
 
 
-def test_the_environment_names_hub_and_token(project, hub):
+@pytest.mark.parametrize("answer", ["n", "y"])
+def test_a_terminal_is_asked_and_the_environment_names_hub_and_token(project, hub, answer):
     """As in a shell: another process, with the variables of the hub's own client."""
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-m", "rarl", "publish", "rarl", "--to", "me/other", "--no-scores", "--public", "--yes"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert sorted(hub.files["me/other"]) == PUSHED and hub.private == {"me/other": False}
+    command = [sys.executable, "-m", "rarl", "publish", "rarl", "--to", "me/other", "--no-scores", "--public"]
+    keyboard, terminal = pty.openpty()
+    os.write(keyboard, f"{answer}\n".encode())
+    done = subprocess.run(command, env=environment, stdin=terminal, capture_output=True, text=True)
+    assert done.returncode == 0 and "Push these files?" in done.stdout, done.stderr
+    assert hub.private == ({"me/other": False} if answer == "y" else {})
+    assert sorted(hub.files.get("me/other", [])) == (PUSHED if answer == "y" else [])
     assert TOKEN not in done.stdout + done.stderr
 
 
@@ -129,7 +132,7 @@ def test_refusals_are_one_message_each(project, hub, monkeypatch):
     refused("no login on this machine")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    refused("not reached")
+    refused("the push failed: [Errno 111]")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused("HF_HUB_OFFLINE is set")
     Path("data/models/rarl/README.md").unlink()
@@ -177,13 +180,13 @@ def test_scores_are_refused_where_they_are_missing_or_stale(project):
         with pytest.raises(UserError, match=said):
             measured(folder)
 
-    refused("stale: `dvc status` ends with")
+    refused("stale: `dvc status` reports an error")
     Path("dvc.yaml").write_text(DVC_YAML)
     for arguments in (["init", "--no-scm", "--quiet"], ["commit", "--force", "--quiet"]):
         subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True)
     assert measured(folder) == read_json("metrics/scores/rarl.json")
     (folder / "adapter_model.safetensors").write_bytes(b"trained again")
-    refused("stale: `dvc status` lists score@rarl")
+    refused("stale: `dvc status` reports score@rarl")
     refused("missing", Path("copies/rarl"))
     Path("metrics/scores/rarl.json").unlink()
     refused("missing")
