@@ -133,7 +133,7 @@ def merge(name: str, output: Path, params: Params, results: list | None = None) 
     shutil.rmtree(partial, ignore_errors=True)
     try:
         network.to(getattr(torch, params.model.dtype)).save_pretrained(partial)
-        save_processor(loaded.processor, network.config.model_type, read_json(folder / "base.json"), partial)
+        save_settings(loaded.processor, read_json(folder / "base.json"), params.model.dtype, partial)
         source = folder.resolve().name
         card = with_results(merged_card(_card(folder), source, params.model.dtype), source, results or [])
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -145,16 +145,16 @@ def merge(name: str, output: Path, params: Params, results: list | None = None) 
     return folder
 
 
-def save_processor(processor, model_type: str, pointer: dict, folder: Path) -> None:
-    """Save tokenizer, chat template and image settings in the hub's layout, under the names of the stock classes.
+def save_settings(processor, pointer: dict, dtype: str, folder: Path) -> None:
+    """Save configuration, tokenizer, chat template and image settings in the hub's layout, for stock classes.
 
-    The tokenizer's files are copies of the base's, because version 5 of transformers may write a tokenizer class that
-    version 4 does not know. The image settings are the processor's, with the largest size that was trained with.
+    The configuration and the tokenizer's files are the base's, because version 4 of transformers, which vLLM may use,
+    cannot read all that version 5 writes. The image settings are the processor's, with the size that was trained with.
 
     Args:
         processor: of the loaded model.
-        model_type: of the base, such as `qwen2_vl`.
         pointer: the content of `base.json`.
+        dtype: of the merged weights.
         folder: of the merged weights.
     """
     from transformers.utils import cached_file
@@ -164,20 +164,18 @@ def save_processor(processor, model_type: str, pointer: dict, folder: Path) -> N
         file = cached_file(pointer["source"], name, revision=pointer["revision"], **optional)
         return Path(file) if file else None
 
+    config = _with_dtype({"torch_dtype": dtype} | read_json(of_base("config.json")), dtype)
+    write_json(folder / "config.json", config)
     for name in COPIED_FILES:
         if file := of_base(name):
             shutil.copyfile(file, folder / name)
     (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
-    stock = {"processor_class": FAMILIES[model_type].processor}
+    stock = {"processor_class": FAMILIES[config["model_type"]].processor}
     file = folder / "tokenizer_config.json"
     tokenizer = read_json(file) if file.is_file() else {}
     tokenizer.pop("chat_template", None)
     write_json(file, tokenizer | stock)
-    library = (base.__name__ for base in type(processor.image_processor).__mro__ if "transformers." in base.__module__)
-    images = processor.image_processor.to_dict() | {"image_processor_type": next(library).removesuffix("Pil")} | stock
-    if {"shortest_edge", "longest_edge"} <= set(images["size"]):  # read by older versions
-        images |= {"min_pixels": images["size"]["shortest_edge"], "max_pixels": images["size"]["longest_edge"]}
-    write_json(folder / "preprocessor_config.json", dict(sorted(images.items())))
+    write_json(folder / "preprocessor_config.json", _image_settings(processor.image_processor) | stock)
     rest = read_json(file) if (file := of_base("processor_config.json")) else {}
     if video := rest.pop("video_processor", None):
         write_json(folder / "video_preprocessor_config.json", video)
@@ -185,3 +183,23 @@ def save_processor(processor, model_type: str, pointer: dict, folder: Path) -> N
     rest |= {key: getattr(processor, key) for key in IMAGE_LENGTHS if hasattr(processor, key)}
     if rest:
         write_json(folder / "processor_config.json", rest | stock)
+
+
+def _image_settings(processor) -> dict:
+    """Return the content of `preprocessor_config.json`."""
+    stock = next(kind for kind in type(processor).__mro__ if kind.__module__.startswith("transformers."))
+    settings = processor.to_dict() | {"image_processor_type": stock.__name__.removesuffix("Pil")}
+    size = settings["size"]
+    if {"shortest_edge", "longest_edge"} <= set(size):  # read by older versions
+        settings |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    return dict(sorted(settings.items()))
+
+
+def _with_dtype(config: dict, dtype: str) -> dict:
+    """Return a configuration with another dtype, also in its parts.
+
+    >>> _with_dtype({"torch_dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}}, "float32")
+    {'torch_dtype': 'float32', 'text_config': {'dtype': 'float32'}}
+    """
+    changed = {key: _with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    return changed | {key: dtype for key in ("dtype", "torch_dtype") if key in config}

@@ -287,7 +287,10 @@ def test_merged_weights_of_each_family_load_without_this_project(of_family, para
     assert weights.keys() == load_file(base / "model.safetensors").keys()
     for start in PUBLISHED[family]:
         assert any(name.startswith(start) for name in weights), start
-    assert read_json(tmp_path / "merged/config.json")["architectures"] == [type(whole).__name__]
+    # The base's configuration as it is: version 4 of transformers cannot read what version 5 writes.
+    config = read_json(tmp_path / "merged/config.json")
+    assert config == {"torch_dtype": "float32"} | read_json(base / "config.json")
+    assert config["architectures"] == [type(whole).__name__]
     for file in ("tokenizer_config.json", "preprocessor_config.json"):
         assert read_json(tmp_path / "merged" / file)["processor_class"] == FAMILIES[family].processor
 
