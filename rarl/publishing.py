@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rarl.errors import UserError
-from rarl.model_card import NOT_CLINICAL, base_name, is_phantom
+from rarl.model_card import NOT_CLINICAL, base_name
 from rarl.model_folder import find, is_adapter, measured, merge
 from rarl.model_index import eval_results, with_results
 from rarl.params import Params
@@ -64,16 +64,18 @@ def prepare(name: str, folder: Path, repository: str, params: Params, merged: bo
     if local:  # the hub would link to a repository of that name
         card.data.base_model = None
     card.save(file)
-    return list(_notes(base_name(pointer), local, adapter and not merged, card.data.license, params))
+    return list(_notes(base_name(pointer), local and adapter and not merged, card.data))
 
 
-def _notes(base: str, local: bool, adapter: bool, licence: str, params: Params) -> Iterator[str]:
+def _notes(base: str, incomplete: bool, card) -> Iterator[str]:
+    """Yield notes; `incomplete` says that the base, which is not on the hub, is needed too."""
     yield NOT_CLINICAL
-    if is_phantom(params):
+    if "phantom" in (card.tags or []):
         yield "PHANTOM RESULT: trained and scored on synthetic images, and the card says so."
-    terms = "that of the base, which is not known here: check that it allows this" if licence == "other" else licence
-    yield f"Base: {base}. Licence: {terms}."
-    if adapter and local:
+    unknown = "that of the base, which is not known here: check that it allows this"
+    yield f"Base: {base}. Licence: {unknown if card.license == 'other' else card.license}."
+    yield "The terms of the training data apply, too."
+    if incomplete:
         yield "The base is a folder on this machine, and no one can use the adapter without it; see --merged."
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hub_server import TOKEN, serve
 from huggingface_hub import ModelCard, constants, metadata_load
 
 from rarl.cli.publish import main
@@ -17,10 +18,9 @@ from rarl.model_folder import measured
 from rarl.model_index import eval_results, with_results
 from rarl.params import load_params
 from rarl.records import read_json, write_json
-from tests.unit.hub_server import TOKEN, serve
 
 ROOT = Path(__file__).parents[2]
-CARD = "---\nbase_model: {base}\nlibrary_name: peft\nlicense: {licence}\n---\n\n# rarl\n"
+CARD = "---\nbase_model: {base}\nlibrary_name: peft\nlicense: {licence}\ntags: [phantom]\n---\n\n# rarl\n"
 PUSHED = ["README.md", "adapter_config.json", "adapter_model.safetensors", "base.json"]
 
 
@@ -70,10 +70,16 @@ def test_nothing_is_sent_without_yes(project, hub):
     assert not hub.calls and not list(Path(".cache").iterdir())
     for file in PUSHED:
         assert file in result.output
-    for line in ("me/rarl-tiny (private)", "10,240 bytes", "base_model: Qwen/Qwen2-VL-2B-Instruct",
-                 "license: apache-2.0", "PHANTOM", "not for clinical use"):  # fmt: skip
+    for line in (
+        "me/rarl-tiny (private)",
+        "10,240 bytes",
+        "base_model: Qwen/Qwen2-VL-2B-Instruct",
+        "license: apache-2.0",
+        "SLAKE, synthetic images: 51.2 accuracy in %, lexical judge (95 % interval 43.68 to 58.67)",
+        "PHANTOM",
+        "not for clinical use",
+    ):
         assert line in result.output, line
-    assert "SLAKE, synthetic images: 51.2 accuracy in %, lexical judge (95 % interval 43.68 to 58.67)" in result.output
     assert "patients.csv" not in result.output
 
 
@@ -99,6 +105,8 @@ def test_a_terminal_is_asked_and_the_environment_names_hub_and_token(project, hu
     keyboard, terminal = pty.openpty()
     os.write(keyboard, f"{answer}\n".encode())
     done = subprocess.run(command, env=environment, stdin=terminal, capture_output=True, text=True)
+    os.close(keyboard)
+    os.close(terminal)
     assert done.returncode == 0 and "Push these files?" in done.stdout, done.stderr
     assert hub.private == ({"me/other": False} if answer == "y" else {})
     assert sorted(hub.files.get("me/other", [])) == (PUSHED if answer == "y" else [])
