@@ -35,7 +35,7 @@ from rarl.models.families import FAMILIES
 from rarl.models.generation import Response
 from rarl.models.loading import load
 from rarl.models.processor import chat
-from rarl.params import Base
+from rarl.params import Base, Model
 from rarl.prompts import render
 from rarl.records import Sample, read_json, read_records, write_json
 
@@ -304,6 +304,24 @@ def test_adapters_of_each_family_load_in_plain_peft(of_family, params):
         torch.testing.assert_close(plain(**inputs).logits, ours.model(**inputs).logits, rtol=1e-5, atol=1e-5)
     start = f"base_model.model.model.{FAMILIES[family].language}.layers."
     assert all(name.startswith(start) for name in load_file(adapter / "adapter_model.safetensors"))
+
+
+@pytest.mark.skipif("quantization" not in Model.model_fields, reason="needs model.quantization")
+def test_adapters_on_a_base_in_4_bits_are_merged_into_its_own_weights(of_family, params, tmp_path):
+    family, base, adapter = of_family
+    nf4, folder = params.model_copy(deep=True), tmp_path / "rarl"
+    nf4.model.quantization = "nf4"
+    write_json(folder / "base.json", read_json(adapter / "base.json"))
+    network = load(folder, nf4.model).model
+    assert any("4bit" in type(module).__name__ for module in network.modules())
+    add_adapter(network, folder, params, FAMILIES[family].lora_exclude)
+    merge_folder(str(folder), tmp_path / "merged", nf4)
+    plain = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), folder).eval()
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
+    processor = load(adapter, params.model).processor
+    inputs = inputs_of(processor, chat(processor, "Is there a bright spot?"))
+    with torch.no_grad():
+        torch.testing.assert_close(whole(**inputs).logits, plain(**inputs).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_the_card_names_the_family_and_its_class(of_family, params, tmp_path, project):
