@@ -10,7 +10,7 @@ from rarl.pretraining.tiny import CHAT_TEMPLATE
 
 TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
 }  # fmt: skip
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 QWEN3_ROPE = {**MROPE, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
@@ -78,16 +78,16 @@ def make_base(model_type: str, folder, qwen_tokenizer) -> None:
     text.vocab_size = len(tokenizer)
     text.bos_token_id = text.pad_token_id = tokenizer.pad_token_id
     text.eos_token_id = tokenizer.eos_token_id
-    config.tie_word_embeddings = True
+    # A random model with tied weights repeats its last token, except Gemma 3, which scales its embeddings.
+    text.tie_word_embeddings = config.tie_word_embeddings = model_type == "gemma3"
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config)
     for name, weight in model.named_parameters():  # a projector of zeros, as Gemma 3's is, would hide the image
         if "projection" in name or "merger" in name:
             torch.nn.init.normal_(weight, std=0.2)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-    )
+    # A quarter of the vocabulary ends a completion, so that random completions differ in length.
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(20, 20 + len(tokenizer) // 4)]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
