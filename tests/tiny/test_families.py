@@ -14,7 +14,7 @@ from test_differential import Fast, Plain, train
 from tiny_bases import CONFIGS, make_base
 from trl import GRPOTrainer
 
-from rarl import encoding
+from rarl import encoding, forks
 from rarl.asking import ask_once
 from rarl.errors import UserError
 from rarl.models import features
@@ -25,7 +25,7 @@ from rarl.models.generation import Request, ask
 from rarl.models.loading import load
 from rarl.models.patching import vision_modules, without_peft
 from rarl.params import Base, Rewards
-from rarl.predictions import finish, infer
+from rarl.predictions import infer
 from rarl.records import Prediction, Sample, predictions_file, read_json, read_records, write_json, write_records
 from rarl.training import rl, run
 from rarl.training.sft import train_sft
@@ -94,6 +94,7 @@ def count_runs(patch, kind) -> list[int]:
 def ran(place, settings):
     """The whole pipeline: how often the tower ran until each stage's end, and metrics of each training."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forks, "cores", lambda threads: 1)  # all in this process, which counts
         runs, counts, metrics = count_runs(patch, type(tower(load("data/models/base", settings.model).model))), {}, {}
         for name, splits in (("training", ("train", "dev")), ("benchmarks", ("test",))):
             files = [Path(f"data/curated/{split}.jsonl") for split in splits]
@@ -106,7 +107,6 @@ def ran(place, settings):
             metrics[name] = rl.train_rl(name, params)
         counts["train"] = runs[0]
         for model in settings.models:
-            finish(model, settings, forks=1)  # in this process, which counts
             infer(model, settings)
         counts["infer"] = runs[0]
     return counts, metrics
