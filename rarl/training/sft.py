@@ -98,5 +98,6 @@ def prepare(params: Params) -> tuple[Run, Trainer, Loaded]:
         processing_class=loaded.processor,
         peft_config=run.lora(),
     )
-    patch_layers(without_peft(trainer.model))  # before evaluation, too; an unsupported model stays as it is
+    if reason := patch_layers(without_peft(trainer.model)):  # before evaluation, too
+        print(f"sft: {reason}; stock TRL does it, slower", flush=True)
     return run, trainer, loaded
