@@ -12,11 +12,12 @@ from operator import attrgetter
 from pathlib import Path
 
 import click
+from ruamel.yaml import YAML
 
 from rarl.errors import UserError, no_cuda, warn
 from rarl.launch import check_config
 from rarl.models.base_files import check_family, check_text_files, read_config
-from rarl.models.families import FAMILIES, image_tokens
+from rarl.models.families import FAMILIES, Family, image_tokens
 from rarl.params import Params
 from rarl.pinning import applies, unportable
 from rarl.records import write_json
@@ -42,11 +43,11 @@ def check(params: Params) -> None:
     """Run every check, each of which may raise a UserError, and write the constant that other stages depend on."""
     click.echo(f"check: params.yaml is valid, profile {params.profile}")
     click.echo(f"  releases  {check_releases(params)}")
+    check_config(params)
     click.echo(f"  base      {check_base(params)}")
     check_encoder(params)
     check_judges(params)
     device = check_device(params)
-    check_config(params)
     click.echo(f"  machine   {check_resources(params, device)}")
     check_portable(params)
     check_site_cache(params)
@@ -122,7 +123,9 @@ def check_base(params: Params) -> str:
     config = read_config(folder / "config.json", where, fix)
     check_family(source, config)
     check_text_files(where, folder, config)
-    check_adapter(params, config, _layers(folder, FAMILIES[config["model_type"]].vision, where, fix))
+    family = FAMILIES[config["model_type"]]
+    check_wrapped_layer(params, family)
+    check_adapter(params, config, _layers(folder, family.vision, where, fix))
     check_context(params, config)
     return f"{source} ({folder})"
 
@@ -146,6 +149,7 @@ def _check_hub_base(params: Params) -> str:
     config = read_config(Path(path), where, "delete it: it is downloaded again") if cached else {}
     if cached:
         check_family(source, config)
+        check_wrapped_layer(params, FAMILIES[config["model_type"]])
         if Path(path).with_name("tokenizer_config.json").is_file():
             check_text_files(where, Path(path).parent, config)
     check_adapter(params, config, LANGUAGE_LAYERS)
@@ -203,6 +207,18 @@ def check_adapter(params: Params, config: dict, layers: set[str]) -> None:
         expected = f"at most {width}: a larger adapter has more weights than the layer that it adapts"
         fix = "lower lora.r, or set train.trainable to full"
         raise UserError(f"lora.r = {params.lora.r}", f"a base of width {width} (hidden_size)", expected, fix)
+
+
+def check_wrapped_layer(params: Params, family: Family) -> None:
+    """Compare the layer that Accelerate's config file lets FSDP wrap with the base's."""
+    path = params.accelerate.config
+    fsdp = (path and YAML(typ="safe").load(Path(path)).get("fsdp_config")) or {}
+    wrapped = fsdp.get("fsdp_transformer_layer_cls_to_wrap", family.decoder_layer)
+    if wrapped != family.decoder_layer:
+        found, expected = f"fsdp_transformer_layer_cls_to_wrap: {wrapped}", f"{family.decoder_layer} ({family.name})"
+        raise UserError(
+            f"accelerate.config = {path}", found, expected, "set it in a copy of the file, and name the copy"
+        )
 
 
 def check_context(params: Params, config: dict) -> None:

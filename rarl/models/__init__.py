@@ -1,1 +1,1 @@
-"""Loading a Qwen2-VL, its image processing and features, and generation."""
+"""Loading a base of a supported family, its image processing and features, and generation."""

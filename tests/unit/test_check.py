@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from rarl import preflight
+from rarl.errors import UserError
+from rarl.models.families import FAMILIES
 from rarl.params import load_params
 from rarl.profiles import apply, put, round_trip
 from stages.check import main as check_stage
@@ -117,6 +120,14 @@ def test_adapter_is_put_on_no_layer_of_tower_or_projector(project, tmp_path, fam
     code, said = run(lora__target_modules=["q_proj"], **settings)
     assert code == 1 and "lora.target_modules: q_proj" in said and "some of k_proj\n" in said
     assert run(lora__target_modules=["k_proj"])[0] == 0
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm"])
+def test_fsdp_wraps_the_layers_of_the_base(family):
+    params = load_params(ROOT / "params.yaml")
+    params.accelerate.config = str(ROOT / "rarl/accelerate/fsdp.yaml")
+    with pytest.raises(UserError, match="LlamaDecoderLayer") if family == "smolvlm" else nullcontext():
+        preflight.check_wrapped_layer(params, FAMILIES[family])
 
 
 def test_writes_a_constant_whatever_the_parameters(project):
