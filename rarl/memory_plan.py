@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from ruamel.yaml import YAML
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from rarl.params import Params
 from rarl.prompts import template
@@ -344,9 +344,10 @@ def configuration(source: str, revision: str | None) -> Qwen2VLConfig | None:
         vision, text = QWEN2_VL_2B
         return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
     try:
-        return Qwen2VLConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision)
     except OSError:
         return None
+    return config if isinstance(config, Qwen2VLConfig) else None
 
 
 def recomputes(folder: str | Path, params: Params, method: str) -> bool:
