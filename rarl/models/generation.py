@@ -65,7 +65,6 @@ def ask(
         images=[[image] for _, image in opened],
         padding=True,
         padding_side="left",
-        add_special_tokens=False,  # the chat template has them
         return_tensors="pt",
     ).to(loaded.device)
     room = loaded.model.config.get_text_config().max_position_embeddings - max_new_tokens

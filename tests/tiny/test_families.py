@@ -182,6 +182,9 @@ def test_log_probabilities_and_gradients_are_those_of_the_stock_model(step):
     trainer = rl.prepare("grpo", step)[1]
     batch = first_batch(trainer)
     model = trainer.model
+    for name in {"token_type_ids", "mm_token_type_ids"} & batch.keys():
+        shown = batch["prompt_ids"] == model.config.image_token_id
+        assert torch.equal(batch[name][:, : shown.shape[1]], shown.long()), "no second token that begins the sequence"
     move_adapter(model)
     stock = load("data/models/base", step.model).model
     from peft import get_peft_model
