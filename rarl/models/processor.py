@@ -110,7 +110,7 @@ def load_processor(source: str | Path, revision: str | None, min_pixels: int, ma
         known = False
     if not known:
         raise no_image_token(str(source), token)
-    # The template starts with the token that begins a sequence; twice, it would shift Gemma 3's `token_type_ids` in TRL.
+    # The template has the token that begins a sequence; a second one would shift Gemma 3's `token_type_ids` in TRL.
     processor.text_kwargs = {"add_special_tokens": False}
     return processor
 
