@@ -52,18 +52,24 @@ def check_text_files(where: str, folder: Path, config: dict) -> None:
         read_config(path, where, INSTRUCT) if (path := folder / name).is_file() else {}
         for name in ("tokenizer_config.json", "tokenizer.json")
     )
-    if not (settings.get("chat_template") or any((folder / name).is_file() for name in CHAT_TEMPLATES)):
-        raise no_chat_template(where)
+    files = [folder / name for name in CHAT_TEMPLATES if (folder / name).is_file()]
+    check_template(where, files[0].read_text(encoding="utf-8") if files else settings.get("chat_template"))
     tokens = {int(id) for id in settings.get("added_tokens_decoder", {})}
     tokens |= {entry["id"] for entry in tokenizer.get("added_tokens", [])}
     if tokens and image_token(config) not in {None, *tokens}:
         raise no_image_token(where, image_token(config))
 
 
-def no_chat_template(where: str) -> UserError:
-    """The error for a base without a chat template."""
-    expected = f"{', '.join(CHAT_TEMPLATES)} or one in tokenizer_config.json"
-    return UserError(where, "no chat template", expected, INSTRUCT)
+def check_template(where: str, template: str | list | None) -> None:
+    """Refuse a base without a chat template, or with one for text only."""
+    if not template or "image" not in str(template):
+        raise no_template(where, "a chat template without images" if template else "no chat template")
+
+
+def no_template(where: str, found: str) -> UserError:
+    """The error for a base without a usable chat template."""
+    expected = f"{', '.join(CHAT_TEMPLATES)} or one in tokenizer_config.json, for messages with an image"
+    return UserError(where, found, expected, INSTRUCT)
 
 
 def no_image_token(where: str, token: int) -> UserError:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -19,7 +20,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import cached_file
 
-from rarl.models.base_files import CHAT_TEMPLATES, check_family, no_chat_template, no_image_token
+from rarl.models.base_files import CHAT_TEMPLATES, check_family, check_template, no_image_token, no_template
 from rarl.models.families import FAMILIES, image_token, image_tokens, largest_edge
 
 #: Images whose patches are cached (10 MB each at 401,408 pixels): more than a training step has.
@@ -88,6 +89,7 @@ def load_processor(source: str | Path, revision: str | None, min_pixels: int, ma
     family = FAMILIES[config["model_type"]]
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
     template, extra = _chat_template(source, revision, tokenizer), {}
+    check_template(str(source), template)
     # The PIL backend everywhere: it gives the same pixels on every machine.
     if family.grid:
         kind, images = ImageTextProcessor, ImageProcessor.from_pretrained(source, revision=revision)
@@ -110,20 +112,24 @@ def load_processor(source: str | Path, revision: str | None, min_pixels: int, ma
         known = False
     if not known:
         raise no_image_token(str(source), token)
+    try:
+        rendered = chat(processor, "")
+    except TemplateError as error:
+        raise no_template(str(source), f"a chat template that cannot be rendered ({error})") from None
+    if processor.image_token not in rendered:
+        raise no_template(str(source), "a chat template that leaves the image of a user's message out")
     # The template has the token that begins a sequence; a second one would shift Gemma 3's `token_type_ids` in TRL.
     processor.text_kwargs = {"add_special_tokens": False}
     return processor
 
 
-def _chat_template(source: str | Path, revision: str | None, tokenizer) -> str:
+def _chat_template(source: str | Path, revision: str | None, tokenizer) -> str | None:
     """The template of one of `CHAT_TEMPLATES` or of the tokenizer's config, the first that exists."""
     for name in CHAT_TEMPLATES:
         if file := cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False):
             text = Path(file).read_text(encoding="utf-8")
             return text if name.endswith(".jinja") else json.loads(text)["chat_template"]
-    if tokenizer.chat_template:
-        return tokenizer.chat_template
-    raise no_chat_template(str(source))
+    return tokenizer.chat_template
 
 
 def chat(processor, prompt: str, completion: str | None = None) -> str:

@@ -12,11 +12,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_bases import make_base
 
 from rarl.errors import UserError
-from rarl.models.base_files import base_pointer
+from rarl.models.base_files import base_pointer, check_text_files
+from rarl.models.families import image_tokens
 from rarl.models.loading import check_adapter_base, choose_attention, load
-from rarl.models.processor import chat
+from rarl.models.processor import KEPT_IMAGES, chat, load_processor
 from rarl.params import Base
 from rarl.records import write_json
 
@@ -89,6 +91,55 @@ def test_hub_layout_gives_the_same_model(hub_folder, random_base, params, tmp_pa
     torch.testing.assert_close(logits(hub), logits(ours), rtol=0, atol=0)
     assert hub.model.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
     assert not hub.model.generation_config.do_sample, "the hub's sampling settings must not reach our decoding"
+
+
+def test_published_names_of_gemma_3s_weights_are_read(random_base, params, tmp_path):
+    """The hub's MedGemma has the tower's weights below one more name than transformers 5 writes."""
+    make_base("gemma3", tmp_path, random_base[2].tokenizer)
+    path = tmp_path / "model.safetensors"
+    before = logits(load(pointed(tmp_path, tmp_path), params.model))
+    weights = load_file(path)
+    assert "language_model.model.embed_tokens.weight" in weights
+    published = {
+        name.replace("vision_tower.", "vision_tower.vision_model.").replace(
+            "vision_model.vision_model", "vision_model"
+        ): w
+        for name, w in weights.items()
+    }
+    assert published.keys() != weights.keys()
+    save_file(published, path, metadata={"format": "pt"})
+    torch.testing.assert_close(logits(load(tmp_path, params.model)), before, rtol=0, atol=0)
+
+
+def test_the_papers_base_is_read_as_published(real_data, random_base, tmp_path):
+    """Tokenizer and image settings, without weights; the template of the base model takes no messages."""
+    if not (real_data / "qwen2-vl-2b").is_dir():
+        pytest.skip("no qwen2-vl-2b there")
+    folder = shutil.copytree(real_data / "qwen2-vl-2b", tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    with pytest.raises(UserError, match="leaves the image of a user's message out"):
+        load_processor(folder, None, 3136, 401_408)
+    (folder / "chat_template.jinja").write_text(random_base[2].chat_template)
+    check_text_files("base", folder, config)
+    processor = load_processor(folder, None, 3136, 401_408)
+    image = Image.new("RGB", (616, 616), (90, 90, 90))
+    inputs = processor(text=[chat(processor, "Is it?")], images=[[image]], return_tensors="pt")
+    assert int((inputs["input_ids"] == config["image_token_id"]).sum()) == 22**2 <= image_tokens(config, 401_408)
+
+
+@pytest.mark.parametrize(
+    "template, found",
+    [
+        ("{{ messages[0].content }}", "a chat template without images"),
+        ("{{ raise_exception('no image') }}", "cannot be rendered"),
+        ("{% if image %}{% endif %}{{ messages[0].role }}", "leaves the image of a user's message out"),
+    ],
+)
+def test_a_chat_template_without_a_place_for_an_image_is_refused(random_base, tmp_path, template, found):
+    folder = shutil.copytree(random_base[0], tmp_path / "base")
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match=found):
+        load_processor(folder, None, 3136, 12544)
 
 
 def test_loading_needs_no_torchvision(hub_folder, tmp_path):
@@ -219,10 +270,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path, key, value, found):
 def test_kept_patches_are_those_of_the_stock_processor(random_base):
     """Images of several sizes, met again in another order and beyond what is kept."""
     import numpy as np
-    from PIL import Image
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    from rarl.models.processor import KEPT_IMAGES, load_processor
 
     ours = load_processor(str(random_base[0]), None, 3136, 12544).image_processor
     stock = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12544})

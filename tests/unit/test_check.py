@@ -48,7 +48,7 @@ def base(folder: Path) -> Path:
     save_file(weights, folder / "model.safetensors")
     text = {"hidden_size": 1536, "max_position_embeddings": 32768}
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "text_config": text}))
-    (folder / "chat_template.jinja").touch()
+    (folder / "chat_template.jinja").write_text("<image>")
     return folder
 
 
@@ -83,6 +83,7 @@ def test_a_base_of_another_family_is_refused(project, tmp_path, family):
     ("name", "content", "found"),
     [
         ("chat_template.jinja", None, "no chat template"),
+        ("chat_template.jinja", "{{ text }}", "a chat template without images"),
         ("tokenizer.json", {"added_tokens": [{"id": 6}]}, "a tokenizer without the image token 7"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"6": {}}}, "a tokenizer without the image token 7"),
         ("tokenizer.json", [], "tokenizer.json: a list"),
