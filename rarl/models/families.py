@@ -46,9 +46,7 @@ _SIGLIP = {"vision": ("vision_model", "connector"), "language": "text_model", "g
 
 #: By `model_type`. MedGemma is a Gemma 3, SmolVLM2 a SmolVLM, and the first SmolVLM an Idefics3.
 FAMILIES = {
-    "qwen2_vl": Family(
-        "Qwen2-VL", "Qwen/Qwen2-VL-2B-Instruct", "Qwen2VLProcessor", "Qwen2VLDecoderLayer", patch=28
-    ),
+    "qwen2_vl": Family("Qwen2-VL", "Qwen/Qwen2-VL-2B-Instruct", "Qwen2VLProcessor", "Qwen2VLDecoderLayer", patch=28),
     "qwen2_5_vl": Family(
         "Qwen2.5-VL", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2_5_VLProcessor", "Qwen2_5_VLDecoderLayer", patch=28
     ),
@@ -74,7 +72,7 @@ FAMILIES = {
     "idefics3": Family(
         "Idefics3", "HuggingFaceTB/SmolVLM-Instruct", "Idefics3Processor", "LlamaDecoderLayer", **_SIGLIP
     ),
-}  # fmt: skip
+}
 
 
 def image_token(config: dict) -> int | None:
@@ -103,7 +101,7 @@ def image_tokens(config: dict, max_pixels: int) -> int:
     family, vision = FAMILIES[config["model_type"]], config.get("vision_config") or {}
     if family.patch:
         return math.ceil(max_pixels / family.patch**2)
-    if "mm_tokens_per_image" in config or family.processor == "Gemma3Processor":
+    if family.processor == "Gemma3Processor":
         return config.get("mm_tokens_per_image", 256)
     edge = vision.get("image_size", 224)
     tiles = largest_edge(max_pixels, edge) ** 2 // edge**2

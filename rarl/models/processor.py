@@ -17,7 +17,9 @@ from transformers import (
     PreTrainedConfig,
     Qwen2VLProcessor,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
 from rarl.models.base_files import CHAT_TEMPLATES, check_family, check_template, no_image_token, no_template
@@ -72,7 +74,16 @@ class ImageTextProcessor(Qwen2VLProcessor):
         super(Qwen2VLProcessor, self).__init__(image_processor, tokenizer, chat_template=chat_template)
 
 
-def load_processor(source: str | Path, revision: str | None, min_pixels: int, max_pixels: int):
+#: Processors of families other than the Qwens, and their name for the number of tokens of an image or tile. SmolVLM's
+#: own class gives the same tokens as Idefics3's, but needs a video processor and num2words.
+PROCESSORS = {
+    "Gemma3Processor": (Gemma3Processor, "image_seq_length"),
+    "Idefics3Processor": (Idefics3Processor, "image_seq_len"),
+    "SmolVLMProcessor": (Idefics3Processor, "image_seq_len"),
+}
+
+
+def load_processor(source: str | Path, revision: str | None, min_pixels: int, max_pixels: int) -> ProcessorMixin:
     """Load tokenizer, chat template and image processor of a base.
 
     Args:
@@ -82,45 +93,55 @@ def load_processor(source: str | Path, revision: str | None, min_pixels: int, ma
         max_pixels: size to which images are scaled down, see `families.image_tokens`. Gemma 3 has one fixed size.
 
     Raises:
-        UserError: the family is not supported, there is no chat template, or the tokenizer has no image token.
+        UserError: the family is not supported, the tokenizer has no image token, or there is no chat template that has
+            a place for an image.
     """
     check_family(str(source), PreTrainedConfig.get_config_dict(source, revision=revision)[0])
     config = AutoConfig.from_pretrained(source, revision=revision).to_dict()  # with the defaults of its class
-    family = FAMILIES[config["model_type"]]
+    family, token = FAMILIES[config["model_type"]], image_token(config)
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
-    template, extra = _chat_template(source, revision, tokenizer), {}
+    template = _chat_template(source, revision, tokenizer)
     check_template(str(source), template)
-    # The PIL backend everywhere: it gives the same pixels on every machine.
     if family.grid:
-        kind, images = ImageTextProcessor, ImageProcessor.from_pretrained(source, revision=revision)
+        kind, extra = ImageTextProcessor, {}
+        images = ImageProcessor.from_pretrained(source, revision=revision)
         images.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     else:
-        images = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
-        if "multi_modal_projector" in family.vision:
-            kind, extra = Gemma3Processor, {"image_seq_length": image_tokens(config, 0)}
-            images.do_pan_and_scan = False  # one image, one feature
-        else:
-            # SmolVLM's own class gives the same tokens, but needs a video processor and num2words.
-            kind, extra = Idefics3Processor, {"image_seq_len": image_tokens(config, 0)}
-            edge = largest_edge(max_pixels, images.max_image_size["longest_edge"])
-            images.size = {"longest_edge": min(images.size["longest_edge"], edge)}
-    token = image_token(config)
+        kind, length = PROCESSORS[family.processor]
+        extra = {length: image_tokens(config, 0)}
+        images = _image_processor(source, revision, max_pixels)
     try:
         processor = kind(images, tokenizer, chat_template=template, **extra)
-        known = token is None or token in processor.image_token_ids
+        known = token in processor.image_token_ids
     except AttributeError:  # Gemma 3's asks the tokenizer for its image tokens by name
         known = False
     if not known:
         raise no_image_token(str(source), token)
+    # The template has the token that begins a sequence; a second one would shift Gemma 3's `token_type_ids` in TRL.
+    processor.text_kwargs = {"add_special_tokens": False}
+    _check_rendered(str(source), processor)
+    return processor
+
+
+def _image_processor(source: str | Path, revision: str | None, max_pixels: int) -> BaseImageProcessor:
+    """An image processor that gives each image as one, or as its tiles, with the same pixels on every machine."""
+    images = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+    if hasattr(images, "max_image_size"):
+        edge = largest_edge(max_pixels, images.max_image_size["longest_edge"])
+        images.size = {"longest_edge": min(images.size["longest_edge"], edge)}
+    else:
+        images.do_pan_and_scan = False
+    return images
+
+
+def _check_rendered(where: str, processor: ProcessorMixin) -> None:
+    """Refuse a chat template that fails for a message with an image, or leaves the image out."""
     try:
         rendered = chat(processor, "")
     except TemplateError as error:
-        raise no_template(str(source), f"a chat template that cannot be rendered ({error})") from None
+        raise no_template(where, f"a chat template that cannot be rendered ({error})") from None
     if processor.image_token not in rendered:
-        raise no_template(str(source), "a chat template that leaves the image of a user's message out")
-    # The template has the token that begins a sequence; a second one would shift Gemma 3's `token_type_ids` in TRL.
-    processor.text_kwargs = {"add_special_tokens": False}
-    return processor
+        raise no_template(where, "a chat template that leaves the image of a user's message out")
 
 
 def _chat_template(source: str | Path, revision: str | None, tokenizer) -> str | None:
@@ -132,7 +153,7 @@ def _chat_template(source: str | Path, revision: str | None, tokenizer) -> str |
     return tokenizer.chat_template
 
 
-def chat(processor, prompt: str, completion: str | None = None) -> str:
+def chat(processor: ProcessorMixin, prompt: str, completion: str | None = None) -> str:
     """A user message, image before text, in the chat template, followed by the completion if there is one."""
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
     text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
