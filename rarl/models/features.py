@@ -124,12 +124,12 @@ class FeatureStore:
         network, visual = without_peft(model), tower(model)
         family, backbone = FAMILIES[network.config.model_type], network.model
         if family.grid:
-            replace_forward(visual, self._tower_forward(type(visual).forward))
+            replace_forward(visual, self._tower_forward(type(visual).forward, family.deepstack))
         else:
             look_up = self._image_features(type(backbone).get_image_features, family.vision[0])
             replace_forward(backbone, look_up, "get_image_features")
 
-    def _tower_forward(self, compute):
+    def _tower_forward(self, compute, deepstack: bool):
         """The forward pass of a Qwen's tower, with a look-up."""
 
         def forward(visual, hidden_states, grid_thw, **kwargs):
@@ -139,12 +139,13 @@ class FeatureStore:
 
             def feature(index):
                 output = compute(visual, rows[index], grid_thw[index : index + 1], **kwargs)
-                levels = getattr(output, "deepstack_features", None)
-                return torch.stack([output.pooler_output, *levels]) if levels else output.pooler_output
+                if not deepstack:
+                    return output.pooler_output
+                return torch.stack([output.pooler_output, *output.deepstack_features])
 
             found = torch.cat(self._found(visual, keys, feature, hidden_states.device), -2)
             found = found.to(hidden_states.device, visual.dtype)
-            if found.ndim == 2:
+            if not deepstack:
                 return BaseModelOutputWithPooling(pooler_output=found)
             from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
