@@ -124,9 +124,10 @@ def _completions(loaded: Loaded, inputs, config: GenerationConfig) -> list[list[
     prefixes, suffixes = group_by_prefix(
         [ids[real.bool()] for ids, real in zip(inputs["input_ids"], inputs["attention_mask"])],
         inputs["pixel_values"],
-        inputs["image_grid_thw"],
+        inputs.get("image_grid_thw"),
         [1] * len(inputs["input_ids"]),
         network.config.image_token_id,
+        inputs.get("pixel_attention_mask"),
     )
     return decode(network, prefixes, suffixes, config)
 

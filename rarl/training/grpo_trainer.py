@@ -22,6 +22,9 @@ from rarl.training.log_probs import packed_log_probs
 
 #: Losses that are sums over rows, which do not depend on how a step's rows are split into passes.
 LOSSES_OF_ROWS = frozenset({"grpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"})
+#: Inputs of a model that show images, and that tell which tokens stand for one. Each family has some of them.
+IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
+TOKEN_INPUTS = ("mm_token_type_ids", "token_type_ids")
 
 
 class SharedPrefixMixin:
@@ -50,13 +53,13 @@ class SharedPrefixMixin:
         if self._unsupported("generation", network, min(map(len, prompt_ids)), options):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         device = self.accelerator.device
-        pixels, grid = (
+        pixels, grid, mask = (
             torch.as_tensor(np.asarray(multimodal_fields[name]), device=device) if name in multimodal_fields else None
-            for name in ("pixel_values", "image_grid_thw")
+            for name in IMAGE_INPUTS
         )
         prompts = [torch.tensor(ids, device=device) for ids in prompt_ids]
         counts = [len(shown or []) for shown in images] if images else None
-        prefixes, suffixes = group_by_prefix(prompts, pixels, grid, counts)
+        prefixes, suffixes = group_by_prefix(prompts, pixels, grid, counts, pixel_mask=mask)
         settings = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         unwrapped = unwrap_model_for_generation(self.model_wrapped, self.accelerator, **settings)
         with unwrapped as model, self.accelerator.autocast():
@@ -69,7 +72,7 @@ class SharedPrefixMixin:
 
     def _unsupported_in_generation(self, fields: dict, kwargs: dict) -> list[str]:
         options = ["vLLM"] if self.use_vllm else unsupported_settings(self.generation_kwargs)
-        options += fields.keys() - {"pixel_values", "image_grid_thw", "mm_token_type_ids"}
+        options += fields.keys() - {*IMAGE_INPUTS, *TOKEN_INPUTS}
         options += [name for name, value in kwargs.items() if value]
         if self.use_transformers_continuous_batching:
             options.append("continuous batching")
@@ -118,15 +121,16 @@ class SharedPrefixMixin:
         """
         network = self.accelerator.unwrap_model(model)
         prompts, completions, mask = unpack(input_ids, attention_mask, logits_to_keep)
-        supported = {"pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids"}
+        supported = {"num_images", *IMAGE_INPUTS, *TOKEN_INPUTS}
         given = {name for name, value in kwargs.items() if value is not None and value is not False}
         stock = self._unsupported("log-probabilities", network, min(map(len, prompts)), sorted(given - supported))
         if stock or not mask.any():  # no token to score: all are truncated, with mask_truncated_completions
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
-        images = (kwargs.get(name) for name in ("pixel_values", "image_grid_thw", "num_images"))
-        prefixes, suffixes = group_by_prefix(prompts, *images)
+        pixels, grid, mask_of_pixels = map(kwargs.get, IMAGE_INPUTS)
+        images = pixels, grid, kwargs.get("num_images")
+        prefixes, suffixes = group_by_prefix(prompts, *images, pixel_mask=mask_of_pixels)
         scores, rows = [], []
         for chunk in chunks(prefixes, batch_size or len(input_ids)):
             own = [row for prefix in chunk for row in prefix.rows]

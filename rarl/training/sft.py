@@ -30,7 +30,7 @@ class CompletionsOnlyMixin:
         network, completion = without_peft(model), inputs["labels"] != -100
         fits = (
             network is without_peft(self.accelerator.unwrap_model(model))
-            and len(inputs.get("image_grid_thw", ())) == len(inputs["input_ids"])
+            and len(inputs.get("image_grid_thw", inputs.get("pixel_values", ()))) == len(inputs["input_ids"])
             and patch_layers(network) is None
             and frozen_head(network) is not None
             and completion.any()
@@ -40,7 +40,7 @@ class CompletionsOnlyMixin:
 
 
 def _completion_scores(
-    network, input_ids, attention_mask, labels, pixel_values, image_grid_thw, **_
+    network, input_ids, attention_mask, labels, pixel_values, image_grid_thw=None, pixel_attention_mask=None, **_
 ) -> FusedCausalLMOutput:
     """The output of TRL's fused head, each field (completion tokens of all rows,).
 
@@ -48,7 +48,8 @@ def _completion_scores(
     """
     real, completion = attention_mask.bool(), labels != -100
     prompts = [ids[here] for ids, here in zip(input_ids, real & ~completion)]
-    prefixes, suffixes = group_by_prefix(prompts, pixel_values, image_grid_thw, [1] * len(prompts))
+    images = pixel_values, image_grid_thw, [1] * len(prompts)
+    prefixes, suffixes = group_by_prefix(prompts, *images, pixel_mask=pixel_attention_mask)
     completions = [ids[here] for ids, here in zip(input_ids, completion)]
     log_probs, entropy, is_top1 = frozen_head_scores(network, prefixes, suffixes, completions, 1.0)
     mask = torch.ones_like(is_top1)

@@ -15,7 +15,6 @@ from rarl.models.shared_prefix.layout import group_by_prefix
 from rarl.training import grpo_trainer, rl, sft
 from rarl.training.checkpoints import FiniteLossMixin
 from rarl.training.grpo_trainer import SharedPrefixMixin
-from rarl.training.log_probs import packed_log_probs
 
 
 class Plain(FiniteLossMixin, GRPOTrainer):
@@ -302,66 +301,6 @@ def test_the_step_of_decoding_leaves_other_models_to_the_library(mixed, monkeypa
         assert not FusedDecoder.fits(model)  # weights would have to be cast first
     layer.base_layer.bfloat16()
     assert not FusedDecoder.fits(model)
-
-
-def test_qwen2_5_vl_is_served_by_the_same_code():
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from trl.trainer.utils import add_fused_lm_head
-
-    image = 290
-    config = Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
-            "fullatt_block_indexes": [1], "window_size": 56,
-        },
-        text_config={
-            "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "num_key_value_heads": 2,
-            "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-        },
-        image_token_id=image, video_token_id=291, vision_start_token_id=292, vision_end_token_id=293,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)
-    ids, pixels, grids = [], [], []
-    for height, width, words in ((4, 6, 5), (4, 4, 9)):
-        tokens = torch.full((height * width // 4,), image)
-        ids.append(torch.cat([torch.tensor([292]), tokens, torch.randint(10, 280, (words,))]))
-        pixels.append(torch.randn(height * width, 3 * 2 * 14 * 14))
-        grids.append(torch.tensor([[1, height, width]]))
-
-    def inputs(row, ids):
-        return {
-            "input_ids": ids[None], "attention_mask": torch.ones_like(ids[None]), "pixel_values": pixels[row],
-            "image_grid_thw": grids[row], "mm_token_type_ids": (ids[None] == image).int(),
-        }  # fmt: skip
-
-    rows, completions = [0, 1, 1, 0], [torch.randint(10, 280, (n,)) for n in (3, 1, 6, 4)]
-    expected = []
-    for row, completion in zip(rows, completions):
-        logits = model(**inputs(row, torch.cat([ids[row], completion]))).logits[0]
-        logits = torch.log_softmax(logits[len(ids[row]) - 1 : -1], -1)
-        expected.append(logits.gather(1, completion[:, None])[:, 0])
-    greedy = {"max_new_tokens": 6, "suppress_tokens": [image]}
-    texts = [
-        model.generate(**inputs(row, one), **greedy, do_sample=False)[0, len(one) :].tolist()
-        for row, one in enumerate(ids)
-    ]
-
-    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    assert patch_layers(model) is None
-    prefixes, suffixes = group_by_prefix(
-        [ids[row] for row in rows],
-        torch.cat([pixels[row] for row in rows]),
-        torch.cat([grids[row] for row in rows]),
-        [1] * 4,
-    )
-    got, _ = packed_log_probs(model, model, prefixes, suffixes, completions, 1.0)
-    in_order = torch.cat([expected[row] for prefix in prefixes for row in prefix.rows])
-    torch.testing.assert_close(got, in_order, atol=1e-5, rtol=0)
-    best = GenerationConfig(**greedy, do_sample=True, top_k=1, eos_token_id=[1])
-    assert decode(model, prefixes, suffixes, best) == [texts[row] for row in rows]
 
 
 def test_another_kind_of_model_is_left_to_stock_trl(mixed, monkeypatch, capsys):

@@ -16,10 +16,12 @@ def without_autocast(x: torch.Tensor):
 def packed_attention(layout: PackedLayout, module, query, key, value) -> torch.Tensor:
     """Causal attention within each prefix, and of each row to its prefix and itself.
 
-    module: the attention layer, with `layer_idx` and `scaling`. query, and the result: (tokens, heads, head size), of
-    all tokens or of `layout.own` only. key, value: (all tokens, key-value heads, head size).
+    module: the attention layer, with `layer_idx`, `scaling` and perhaps `sliding_window`. query, and the result:
+    (tokens, heads, head size), of all tokens or of `layout.own` only. key, value: (all tokens, key-value heads, head
+    size).
     """
     of_all = len(query) == len(key)
+    row_mask, prefix_mask = layout.masks(getattr(module, "sliding_window", None))
     prefix_key, row_key = _padded(key, layout.prefix_tokens), _padded(key, layout.row_tokens)
     prefix_value, row_value = _padded(value, layout.prefix_tokens), _padded(value, layout.row_tokens)
     if layout.kept is not None:
@@ -27,12 +29,12 @@ def packed_attention(layout: PackedLayout, module, query, key, value) -> torch.T
     seen_key = torch.cat([prefix_key[layout.prefix_of_row], row_key], 2)
     seen_value = torch.cat([prefix_value[layout.prefix_of_row], row_value], 2)
     row_query = _padded(query, layout.row_tokens if of_all else layout.row_in_own)
-    rows = attention(row_query, seen_key, seen_value, module.scaling, layout.mask).transpose(1, 2).flatten(0, 1)
+    rows = attention(row_query, seen_key, seen_value, module.scaling, row_mask).transpose(1, 2).flatten(0, 1)
     if not of_all:
         return rows.index_select(0, layout.own_order)
     prefix_query = _padded(query, layout.prefix_tokens)
-    prefixes = attention(prefix_query, prefix_key, prefix_value, module.scaling).transpose(1, 2).flatten(0, 1)
-    return torch.cat([prefixes, rows]).index_select(0, layout.order)
+    prefixes = attention(prefix_query, prefix_key, prefix_value, module.scaling, prefix_mask)
+    return torch.cat([prefixes.transpose(1, 2).flatten(0, 1), rows]).index_select(0, layout.order)
 
 
 def _padded(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -85,8 +87,8 @@ def attention(query, key, value, scale: float, mask: torch.Tensor | None = None)
 def cached_attention(cache: KVCache, module, query, key, value) -> torch.Tensor:
     """Attention of one new token per row to its prefix and its own past.
 
-    module: the attention layer, with `layer_idx` and `scaling`. query, and the result: (rows, heads, head size). key,
-    value: (rows, key-value heads, head size), which are added to the cache.
+    module: as for `packed_attention`. query, and the result: (rows, heads, head size). key, value: (rows, key-value
+    heads, head size), which are added to the cache.
     """
     exact, heads = query.dtype == torch.float32, key.shape[1]
     full = len(query) == cache.shape.numel()
@@ -101,7 +103,7 @@ def cached_attention(cache: KVCache, module, query, key, value) -> torch.Tensor:
     by_prefix = query.transpose(1, 2).reshape(prefixes * heads, slots * queries, size)
     far = _scores(by_prefix, prefix_key).view(prefixes, heads, slots, queries, -1).transpose(1, 2)
     near = _scores(query.flatten(0, 2), own_key).view(prefixes, slots, heads, queries, -1)
-    scores = cache.hide(torch.cat([far, near], -1))
+    scores = cache.hide(torch.cat([far, near], -1), getattr(module, "sliding_window", None))
     weights = (scores if exact else scores.mul_(module.scaling)).softmax(-1).to(query.dtype)
     far, near = weights.split([prefix_key.shape[1], own_key.shape[1]], -1)
     by_prefix = far.transpose(1, 2).reshape(prefixes * heads, slots * queries, -1)

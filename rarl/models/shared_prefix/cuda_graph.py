@@ -35,9 +35,9 @@ class StaticKVCache(KVCache):
         rows = self.rows[layer]
         return rows.index_copy_(-2, self.now, new[..., None, :])
 
-    def hide(self, scores):
-        """Mask the scores of padding and of tokens to come in place."""
-        return scores.masked_fill_(self.unseen, -torch.inf)
+    def hide(self, scores, window=None):
+        """As `KVCache`, and mask the scores of tokens to come."""
+        return self._hide_before(window, scores.masked_fill_(self.unseen, -torch.inf), self.now)
 
 
 class GraphedDecoder:

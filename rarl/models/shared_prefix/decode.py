@@ -44,7 +44,7 @@ def decode(model, prefixes: list[Prefix], suffixes: list[torch.Tensor], config: 
     rows = [row for prefix in prefixes for row in prefix.rows]
     last = torch.tensor([len(suffixes[row]) for row in rows], device=hidden.device).cumsum(0) - 1
     logits = model.get_output_embeddings()(hidden[last])
-    positions = inputs["position_ids"][0, 0, prefill.own[last]] + 1
+    positions = inputs["position_ids"].flatten(0, -2)[0, prefill.own[last]] + 1
     rows = torch.tensor(rows, device=logits.device)
     if uses_cuda_graph(model, config.max_new_tokens):
         from rarl.models.shared_prefix.cuda_graph import GraphedDecoder, StaticKVCache
@@ -92,12 +92,12 @@ def _decode(model, config, step, cache: KVCache, rows, logits, positions) -> lis
 
 def _library_step(model):
     """`FusedDecoder` for any model."""
-    text = model.model.language_model
+    text = model.get_decoder()
 
     def run(tokens, positions, cache):
         return text(
             inputs_embeds=text.embed_tokens(tokens)[None],
-            position_ids=positions.expand(3, 1, -1),
+            position_ids=positions[None],
             attention_mask={"full_attention": cache},
             use_cache=False,
         ).last_hidden_state[0]

@@ -5,11 +5,11 @@ from functools import partial
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch.nn import Linear
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, rms_norm
 
 from rarl.models.shared_prefix.attention import cached_attention, without_autocast
 from rarl.models.shared_prefix.kv_cache import KVCache
-from rarl.models.shared_prefix.layers import rotate
+from rarl.models.shared_prefix.layers import norms_of_blocks, norms_of_heads, rotary_embeddings, rotate
 
 
 class FusedDecoder:
@@ -20,7 +20,7 @@ class FusedDecoder:
     """
 
     def __init__(self, model):
-        self.text = model.model.language_model
+        self.text = model.get_decoder()
         self.layers = []
         product = _merged_product if merges_adapters(self.text.norm.weight) else _product
         for layer in self.text.layers:
@@ -32,14 +32,14 @@ class FusedDecoder:
     @staticmethod
     def fits(model) -> bool:
         """Whether linear layers have plain LoRA adapters at most, and weights the dtype of the computation."""
-        text = model.model.language_model
+        text = model.get_decoder()
         linears = [one for name, one in text.named_modules() if name.endswith("_proj")]
         kind = text.norm.weight.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         weights = [x for name, x in text.named_parameters() if "lora_" not in name]
         return (
-            text.config.hidden_act == "silu"
-            and all(isinstance(one, LoraLinear) or type(one) is Linear for one in linears)
+            all(isinstance(one, LoraLinear) or type(one) is Linear for one in linears)
+            and all(type(getattr(one, "base_layer", one)) is Linear for one in linears)
             and not any(getattr(one, "lora_variant", None) for one in linears)
             and not any(any(getattr(one, "lora_bias", {}).values()) for one in linears)
             and {x.dtype for x in weights} == {dtype or weights[0].dtype}
@@ -52,21 +52,27 @@ class FusedDecoder:
 
     def _run(self, tokens, positions, cache):
         hidden = self.text.embed_tokens(tokens)
-        cos, sin = self.text.rotary_emb(hidden, positions.expand(3, 1, -1))
-        cos, sin = cos[0, :, None], sin[0, :, None]
-        for layer, heads, output, gate_up, down in self.layers:
-            attention = layer.self_attn
+        rotary = rotary_embeddings(self.text, hidden, positions[None])
+        for (layer, heads, output, gate_up, down), (cos, sin) in zip(self.layers, rotary):
+            attention, cos, sin = layer.self_attn, cos[0, :, None], sin[0, :, None]
+            after_attention, before_mlp, after_mlp = norms_of_blocks(layer)
             projected = heads(_norm(layer.input_layernorm, hidden)).unflatten(-1, (-1, attention.head_dim))
             counts = attention.config.num_attention_heads, attention.config.num_key_value_heads
             query_key, value = projected.split([sum(counts), counts[1]], 1)
+            if hasattr(attention, "q_norm"):
+                parts = zip(norms_of_heads(attention), query_key.split(counts, 1))
+                query_key = torch.cat([_norm(norm, part) for norm, part in parts], 1)
             query, key = rotate(query_key, cos, sin).split(counts, 1)
-            hidden = hidden + output(cached_attention(cache, attention, query, key, value).flatten(1))
-            gate, up = gate_up(_norm(layer.post_attention_layernorm, hidden)).chunk(2, -1)
-            hidden = hidden + down(silu(gate).mul_(up))
+            attended = output(cached_attention(cache, attention, query, key, value).flatten(1))
+            hidden = hidden + _norm(after_attention, attended)
+            gate, up = gate_up(_norm(before_mlp, hidden)).chunk(2, -1)
+            hidden = hidden + _norm(after_mlp, down(layer.mlp.act_fn(gate).mul_(up)))
         return _norm(self.text.norm, hidden)
 
 
 def _norm(module, x):
+    if not hasattr(module, "variance_epsilon"):
+        return module(x)
     return rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
 
 

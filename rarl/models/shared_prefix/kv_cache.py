@@ -37,6 +37,20 @@ class KVCache:
         self.padding = torch.cat([prefix_padding, row_padding.unflatten(0, self.shape)], -1)[:, :, None, None]
         """(P, S, 1, 1, longest prefix + longest row of the prefill)"""
         self.padded = bool(self.padding.any())
+        self.places = self._places(prefill, room)
+        """(P, S, 1, 1, longest prefix + tokens of a slot): a key's place in its row, 0 for the first new token."""
+        self.prefilled = self.length
+
+    def _places(self, prefill: PackedLayout, room: int) -> torch.Tensor:
+        device = self.slot.device
+        own = torch.zeros(self.shape.numel(), 1, dtype=torch.long, device=device)
+        own[self.slot] = prefill.row_real.sum(1, keepdim=True)
+        own = own.unflatten(0, self.shape)
+        prefix = prefill.prefix_real.sum(1)[:, None, None]
+        tokens = torch.arange(self.length, device=device) - own
+        new = torch.arange(room, device=device).expand(*self.shape, -1)
+        before = torch.arange(prefill.prefix_real.shape[1], device=device) - prefix - own
+        return torch.cat([before, tokens, new], -1)[:, :, None, None]
 
     def drop(self, alive: torch.Tensor) -> None:
         """Empty the slots of rows that have ended, and free what no row is left for. alive: (rows,), bool."""
@@ -57,7 +71,7 @@ class KVCache:
         for layer, rows in self.rows.items():  # one by one: both copies of all would take twice the memory
             self.rows[layer] = rows[:, *old]
             self.prefixes[layer] = self.prefixes[layer][:, left]
-        self.padding = self.padding[old]
+        self.padding, self.places = self.padding[old], self.places[old]
         self.shape, self.slot = old_slot.shape, prefix * slots + rank
 
     def to_slots(self, x: torch.Tensor) -> torch.Tensor:
@@ -75,8 +89,18 @@ class KVCache:
         rows[..., self.length, :] = new
         return rows[..., : self.length + 1, :]
 
-    def hide(self, scores: torch.Tensor) -> torch.Tensor:
-        """Mask the scores of padding in place. scores: (P, S, heads, queries, longest prefix + tokens of a slot)."""
+    def hide(self, scores: torch.Tensor, window: int | None = None) -> torch.Tensor:
+        """Mask the scores of padding, and of tokens before a sliding window, in place.
+
+        scores: (P, S, heads, queries, longest prefix + tokens of a slot).
+        """
         if self.padded:
             scores[..., : self.padding.shape[-1]].masked_fill_(self.padding, -torch.inf)
+        return self._hide_before(window, scores, self.length)
+
+    def _hide_before(self, window, scores, length):
+        """length: tokens in a slot before the new one, int or tensor."""
+        if window is not None and window < self.places.shape[-1]:
+            places = self.places[..., : scores.shape[-1]]
+            scores.masked_fill_(places <= length - self.prefilled - window, -torch.inf)
         return scores

@@ -6,16 +6,22 @@ which saves much of a step outside its matrix products.
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
 from torch.autograd import Function
 from torch.nn.functional import linear, silu
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rarl.models.patching import replace_forward
 from rarl.models.shared_prefix.attention import cached_attention, packed_attention, without_autocast
 from rarl.models.shared_prefix.kv_cache import KVCache
 from rarl.models.shared_prefix.layout import PackedLayout
 
-#: `model_type` of models whose language model passes an attention mask on unchanged. (Qwen3-VL's builds its own.)
-MODELS = ("qwen2_vl", "qwen2_5_vl")
+#: `model_type` of models whose language model `_language_model` runs.
+MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "idefics3", "smolvlm")
+#: Kinds of layers whose attention `PackedLayout` knows.
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+#: What a layer has where it has no norm.
+IDENTITY = nn.Identity()
 
 
 class _Norm(Function):
@@ -100,7 +106,7 @@ def lora_linear(layer, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         kind, dtype = x.device.type, down.weight.dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-        if x.dtype == dtype == layer.weight.dtype and up.bias is None:
+        if type(layer.base_layer) is nn.Linear and x.dtype == dtype == layer.weight.dtype and up.bias is None:
             rows = x.flatten(0, -2)
             low = linear(layer.lora_dropout[names[0]](rows), down.weight.to(dtype))
             out = layer.base_layer(rows)
@@ -116,11 +122,12 @@ def _attention(module, hidden_states, attention_mask=None, position_embeddings=N
         return type(module).forward(module, hidden_states, **kwargs)
     hidden, (cos, sin) = hidden_states[0], (one[0, :, None] for one in position_embeddings)
     heads = (-1, module.head_dim)
+    query_norm, key_norm = norms_of_heads(module)
     if own is None:
-        query = rotate(module.q_proj(hidden).unflatten(-1, heads), cos, sin)
+        query = rotate(query_norm(module.q_proj(hidden).unflatten(-1, heads)), cos, sin)
     else:
-        query = rotate(module.q_proj(hidden[own]).unflatten(-1, heads), cos[own], sin[own])
-    key = rotate(module.k_proj(hidden).unflatten(-1, heads), cos, sin)
+        query = rotate(query_norm(module.q_proj(hidden[own]).unflatten(-1, heads)), cos[own], sin[own])
+    key = rotate(key_norm(module.k_proj(hidden).unflatten(-1, heads)), cos, sin)
     value = module.v_proj(hidden).unflatten(-1, heads)
     if isinstance(attention_mask, PackedLayout):
         out = packed_attention(attention_mask, module, query, key, value)
@@ -136,8 +143,48 @@ def _last_layer(layer, hidden_states, attention_mask=None, **kwargs):
         return type(layer).forward(layer, hidden_states, attention_mask=attention_mask, **kwargs)
     own, normed = attention_mask.own, layer.input_layernorm(hidden_states)
     attended, _ = layer.self_attn(normed, attention_mask=attention_mask, own=own, **kwargs)
-    hidden = hidden_states[:, own] + attended
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    after_attention, before_mlp, after_mlp = norms_of_blocks(layer)
+    hidden = hidden_states[:, own] + after_attention(attended)
+    return hidden + after_mlp(layer.mlp(before_mlp(hidden)))
+
+
+def _language_model(text, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, **kwargs):
+    """The library's language model, without the mask that some models make themselves.
+
+    position_ids: (1, tokens), or (3, 1, tokens) with M-RoPE.
+    """
+    layout = attention_mask.get("full_attention") if isinstance(attention_mask, dict) else None
+    if not isinstance(layout, (PackedLayout, KVCache)):
+        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        return type(text).forward(text, input_ids, **kwargs)
+    hidden, levels = inputs_embeds, kwargs.get("deepstack_visual_embeds") or []
+    for layer, rotary in zip(text.layers, rotary_embeddings(text, hidden, position_ids)):
+        hidden = layer(hidden, attention_mask=layout, position_embeddings=rotary)
+        number = layer.self_attn.layer_idx
+        if number < min(len(levels), len(text.layers) - 1):  # the last layer returns no image tokens
+            hidden = text._deepstack_process(hidden, kwargs["visual_pos_masks"], levels[number])
+    return BaseModelOutputWithPast(last_hidden_state=text.norm(hidden))
+
+
+def rotary_embeddings(text, hidden: torch.Tensor, position_ids: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Cosines and sines of each layer, (1, tokens, head size). Those of Gemma 3 depend on the kind of layer."""
+    kinds = getattr(text.rotary_emb, "layer_types", None)
+    if kinds is None:
+        return [text.rotary_emb(hidden, position_ids)] * len(text.layers)
+    by_kind = {kind: text.rotary_emb(hidden, position_ids, kind) for kind in kinds}
+    return [by_kind[layer.self_attn.layer_type] for layer in text.layers]
+
+
+def norms_of_heads(attention) -> tuple[nn.Module, nn.Module]:
+    """Norms of each head's query and key, which Qwen3-VL and Gemma 3 have."""
+    return getattr(attention, "q_norm", IDENTITY), getattr(attention, "k_norm", IDENTITY)
+
+
+def norms_of_blocks(layer) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Norms after the attention, before the feed-forward block, and, as in Gemma 3 only, after it."""
+    if hasattr(layer, "pre_feedforward_layernorm"):
+        return layer.post_attention_layernorm, layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm
+    return IDENTITY, layer.post_attention_layernorm, IDENTITY
 
 
 def patch_layers(network) -> str | None:
@@ -153,20 +200,22 @@ def patch_layers(network) -> str | None:
     """
     if network.config.model_type not in MODELS:
         return f"a model of type {network.config.model_type}"
-    text, config = network.model.language_model, network.config.get_text_config()
-    if set(config.layer_types) != {"full_attention"}:
-        return "the model has attention of other kinds than full"
+    text, config = network.get_decoder(), network.config.get_text_config()
+    if not LAYER_TYPES.issuperset(getattr(config, "layer_types", None) or []):
+        return "the model has attention of other kinds than full and sliding"
     if config.attention_dropout:
         return "the model has dropout in its attention"
-    replace_forward(text.norm, rms_norm)
+    if getattr(config, "attn_logit_softcapping", None) or getattr(config, "final_logit_softcapping", None):
+        return "the model caps its logits"
+    replace_forward(text, _language_model)
     replace_forward(text.layers[-1], _last_layer)
     for layer in text.layers:
         replace_forward(layer.self_attn, _attention)
-        if layer.mlp.config.hidden_act == "silu":
+        if getattr(layer.mlp.config, "hidden_act", None) == "silu":
             replace_forward(layer.mlp, swiglu)
-        replace_forward(layer.input_layernorm, rms_norm)
-        replace_forward(layer.post_attention_layernorm, rms_norm)
-        for module in layer.modules():
-            if isinstance(module, LoraLinear):
-                replace_forward(module, lora_linear)
+    for module in text.modules():
+        if hasattr(module, "variance_epsilon"):  # Gemma 3's norms have none
+            replace_forward(module, rms_norm)
+        elif isinstance(module, LoraLinear):
+            replace_forward(module, lora_linear)
     return None

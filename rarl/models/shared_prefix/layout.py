@@ -8,9 +8,11 @@ attention mask. The results are those of separate rows.
 from dataclasses import dataclass, field
 
 import torch
+import xxhash
 from torch.nn.utils.rnn import pad_sequence
 
-from rarl.models.features import patch_keys
+#: `model_type` of models in which the tokens of an image attend to each other, later ones included.
+BIDIRECTIONAL_IMAGES = ("gemma3",)
 
 
 @dataclass
@@ -22,13 +24,23 @@ class Prefix:
     pixels: torch.Tensor | None
     """(patches of all its images, patch size)"""
     grid: torch.Tensor | None
-    """(images, 3)"""
+    """(images, 3); None for models whose images all have one size"""
     rows: list[int] = field(default_factory=list)
+    pixel_mask: torch.Tensor | None = None
+    """As `pixels` without channels, where images have padding (Idefics3, SmolVLM)"""
 
     def positions(self, backbone) -> torch.Tensor:
-        """M-RoPE positions, (3, tokens)."""
+        """M-RoPE positions, (3, tokens), or those of models without M-RoPE, (1, tokens)."""
+        if not hasattr(backbone, "get_rope_index"):
+            return torch.arange(len(self.ids), device=self.ids.device)[None]
         kinds = (self.ids == backbone.config.image_token_id).int()
         return backbone.get_rope_index(self.ids[None], kinds[None], image_grid_thw=self.grid)[0][:, 0]
+
+    def blocks(self, backbone) -> torch.Tensor:
+        """Number of the image that a token belongs to, counted from 0, or -1, (tokens,)."""
+        shown = self.ids == backbone.config.image_token_id
+        starts = shown & ~torch.cat([shown.new_zeros(1), shown[:-1]])
+        return torch.where(shown, starts.cumsum(0) - 1, -1)
 
 
 def group_by_prefix(
@@ -37,16 +49,19 @@ def group_by_prefix(
     grid: torch.Tensor | None = None,
     images: list[int] | None = None,
     image_token: int | None = None,
+    pixel_mask: torch.Tensor | None = None,
 ) -> tuple[list[Prefix], list[torch.Tensor]]:
     """Group rows by content, since TRL shuffles them.
 
     Args:
         ids: token ids of each row, without padding.
-        pixels: patches of all images, row after row.
+        pixels: what the model's processor makes of all images, row after row: patches if there is a `grid`, otherwise
+            (images, channels, height, width) or (rows, tiles, channels, height, width).
         grid: (all images, 3).
         images: number of images of each row.
         image_token: if None, rows with equal ids and images share a prefix; if an id, rows with equal images and equal
             ids up to their last image token do.
+        pixel_mask: (rows, tiles, height, width), False for padding of images.
 
     Returns:
         The prefixes, as long as their rows allow, and each row's remaining ids: one at least.
@@ -57,18 +72,15 @@ def group_by_prefix(
     >>> [suffix.tolist() for suffix in suffixes]
     [[3], [8], [3]]
     """
-    shown = [(None, None, ())] * len(ids)
-    if pixels is not None:
-        grids = grid.split(images)
-        patches = pixels.split([int(one.prod(-1).sum()) for one in grids])
-        shown = [(p, g, tuple(patch_keys(p, g))) for p, g in zip(patches, grids)]
     found = {}
-    for row, (tokens, (row_pixels, row_grid, keys)) in enumerate(zip(ids, shown)):
+    for row, (tokens, shown) in enumerate(zip(ids, _split_images(len(ids), pixels, grid, images, pixel_mask))):
         same = tokens
         if image_token is not None:
             last = (tokens == image_token).nonzero()
             same = tokens[: int(last[-1]) + 1 if len(last) else 0]
-        prefix = found.setdefault((tuple(same.tolist()), keys), Prefix(tokens[:-1], row_pixels, row_grid))
+        key = tuple(same.tolist()), *map(_digest, shown)
+        row_pixels, row_grid, row_mask = shown
+        prefix = found.setdefault(key, Prefix(tokens[:-1], row_pixels, row_grid, pixel_mask=row_mask))
         count = min(len(tokens) - 1, len(prefix.ids))
         differs = (tokens[:count] != prefix.ids[:count]).nonzero()
         prefix.ids = prefix.ids[: int(differs[0]) if len(differs) else count]
@@ -80,8 +92,28 @@ def group_by_prefix(
     return list(found.values()), suffixes
 
 
+def _split_images(rows: int, pixels, grid, images, pixel_mask) -> list[tuple]:
+    """Pixels, grid and mask of each row, None where the model has none."""
+    sizes, nothing = [1] * rows, [None] * rows
+    if pixels is None:
+        return list(zip(nothing, nothing, nothing))
+    grids = nothing if grid is None else grid.split(images)
+    if grid is not None:
+        sizes = [int(one.prod(-1).sum()) for one in grids]
+    elif pixels.ndim == 4:
+        sizes = images
+    masks = nothing if pixel_mask is None else pixel_mask.split(1)
+    return list(zip(pixels.split(sizes), grids, masks))
+
+
+def _digest(x: torch.Tensor | None) -> tuple | None:
+    return x if x is None else (x.shape, xxhash.xxh3_128_hexdigest(x.cpu().contiguous().view(torch.uint8).numpy()))
+
+
 class PackedLayout:
     """Which tokens of a packed sequence attend to which: a row's to its prefix and, causally, to the row itself.
+
+    In layers with a sliding window a token attends to the last tokens only, of its prefix and its row together.
 
     Attention runs on padded prefixes, (P, longest prefix), and padded rows, (R, longest row). The layout holds the
     indices that lead there and back. Padding is token 0, to which no token attends.
@@ -91,10 +123,19 @@ class PackedLayout:
         rows: number of own tokens of each prefix's rows, which may be 0.
         device: of the indices.
         keep: whether the pass keeps keys and values, for a `KVCache`.
+        blocks: for each prefix, the image of each token or -1: tokens of an image attend to each other in both
+            directions. None if attention is causal.
     """
 
-    def __init__(self, prefixes: list[int], rows: list[list[int]], device: torch.device, keep: bool = False):
-        self.rows = rows
+    def __init__(
+        self,
+        prefixes: list[int],
+        rows: list[list[int]],
+        device: torch.device,
+        keep: bool = False,
+        blocks: list[torch.Tensor] | None = None,
+    ):
+        self.rows, self._masks = rows, {}
         self.kept = {} if keep else None
         """By layer: keys and values of padded prefixes, then of padded rows, (P or R, heads, tokens, head size)."""
         sizes = [[prefix, *own] for prefix, own in zip(prefixes, rows)]
@@ -124,8 +165,40 @@ class PackedLayout:
         """Where each token is in the padded prefixes, followed by the padded rows."""
         self.own_order = row_real.flatten().nonzero()[:, 0].to(device)
         """Where each own token is in the padded rows."""
-        self.mask = torch.cat([prefix_mask, causal_mask], -1)[:, None].to(device)
-        """(R, 1, longest row, longest prefix + longest row), True where a row's token attends to a key."""
+        self._mask = torch.cat([prefix_mask, causal_mask], -1)[:, None].to(device)
+        self._blocks = None if blocks is None else pad_sequence(blocks, batch_first=True, padding_value=-1)
+        self._lengths = torch.tensor(prefixes, device=device)
+
+    def masks(self, window: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """True where a token attends to a key, for layers with a sliding window of `window` tokens or without one.
+
+        Returns:
+            Of rows, (R, 1, longest row, longest prefix + longest row); and of prefixes, (P, 1, longest prefix, longest
+            prefix), or None for causal attention.
+        """
+        if window not in self._masks:
+            self._masks[window] = self._row_mask(window), self._prefix_mask(window)
+        return self._masks[window]
+
+    def _row_mask(self, window):
+        row, total = self._mask.shape[2:]
+        if window is None or window >= total:
+            return self._mask
+        own = torch.arange(row, device=self._mask.device)
+        prefix = torch.arange(total - row, device=self._mask.device) - self._lengths[self.prefix_of_row][:, None]
+        keys = torch.cat([prefix, own.expand(len(prefix), -1)], 1)  # counted from the row's first own token
+        return self._mask & (own[:, None] - keys[:, None] < window)[:, None]
+
+    def _prefix_mask(self, window):
+        longest = self.prefix_tokens.shape[1]
+        if self._blocks is None and (window is None or window >= longest):
+            return None
+        place = torch.arange(longest, device=self._mask.device)
+        distance = (place[:, None] - place).expand(len(self._lengths), -1, -1)
+        mask = distance >= 0
+        if self._blocks is not None:
+            mask = mask | (self._blocks[:, None] == self._blocks[..., None]) & (self._blocks[:, None] >= 0)
+        return (mask if window is None else mask & (distance < window))[:, None]
 
 
 def _pad(parts) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,15 +218,19 @@ def packed_inputs(backbone, prefixes: list[Prefix], parts: list[torch.Tensor], k
         of_prefix = prefix.positions(backbone)
         ids += [prefix.ids, *(parts[row] for row in prefix.rows)]
         after = [torch.arange(len(parts[row]), device=device) for row in prefix.rows]
-        positions += [of_prefix, *((of_prefix.amax() + 1 + one).expand(3, -1) for one in after)]
+        positions += [of_prefix, *((of_prefix.amax() + 1 + one).expand(len(of_prefix), -1) for one in after)]
     lengths = [[len(parts[row]) for row in prefix.rows] for prefix in prefixes]
-    layout = PackedLayout([len(prefix.ids) for prefix in prefixes], lengths, device, keep)
+    bidirectional = backbone.config.model_type in BIDIRECTIONAL_IMAGES
+    blocks = [prefix.blocks(backbone) for prefix in prefixes] if bidirectional else None
+    layout = PackedLayout([len(prefix.ids) for prefix in prefixes], lengths, device, keep, blocks)
     inputs = {
         "input_ids": torch.cat(ids)[None],
-        "position_ids": torch.cat(positions, 1)[:, None],
+        "position_ids": torch.cat(positions, 1)[:, None].squeeze(0),
         "attention_mask": {"full_attention": layout},
     }
-    if any(prefix.pixels is not None for prefix in prefixes):
-        inputs["pixel_values"] = torch.cat([prefix.pixels for prefix in prefixes])
-        inputs["image_grid_thw"] = torch.cat([prefix.grid for prefix in prefixes])
+    shown = {"pixel_values": "pixels", "image_grid_thw": "grid", "pixel_attention_mask": "pixel_mask"}
+    for name, field_name in shown.items():
+        values = [getattr(prefix, field_name) for prefix in prefixes]
+        if any(value is not None for value in values):
+            inputs[name] = torch.cat(values)
     return inputs
