@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from test_cuda_graph import Recorded
 from transformers import GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from rarl.models.shared_prefix import fused_decoder, layers
-from rarl.models.shared_prefix.decode import decode
+from rarl.models.shared_prefix import cuda_graph, decode, fused_decoder, layers
 from rarl.models.shared_prefix.layers import patch_layers
 from rarl.models.shared_prefix.layout import group_by_prefix
 from rarl.training.log_probs import packed_log_probs
@@ -82,12 +82,15 @@ def base(family):
     return model
 
 
-def tuned(family):
-    """The base with an adapter that is not zero."""
+def with_adapter(model):
+    """One that is not zero."""
     torch.manual_seed(2)
     targets = r".*(language_model|text_model).*\.(q_proj|v_proj|o_proj|down_proj)"
-    config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
-    return get_peft_model(copy.deepcopy(base(family)), config)
+    return get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+
+
+def tuned(family):
+    return with_adapter(copy.deepcopy(base(family)))
 
 
 @functools.cache
@@ -154,13 +157,10 @@ def assert_near(got, expected):
     assert apart < 1e-5 * largest
 
 
-@pytest.mark.parametrize("way", ["frozen head", "fused head", "checkpointing"])
-@families
-def test_log_probabilities_and_gradients(family, way):
+def compare_log_probs(model, family, ways):
     torch.manual_seed(4)
     completions = [torch.randint(24, 280, (length,)) for length in LENGTHS]
     weights = [torch.randn(length) for length in LENGTHS]
-    model = tuned(family)
     expected = []
     for group, completion in zip(ROWS, completions):
         logits = model(**inputs(family, [group], [completion])).logits[0]
@@ -171,17 +171,22 @@ def test_log_probabilities_and_gradients(family, way):
     network = model.get_base_model()
     add_fused_lm_head(network, outputs=("log_probs", "entropy"))
     assert patch_layers(network) is None
-    if way == "checkpointing":
-        network.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
     prefixes, suffixes = grouped(family)
-    got, _ = packed_log_probs(model, network, prefixes, suffixes, completions, 1.0, way == "fused head")
     order = [row for prefix in prefixes for row in prefix.rows]
-    expected = torch.cat([expected[row] for row in order])
-    apart, largest = (got - expected).detach().abs().max(), expected.detach().abs().max()
-    print(f"log-probabilities: {apart:.1e} of {largest:.1e}")
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
-    assert_near(gradients(model, (got * torch.cat([weights[row] for row in order])).sum()), stock)
+    expected, weights = (torch.cat([values[row] for row in order]).detach() for values in (expected, weights))
+    for way in ways:
+        if way == "checkpointing":
+            network.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+        got, _ = packed_log_probs(model, network, prefixes, suffixes, completions, 1.0, way == "fused head")
+        print(f"{family}, {way}: {(got - expected).detach().abs().max():.1e} of {expected.abs().max():.1e}")
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+        assert_near(gradients(model, (got * weights).sum()), stock)
+
+
+@families
+def test_log_probabilities_and_gradients(family):
+    compare_log_probs(tuned(family), family, ["frozen head", "fused head", "checkpointing"])
 
 
 class PlainSft:
@@ -220,10 +225,7 @@ def test_sft(family):
     assert_near(gradients(model, loss), stock)
 
 
-@families
-def test_decoding(family, monkeypatch):
-    """The same tokens as the library's, greedy and sampled, with each way to run a step."""
-    network = tuned(family).get_base_model()
+def compare_tokens(network, family, ways, monkeypatch):
     batch = inputs(family, ROWS, [torch.zeros(0, dtype=torch.long)] * len(ROWS))
     settings = {"max_new_tokens": 24, "eos_token_id": ENDS, "pad_token_id": 2, "suppress_tokens": [IMAGE]}
     for sampling in ({"do_sample": False}, {"do_sample": True, "temperature": 2.0, "top_p": 0.95, "top_k": 0}):
@@ -233,11 +235,39 @@ def test_decoding(family, monkeypatch):
         expected = network.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :].tolist()
         expected = [row[: next((n + 1 for n, token in enumerate(row) if token in ENDS), None)] for row in expected]
         assert patch_layers(network) is None
-        for merges, fits in [(True, True), (False, True), (False, False)]:
+        for way in ways:
             with monkeypatch.context() as patch:
-                patch.setattr(fused_decoder, "merges_adapters", lambda weight, merges=merges: merges)
-                if not fits:
+                patch.setattr(fused_decoder, "merges_adapters", lambda weight, way=way: way == "merged")
+                patch.setattr(decode, "uses_cuda_graph", lambda *args, way=way: way == "graph")
+                patch.setattr(cuda_graph, "GraphedDecoder", Recorded)
+                if way == "library":
                     patch.setattr(fused_decoder.FusedDecoder, "fits", lambda model: False)
                 torch.manual_seed(5)
-                assert decode(network, *grouped(family), config) == expected, (merges, fits)
+                assert decode.decode(network, *grouped(family), config) == expected, way
     assert len(set(map(len, expected))) > 2, "some ended before others"
+
+
+@families
+def test_decoding(family, monkeypatch):
+    """The same tokens as the library's, greedy and sampled, with each way to run a step."""
+    network = tuned(family).get_base_model()
+    ways = ["merged", "library", "apart", "graph"]
+    compare_tokens(network, family, ways if family in ("qwen3_vl", "gemma3") else ways[:2], monkeypatch)
+
+
+def test_quantized_layers(monkeypatch):
+    """Layers in NF4 run as they are: the passes are packed, and the library's layers decode."""
+    linear4bit = pytest.importorskip("bitsandbytes").nn.Linear4bit
+    model = copy.deepcopy(base("qwen3_vl"))
+    for name, old in list(model.get_decoder().named_modules()):
+        if type(old) is torch.nn.Linear:
+            new = linear4bit(old.in_features, old.out_features, False, torch.float32, quant_type="nf4")
+            new.load_state_dict(old.state_dict())
+            model.get_decoder().set_submodule(name, new.to("cpu"))
+            new.support_avx512bf16_for_cpu = False  # as a model that is to be trained after an evaluation
+    model.is_loaded_in_4bit = True
+    model = with_adapter(model.requires_grad_(False))
+    network = model.get_base_model()
+    assert not fused_decoder.FusedDecoder.fits(network)
+    compare_log_probs(model, "qwen3_vl", ["frozen head"])
+    compare_tokens(network, "qwen3_vl", ["merged"], monkeypatch)
