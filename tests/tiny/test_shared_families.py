@@ -76,7 +76,7 @@ def base(family):
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**copy.deepcopy(config))
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval().requires_grad_(False)
-    for weight in model.get_decoder().parameters():
+    for weight in model.model.parameters():
         weight.add_(torch.randn_like(weight) * 0.1)
     model.get_output_embeddings().weight.copy_(torch.randn(300, 64) * 0.2)  # no two tokens as likely as each other
     return model
