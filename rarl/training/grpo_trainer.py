@@ -105,7 +105,8 @@ class SharedPrefixMixin:
             return "the entropy bonus is the mean over the tokens of a pass"
         if args.steps_per_generation != args.gradient_accumulation_steps:
             return "steps_per_generation differs from gradient_accumulation_steps"
-        if inputs.get("pixel_values") is not None and inputs.get("image_grid_thw") is None:
+        network = without_peft(self.accelerator.unwrap_model(self.model))
+        if inputs.get("pixel_values") is not None and inputs.get("image_grid_thw") is None and patch_layers(network):
             return "a model without image_grid_thw"
         return None
 
@@ -192,22 +193,18 @@ def scatter(values: tuple[torch.Tensor, ...], rows: list[int], mask: torch.Tenso
 
 def whole_groups(batches: list[dict]) -> list[dict]:
     """The same rows in batches of the same size, with the rows of a prompt next to each other."""
-    split = [split_pixel_values_by_grid(batch) for batch in batches]
     joined = {}
-    for name, value in split[0].items():
-        values = [batch[name] for batch in split]
+    for name, value in batches[0].items():
+        values = [batch[name] for batch in batches]
         if torch.is_tensor(value):
             joined[name] = torch.cat(values) if value.ndim else value
         else:
             joined[name] = value if value is None else [row for rows in values for row in rows]
-    pixels, grid = joined.get("pixel_values"), joined.get("image_grid_thw")
-    prefixes, _ = group_by_prefix(
-        [ids[real.bool()] for ids, real in zip(joined["prompt_ids"], joined["prompt_mask"])],
-        None if pixels is None else torch.cat(pixels),
-        None if grid is None else torch.cat(grid),
-        joined.get("num_images"),
-    )
+    pixels, grid, mask = map(joined.get, IMAGE_INPUTS)
+    prompts = [ids[real.bool()] for ids, real in zip(joined["prompt_ids"], joined["prompt_mask"])]
+    prefixes, _ = group_by_prefix(prompts, pixels, grid, joined.get("num_images"), pixel_mask=mask)
     order = [row for prefix in prefixes for row in prefix.rows]
+    joined = split_pixel_values_by_grid(joined)
     for name, value in joined.items():
         if torch.is_tensor(value) and value.ndim:
             joined[name] = value[order]

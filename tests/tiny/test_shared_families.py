@@ -15,6 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 from rarl.models.shared_prefix import cuda_graph, decode, fused_decoder, layers
 from rarl.models.shared_prefix.layers import patch_layers
 from rarl.models.shared_prefix.layout import group_by_prefix
+from rarl.training.grpo_trainer import IMAGE_INPUTS, whole_groups
 from rarl.training.log_probs import packed_log_probs
 from rarl.training.sft import CompletionsOnlyMixin
 
@@ -187,6 +188,24 @@ def compare_log_probs(model, family, ways):
 @families
 def test_log_probabilities_and_gradients(family):
     compare_log_probs(tuned(family), family, ["frozen head", "fused head", "checkpointing"])
+
+
+@families
+def test_passes_hold_whole_groups(family):
+    """Two rows a pass, put together from passes with rows of different prompts."""
+    empty, passes = torch.zeros(0, dtype=torch.long), []
+    for groups in ([0, 2], [1, 0], [2, 1]):
+        padded = inputs(family, [*groups, 1], [empty] * 3)  # prompt 1 is the longest
+        rows = {"prompt_ids": padded["input_ids"][:2], "prompt_mask": padded["attention_mask"][:2]}
+        images = inputs(family, groups, [empty] * 2)
+        images = {name: images[name] for name in IMAGE_INPUTS if name in images}
+        passes.append({**rows, **images, "num_images": [1 + group % 2 for group in groups]})
+    for group, rows in zip([0, 2, 1], whole_groups(passes), strict=True):
+        expected = inputs(family, [group] * 2, [empty] * 2)
+        got = [ids[real.bool()] for ids, real in zip(rows["prompt_ids"], rows["prompt_mask"])]
+        assert torch.equal(torch.stack(got), expected["input_ids"])
+        assert rows["num_images"] == [1 + group % 2] * 2
+        assert all(torch.equal(rows[name], expected[name]) for name in IMAGE_INPUTS if name in expected)
 
 
 class PlainSft:

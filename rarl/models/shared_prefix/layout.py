@@ -22,12 +22,12 @@ class Prefix:
     ids: torch.Tensor
     """(tokens,)"""
     pixels: torch.Tensor | None
-    """(patches of all its images, patch size)"""
+    """(patches of all its images, patch size); without a grid as in `group_by_prefix`, of its images or of one row"""
     grid: torch.Tensor | None
-    """(images, 3); None for models whose images all have one size"""
+    """(images, 3), or None for models without"""
     rows: list[int] = field(default_factory=list)
     pixel_mask: torch.Tensor | None = None
-    """As `pixels` without channels, where images have padding (Idefics3, SmolVLM)"""
+    """(1, tiles, height, width), False for padding of images (Idefics3, SmolVLM)"""
 
     def positions(self, backbone) -> torch.Tensor:
         """M-RoPE positions, (3, tokens), or those of models without M-RoPE, (1, tokens)."""
