@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from ipaddress import IPv6Address
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -17,9 +18,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ruamel.yaml import YAML, YAMLError
 
 from rarl.errors import UserError
-from rarl.registry import BENCHMARKS, JUDGE_KINDS, MODELS, REWARDS, SOURCES
+from rarl.registry import BENCHMARKS, JUDGE_KINDS, MODELS, REWARDS, RIVAL_COLOURS, SOURCES
+from rarl.registry import Model as EvaluatedModel
 
-#: `base_url` of a judge: a host name or an IP address, a port, a path.
+#: `base_url` of a judge or rival: a host name or an IP address, a port, a path.
 _ADDRESS = re.compile(
     r"https?://(?=[^/]{1,253}(?:/|$))(?:(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?|\[(?P<v6>[0-9a-fA-F:.]+)\])"
     r"(?::(?P<port>\d{1,5}))?(?:/[\w.\-/]*)?",
@@ -347,8 +349,41 @@ class Decoding(Block):
             yield "a vote over several samples needs a temperature above 0"
 
 
-class Judge(Block):
-    """A judge of answers; which keys apply depends on its kind."""
+class Endpoint(Block):
+    """A language model at an OpenAI-compatible endpoint, a judge or a rival."""
+
+    base_url: Address | None = None
+    """The URL without `/chat/completions`, such as `http://localhost:11434/v1` (Ollama)."""
+    model: Place | None = None
+    """The model's pinned name at the endpoint."""
+    api_key_env: KeyName | None = None
+    """The NAME of the environment variable that holds the key, never the key; null if none is needed."""
+    consent: bool = False
+    """Whether questions may be sent to this endpoint, to a judge with references and answers, to a rival with images.
+    Required for every host except this machine and private addresses."""
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = 0.0
+    """Ours. Null sends no temperature, for models that do not accept one (OpenAI's o-series)."""
+    concurrency: Annotated[int, Field(gt=0, le=1024)] = 8
+    """Concurrent requests."""
+    requests_per_minute: Positive | None = None
+    """Your account's rate limit; null for none."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """Seconds from sending a request to the last byte of its response."""
+    max_calls: Positive | None = None
+    """Maximum number of recorded calls to this model (`.cache/llm`), over all runs; null for no limit."""
+    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
+    """The same in US dollars; requires both prices."""
+    price_per_million_input: Weight | None = None
+    price_per_million_output: Weight | None = None
+    """US dollars per million tokens; null if free."""
+
+    def _faults(self):
+        if self.max_cost_usd is not None and None in (self.price_per_million_input, self.price_per_million_output):
+            yield "max_cost_usd needs `price_per_million_input` and `price_per_million_output`"
+
+
+class Judge(Endpoint):
+    """A judge of answers; which keys apply depends on its kind. The keys of `Endpoint` are of kind `llm`."""
 
     kind: Literal[tuple(JUDGE_KINDS)]
     """`llm` asks a language model at an OpenAI-compatible endpoint, `local` one on this machine."""
@@ -361,35 +396,12 @@ class Judge(Block):
     """`llm`: the model's pinned name at the endpoint. `local`: a local folder in the hub's layout, or a hub id."""
     max_tokens: Tokens = 256
     """Maximum length of a response in tokens (ours: a sentence and two numbers need about 80)."""
+    response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
+    """`llm`: how to request structured output; if the endpoint refuses one, the next in this list is used."""
     revision: str | None = None
     """`local`: commit of the hub repository; required for a hub id."""
     batch_size: Batch = 8
     """`local`: predictions per batch."""
-
-    base_url: Address | None = None
-    """`llm`: the URL without `/chat/completions`, such as `http://localhost:11434/v1` (Ollama)."""
-    api_key_env: KeyName | None = None
-    """`llm`: the NAME of the environment variable that holds the key, never the key; null if none is needed."""
-    consent: bool = False
-    """`llm`: whether questions, references and answers may be sent to this endpoint. Required for every host except
-    this machine and private addresses."""
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = 0.0
-    """`llm`: ours. Null sends no temperature, for models that do not accept one (OpenAI's o-series)."""
-    response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
-    """`llm`: how to request structured output; if the endpoint refuses one, the next in this list is used."""
-    concurrency: Annotated[int, Field(gt=0, le=1024)] = 8
-    """`llm`: concurrent requests."""
-    requests_per_minute: Positive | None = None
-    """`llm`: your account's rate limit; null for none."""
-    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
-    """`llm`: seconds from sending a request to the last byte of its response."""
-    max_calls: Positive | None = None
-    """`llm`: maximum number of recorded calls to this model (`.cache/llm`), over all runs; null for no limit."""
-    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
-    """`llm`: the same in US dollars; requires both prices."""
-    price_per_million_input: Weight | None = None
-    price_per_million_output: Weight | None = None
-    """`llm`: US dollars per million tokens; null if free."""
 
     rater: Slug | None = None
     """`human`: one rater's name; null for the majority of all raters."""
@@ -399,8 +411,43 @@ class Judge(Block):
     def _faults(self):
         if missing := sorted(key for key in JUDGE_KINDS[self.kind].needs if getattr(self, key) is None):
             yield f"a judge of kind {self.kind} needs {' and '.join(f'`{key}`' for key in missing)}"
-        if self.max_cost_usd is not None and None in (self.price_per_million_input, self.price_per_million_output):
-            yield "max_cost_usd needs `price_per_million_input` and `price_per_million_output`"
+        yield from super()._faults()
+
+
+class Rival(Endpoint):
+    """A model of others that is asked, judged and compared, and never trained (docs/rivals.md).
+
+    Its weights are at `source`, or it is behind an endpoint (`base_url` and `model`, and the other keys of
+    `Endpoint`).
+    """
+
+    label: Annotated[str, Field(min_length=1, max_length=40), _expect(str.isprintable, "printable characters")]
+    """Its name in tables and pages."""
+    source: Place | None = None
+    """`embedded`, a local folder in the hub's layout, or a hub id; the base of the adapter if there is one."""
+    revision: str | None = None
+    """Commit of the hub repository; required for a hub id."""
+    adapter: Place | None = None
+    """A PEFT adapter on `source`: a local folder or a hub id."""
+    adapter_revision: str | None = None
+    """Commit of the adapter's hub repository; required for a hub id."""
+    modes: Annotated[list[Slug], Field(min_length=1), Once] | None = None
+    """The `modes` that it is asked under; null for all."""
+    prompt: Annotated[str, _expect(lambda text: "{question}" in text, "a text with `{question}` in it")] | None = None
+    """Its own prompt, instead of the modes' prompts."""
+    reads: Literal["tags", "boxed", "plain"] = "tags"
+    r"""Where the answer is: in `<answer>` (as ours), in the last `\boxed{}`, or the whole completion."""
+    max_tokens: Tokens | None = None
+    """Maximum length of a completion in tokens; null for `decoding.max_new_tokens`."""
+
+    def _faults(self):
+        if (self.source is None) == (self.base_url is None):
+            yield "either `source` (weights) or `base_url` and `model` (an endpoint)"
+        if self.base_url is not None and self.model is None:
+            yield "an endpoint needs `model`"
+        if self.adapter is not None and self.source is None:
+            yield "`adapter` needs `source`, its base"
+        yield from super()._faults()
 
 
 class Encoder(Block):
@@ -451,7 +498,10 @@ class Params(Block):
     rarl: Method
     encoder: Encoder = Encoder()
     benchmarks: Annotated[list[Literal[BENCHMARKS]], Once] = ["slake", "vqa_rad", "vqa_med", "path_vqa", "cv_bench"]
-    models: Annotated[list[Literal[tuple(MODELS)]], Field(min_length=1), Once]
+    models: Annotated[list[Slug], Field(min_length=1), Once]
+    """The models that are evaluated: `base`, the methods, and rivals."""
+    rival: dict[Slug, Rival] = {}
+    """Definitions of rivals by slug; `models` lists those that are asked."""
     modes: Annotated[list[Slug], Field(min_length=1), Once]
     mode: dict[Slug, Mode]
     """Definitions by slug; `modes` lists those in use. The same for `judge` and `judges`."""
@@ -471,6 +521,7 @@ class Params(Block):
             defined = getattr(self, block)
             for slug in (slug for slug in getattr(self, f"{block}s") if slug not in defined):
                 yield f"{block}s: '{slug}' is not defined under `{block}:` (there: {', '.join(defined)})"
+        yield from self._unusable_rivals()
         if self.own_test in self.benchmarks:
             yield f"benchmarks: '{self.own_test}' is the training source (train.source) and tested as such"
         if self.report.main_judge not in self.judges:
@@ -481,6 +532,17 @@ class Params(Block):
         for key, slugs in used.items():
             for slug in (slug for slug in slugs if slug not in known):
                 yield f"{key}: no prompt file '{slug}.txt' in rarl/prompts (there: {', '.join(sorted(known))})"
+
+    def _unusable_rivals(self) -> Iterator[str]:
+        """Rivals that are not defined, have another model's name, or cannot be compared with the others."""
+        for slug in self.rival.keys() & MODELS.keys():
+            yield f"rival.{slug}: a slug that is no model's own ({', '.join(MODELS)})"
+        for slug in (slug for slug in self.models if slug not in MODELS):
+            if slug not in self.rival:
+                there = ", ".join([*MODELS, *self.rival])
+                yield f"models: '{slug}' is neither a model's own name nor defined under `rival:` (there: {there})"
+            elif self.main_mode not in self.modes_of(slug):
+                yield f"rival.{slug}.modes: '{self.main_mode}' among them: models are compared under it"
 
     def _uneven_batches(self) -> Iterator[str]:
         """Batches that do not split evenly into passes and processes."""
@@ -493,6 +555,24 @@ class Params(Block):
             if per_step % (rows := per_pass * processes):
                 reason = f"{processes} processes with {per_pass} per pass: accelerate.processes, {micro}"
                 yield f"{key}: a multiple of {rows}, not {per_step} ({reason})"
+
+    @property
+    def all_models(self) -> dict[str, EvaluatedModel]:
+        """Label and colour of every model that may be listed; those of the rivals that are listed differ."""
+        order = sorted(self.rival, key=lambda slug: (slug not in self.models, [*self.models, slug].index(slug)))
+        colours = cycle(RIVAL_COLOURS)
+        return MODELS | {slug: EvaluatedModel(self.rival[slug].label, next(colours)) for slug in order}
+
+    @property
+    def main_mode(self) -> str:
+        """The first mode that shows the image: models are compared with one another under it."""
+        shown = [mode for mode in self.modes if mode in self.mode and self.mode[mode].image == "shown"]
+        return (shown or self.modes)[0]
+
+    def modes_of(self, model: str) -> list[str]:
+        """The modes that a model is asked under."""
+        rival = self.rival.get(model)
+        return [mode for mode in self.modes if not rival or rival.modes is None or mode in rival.modes]
 
     @property
     def own_test(self) -> str:

@@ -34,7 +34,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is evaluated; `trained_by` completes "trained by" and is None for the untuned base."""
+    """A model that is evaluated; `trained_by` completes "trained by" and is None for the base and for rivals."""
 
     label: str
     colour: str
@@ -87,6 +87,8 @@ MODELS = {
     "grpo": Model("RL + LoRA", "#3d8fd1", "GRPO with rewards for format, length and accuracy"),
     "rarl": Model("RARL", "#12a07a", "RARL: GRPO with an additional reward for the reasoning, under diverse prompts"),
 }
+#: Colours of rivals, in the order in which `models` lists them.
+RIVAL_COLOURS = ("#c0659b", "#6f58b8", "#a89a00", "#b0442f", "#4fb3c9", "#7a6a55")
 METHODS = tuple(name for name, model in MODELS.items() if model.trained_by)
 
 JUDGE_KINDS = {

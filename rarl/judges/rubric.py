@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rarl.judges.failures import infrastructure_failure, model_failure
-from rarl.judges.journal import TOO_LONG, Answer, Journal, Messages
+from rarl.chat.journal import TOO_LONG, Answer, Journal, Messages
 from rarl.records import Prediction, Sample, Verdict
 
 #: Finds the kept response to a chat, or None.

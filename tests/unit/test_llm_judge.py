@@ -20,7 +20,9 @@ from llm_server import CONTENT, EVERYTHING, Plan, Server, honest, material_of
 from test_judges import a_prediction, a_sample
 
 from rarl.errors import UserError
-from rarl.judges import chat, endpoint, journal, llm, rubric
+from rarl.chat import client, endpoint, journal
+from rarl.chat.remote import is_private
+from rarl.judges import llm, rubric
 from rarl.params import Judge, load_params
 from rarl.records import Verdict, read_records, write_records
 from stages.check import main as check_stage
@@ -264,7 +266,7 @@ def test_an_answer_that_steers_stays_a_string(text):
 
 def test_everything_that_goes_wrong_at_once(monkeypatch):
     """Nothing is lost, every verdict is right or unscored with its reason, and no reply is asked for again."""
-    monkeypatch.setattr(chat, "ATTEMPTS", 3)
+    monkeypatch.setattr(client, "ATTEMPTS", 3)
     count = 400
     plan = Plan(EVERYTHING.faults, EVERYTHING.always, retry_after="0")
     with Server(plan) as server:
@@ -379,7 +381,7 @@ def test_the_wait_is_kept(fault, least):
 
 def test_too_many_requests_do_not_use_up_the_tries(monkeypatch):
     """A limit of the server's that nobody told us: every question gets its reply in the end."""
-    monkeypatch.setattr(chat, "ATTEMPTS", 1)
+    monkeypatch.setattr(client, "ATTEMPTS", 1)
     with Server(Plan(per_second=60, retry_after="0.05")) as server:
         verdicts = judged(server, 100, concurrency=32)
     assert Counter(call["fault"] for call in server.calls)["over_limit"] > 20
@@ -402,7 +404,7 @@ def test_a_wait_that_has_passed_is_no_leave_to_knock_without_pause(monkeypatch, 
         pauses.append(seconds)
 
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 1.0)
-    monkeypatch.setattr(chat.Client, "_sleep", noted)
+    monkeypatch.setattr(client.Client, "_sleep", noted)
     calls = iter(range(10**6))
     with Server(Plan(faults={"limited_seconds": 1.0}, retry_after=past)) as server:
         server.let_in = lambda now: next(calls) >= 6  # six times "too many requests" by `over_limit`
@@ -545,7 +547,7 @@ def test_nobody_at_the_address():
 
 
 def test_an_endpoint_that_fails_every_time_is_given_up(monkeypatch):
-    monkeypatch.setattr(chat, "ATTEMPTS", 2)
+    monkeypatch.setattr(client, "ATTEMPTS", 2)
     with Server(Plan(status=(503, "down"))) as server, pytest.raises(UserError) as raised:
         judged(server, 100, concurrency=4)
     assert "20 predictions in a row without a response" in raised.value.format_message()
@@ -585,7 +587,7 @@ def test_another_model_s_answer_is_not_taken():
     ],
 )
 def test_which_names_are_one_model_s(asked, answered, same):
-    assert chat.same_model(asked, answered) is same
+    assert client.same_model(asked, answered) is same
 
 
 # Money ----------------------------------------------------------------------------------------------
@@ -610,7 +612,7 @@ def test_an_estimate_over_the_limit_asks_nothing(limit):
 
 def test_spending_stops_at_the_limit_and_keeps_what_was_paid_for(monkeypatch):
     """The server bills more than the estimate; what was answered is not asked for again."""
-    monkeypatch.setattr(chat, "USUAL_RESPONSE", 1)
+    monkeypatch.setattr(client, "USUAL_RESPONSE", 1)
     limit = {"max_cost_usd": 7.0, "max_tokens": 60, **PRICES}
     with Server() as server:
         with pytest.raises(UserError, match="max_cost_usd") as raised:
@@ -678,7 +680,7 @@ def test_a_call_that_was_lost_counts():
 )
 def test_whose_address_it_is(url, private):
     settings = Judge(kind="llm", base_url=url, model="m")
-    assert llm.is_private(url) is private
+    assert is_private(url) is private
     if private:
         llm.check("near", settings)
     else:
@@ -966,7 +968,7 @@ def test_the_stage_judges_all_sets_in_one_go_and_again_from_what_is_kept():
 
 
 def test_a_failure_is_not_kept_for_ever(monkeypatch):
-    monkeypatch.setattr(chat, "ATTEMPTS", 1)
+    monkeypatch.setattr(client, "ATTEMPTS", 1)
     with Server(Plan(always={"error_500": 0.3})) as server:
         a_project(server.url, 10)
         said = CliRunner().invoke(main, STAGE).output
@@ -1013,7 +1015,7 @@ def test_nothing_is_asked_twice_after_a_kill(how):
         said = second.communicate(timeout=60)[0]
         assert second.returncode == 0, said
     settings = load_params().judge["tiny"]
-    asked_again = [chat.key_for(settings, call["messages"]) for call in server.calls[calls:]]
+    asked_again = [llm.key_for(settings, call["messages"]) for call in server.calls[calls:]]
     assert not on_disk & set(asked_again)
     assert max(Counter(asked_again).values()) == 1
     verdicts = verdicts_written()

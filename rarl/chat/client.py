@@ -1,4 +1,4 @@
-"""Asks a chat model at an endpoint about many predictions, within a budget, and keeps every response.
+"""Asks a chat model at an endpoint many questions, within a budget, and keeps every response.
 
 Several requests run at once, evenly spaced under a rate limit. Failures that may pass (429, 5xx, a timeout, a broken
 connection, a body that is no chat completion) are retried, after the pause that the endpoint asks for or after
@@ -13,25 +13,28 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import click
 from tqdm import tqdm
 
+from rarl.chat import endpoint
+from rarl.chat.endpoint import Endpoint, NoResponse, Retry
+from rarl.chat.journal import TOO_LONG, Answer, Journal, Messages, cost
+from rarl.chat.remote import Remote
 from rarl.errors import UserError
-from rarl.judges import endpoint, rubric
-from rarl.judges.endpoint import Endpoint, NoResponse, Retry, address
-from rarl.judges.journal import TOO_LONG, Answer, Journal, cost, key_of
-from rarl.params import Judge
 
 #: Attempts for one chat, not counting those that met the rate limit, and the longest pause in seconds.
 ATTEMPTS, LONGEST_PAUSE = 5, 60.0
 #: Seconds after which a chat gives up while the endpoint answers "too many requests".
 PATIENCE = 600.0
-#: Predictions in a row without a response, after which the endpoint counts as broken.
+#: Questions in a row without a response, after which the endpoint counts as broken.
 GIVE_UP = 20
 #: For estimates: bytes of UTF-8 per token, and tokens of a usual response.
 BYTES_PER_TOKEN, USUAL_RESPONSE = 4, 80
+#: The same for an image, about: 512 to 1,100 of Qwen2.5-VL, GPT-4o and Gemini for 512 x 512 pixels.
+IMAGE_TOKENS = 1000
 
 VERSION = re.compile(r"[-:@](latest|v?\d[\w.-]*)")
 
@@ -40,53 +43,59 @@ class Stopped(Exception):
     """The run is ending."""
 
 
-def key_for(settings: Judge, messages: rubric.Messages) -> str:
-    """Key of one response: everything that determines it, and nothing else (no API key, no rate limit)."""
-    return key_of(
-        endpoint=address(settings),
-        model=settings.model,
-        temperature=settings.temperature,
-        max_tokens=settings.max_tokens,
-        response_format=settings.response_format,
-        messages=messages,
-    )
+Case = TypeVar("Case")
 
 
-def tokens(messages: rubric.Messages) -> int:
-    """Estimate the tokens of a chat."""
-    size = sum(len(message["content"].encode()) for message in messages)
-    return size // BYTES_PER_TOKEN + 10
+def tokens(messages: Messages) -> int:
+    """Estimate the tokens of a chat.
+
+    >>> tokens([{"role": "user", "content": "Is this normal? " * 10}])
+    50
+    """
+    contents = [message["content"] for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    texts = [content for content in contents if isinstance(content, str)] + [part.get("text", "") for part in parts]
+    images = sum(part["type"] == "image_url" for part in parts)
+    return sum(len(text.encode()) for text in texts) // BYTES_PER_TOKEN + 10 + images * IMAGE_TOKENS
 
 
-class Client:
-    """One run over the cases of one judge: concurrency, rate limit, budget and retries.
+class Client(Generic[Case]):
+    """One run over the cases of one model: concurrency, rate limit, budget and retries.
 
     Args:
-        name: the judge's slug, for messages.
-        settings: the judge's block in `params.yaml`.
-        secret: the API key, or None.
-        private: whether the endpoint is on this machine or network; then no proxy is used.
+        remote: the model.
         journal: where responses are kept.
+        pending: gives the chat that a case still needs a response to; None if the journal has all.
+        most_tokens: the token limit of a response.
+        schema: JSON schema of the responses; None for free text.
     """
 
-    def __init__(self, name: str, settings: Judge, secret: str | None, private: bool, journal: Journal):
-        self.name, self.settings, self.journal = name, settings, journal
-        self.endpoint = Endpoint(name, settings, secret, private)
-        self.error, self.clean = self.endpoint.error, self.endpoint.clean
-        self.failures: dict[str, str] = {}
+    def __init__(
+        self,
+        remote: Remote,
+        journal: Journal,
+        pending: Callable[[Case], Messages | None],
+        most_tokens: int,
+        schema: dict | None = None,
+    ):
+        self.remote, self.settings, self.journal, self.pending = remote, remote.settings, journal, pending
+        self.most_tokens = most_tokens
+        self.endpoint = Endpoint(remote, most_tokens, schema)
+        self.error, self.clean = remote.error, self.endpoint.clean
+        self.failures: dict[int, str] = {}
         self.failed_in_a_row = 0
         self.next_start = 0.0
         # On record, and what the running requests may add at most.
-        self.calls, self.spent = journal.calls, journal.cost(settings)
+        self.calls, self.spent = journal.calls, journal.cost(remote.settings)
         self.calls_ahead, self.cost_ahead = 0, 0.0
         self.ended_by: BaseException | None = None
         self.ending = asyncio.Event()
 
-    async def run(self, cases: Sequence[rubric.Case]) -> dict[str, str]:
+    async def run(self, cases: Sequence[Case]) -> dict[int, str]:
         """Ask until the journal has the responses to every case.
 
         Returns:
-            Key of a case's first chat -> why it got no response, for those that got none.
+            Number of a case -> why it got no response, for those that got none.
 
         Raises:
             UserError: the endpoint cannot or must not be asked any more. The responses so far are kept.
@@ -94,8 +103,8 @@ class Client:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
             loop.add_signal_handler(signal.SIGINT, self._interrupt, loop)
-        waiting = iter(cases)
-        with tqdm(total=len(cases), desc=f"judge {self.name}", unit="", disable=None) as bar:
+        waiting = iter(enumerate(cases))
+        with tqdm(total=len(cases), desc=self.remote.title, unit="", disable=None) as bar:
             async with self.endpoint.sdk, asyncio.TaskGroup() as group:
                 for _ in range(min(self.settings.concurrency, len(cases))):
                     group.create_task(self._work(waiting, bar))
@@ -112,36 +121,36 @@ class Client:
         self.ended_by = self.ended_by or error
         self.ending.set()
 
-    async def _work(self, waiting: Iterator[rubric.Case], bar: tqdm) -> None:
-        for case in waiting:
+    async def _work(self, waiting: Iterator[tuple[int, Case]], bar: tqdm) -> None:
+        for number, case in waiting:
             try:
-                await self._settle(case)
+                await self._settle(number, case)
             except (UserError, OSError) as error:  # OSError: the response cannot be written to the disk
                 self._end(error)
             except Stopped:
                 return
             bar.update()
 
-    async def _settle(self, case: rubric.Case) -> None:
+    async def _settle(self, number: int, case: Case) -> None:
         """Ask about one case until nothing is left to ask."""
         for _ in range(2):  # the question and at most one repair: never a loop that costs money
-            if not isinstance(messages := rubric.outcome(case, self.journal.known), list):
+            if (messages := self.pending(case)) is None:
                 return
             try:
                 await self._ask(messages)
                 self.failed_in_a_row = 0
             except NoResponse as error:
-                self.failures[self.journal.key_for(case.messages)] = str(error)
+                self.failures[number] = str(error)
                 self.failed_in_a_row += 1
                 if self.failed_in_a_row >= GIVE_UP:
                     raise self.error(
-                        f"{GIVE_UP} predictions in a row without a response, the last one: {error}",
+                        f"{GIVE_UP} {self.remote.role.unit} in a row without a response, the last one: {error}",
                         "an endpoint that answers",
                         "look at the endpoint's state, then run the same command again; the responses so far are kept",
                     ) from None
                 return
 
-    async def _ask(self, messages: rubric.Messages) -> None:
+    async def _ask(self, messages: Messages) -> None:
         """Get the response to one chat into the journal, with retries.
 
         Raises:
@@ -177,9 +186,9 @@ class Client:
         if self.ending.is_set():
             raise Stopped
 
-    async def _attempt(self, messages: rubric.Messages) -> None:
+    async def _attempt(self, messages: Messages) -> None:
         await self._wait_for_start()
-        worst = cost(self.settings, 2 * tokens(messages), self.settings.max_tokens)
+        worst = cost(self.settings, 2 * tokens(messages), self.most_tokens)
         self._check_budget(worst)
         self.calls_ahead += 1
         self.cost_ahead += worst
@@ -197,8 +206,8 @@ class Client:
         if not same:
             raise self.error(
                 f"asked {self.settings.model}, and {answer.model} answered",
-                "responses of the model that this judge is defined by",
-                f"define {answer.model} as a judge of its own, or name it in {self.endpoint.where}.model; "
+                f"responses of the model that this {self.remote.role.block} is defined by",
+                f"define {answer.model} as a {self.remote.role.block} of its own, or name it in {self.remote.key}.model; "
                 "one model never replaces another silently",
             )
 
@@ -223,14 +232,14 @@ class Client:
         raise self.error(
             found,
             f"at most {most} ({key})",
-            f"raise {self.endpoint.where}.{key} to go on; the responses so far are kept in {self.journal.path}",
+            f"raise {self.remote.key}.{key} to go on; the responses so far are kept in {self.journal.path}",
         )
 
-    def _read(self, content: bytes | None, messages: rubric.Messages) -> Answer:
+    def _read(self, content: bytes | None, messages: Messages) -> Answer:
         """The journal's entry for the body of a successful response, whatever the model wrote in it."""
         key, sent = self.journal.key_for(messages), tokens(messages)
         if content is None:
-            return Answer(key=key, text=TOO_LONG, input_tokens=sent, output_tokens=self.settings.max_tokens)
+            return Answer(key=key, text=TOO_LONG, input_tokens=sent, output_tokens=self.most_tokens)
         try:
             # Not parsed by the SDK, which builds its objects from whatever an endpoint sends.
             body = json.loads(content)

@@ -1,6 +1,6 @@
 """One request to an OpenAI-compatible endpoint through the `openai` SDK, and what each failure means.
 
-The SDK builds the request and types the errors. Retries stay in `chat`: the SDK's would neither count against the
+The SDK builds the request and types the errors. Retries stay in `client`: the SDK's would neither count against the
 budget nor record what they may have cost, and they ignore a `Retry-After` of more than a minute, Gemini's `retryDelay`
 and Ctrl-C. `BoundedClient` is ours too, because the SDK reads a body to its end, however long it is.
 
@@ -13,7 +13,6 @@ import re
 import time
 import zlib
 from email.utils import parsedate_to_datetime
-from functools import partial
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -21,9 +20,10 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, Omit
 from tqdm import tqdm
 
+from rarl.chat.journal import Messages
+from rarl.chat.remote import Remote, is_private
 from rarl.errors import UserError
-from rarl.judges import rubric
-from rarl.params import Judge
+from rarl.params import Endpoint as Settings
 
 #: Seconds of pause before the second attempt.
 FIRST_PAUSE = 1.0
@@ -38,6 +38,11 @@ FORMATS = ("json_schema", "json_object", "text")
 FORMAT_REFUSED = re.compile(
     r"response_format|json_schema|json_object|json mode|structured|guided|grammar|schema", re.I
 )
+#: How a server says that a model, or its format of messages, has no images, and with which status.
+IMAGES_REFUSED = re.compile(
+    r"image|vision|multi-?modal|mmproj|valid string|must be a string|expected a string|unmarshal array", re.I
+)
+IMAGE_STATUS = (400, 404, 415, 422, 500, 501)
 RETIRED = re.compile(r"deprecated|decommission|retired|discontinued|shut down|no longer|end of life|sunset", re.I)
 #: Request headers that are sent. The SDK's others describe this machine or come from `OPENAI_*` variables.
 HEADERS = set(b"accept accept-encoding authorization connection content-length content-type host user-agent".split())
@@ -103,21 +108,25 @@ class BoundedClient(httpx2.AsyncClient):
 
 
 class Endpoint:
-    """The endpoint of one judge; `sdk` is to be closed.
+    """The endpoint of one model; `sdk` is to be closed.
+
+    Args:
+        remote: the model.
+        most_tokens: the token limit of a response.
+        schema: JSON schema of the responses; None for free text.
 
     Attributes:
         format: the structured output that is asked for, lowered when the endpoint refuses it.
         limit: the name of the token limit; OpenAI's reasoning models take only `max_completion_tokens`.
-        error: makes a `UserError` about this judge from what was found, what was expected and what to do.
     """
 
-    def __init__(self, name: str, settings: Judge, secret: str | None, private: bool):
-        self.name, self.settings = name, settings
-        self.where = f"judge.{name}"
+    def __init__(self, remote: Remote, most_tokens: int, schema: dict | None = None):
+        self.remote, self.settings, self.most_tokens, self.schema = remote, remote.settings, most_tokens, schema
+        settings, secret, private = remote.settings, remote.secret(), is_private(remote.settings.base_url)
+        self.where, self.error = remote.key, remote.error
         self.host = urlsplit(settings.base_url).hostname
-        self.error = partial(UserError, self.where)
-        self.format, self.limit = settings.response_format, "max_tokens"
-        self.reached, self.attempts = False, 0
+        self.format, self.limit = settings.response_format if schema else "text", "max_tokens"
+        self.reached, self.answered, self.attempts = False, False, 0
         self.key = spellings(secret) if secret and len(secret) >= 8 else None
         # The SDK would replace an absent key by `OPENAI_API_KEY`, which is another host's.
         self.headers = {"Authorization": f"Bearer {secret}" if secret else Omit(), "Accept-Encoding": "gzip"}
@@ -130,7 +139,7 @@ class Endpoint:
             http_client=BoundedClient(trust_env=not private, timeout=None, limits=limits),
         )
 
-    async def post(self, messages: rubric.Messages) -> bytes | None:
+    async def post(self, messages: Messages) -> bytes | None:
         """Send one chat.
 
         Returns:
@@ -141,13 +150,13 @@ class Endpoint:
             NoResponse: the endpoint refuses this chat.
             UserError: the endpoint cannot or must not be asked any more.
         """
-        body = {"model": self.settings.model, "messages": messages, self.limit: self.settings.max_tokens}
+        body = {"model": self.settings.model, "messages": messages, self.limit: self.most_tokens}
         if self.settings.temperature is not None:
             body["temperature"] = self.settings.temperature
         if (used := self.format) != "text":
             body["response_format"] = {"type": used}
         if used == "json_schema":
-            body["response_format"][used] = {"name": "verdict", "strict": True, "schema": rubric.SCHEMA}
+            body["response_format"][used] = {"name": "verdict", "strict": True, "schema": self.schema}
         try:
             async with asyncio.timeout(self.settings.timeout_s):
                 create = self.sdk.chat.completions.with_raw_response.create
@@ -160,8 +169,8 @@ class Endpoint:
             content = None
         except APIStatusError as error:
             self.reached = True
-            self._refused(error, used)
-        self.reached = True
+            self._refused(error, used, has_images(messages))
+        self.reached = self.answered = True
         return content
 
     def _not_connected(self, cause: BaseException | None) -> NoReturn:
@@ -176,10 +185,22 @@ class Endpoint:
             f"start the server, or correct {self.where}.base_url",
         ) from None
 
-    def _refused(self, error: APIStatusError, used: str) -> NoReturn:
-        """Raise what a status other than 2xx means; `used` is the structured output that was asked for."""
+    def _refused(self, error: APIStatusError, used: str, images: bool) -> NoReturn:
+        """Raise what a status other than 2xx means.
+
+        Args:
+            error: the status and its body.
+            used: the structured output that was asked for.
+            images: whether the chat has images.
+        """
         status, (code, message) = error.status_code, error_in(error.body)
         detail = f"HTTP {status}: {self.clean(message) or 'no message'}"
+        if images and not self.answered and status in IMAGE_STATUS and IMAGES_REFUSED.search(message.replace(self.settings.model, "")):
+            raise self.error(
+                f"{self.host} takes no images for {self.settings.model} ({detail})",
+                "a vision-language model",
+                f"name one in {self.where}.model, or load its vision part (llama.cpp: --mmproj)",
+            ) from None
         if fatal := self._fatal(status, f"{code} {message}", detail):
             raise fatal from None
         if status in (408, 409, 425, 429) or status >= 500:
@@ -198,7 +219,7 @@ class Endpoint:
 
     def _fatal(self, status: int, text: str, detail: str) -> UserError | None:
         """The error for a status after which no request can succeed; None for the others."""
-        model, variable = self.settings.model, self.settings.api_key_env
+        model, variable, role = self.settings.model, self.settings.api_key_env, self.remote.role
         if status in (401, 403):
             # Without the endpoint's message: some repeat the key, or a part of it.
             found = f"{self.host} refuses the key (HTTP {status})"
@@ -223,10 +244,10 @@ class Endpoint:
         if gone or (400 <= status < 500 and status != 429 and RETIRED.search(text)):
             return self.error(
                 f"{self.host} does not serve {model} ({detail})",
-                "the model that this judge is defined by",
-                f"if its provider has retired it, it can rate nothing more: remove `{self.name}` from `judges`. A "
-                "successor needs a slug of its own under `judge:`, as its scores do not compare; it is never used "
-                "silently instead. A model of your own server may still have to be loaded",
+                f"the model that this {role.block} is defined by",
+                f"if its provider has retired it, it can {role.task} nothing more: remove `{self.remote.name}` from "
+                f"`{role.listed}`. A successor needs a slug of its own under `{role.block}:`, as its scores do not "
+                "compare; it is never used silently instead. A model of your own server may still have to be loaded",
             )
         if status == 404:
             return self.error(
@@ -261,7 +282,13 @@ class Endpoint:
         return found if limit is None else " ".join(found.split())[:limit]
 
 
-def address(settings: Judge) -> str:
+def has_images(messages: Messages) -> bool:
+    """Whether a chat has an image."""
+    parts = (part for message in messages if isinstance(message["content"], list) for part in message["content"])
+    return any(part["type"] == "image_url" for part in parts)
+
+
+def address(settings: Settings) -> str:
     """The base URL without a slash at its end."""
     return settings.base_url.rstrip("/")
 

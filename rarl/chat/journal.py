@@ -19,8 +19,9 @@ from pathlib import Path
 import click
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-#: A chat: `{"role": "user" or "assistant", "content": text}` for each message.
-Messages = list[dict[str, str]]
+#: A chat: `{"role": "user" or "assistant", "content": text}` for each message. With images, the content is a list of
+#: parts: `{"type": "text", "text": ...}` and `{"type": "image_url", "image_url": {"url": "data:..."}}`.
+Messages = list[dict[str, str | list]]
 #: Environment variable with another folder than `.cache/llm`, which several working copies can share.
 FOLDER = "RARL_LLM_CACHE"
 #: Text of a response that was too long to be read. Existing journals have it.
@@ -68,7 +69,7 @@ def key_of(**depends: object) -> str:
 
 
 def cost(prices, input_tokens: float, output_tokens: float) -> float:
-    """US dollars at the prices of a `params.Judge`; 0 if none are set."""
+    """US dollars at the prices of a `params.Endpoint`; 0 if none are set."""
     of_input, of_output = prices.price_per_million_input, prices.price_per_million_output
     return (input_tokens * (of_input or 0) + output_tokens * (of_output or 0)) / 1e6
 
@@ -132,7 +133,7 @@ class Journal:
             self._answers[answer.key] = answer
 
     def cost(self, prices) -> float:
-        """US dollars on record at the prices of a `params.Judge`; 0 if none are set."""
+        """US dollars on record at the prices of a `params.Endpoint`; 0 if none are set."""
         return cost(prices, self.input_tokens, self.output_tokens)
 
     def known(self, messages: Messages) -> Answer | None:
