@@ -7,13 +7,13 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from rarl.answers.completion import read_completion
 from rarl.answers.exact import equals, kind_of
 from rarl.cache import answered
+from rarl.forms import read
 from rarl.models.generation import Request, Response, ask, in_batches
 from rarl.models.loading import Loaded
-from rarl.params import Decoding, Mode
-from rarl.prompts import render
+from rarl.params import Decoding, Mode, Rival
+from rarl.prompts import template
 from rarl.records import Prediction, Sample, image_file
 
 
@@ -26,21 +26,20 @@ def predict(
     seed: int,
     scratch: Path,
     advance: Callable[[int], None] = lambda questions: None,
+    rival: Rival | None = None,
 ) -> list[Prediction]:
     """One prediction per sample, in the samples' order.
 
     Finished batches are appended to the file `scratch` and not asked again. Where several processes run, each has a
     file of its own beside it, and takes every n-th batch. After each batch, `advance` is called with the number of its
-    questions. `root` is the folder of the images; `seed` is that of sampled completions and of shuffled images.
+    questions. `root` is the folder of the images; `seed` is that of sampled completions and of shuffled images. A
+    `rival` may have its own prompt, and its own form of answers.
     """
     processes = PartialState(cpu=loaded.device.type == "cpu")
     mine = scratch if processes.is_main_process else scratch.with_suffix(f".{processes.process_index}.jsonl")
-    images = shuffled(samples, seed) if mode.image == "shuffled" else [sample.image for sample in samples]
     by_id = {sample.id: sample for sample in samples}
-    requests = [
-        Request(sample.id, render(mode.prompt, sample.question), image_file(root, image), mode.image == "blank")
-        for sample, image in zip(samples, images)
-    ]
+    requests = requests_for(samples, root, mode, seed, rival and rival.prompt)
+    reads = rival.reads if rival else "tags"
     done = {id: record for id, record in answered(scratch).items() if record.error is None}
     processes.wait_for_everyone()  # nobody writes before all have read
     scratch.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ def predict(
                 for number in range(decoding.samples):
                     own_seed = f"{seed} {number}" if number else seed
                     for response in ask(loaded, batch, decoding.max_new_tokens, decoding.temperature, own_seed):
-                        given.setdefault(response.id, []).append(to_prediction(response))
+                        given.setdefault(response.id, []).append(to_prediction(response, reads))
                 records = [vote(votes, by_id[id].question, by_id[id].choices) for id, votes in given.items()]
                 done |= {record.id: record for record in records}
                 file.write("".join(record.model_dump_json() + "\n" for record in records))
@@ -65,9 +64,23 @@ def predict(
     return [done[sample.id] for sample in samples]
 
 
-def to_prediction(response: Response) -> Prediction:
-    """A model's completion as a record, with its parts."""
-    think, answer = read_completion(response.text)
+def requests_for(
+    samples: list[Sample], root: Path, mode: Mode, seed: int, prompt: str | None = None
+) -> list[Request]:
+    """One request per sample under a mode; `prompt` replaces the mode's prompt."""
+    images = shuffled(samples, seed) if mode.image == "shuffled" else [sample.image for sample in samples]
+    text = prompt or template(mode.prompt)
+    return [
+        Request(
+            sample.id, text.replace("{question}", sample.question), image_file(root, image), mode.image == "blank"
+        )
+        for sample, image in zip(samples, images)
+    ]
+
+
+def to_prediction(response: Response, reads: str = "tags") -> Prediction:
+    """A model's completion as a record, with its parts; `reads` is the form of its answers (`rarl/forms.py`)."""
+    think, answer = read(response.text, reads)
     rest = {"tokens": response.tokens, "truncated": response.truncated, "error": response.error}
     return Prediction(id=response.id, completion=response.text, think=think, answer=answer, **rest)
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from rarl.params import Params
-from rarl.registry import BENCHMARKS, MODELS
+from rarl.registry import BENCHMARKS
 
 
 def remove_leftovers(params: Params) -> list[Path]:
@@ -18,9 +18,8 @@ def remove_leftovers(params: Params) -> list[Path]:
     for name in set(BENCHMARKS) - set(params.benchmarks):
         paths += [Path(f"data/benchmarks/{name}.jsonl"), Path(f"data/benchmarks/pictures/{name}")]
         paths += [Path(f"metrics/benchmark/{name}.json")]
-    for model in set(MODELS) - set(params.models):
-        paths += [Path(f"data/predictions/{model}"), Path(f"data/verdicts/{model}")]
-        paths += [Path(f"metrics/scores/{model}.json"), Path(f"metrics/breakdown/{model}.csv")]
+    for pattern in ("data/predictions/[a-z]*", "data/verdicts/[a-z]*", "metrics/scores/*.json", "metrics/breakdown/*.csv"):
+        paths += [path for path in Path().glob(pattern) if path.stem not in params.models]
     judged = [path for model in params.models for path in Path(f"data/verdicts/{model}").glob("*")]
     paths += [path for path in judged if path.name not in params.judges]
     paths = sorted(path for path in paths if path.exists())

@@ -47,6 +47,7 @@ def check(params: Params) -> None:
     click.echo(f"  base      {check_base(params)}")
     check_encoder(params)
     check_judges(params)
+    check_rivals(params)
     device = check_device(params)
     click.echo(f"  machine   {check_resources(params, device)}")
     check_portable(params)
@@ -328,6 +329,14 @@ def check_judges(params: Params) -> None:
             from rarl.judges import llm, local
 
             {"llm": llm, "local": local}[settings.kind].check(slug, settings)
+
+
+def check_rivals(params: Params) -> None:
+    """Look for what the listed rivals need; nothing is sent, loaded or downloaded."""
+    from rarl import rivals
+
+    for slug in (slug for slug in params.models if slug in params.rival):
+        rivals.check(slug, params.rival[slug])
 
 
 def check_portable(params: Params) -> None:

@@ -15,7 +15,8 @@ from rarl.predictions import infer
 @click.option("--model", required=True, help="Name of a folder below data/models.")
 def main(params, model):
     """Ask one model every question of every test set, under each mode."""
-    if not on_several_processes(params, "stages.infer", ["--model", model]):
+    at_endpoint = model in params.rival and params.rival[model].base_url
+    if at_endpoint or not on_several_processes(params, "stages.infer", ["--model", model]):
         infer(model, params)
 
 

@@ -138,7 +138,11 @@ class Journal:
 
     def known(self, messages: Messages) -> Answer | None:
         """The response to a chat, or None."""
-        return self._answers.get(self.key_for(messages))
+        return self.get(self.key_for(messages))
+
+    def get(self, key: str) -> Answer | None:
+        """The response of a key, or None."""
+        return self._answers.get(key)
 
     def add(self, answer: Answer) -> None:
         """Write a response to disk, then count it. Thread-safe.

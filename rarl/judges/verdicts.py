@@ -41,7 +41,7 @@ def judge_model(params: Params, name: str, model: str) -> None:
     kind = params.judge[name].kind
     asked = ask_once(params, name, model) if JUDGE_KINDS[kind].asks else {}
     new = judge_together(params, name, model) if kind == "semantic" else set()
-    for mode in params.modes:
+    for mode in params.modes_of(model):
         judge_mode(params, name, model, mode, params.sets_of(mode), asked, new)
 
 
@@ -74,7 +74,7 @@ def left_to_judge(
     """Map (model, mode, set) to the file that lacks in the cache, and to the files that its verdicts are made of."""
     left = {}
     for model in models:
-        for mode in params.modes:
+        for mode in params.modes_of(model):
             for test_set in params.sets_of(mode):
                 files = inputs(params, model, mode, test_set, predictions)
                 if all(file.is_file() for file in files):
@@ -143,7 +143,7 @@ def ask_once(params: Params, name: str, model: str) -> dict[tuple[str, str], lis
 
     Its estimate and limits then apply to the whole stage, and a question that is in two sets is asked once.
     """
-    places = [(mode, test_set) for mode in params.modes for test_set in params.sets_of(mode)]
+    places = [(mode, test_set) for mode in params.modes_of(model) for test_set in params.sets_of(mode)]
     pairs = [read_pair(*inputs(params, model, *place)) for place in places]
     samples, predictions = (list(chain.from_iterable(column)) for column in zip(*pairs))
     verdicts = iter(judged(params, name, samples, predictions))
