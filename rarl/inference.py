@@ -64,16 +64,12 @@ def predict(
     return [done[sample.id] for sample in samples]
 
 
-def requests_for(
-    samples: list[Sample], root: Path, mode: Mode, seed: int, prompt: str | None = None
-) -> list[Request]:
+def requests_for(samples: list[Sample], root: Path, mode: Mode, seed: int, prompt: str | None = None) -> list[Request]:
     """One request per sample under a mode; `prompt` replaces the mode's prompt."""
     images = shuffled(samples, seed) if mode.image == "shuffled" else [sample.image for sample in samples]
     text = prompt or template(mode.prompt)
     return [
-        Request(
-            sample.id, text.replace("{question}", sample.question), image_file(root, image), mode.image == "blank"
-        )
+        Request(sample.id, text.replace("{question}", sample.question), image_file(root, image), mode.image == "blank")
         for sample, image in zip(samples, images)
     ]
 

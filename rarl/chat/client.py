@@ -207,8 +207,8 @@ class Client(Generic[Case]):
             raise self.error(
                 f"asked {self.settings.model}, and {answer.model} answered",
                 f"responses of the model that this {self.remote.role.block} is defined by",
-                f"define {answer.model} as a {self.remote.role.block} of its own, or name it in {self.remote.key}.model; "
-                "one model never replaces another silently",
+                f"define {answer.model} as a {self.remote.role.block} of its own, or name it in "
+                f"{self.remote.key}.model; one model never replaces another silently",
             )
 
     async def _record(self, answer: Answer) -> None:

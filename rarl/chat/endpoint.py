@@ -195,7 +195,8 @@ class Endpoint:
         """
         status, (code, message) = error.status_code, error_in(error.body)
         detail = f"HTTP {status}: {self.clean(message) or 'no message'}"
-        if images and not self.answered and status in IMAGE_STATUS and IMAGES_REFUSED.search(message.replace(self.settings.model, "")):
+        without_images = IMAGES_REFUSED.search(message.replace(self.settings.model, ""))
+        if images and without_images and not self.answered and status in IMAGE_STATUS:
             raise self.error(
                 f"{self.host} takes no images for {self.settings.model} ({detail})",
                 "a vision-language model",

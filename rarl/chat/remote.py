@@ -106,7 +106,7 @@ class Remote:
         if not re.fullmatch(r"[!-~]+", found):
             raise UserError(
                 f"{self.key}.api_key_env = {variable}",
-                "no such environment variable" if not found else "blanks or special characters in the variable's value",
+                "blanks or special characters in its value" if found else "no such environment variable",
                 "the endpoint's key in the environment; it is in no file",
                 f"`export {variable}=...` in the shell of `dvc repro`, or remove `{self.name}` from "
                 f"`{self.role.listed}`",

@@ -13,6 +13,7 @@ from rarl.experiments.designs import PARAMS, Combination, Design, key_of
 from rarl.experiments.power import detectable
 from rarl.experiments.progress import duration
 from rarl.experiments.revisions import HERE, Experiment, git
+from rarl.registry import METHODS
 from rarl.reporting.tables import SETS
 
 #: Memory of one experiment if no run has measured it, in MiB.
@@ -75,7 +76,7 @@ def smallest(design: Design) -> dict[str, float | None]:
     In the first mode. None if it does not show for one of them, however large it is; empty before a first run.
     """
     found: dict[str, list[float | None]] = {}
-    trained = [model for model in design.workspace.params["models"] if model != "base"]
+    trained = [model for model in design.workspace.params["models"] if model in METHODS]
     models = [model for model in trained if f"score@{model}" in reached(design)]
     for line in detectable(design.workspace, design.seeds, models or None):
         if line["mode"] == design.workspace.params["modes"][0]:

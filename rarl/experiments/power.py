@@ -13,6 +13,7 @@ from statistics import fmean
 
 from rarl.experiments.runs import cells, finals, main_judge, questions, seed_spread
 from rarl.records import verdicts_file
+from rarl.registry import METHODS, MODELS
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import Images, design_effect, paired
 
@@ -33,7 +34,7 @@ def detectable(run, seeds: int = 1, models: Sequence[str] | None = None, power: 
         the largest possible difference would be missed, or if the spread over seeds is not known.
     """
     judge, alpha = main_judge(run), 1 - run.params["report"]["confidence"]
-    models = [model for model in run.params["models"] if model != "base"] if models is None else models
+    models = [model for model in run.params["models"] if model in METHODS] if models is None else models
     family = {
         (model, mode, name): cell
         for model in models
@@ -63,6 +64,7 @@ def noise(run, model: str, mode: str, name: str, judge: str) -> tuple[float, ...
     scores = {
         other: finals(run.tracked(verdicts_file(other, judge, mode, name).as_posix()) or "")
         for other in run.params["models"]
+        if other in MODELS
     }
     found = []
     for other, theirs in scores.items():

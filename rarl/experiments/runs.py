@@ -21,8 +21,8 @@ from rarl.errors import UserError
 from rarl.experiments.revisions import ASIDE, Experiment, experiments, git
 from rarl.profiles import leaves
 from rarl.records import atomic_file, predictions_file, verdicts_file
-from rarl.registry import JUDGE_KINDS
-from rarl.reporting import page, tables
+from rarl.registry import JUDGE_KINDS, MODELS, rival_of
+from rarl.reporting import page
 from rarl.reporting.formats import records
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import holm, over_seeds, paired
@@ -342,11 +342,16 @@ def render(runs: Sequence, frame: pd.DataFrame) -> str:
     for line in records(frame):
         models = blocks.setdefault((line["mode"], line["set"]), {})
         models.setdefault(line["model"], {})[line["experiment"]] = line
+    models = dict(MODELS)
+    for run in runs:
+        rivals = run.params.get("rival", {}).items()
+        models |= {slug: rival_of(rival["label"], number) for number, (slug, rival) in enumerate(rivals)}
     return page.template("runs.html", Path(__file__).parent).render(
         names=[run.name for run in runs],
         parameters=differing(runs),
         blocks=blocks,
-        labels=tables.MODELS,
+        labels={slug: model.label for slug, model in models.items()},
+        colours=page.colours(models),
         summary=summary(frame),
         phantom=any(run.params["data"]["root"] == page.PHANTOM_ROOT for run in runs),
     )

@@ -25,9 +25,9 @@ from typing import Literal
 import click
 from pydantic import ValidationError
 
+from rarl.chat.journal import outside_copy
 from rarl.errors import UserError
 from rarl.judges.failures import infrastructure_failure
-from rarl.chat.journal import outside_copy
 from rarl.records import Prediction, Record, Sample, Verdict
 
 RATER = re.compile(r"[a-z0-9_]{1,40}")

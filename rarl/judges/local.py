@@ -12,9 +12,9 @@ import click
 from tqdm import tqdm
 
 from rarl.cache import hash_path
+from rarl.chat.journal import Answer, Journal, key_of
 from rarl.errors import UserError
 from rarl.judges import rubric
-from rarl.chat.journal import Answer, Journal, key_of
 from rarl.params import Judge
 from rarl.records import Prediction, Sample, Verdict, batches
 

@@ -19,8 +19,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rarl.judges.failures import infrastructure_failure, model_failure
 from rarl.chat.journal import TOO_LONG, Answer, Journal, Messages
+from rarl.judges.failures import infrastructure_failure, model_failure
 from rarl.records import Prediction, Sample, Verdict
 
 #: Finds the kept response to a chat, or None.

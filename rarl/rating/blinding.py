@@ -42,7 +42,7 @@ def renew(params: Params) -> list[str]:
     Returns:
         The names of the files that were rewritten.
     """
-    places = ["/".join((model, *place)) for place in Run(params).places for model in params.models]
+    places = ["/".join((model, *place)) for model in params.models for place in Run(params).places_of(model)]
     old = {human.old_token(place): place for place in places}
     changed = []
     for path in human.ratings_files():

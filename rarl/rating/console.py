@@ -12,7 +12,6 @@ from rarl.params import Params, load_params
 from rarl.rating import blinding, worklist
 from rarl.rating.access import LOCAL, hosts_of
 from rarl.rating.export import export, present_answers
-from rarl.reporting.inputs import Run
 
 
 def start() -> Params:
@@ -32,8 +31,8 @@ def rate(rater, models, mode, test_set, sample, disputed, host, port, names, aut
     params = start()
     if rater is not None:
         ratings_file(rater)
-    models = models.split(",") if models else params.models
-    mode = mode or Run(params).main_mode
+    mode = mode or params.main_mode
+    models = models.split(",") if models else [model for model in params.models if mode in params.modes_of(model)]
     test_set = test_set or params.own_test
     worklist.checked(params, models, mode, test_set)
     items = worklist.answers(params, models, mode, test_set)

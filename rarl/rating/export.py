@@ -1,6 +1,5 @@
 """Adds the ratings to `params.yaml` as judges, and counts those that still apply."""
 
-from itertools import product
 from pathlib import Path
 
 from rarl.judges.human import Ratings, digest, read_ratings
@@ -18,7 +17,8 @@ def present_answers(params: Params) -> set[tuple[str, str]]:
     """Keys of all answers in `data/predictions`, of every model, mode and set in params.yaml."""
     return {
         item.key
-        for (mode, test_set), model in product(Run(params).places, params.models)
+        for model in params.models
+        for mode, test_set in Run(params).places_of(model)
         if predictions_file(model, mode, test_set).is_file()
         for item in answers(params, [model], mode, test_set)
     }

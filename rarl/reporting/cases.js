@@ -27,7 +27,8 @@ const mark = (score) => (score === 1 ? "✓" : score === 0 ? "✗" : "?");
 const WORDS = { "✓": "right", "✗": "wrong", "?": "unscored" };
 const markClass = (score) => (score === 1 ? "ok" : score === 0 ? "no" : "unscored");
 const key = (model) => state.mode + " " + model;
-const asked = () => (state.model ? [state.model] : models);
+const present = () => models.filter((m) => head.asked[m].includes(state.mode));
+const asked = () => (state.model ? [state.model] : present());
 const score = (item, model) => (item.rated[key(model)] || [])[state.judge]?.[0] ?? null;
 const differ = (values) => values.includes(0) && values.includes(1);
 
@@ -35,7 +36,7 @@ const TESTS = {
   all: () => true,
   right: (item) => asked().every((m) => score(item, m) === 1),
   wrong: (item) => asked().every((m) => score(item, m) === 0),
-  models: (item) => differ(models.map((m) => score(item, m))),
+  models: (item) => differ(present().map((m) => score(item, m))),
   judges: (item) => asked().some((m) => [0, 1].some((k) => differ((item.rated[key(m)] || []).map((v) => v[k])))),
   gap: (item) => asked().some((m) => { const v = (item.rated[key(m)] || [])[state.judge]; return v && differ([v[0], v[1]]); }),
   fault: (item) => asked().some((m) => { const s = item.said[key(m)]; return s && (s[2] || !s[0].trim()); }),
@@ -69,7 +70,7 @@ function draw() {
     row.type = "button";
     if (item.id === state.id) row.setAttribute("aria-current", "true");
     const marks = make("span", "marks");
-    for (const m of models) marks.append(make("span", "soft", head.models[m] + " "), marked(score(item, m), ""));
+    for (const m of present()) marks.append(make("span", "soft", head.models[m] + " "), marked(score(item, m), ""));
     row.append(make("span", "asked", item.question), make("span", "soft", item.answers.join(" or ")), marks);
     row.addEventListener("click", () => { open(item.id); byId("case").scrollIntoView({ block: "start" }); });
     return row;
@@ -172,7 +173,7 @@ function viewer(image) {
 
 function answer(item, model) {
   const said = item.said[key(model)], rated = item.rated[key(model)];
-  const box = make("section", "answer " + model + (state.model === model ? " chosen" : ""));
+  const box = make("section", "answer m-" + model + (state.model === model ? " chosen" : ""));
   const title = make("h2", "small");
   title.append(make("span", "dot"), head.models[model]);
   box.append(title);

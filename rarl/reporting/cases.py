@@ -17,7 +17,7 @@ from rarl.cache import CACHE
 from rarl.images import thumbnail
 from rarl.records import Prediction, Verdict, atomic_file, image_file
 from rarl.reporting.inputs import Run
-from rarl.reporting.tables import MODELS, SETS
+from rarl.reporting.tables import SETS
 
 #: Images of the page, in bytes. The rest are left out; no text is.
 MOST_PICTURES = 24_000_000
@@ -36,7 +36,8 @@ def context(run: Run) -> dict:
         "head": {
             "sets": {name: SETS[name] for name in run.params.test_sets if run.samples[name]},
             "own": run.params.own_test,
-            "models": {model: MODELS[model] for model in run.params.models},
+            "models": run.labels,
+            "asked": {model: run.params.modes_of(model) for model in run.models},
             "modes": {mode: run.params.sets_of(mode) for mode in run.params.modes},
             "judges": run.judges,
             "mode": run.main_mode,
@@ -93,7 +94,7 @@ def _small(side: int, picture: str, path: Path) -> str | None:
 
 def cases(run: Run, name: str, pictures: dict[str, str | None]) -> dict:
     """Return the cases of one test set; `said` and `rated` are by "mode model", as lists to keep the page small."""
-    places = [(mode, model) for mode, test_set in run.places if test_set == name for model in run.params.models]
+    places = [(mode, model) for model in run.models for mode, test_set in run.places_of(model) if test_set == name]
     found = []
     for i, sample in enumerate(run.samples[name]):
         case = {key: getattr(sample, key) for key in ("id", "question", "answers", "choices", "reasoning")}

@@ -11,7 +11,7 @@ from rarl.reporting.findings import WARNING, findings
 from rarl.reporting.formats import form, p_value, percent, records, signed
 from rarl.reporting.inputs import Run
 from rarl.reporting.page import NOT_CLINICAL, is_phantom
-from rarl.reporting.tables import BASELINES, MODELS, paper
+from rarl.reporting.tables import BASELINES, RIVALS, paper
 
 
 def show(run: Run, frames: dict[str, pd.DataFrame]) -> None:
@@ -41,13 +41,15 @@ def show(run: Run, frames: dict[str, pd.DataFrame]) -> None:
         console.print(table)
 
     columns = ("model", "mode", "final", "interval", "reasoning", "n", "effective")
-    show_table(f"Own test by the {run.main_judge} judge, percent", columns, map(_own_test, own))
-    shapes = [_form(row, len(judges)) for row in own if row["model"] not in BASELINES]
+    lines = (_own_test(row, run.labels) for row in own)
+    show_table(f"Own test by the {run.main_judge} judge, percent", columns, lines)
+    shapes = [_form(row, len(judges), run.labels) for row in own if row["model"] not in BASELINES]
     show_table("Form of the answers, and final scores", ("model", "mode", "words", "untagged", *judges), shapes)
-    between = frames["paired_tests"].query("family == 'between models'")
-    if len(between):
-        columns = ("comparison", "difference", "interval", "p (Holm)", "")
-        show_table("Paired differences on the own test, points", columns, map(_test, records(between)))
+    for which in ("", RIVALS):
+        if len(tests := frames["paired_tests"].query("family == 'between models' + @which")):
+            columns = ("comparison", "difference", "interval", "p (Holm)", "")
+            lines = (_test(test, run.labels) for test in records(tests))
+            show_table(f"Paired differences on the own test{which}, points", columns, lines)
     lines = records(frames["claims"])
     verdicts = [
         (claim["text"], *(verdict_on(claim["id"], source, lines) for source in ("paper", "ours")))
@@ -61,21 +63,21 @@ def show(run: Run, frames: dict[str, pd.DataFrame]) -> None:
     console.print(NOT_CLINICAL, style="bold")
 
 
-def _own_test(row: dict) -> tuple[str, ...]:
+def _own_test(row: dict, labels: dict[str, str]) -> tuple[str, ...]:
     interval = "" if row["final_low"] is None else f"{percent(row['final_low'])} to {percent(row['final_high'])}"
     if row["model"] in BASELINES:
         label, reasoning = BASELINES[row["model"]], ""
     else:
-        label = MODELS[row["model"]]
+        label = labels[row["model"]]
         reasoning = "not annotated" if row["reasoning"] is None else percent(row["reasoning"])
     scores = (percent(row["final"]), interval, reasoning)
     return label, row["mode"], *scores, str(row["n"]), percent(row["n_effective"])
 
 
-def _form(row: dict, judges: int) -> tuple[str, ...]:
+def _form(row: dict, judges: int, labels: dict[str, str]) -> tuple[str, ...]:
     untagged, words = form(row)
     return (
-        MODELS[row["model"]],
+        labels[row["model"]],
         row["mode"],
         words,
         untagged,
@@ -83,8 +85,8 @@ def _form(row: dict, judges: int) -> tuple[str, ...]:
     )
 
 
-def _test(test: dict) -> tuple[str, ...]:
-    comparison = f"{MODELS[test['second']]} vs {MODELS[test['first']]}"
+def _test(test: dict, labels: dict[str, str]) -> tuple[str, ...]:
+    comparison = f"{labels[test['second']]} vs {labels[test['first']]}"
     interval = f"{signed(test['low'])} to {signed(test['high'])}"
     verdict = "significant" if test["differs"] else "not significant"
     return comparison, signed(test["difference"]), interval, p_value(test["p_holm"]), verdict

@@ -8,7 +8,7 @@ import hashlib
 
 from rarl.registry import METHODS
 from rarl.reporting.inputs import Run
-from rarl.reporting.tables import MODELS, SETS
+from rarl.reporting.tables import SETS
 
 #: Kind of answer -> final and reasoning score of the own test, final score of the other sets.
 OWN = {
@@ -40,6 +40,6 @@ def examples(run: Run) -> dict[str, list[dict]]:
             if same:
                 sample, prediction, verdict = min(same, key=lambda row: hashlib.sha256(row[0].id.encode()).hexdigest())
                 entry = {"label": label, "count": len(same), "of": len(rows), "set": name, "set_label": SETS[name]}
-                entry |= {"model": model, "model_label": MODELS[model], "sample": sample}
+                entry |= {"model": model, "model_label": run.labels[model], "sample": sample}
                 found["own" if name == own else "unseen"].append(entry | {"said": prediction, "verdict": verdict})
     return found

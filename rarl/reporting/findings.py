@@ -8,7 +8,7 @@ from rarl.registry import METHODS
 from rarl.reporting.formats import percent, signed
 from rarl.reporting.inputs import Run
 from rarl.reporting.study_tables import could_be_noise, study, training_noise
-from rarl.reporting.tables import MODELS, family_of, verdicts_by_judge
+from rarl.reporting.tables import RIVALS, family_of, verdicts_by_judge
 
 #: The summary reports truncated completions, or those without tags, if more than this share of a model's are.
 CUT_OFF = 0.05
@@ -25,17 +25,17 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
         return [f"The {run.main_judge} judge scored nothing on the own test set, so there are no findings."]
     best = main.sort_values("final", ascending=False, kind="stable").iloc[0]
     sentences = [
-        f"Highest on the own test under the {run.main_mode} prompt: {MODELS[best['model']]} with "
+        f"Highest on the own test under the {run.main_mode} prompt: {run.labels[best['model']]} with "
         f"{percent(best['final'])} % [{percent(best['final_low'])}, {percent(best['final_high'])}]."
     ]
     truncated = main[main["truncated"] > CUT_OFF * main["n"]]
-    if cut := [f"{MODELS[row.model]} {row.truncated:.0f} of {row.n:.0f}" for row in truncated.itertuples()]:
+    if cut := [f"{run.labels[row.model]} {row.truncated:.0f} of {row.n:.0f}" for row in truncated.itertuples()]:
         sentences.append(
             f"Completions truncated at {run.params.decoding.max_new_tokens} tokens (decoding.max_new_tokens), which "
             f"count as wrong if the answer had not been given: {', '.join(cut)}."
         )
     if loose := [
-        f"{MODELS[r.model]} {percent(r.untagged)} %" for r in main.itertuples() if r.untagged > 100 * CUT_OFF
+        f"{run.labels[r.model]} {percent(r.untagged)} %" for r in main.itertuples() if r.untagged > 100 * CUT_OFF
     ]:
         sentences.append(
             "Completions without a closed <answer> pair, whose answer is all of the text outside <think>: "
@@ -43,13 +43,16 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
         )
     between = tests[tests["family"] == "between models"]
     if len(between):
-        sentences.append(_between_models(between))
+        sentences.append(_between_models(between, "between models", run.labels))
+    rivals = tests[tests["family"] == f"between models{RIVALS}"]
+    if len(rivals):
+        sentences.append(_between_models(rivals, "with rivals", run.labels))
     if changed := verdicts_by_judge(run, tests):
-        sentences.append(_depending_on_the_judge(changed, len(between)))
+        sentences.append(_depending_on_the_judge(changed, len(between), run.labels))
     sentences += _training_noise(run, training_noise(run, own), between[between["differs"]])
     floor = own.loc[own["model"] == "most_frequent_by_kind", "final"]
     if len(floor):
-        above = [MODELS[row.model] for row in main.itertuples() if row.final_low > floor.iloc[0]]
+        above = [run.labels[row.model] for row in main.itertuples() if row.final_low > floor.iloc[0]]
         sentences.append(
             "Always giving the most frequent training answer of the question's kind, without looking at the image, "
             f"scores {percent(floor.iloc[0])} %. Above that with the whole interval: {', '.join(above) or 'no model'}."
@@ -58,21 +61,21 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
         image = run.params.mode[mode].image
         blank = tests[tests["family"] == family_of(mode, run.main_mode)]
         if image != "shown" and len(blank):
-            lost = [f"{MODELS[t.second.split(',')[0]]} {signed(-t.difference)}" for t in blank.itertuples()]
+            lost = [f"{run.labels[t.second.split(',')[0]]} {signed(-t.difference)}" for t in blank.itertuples()]
             sentences.append(
                 f"With {INSTEAD[image]} instead of the right one, scores change by (points): {', '.join(lost)}."
             )
     return sentences
 
 
-def _depending_on_the_judge(changed: dict[tuple[str, str], dict[str, str]], tests: int) -> str:
+def _depending_on_the_judge(changed: dict[tuple[str, str], dict[str, str]], tests: int, labels: dict[str, str]) -> str:
     shown = []
     for (first, second), verdicts in changed.items():
         judges: dict[str, list[str]] = {}
         for judge, verdict in verdicts.items():
             judges.setdefault(verdict, []).append(judge)
         listed = ", ".join(f"{verdict} by {' and '.join(names)}" for verdict, names in judges.items())
-        shown.append(f"{MODELS[second]} against {MODELS[first]} is {listed}")
+        shown.append(f"{labels[second]} against {labels[first]} is {listed}")
     verb = "depends" if len(shown) == 1 else "depend"
     return (
         f"{WARNING} {len(shown)} of {tests} comparisons between models {verb} on the judge: {'; '.join(shown)}. "
@@ -86,16 +89,16 @@ def _training_noise(run: Run, noises: dict[str, dict], differing: pd.DataFrame) 
     known = {model: noises[model] for model in trained if model in noises}
     if known:
         listed = [
-            f"{MODELS[model]} {percent(x['sd'])} over {x['seeds']} seeds ({percent(x['low'])} to "
+            f"{run.labels[model]} {percent(x['sd'])} over {x['seeds']} seeds ({percent(x['low'])} to "
             f"{percent(x['high'])}) and {percent(x['error'])} over questions"
             for model, x in known.items()
         ]
         larger: dict[str, list[str]] = {}
         for model, x in known.items():
-            larger.setdefault(x["larger"], []).append(MODELS[model])
+            larger.setdefault(x["larger"], []).append(run.labels[model])
         summed = "; ".join(f"over {what} for {', '.join(names)}" for what, names in larger.items())
         yield f"Standard deviation of the scores, in points: {'; '.join(listed)}. The larger one is {summed}."
-    if once := [MODELS[model] for model in trained if model not in known]:
+    if once := [run.labels[model] for model in trained if model not in known]:
         other = study("seeds", run.params.profile)
         yield (
             f"Trained with one seed: {', '.join(once)}. One training is one draw, and the intervals over questions do "
@@ -103,7 +106,7 @@ def _training_noise(run: Run, noises: dict[str, dict], differing: pd.DataFrame) 
             + ("metrics/studies/seeds.csv is of other models, data or settings. " if other else "")
             + "To measure it: rarl study seeds --seeds 7,8,9"
         )
-    if outside := [MODELS[model] for model, x in known.items() if x["outside"]]:
+    if outside := [run.labels[model] for model, x in known.items() if x["outside"]]:
         yield (
             "Outside the range over seeds, so trained with another seed or other settings than those of "
             f"metrics/studies/seeds.csv: {', '.join(outside)}."
@@ -112,7 +115,7 @@ def _training_noise(run: Run, noises: dict[str, dict], differing: pd.DataFrame) 
     for test in differing.itertuples():
         of_both = [noises[model] for model in (test.first, test.second) if model in noises]
         if could_be_noise(test.difference, of_both, run.confidence):
-            shown.append(f"{MODELS[test.first]} and {MODELS[test.second]}")
+            shown.append(f"{run.labels[test.first]} and {run.labels[test.second]}")
     if shown:
         yield (
             f"{WARNING} {len(shown)} of {len(differing)} significant differences could come from the seed alone, "
@@ -120,11 +123,11 @@ def _training_noise(run: Run, noises: dict[str, dict], differing: pd.DataFrame) 
         )
 
 
-def _between_models(tests: pd.DataFrame) -> str:
+def _between_models(tests: pd.DataFrame, which: str, labels: dict[str, str]) -> str:
     shown = []
     for test in tests[tests["differs"]].itertuples():
         low, high = (test.first, test.second) if test.difference > 0 else (test.second, test.first)
-        shown.append(f"{MODELS[high]} over {MODELS[low]} by {percent(abs(test.difference))} points")
+        shown.append(f"{labels[high]} over {labels[low]} by {percent(abs(test.difference))} points")
     listed = f": {'; '.join(shown)}" if shown else ""
     verb = "is" if len(shown) == 1 else "are"
-    return f"{len(shown)} of {len(tests)} comparisons between models {verb} significant{listed}."
+    return f"{len(shown)} of {len(tests)} comparisons {which} {verb} significant{listed}."

@@ -11,7 +11,7 @@ from pathlib import Path
 from rarl.errors import UserError
 from rarl.params import Params
 from rarl.records import Prediction, Sample, Verdict, predictions_file, read_json, read_records, remake, verdicts_file
-from rarl.registry import JUDGE_KINDS, METHODS
+from rarl.registry import JUDGE_KINDS, METHODS, MODELS, Model
 
 CURATED = Path("data/curated")
 #: Score -> the field of a verdict that holds it.
@@ -55,16 +55,45 @@ class Run:
         """The confidence level of all intervals, such as 0.95."""
         return self.params.report.confidence
 
-    @cached_property
+    @property
     def main_mode(self) -> str:
-        """The first mode that shows the image: models are compared with one another under it."""
-        shown = [mode for mode in self.params.modes if self.params.mode[mode].image == "shown"]
-        return (shown or self.params.modes)[0]
+        """The mode under which models are compared with one another."""
+        return self.params.main_mode
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """Label and colour of every model that is listed, in this order."""
+        known = self.params.all_models
+        return {model: known[model] for model in self.params.models}
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Label of every model that is listed."""
+        return {slug: model.label for slug, model in self.models.items()}
+
+    @property
+    def own_models(self) -> list[str]:
+        """The base and the trained models."""
+        return [model for model in self.models if model in MODELS]
+
+    @property
+    def rivals(self) -> list[str]:
+        """The listed models of others."""
+        return [model for model in self.models if model not in MODELS]
 
     @property
     def places(self) -> list[tuple[str, str]]:
         """Every (mode, test set) that is evaluated."""
         return [(mode, name) for mode in self.params.modes for name in self.params.sets_of(mode)]
+
+    @property
+    def asked(self) -> list[tuple[str, str]]:
+        """Every (model, mode under which it is asked)."""
+        return [(model, mode) for model in self.models for mode in self.params.modes_of(model)]
+
+    def places_of(self, model: str) -> list[tuple[str, str]]:
+        """Return every (mode, test set) that a model is evaluated on."""
+        return [(mode, name) for mode, name in self.places if mode in self.params.modes_of(model)]
 
     @cached_property
     def samples(self) -> dict[str, list[Sample]]:
@@ -96,7 +125,7 @@ class Run:
         return {
             (model, *place): in_order(predictions_file(model, *place), self.samples[place[1]], Prediction)
             for model in self.params.models
-            for place in self.places
+            for place in self.places_of(model)
         }
 
     @cached_property
@@ -105,7 +134,7 @@ class Run:
         return {
             (model, *place, judge): in_order(verdicts_file(model, judge, *place), self.samples[place[1]], Verdict)
             for model in self.params.models
-            for place in self.places
+            for place in self.places_of(model)
             for judge in self.params.judges
         }
 

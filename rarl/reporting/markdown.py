@@ -26,7 +26,7 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
             name: {(c["row"], c["set"], c["judge"]): c for c in lines[name] if c["source"] == "paper"}
             for name in ("table3", "table6")
         },
-        labels=tables.MODELS | tables.BASELINES,
+        labels=run.labels | tables.BASELINES,
         grid=study("grid", run.params.profile),
         seeds=study("seeds", run.params.profile),
         sweep=study("sweep", run.params.profile),

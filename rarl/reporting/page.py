@@ -22,7 +22,7 @@ from rarl.images import thumbnail
 from rarl.params import Params
 from rarl.profiles import PROFILES, leaves
 from rarl.records import image_file, read_json
-from rarl.registry import JUDGE_KINDS, METHODS, MODELS, REWARDS
+from rarl.registry import JUDGE_KINDS, METHODS, MODELS, REWARDS, Model
 from rarl.reporting import cases, formats, plots, study_plots, study_tables, tables
 from rarl.reporting.claims import our_table2, paper_table2, printed_as, verdict_on
 from rarl.reporting.examples import examples, shown_model
@@ -66,7 +66,7 @@ def digest(html: str) -> str:
 
 def render_cases(run: Run) -> str:
     """Return the HTML of the page of single cases."""
-    return template("cases.html").render(phantom=is_phantom(run), **cases.context(run))
+    return template("cases.html").render(phantom=is_phantom(run), colours=colours(run.models), **cases.context(run))
 
 
 def template(name: str, folder: Path = Path(__file__).parent):
@@ -86,12 +86,17 @@ def template(name: str, folder: Path = Path(__file__).parent):
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.globals |= {
         "case": case_link,
-        "colours": {name: model.colour for name, model in MODELS.items()},
+        "colours": colours(MODELS),
         "baselines": tables.BASELINES,
         "not_clinical": NOT_CLINICAL,
         "sets": tables.SETS,
     }
     return environment.get_template(name)
+
+
+def colours(models: dict[str, Model]) -> dict[str, str]:
+    """Return model -> its colour, for the page's style."""
+    return {slug: model.colour for slug, model in models.items()}
 
 
 def case_link(test_set: str, id: str = "", **state: str) -> str:
@@ -116,7 +121,9 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "phantom": phantom,
         "data": Path(params.data.root).name,
         "ours": "This run (phantom)" if phantom else "This run",
-        "labels": {model: tables.MODELS[model] for model in params.models},
+        "labels": run.labels,
+        # The paper's rows have a colour even if their model is not listed.
+        "colours": colours(MODELS | run.models),
         "judges": {judge: JUDGE_KINDS[params.judge[judge].kind].how for judge in run.judges},
         "unscored": unscored(run),
         "paper": tables.paper(),
@@ -127,15 +134,17 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "table2": totals,
         "studies": {"grid": grid, "seeds": pivot(seeds, ["set"]), "sweep": study_tables.sweep_blocks(sweep)},
         "study_figures": {
-            name: study_plots.FIGURES[name](rows)
-            for name, rows in {"table2": totals, "grid": grid, "seeds": seeds, "sweep": sweep}.items()
+            "table2": study_plots.table2(totals),
+            "grid": study_plots.grid(grid),
+            "seeds": study_plots.seeds(seeds, run.models),
+            "sweep": study_plots.sweep(sweep, run.models),
         },
         **{name: records(frames[name]) for name in ("own_test", "detectable", "grounding")},
         "breakdown": breakdown(frames["breakdown"]),
         "yes_no": grouped(frames["yes_no"].query("mode == @run.main_mode"), "set"),
         "examples": examples(run),
         "image": lambda sample: thumbnail(image_file(params.data.root, sample.image)),
-        "example_model": tables.MODELS[shown_model(run)],
+        "example_model": run.labels[shown_model(run)],
         "thresholds": thresholds(run),
         "versions": versions(),
         "main_packages": {name: label for name, label in PACKAGES.items() if label},
@@ -257,6 +266,7 @@ def costs(params: Params) -> list[dict]:
     rows += [(stage, "", [stage]) for stage in ("audit", "truth", "base")]
     rows += [("encode", "", ["encode_training"]), ("encode_benchmarks", "", ["encode_benchmarks"])]
     rows += [(method, "", [method]) for method in METHODS]
+    rows += [("rival", model, [f"rival_{model}"]) for model in params.models if model in params.rival]
     rows += [("infer", model, [f"infer_{model}"]) for model in params.models]
     rows += [("judge", judge, [f"judge_{name}" for name in of_models[judge]]) for judge in params.judges]
     rows += [("score", "", of_models["score"]), ("report", "", ["report"])]
@@ -297,11 +307,13 @@ def is_phantom(run: Run) -> bool:
 def cards(run: Run, frames: dict[str, pd.DataFrame]) -> list[dict]:
     """Return one card per model: own test by the main judge, training noise, and the paired difference to the base."""
     noise = study_tables.training_noise(run, frames["own_test"])
-    between = grouped(frames["paired_tests"], "family").get("between models", [])
+    families = grouped(frames["paired_tests"], "family")
+    between = [test for end in ("", tables.RIVALS) for test in families.get(f"between models{end}", [])]
     to_base = {test["second"]: test for test in between if test["first"] == "base"}
     main = grouped(frames["own_test"], "mode").get(run.main_mode, [])
     return [
-        {**row, "label": tables.MODELS[m], "to_base": to_base.get(m), "noise": noise.get(m) if m in METHODS else None}
+        {**row, "label": run.labels[m], "to_base": to_base.get(m), "trained": m in METHODS}
+        | {"noise": noise.get(m) if m in METHODS else None}
         for row in main
         for m in [row["model"]]
     ]
@@ -335,7 +347,8 @@ def summary_figures(run: Run, own: pd.DataFrame) -> list[tuple[str, str]]:
     noise = study_tables.training_noise(run, own)
     for row in rows:
         row["faint"] = row["mode"] != run.main_mode
-        row["label"] = tables.MODELS[row["model"]] + (f", {row['mode']}" if row["faint"] else "")
+        row["colour"] = run.models[row["model"]].colour
+        row["label"] = run.labels[row["model"]] + (f", {row['mode']}" if row["faint"] else "")
         row["noise"] = noise.get(row["model"]) if row["model"] in METHODS and not row["faint"] else None
     floors = own.set_index("model")["final"]
     lines = {label: floors[name] for name, label in tables.BASELINES.items() if name in floors}
@@ -351,14 +364,14 @@ def summary_figures(run: Run, own: pd.DataFrame) -> list[tuple[str, str]]:
     seeds = " Thick line below an interval: range over seeds." if noise else " One training each, without other seeds."
     found = [
         (plots.bars(rows, lines, "Own test set"), f"{caption} over questions, n {n}. Faint: the other modes.{seeds}"),
-        (plots.dots(dots, tables.MODELS, f"All test sets, {run.main_mode} prompt"), f"{caption}."),
+        (plots.dots(dots, run.models, f"All test sets, {run.main_mode} prompt"), f"{caption}."),
     ]
     return [(svg, text) for svg, text in found if svg]
 
 
 def training_figures(run: Run) -> list[tuple[str, str]]:
     """Return the figures of the training logs: SVG and caption."""
-    labels = tables.MODELS
+    labels = run.labels
     step = plots.window(max((len(s) for log in run.logs.values() for s in log.values()), default=0))
     mean = f"Thin: each step. Bold: mean of {step} steps." if step > 1 else ""
     rl = {method: log for method, log in run.logs.items() if method != "sft"}

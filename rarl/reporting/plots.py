@@ -7,7 +7,7 @@ import io
 import re
 from html import escape
 
-from rarl.registry import MODELS
+from rarl.registry import MODELS, Model
 
 COLOURS = {name: model.colour for name, model in MODELS.items()}
 #: Placeholders that are replaced by the page's own colours in the finished SVG.
@@ -117,7 +117,7 @@ def bars(rows: list[dict], lines: dict[str, float], title: str, name: str = "bar
     """Plot final scores as horizontal bars with intervals.
 
     Args:
-        rows: `label`, `model`, `final`, `final_low`, `final_high` in percent, `faint` for a secondary mode, and
+        rows: `label`, `colour`, `final`, `final_low`, `final_high` in percent, `faint` for a secondary mode, and
             optionally `noise` with `low` and `high` over seeds.
         lines: baselines in percent by label, plotted as vertical lines.
         title: of the figure.
@@ -128,8 +128,7 @@ def bars(rows: list[dict], lines: dict[str, float], title: str, name: str = "bar
     figure, axes = _figure(4.4, 0.9 + 0.24 * len(rows) + 0.14 * len(lines))
     axis = axes[0, 0]
     for position, row in enumerate(rows):
-        colour = COLOURS[row["model"]]
-        axis.barh(position, row["final"], color=colour, alpha=0.4 if row["faint"] else 0.95, height=0.7)
+        axis.barh(position, row["final"], color=row["colour"], alpha=0.4 if row["faint"] else 0.95, height=0.7)
         ends = [[row["final"] - row["final_low"]], [row["final_high"] - row["final"]]]
         axis.errorbar(row["final"], position, xerr=ends, color=TEXT, linewidth=1, capsize=2)
         if row.get("noise"):
@@ -146,16 +145,17 @@ def bars(rows: list[dict], lines: dict[str, float], title: str, name: str = "bar
 
 
 def dots(
-    rows: dict[str, dict[str, tuple[float, float, float]]], labels: dict[str, str], title: str, name: str = "dots"
+    rows: dict[str, dict[str, tuple[float, float, float]]], known: dict[str, Model], title: str, name: str = "dots"
 ) -> str:
     """Plot the final score and interval of every model, as a row of dots for each test set or experiment.
 
     Args:
         rows: row's label -> model -> (score, low, high) in percent.
-        labels: of the models.
+        known: label and colour of the models; others are left out.
         title: of the figure.
         name: of the figure, unique on its page.
     """
+    rows = {label: {model: cell for model, cell in cells.items() if model in known} for label, cells in rows.items()}
     if not any(rows.values()):
         return ""
     models = list(dict.fromkeys(model for cells in rows.values() for model in cells))
@@ -166,7 +166,7 @@ def dots(
         points = [(i + shift, *cells[model]) for i, cells in enumerate(rows.values()) if model in cells]
         y, x, low, high = zip(*points)
         ends = [[a - b for a, b in zip(x, low)], [b - a for a, b in zip(x, high)]]
-        style = {"color": COLOURS[model], "linewidth": 1.3, "label": labels[model]}
+        style = {"color": known[model].colour, "linewidth": 1.3, "label": known[model].label}
         axis.errorbar(x, y, xerr=ends, fmt="o", markersize=4, **style)
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set(title=title, xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), xlabel="final score, percent")

@@ -7,6 +7,7 @@ from itertools import product
 
 import pandas as pd
 
+from rarl.forms import MARKS
 from rarl.params import Params
 from rarl.records import Prediction, Sample, Verdict, predictions_file, verdicts_file
 from rarl.registry import DATA_SETS
@@ -20,7 +21,6 @@ WITHOUT_OWN_TEST = f"{OVERLAPPING}_without_own_test"
 
 #: A prompt that asks for the answer alone, so that no completion to it has tags.
 UNTAGGED_PROMPTS = ("direct",)
-_TAGGED = re.compile("<answer>.*?</answer>", re.DOTALL | re.IGNORECASE)
 
 
 def score_cell(
@@ -28,7 +28,7 @@ def score_cell(
     verdicts: Sequence[Verdict],
     images: Images,
     confidence: float,
-    tags: bool = True,
+    marks: re.Pattern | None = MARKS["tags"],
 ) -> dict:
     """Return the scores of one model, mode, test set and judge, in percent with two decimals.
 
@@ -37,15 +37,16 @@ def score_cell(
     are counted in `unscored` and in no share. An `empty` or `truncated` answer is the model's fault: it is scored, and
     also counted.
 
-    The form of the answers, whatever they say: `untagged` is the percentage of completions without a closed `<answer>`
-    pair, None if the prompt asks for no `tags`; `answer_words` is the mean number of words of an answer.
+    The form of the answers, whatever they say: `untagged` is the percentage of completions without what `marks` the
+    answer (a closed `<answer>` pair), None if nothing is to mark it; `answer_words` is the mean number of words of an
+    answer.
     """
     asked = [p for p in predictions if p.error is None]
     finals, reasonings = (
         [(score, image) for v, image in zip(verdicts, images, strict=True) if (score := getattr(v, field)) is not None]
         for field in FIELDS.values()
     )
-    without = sum(not _TAGGED.search(p.completion) for p in asked)
+    without = sum(not marks.search(p.completion) for p in asked) if marks else 0
     words = sum(len(p.answer.split()) for p in asked)
     return {
         **share("final", *_columns(finals), confidence),
@@ -55,7 +56,7 @@ def score_cell(
         "unscored": len(verdicts) - len(finals),
         "empty": sum(not p.answer.strip() for p in asked),
         "truncated": sum(p.truncated for p in predictions),
-        "untagged": round(100 * without / len(asked), 2) if tags and asked else None,
+        "untagged": round(100 * without / len(asked), 2) if marks and asked else None,
         "answer_words": round(words / len(asked), 2) if asked else None,
     }
 
@@ -95,13 +96,13 @@ class Judged:
     samples: list[Sample]
     predictions: list[Prediction]
     verdicts: dict[str, list[Verdict]]
-    tags: bool = True
-    """Whether the mode's prompt asks for `<answer>` tags."""
+    marks: re.Pattern | None = MARKS["tags"]
+    """What is to mark the answer in a completion."""
 
     def cell(self, judge: str, rows: Sequence[int], confidence: float) -> dict:
         """Return the scores over some of the rows."""
         columns = (self.predictions, self.verdicts[judge], [sample.image_sha256 for sample in self.samples])
-        return score_cell(*([column[i] for i in rows] for column in columns), confidence, self.tags)
+        return score_cell(*([column[i] for i in rows] for column in columns), confidence, self.marks)
 
     def cells(self, rows: Sequence[int], confidence: float) -> dict[str, dict]:
         """Return judge -> scores over some of the rows."""
@@ -114,16 +115,17 @@ def read_judged(params: Params, model: str) -> list[Judged]:
     Raises:
         UserError: a file of predictions or verdicts is missing or does not match its questions.
     """
-    run = Run(params)
+    run, rival = Run(params), params.rival.get(model)
     judged = []
-    for mode, name in run.places:
+    for mode, name in run.places_of(model):
         samples = run.samples[name]
         predictions = in_order(predictions_file(model, mode, name), samples, Prediction)
         verdicts = {
             judge: in_order(verdicts_file(model, judge, mode, name), samples, Verdict) for judge in params.judges
         }
-        tags = params.mode[mode].prompt not in UNTAGGED_PROMPTS
-        judged.append(Judged(mode, name, samples, predictions, verdicts, tags))
+        unmarked = params.mode[mode].prompt in UNTAGGED_PROMPTS and not (rival and rival.prompt)
+        marks = None if unmarked else MARKS[rival.reads if rival else "tags"]
+        judged.append(Judged(mode, name, samples, predictions, verdicts, marks))
     return judged
 
 

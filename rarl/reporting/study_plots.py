@@ -5,28 +5,34 @@ Each takes the rows of a study's table (`study_tables.study`), and returns an em
 
 from textwrap import wrap
 
+from rarl.registry import MODELS, Model
 from rarl.reporting import plots
 from rarl.reporting.formats import as_text
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.study_tables import sweep_blocks
-from rarl.reporting.tables import MODELS, SETS
+from rarl.reporting.tables import SETS
 
 
-def seeds(rows: list[dict]) -> str:
+def seeds(rows: list[dict], models: dict[str, Model] = MODELS) -> str:
     """Plot mean and range over seeds of each model on each test set, in the first row's mode."""
     cells: dict[str, dict] = {}
     for row in rows:
         if row["mode"] == rows[0]["mode"] and row["set"] != WITHOUT_OWN_TEST and row["mean"] is not None:
             label = SETS.get(row["set"], row["set"])
             cells.setdefault(label, {})[row["model"]] = (row["mean"], row["low"], row["high"])
-    return plots.dots(cells, MODELS, "Mean and range over seeds", "seeds")
+    return plots.dots(cells, models, "Mean and range over seeds", "seeds")
 
 
 def grid(rows: list[dict]) -> str:
     """Plot RARL's own-test score with and without each of its two changes."""
     on = {"yes": "reasoning reward", "no": "no reasoning reward"}
     bars = [
-        row | {"model": "rarl", "faint": False, "label": f"{on[row['reasoning_reward']]}, prompts: {row['prompts']}"}
+        row
+        | {
+            "colour": plots.COLOURS["rarl"],
+            "faint": False,
+            "label": f"{on[row['reasoning_reward']]}, prompts: {row['prompts']}",
+        }
         for row in rows
         if row["final"] is not None
     ]
@@ -46,7 +52,7 @@ def table2(rows: list[dict]) -> str:
     return plots.by_samples(trained, styles, level, "CV-Bench, total")
 
 
-def sweep(rows: list[dict]) -> str:
+def sweep(rows: list[dict], models: dict[str, Model] = MODELS) -> str:
     """Plot each model's score with its interval on the first test set, for every combination of the swept keys."""
     blocks = sweep_blocks(rows)
     if not blocks:
@@ -60,7 +66,7 @@ def sweep(rows: list[dict]) -> str:
             for model, cell in line["models"].items()
             if cell["final"] is not None
         }
-    return plots.dots(cells, MODELS, SETS.get(blocks[0]["set"], blocks[0]["set"]), "sweep")
+    return plots.dots(cells, models, SETS.get(blocks[0]["set"], blocks[0]["set"]), "sweep")
 
 
 #: Study -> its figure.

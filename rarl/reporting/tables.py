@@ -12,7 +12,6 @@ from statistics import fmean
 
 import pandas as pd
 
-from rarl import registry
 from rarl.answers.matching import matches
 from rarl.answers.spelling import normalise
 from rarl.records import Prediction, read_json
@@ -32,7 +31,6 @@ from rarl.reporting.stats import (
 )
 from rarl.spreadsheet import restore
 
-MODELS = {name: model.label for name, model in registry.MODELS.items()}
 #: Of `DATA_SETS` and of the part of SLAKE that shares no row with the own test, in the order of the tables.
 SETS = {}
 for _name, _data_set in DATA_SETS.items():
@@ -43,6 +41,8 @@ BASELINES = {
     "most_frequent_by_kind": "Most frequent answer of the kind",
     "most_frequent_by_question": "Most frequent answer to the question",
 }
+#: The end of the name of a family of tests with rivals.
+RIVALS = ", with rivals"
 SCORES = ["final", "final_low", "final_high", "reasoning", "reasoning_low", "reasoning_high"]
 COUNTS = ["n", "reasoning_n", "unscored", "empty", "truncated"]
 #: The effective n of both scores, and the form of the answers (`scoring.score_cell`).
@@ -131,7 +131,7 @@ def own_test(run: Run) -> pd.DataFrame:
     `label` is unique per line, for bar plots. `form_blind` is the final score by `Run.form_blind_judge`.
     """
     lines = []
-    for model, mode in product(run.params.models, run.params.modes):
+    for model, mode in run.asked:
         cells = run.scores[model][mode][run.params.own_test]
         cell, blind = cells[run.main_judge], cells.get(run.form_blind_judge, {})
         label = model if mode == run.main_mode else f"{model}, {mode}"
@@ -156,22 +156,13 @@ def paired_tests(run: Run) -> pd.DataFrame:
     """McNemar's tests on the own test set, clustered by image and Holm-corrected within each family.
 
     Families: models against one another under the main mode, by each judge; by the main judge each other mode against
-    the main mode within one model, and each model against each most-frequent-answer baseline.
+    the main mode within one model, and each model against each most-frequent-answer baseline. Comparisons with a rival
+    are in families of their own: which rivals are listed changes no other p.
     """
-    models, main, images = run.params.models, run.main_mode, run.images[run.params.own_test]
-    own = {key: run.ratings(*key, run.params.own_test) for key in product(models, run.params.modes)}
-    families = {}
-    for judge in run.judges or [run.main_judge]:
-        rated = {model: run.ratings(model, main, run.params.own_test, judge) for model in models}
-        families[between(run, judge)] = [(a, b, rated[a], rated[b]) for a, b in combinations(models, 2)]
-    for mode in run.params.modes:
-        if mode != main:
-            families[family_of(mode, main)] = [
-                (f"{model}, {mode}", f"{model}, {main}", own[model, mode], own[model, main]) for model in models
-            ]
-    for name, scores in baselines(run).items():
-        family = f"against the {BASELINES[name].casefold()}"
-        families[family] = [(name, model, scores, own[model, main]) for model in models]
+    images = run.images[run.params.own_test]
+    families = _families(run, run.own_models, list(combinations(run.own_models, 2)))
+    with_rival = [pair for pair in combinations(run.own_models + run.rivals, 2) if {*pair} & {*run.rivals}]
+    families |= {f"{name}{RIVALS}": pairs for name, pairs in _families(run, run.rivals, with_rival).items()}
     lines = []
     for family, pairs in families.items():
         results = [
@@ -184,6 +175,26 @@ def paired_tests(run: Run) -> pd.DataFrame:
     counts = ["n", "n_effective", "first_only", "second_only"]
     columns = ["family", "first", "second", *counts, *GAP, "p", "p_holm", "differs"]
     return to_frame(lines, columns, dict.fromkeys(GAP, 2) | {"n_effective": 1, "p": 5, "p_holm": 5})
+
+
+def _families(run: Run, models: list[str], pairs: list[tuple[str, str]]) -> dict[str, list[tuple]]:
+    """Return family -> (first, second, scores of the first, scores of the second) of each of its tests."""
+    own, main = run.params.own_test, run.main_mode
+    families = {}
+    for judge in run.judges or [run.main_judge]:
+        families[between(run, judge)] = [
+            (a, b, run.ratings(a, main, own, judge), run.ratings(b, main, own, judge)) for a, b in pairs
+        ]
+    for mode in (mode for mode in run.params.modes if mode != main):
+        families[family_of(mode, main)] = [
+            (f"{model}, {mode}", f"{model}, {main}", run.ratings(model, mode, own), run.ratings(model, main, own))
+            for model in models
+            if mode in run.params.modes_of(model)
+        ]
+    for name, scores in baselines(run).items():
+        family = f"against the {BASELINES[name].casefold()}"
+        families[family] = [(name, model, scores, run.ratings(model, main, own)) for model in models]
+    return families
 
 
 def between(run: Run, judge: str) -> str:
@@ -213,12 +224,12 @@ def detectable(run: Run) -> pd.DataFrame:
     """Return the smallest true difference between two models that each test set can detect.
 
     `smallest` is in points, at 80 % power, for the main judge and mode, and for the share of discordant pairs
-    (`discordant`, percent) and the `n_effective` that this run's comparisons have on average; empty if even the
-    largest possible one would be missed.
+    (`discordant`, percent) and the `n_effective` that this run's comparisons have on average, without rivals; empty if
+    even the largest possible one would be missed.
     """
     lines = []
     for name in run.params.sets_of(run.main_mode):
-        series = [run.ratings(model, run.main_mode, name) for model in run.params.models]
+        series = [run.ratings(model, run.main_mode, name) for model in run.own_models or run.models]
         tests = [test for pair in combinations(series, 2) if (test := paired(*pair, run.images[name], run.confidence))]
         n = min(sum(score is not None for score in scores) for scores in series)
         if tests and n:
@@ -231,7 +242,7 @@ def detectable(run: Run) -> pd.DataFrame:
 
 
 def judge_agreement(run: Run) -> pd.DataFrame:
-    """Return percent agreement and Cohen's kappa of each pair of judges, per model and over all models (`all`).
+    """Return percent agreement and Cohen's kappa of each pair of judges, per model and over all but rivals (`all`).
 
     Over all modes and test sets, on the answers that both scored. A rater is not compared with the majority that
     includes that rater.
@@ -245,14 +256,15 @@ def judge_agreement(run: Run) -> pd.DataFrame:
             by_model = {
                 model: [
                     both
-                    for place in run.places
+                    for place in run.places_of(model)
                     for both in scored_by_both(
                         *(run.ratings(model, *place, judge, score) for judge in (first, second))
                     )
                 ]
                 for model in run.params.models
             }
-            for model, both in (*by_model.items(), ("all", [*chain(*by_model.values())])):
+            of_all = chain(*(by_model[model] for model in run.own_models or by_model))
+            for model, both in (*by_model.items(), ("all", [*of_all])):
                 if both:
                     line = {"model": model, "first": first, "second": second, "score": score}
                     lines.append(line | agreement(*zip(*both)) | {"disagree": sum(a != b for a, b in both)})
@@ -263,7 +275,7 @@ def judge_agreement(run: Run) -> pd.DataFrame:
 def disagreements(run: Run) -> pd.DataFrame:
     """Return every answer on which two judges differ: its key, question, reference, text, and each judge's score."""
     lines = []
-    for model, (mode, name) in product(run.params.models, run.places):
+    for model, mode, name in ((one, *place) for one in run.models for place in run.places_of(one)):
         rated = [run.verdicts[model, mode, name, judge] for judge in run.judges]
         for sample, prediction, *verdicts in zip(run.samples[name], run.predictions[model, mode, name], *rated):
             for score, field in FIELDS.items():
@@ -349,7 +361,9 @@ def yes_no(run: Run) -> pd.DataFrame:
     with `answers.matching.matches`, whichever the judge; questions that failed are `unscored` and in no share.
     """
     lines = []
-    for (mode, name), model in product(run.places, run.params.models):
+    for (mode, name), model in product(run.places, run.models):
+        if mode not in run.params.modes_of(model):
+            continue
         answers = [
             (normalise(sample.answers[0]), _read_as(prediction, sample.question), sample.image_sha256)
             for sample, prediction in zip(run.samples[name], run.predictions[model, mode, name])
@@ -392,7 +406,7 @@ def grounding(run: Run) -> pd.DataFrame:
         shown = prompt_mode(run, entry.prompt)
         if entry.image == "shown" or shown is None:
             continue
-        for model in run.params.models:
+        for model in (model for model in run.models if {mode, shown} <= {*run.params.modes_of(model)}):
             series = (run.ratings(model, shown, own), run.ratings(model, mode, own))
             if test := paired(*series, run.images[own], run.confidence):
                 before, after = test["first_percent"], test["second_percent"]
@@ -411,7 +425,7 @@ def summary(run: Run) -> dict:
     """
     result: dict = {}
     own = run.params.own_test
-    for model, mode in product(run.params.models, run.params.modes):
+    for model, mode in run.asked:
         for name in run.params.sets_of(mode) if mode == run.params.modes[0] else [own]:
             cell = run.scores[model][mode][name][run.main_judge]
             keys = ("final", "reasoning") if name == own else ("final",)

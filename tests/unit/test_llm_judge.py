@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from llm_server import CONTENT, EVERYTHING, Plan, Server, honest, material_of
 from test_judges import a_prediction, a_sample
 
-from rarl.errors import UserError
 from rarl.chat import client, endpoint, journal
 from rarl.chat.remote import is_private
+from rarl.errors import UserError
 from rarl.judges import llm, rubric
 from rarl.params import Judge, load_params
 from rarl.records import Verdict, read_records, write_records

@@ -284,7 +284,7 @@ def test_form_is_counted_apart_from_what_answers_say():
     cell = score_cell(predictions, verdicts, "aabbc", 0.95)
     assert (cell["untagged"], cell["answer_words"]) == (50.0, 2.5)
     assert cell["n"] == 4 and cell["n_effective"] < 2, "two images, all right"
-    assert score_cell(predictions, verdicts, "aabbc", 0.95, tags=False)["untagged"] is None
+    assert score_cell(predictions, verdicts, "aabbc", 0.95, marks=None)["untagged"] is None
     nothing = score_cell([], [], [], 0.95)
     assert nothing["untagged"] is nothing["answer_words"] is nothing["n_effective"] is None
 
