@@ -20,6 +20,7 @@ from rarl.cost import slug_of
 from rarl.judges import lexical
 from rarl.params import load_params
 from rarl.records import Prediction, Sample, Verdict, read_records, write_records
+from rarl.registry import MODELS
 from rarl.reporting import cases, examples, formats, page, study_plots, study_tables, tables
 from rarl.reporting.inputs import Run
 
@@ -102,7 +103,8 @@ def test_times_and_memory_are_of_the_stages_that_the_parameters_name(inside):
     """The names of the cost files are those that `rarl.errors.stage_main` makes of the commands in dvc.yaml."""
     run, html = inside
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    lists = {"set": run.params.benchmarks, "model": run.params.models, "judge": run.params.judges}
+    rivals = [model for model in run.params.models if model in run.params.rival]
+    lists = {"set": run.params.benchmarks, "model": run.params.models, "judge": run.params.judges, "rival": rivals}
     expected = set()
     for stage in stages.values():
         if not stage.get("frozen"):
@@ -243,7 +245,7 @@ def test_examples_are_drawn_by_the_ids_hash(inside):
         assert entry["said"].id == entry["verdict"].id == entry["sample"].id
     sets = Counter(entry["set"] for entry in found["unseen"])
     assert sets == {"slake": 2, "vqa_rad": 2, "vqa_med": 2, "path_vqa": 2}
-    assert html.count('<article class="sample rarl">') == 12
+    assert html.count('<article class="sample m-rarl">') == 12
 
 
 def test_without_annotations_the_examples_go_by_the_answer(tmp_path, monkeypatch):
@@ -434,7 +436,7 @@ def test_training_noise_is_beside_the_interval_and_the_larger_one_is_named(train
         f"RARL 1.5 over 3 seeds (82.0 to 85.0) and {error['rarl']:.1f} over questions. "
         "The larger one is over seeds for SFT; over questions for RARL."
     ) in output
-    cards = html[html.index('class="card sft"') : html.index('class="panel"')].replace('<div class="card rarl">', "|")
+    cards = html[html.index('class="card m-sft"') : html.index('class="panel"')].replace('<div class="card m-rarl">', "|")
     for card, model, spread, larger in zip(
         cards.split("|"), ("sft", "rarl"), ("38.0 to 62.0", "82.0 to 85.0"), ("seeds", "questions")
     ):
@@ -562,7 +564,8 @@ def yes_no_run(answers: list[tuple[str, str | None]], confidence: float = 0.95) 
         for i, (_, answer) in enumerate(answers)
     ]  # fmt: skip
     report = SimpleNamespace(confidence=confidence)
-    run = Run(SimpleNamespace(modes=["reasoning"], sets_of=lambda mode: ["own"], models=["base"], report=report))
+    modes = {"modes": ["reasoning"], "modes_of": lambda model: ["reasoning"], "sets_of": lambda mode: ["own"]}
+    run = Run(SimpleNamespace(**modes, models=["base"], all_models=MODELS, report=report))
     run.samples, run.predictions = {"own": samples}, {("base", "reasoning", "own"): said}
     return run
 
