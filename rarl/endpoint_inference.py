@@ -49,18 +49,18 @@ def ask_endpoint(slug: str, params: Params, tasks: list) -> None:
     rival = params.rival[slug]
     remote, most_tokens = Remote(ROLE, slug, rival), rival.max_tokens or params.decoding.max_new_tokens
     with Journal(address(rival), rival.model, partial(key_for, rival, most_tokens)) as journal:
-        questions = {}
+        questions = []
         for task in tasks:
             root, mode = Path(params.data.root), params.mode[task.mode]
             requests = requests_for(task.samples, root, mode, params.seed, rival.prompt)
-            questions[task] = [_question(request, params.model.max_pixels, journal) for request in requests]
-        asked = {one.key: one for of_task in questions.values() for one in of_task if one.key}
+            questions.append([_question(request, params.model.max_pixels, journal) for request in requests])
+        asked = {one.key: one for of_task in questions for one in of_task if one.key}
         ahead = [one for key, one in asked.items() if journal.get(key) is None]
         failures = {}
         if ahead:
             found = _ask(remote, journal, ahead, len(asked), most_tokens, params.model.max_pixels)
             failures = {ahead[number].key: why for number, why in found.items()}
-        for task, of_task in questions.items():
+        for task, of_task in zip(tasks, questions):
             task.kept.parent.mkdir(parents=True, exist_ok=True)
             with task.kept.open("a", encoding="utf-8") as file:
                 for one in of_task:

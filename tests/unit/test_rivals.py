@@ -104,7 +104,9 @@ SIGHT = {
 def lab(colour: str, sight) -> np.ndarray:
     """CIE L*a*b* (1976, D65) of a colour."""
     parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    linear = np.clip(np.array(sight) @ np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4), 0, 1)
+    linear = np.clip(
+        np.array(sight) @ np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4), 0, 1
+    )
     to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
     x, y, z = np.cbrt(np.array(to_xyz) @ linear / [0.95047, 1, 1.08883])
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
@@ -163,7 +165,11 @@ def bases(tmp_path, monkeypatch):
         ({"source": "one", "adapter": "owner/name", "adapter_revision": "v1"}, "adapter_revision = v1", "no commit"),
         ({"source": "one", "adapter": "two"}, "rival.x.adapter = two", "no adapter_config.json"),
         ({"base_url": "https://a.org/v1", "model": "m"}, "rival.x.consent", "false"),
-        ({"base_url": "http://localhost/v1", "model": "m", "api_key_env": "NO_KEY"}, "api_key_env = NO_KEY", "no such"),
+        (
+            {"base_url": "http://localhost/v1", "model": "m", "api_key_env": "NO_KEY"},
+            "api_key_env = NO_KEY",
+            "no such",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_one_message(bases, settings, key, found, monkeypatch):
