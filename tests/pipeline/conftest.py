@@ -1,6 +1,6 @@
 """A project of the real `dvc.yaml`, `params.yaml` and code, run by the real `dvc`.
 
-The stages' entry files are stand-ins, except those of `tidy`, `check` and `truth`, which are fast.
+The stages' entry files are stand-ins, except those of `REAL`, which are fast.
 """
 
 import os
@@ -17,7 +17,7 @@ from rarl.profiles import round_trip
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-REAL = ("tidy", "check", "truth")
+REAL = ("tidy", "check", "truth", "rival")
 
 
 class Project:
@@ -114,6 +114,7 @@ def build(folder: Path, *benchmarks: str, code: bool = True) -> Project:
 
     project = Project(folder)
     project.change("benchmarks", list(benchmarks))
+    project.change("rival", {})  # each has a stage of its own
     project.git("init", "--quiet", "--initial-branch", "main")
     project.run("make", "--silent", "identity")
     project.commit()

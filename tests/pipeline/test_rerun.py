@@ -7,6 +7,7 @@ constant, so nothing follows from that.
 import json
 import re
 import resource
+import shutil
 
 import pytest
 from ruamel.yaml import YAML
@@ -81,6 +82,28 @@ def test_one_more_benchmark_trains_nothing(project):
     project.change("benchmarks", ["slake", "vqa_rad", "cv_bench"])
     run = project.stages_run()
     assert run == {"tidy", "check", "benchmark@cv_bench", "audit", "encode_benchmarks", "truth"} | evaluation(*MODELS)
+
+
+def test_rivals_from_a_folder_and_an_endpoint_are_one_block_each(project):
+    """Added to a finished run, only their own stages and the report run."""
+    found = {
+        "near": {"label": "Near", "source": "data/near"},
+        "served": {"label": "Served", "base_url": "http://localhost:8000/v1", "model": "m"},
+    }
+    shutil.copytree(project.folder / "data/base", project.folder / "data/near")
+    project.change("rival", found)
+    project.change("models", ["base", "sft", "rarl", *found])
+    pointers = {f"rival@{slug}" for slug in found}
+    assert project.stages_run() == {"tidy", "check"} | pointers | evaluation(*found)
+    # A larger budget asks nothing again, another model does.
+    project.change("rival.served.max_calls", 10)
+    assert project.stages_run() == {"check", "rival@served", "report"}
+    project.change("rival.served.model", "n")
+    assert project.stages_run() == {"check", "rival@served"} | evaluation("served")
+    project.change("models", ["base", "sft", "rarl"])
+    project.change("rival", {})
+    assert project.stages_run() == {"tidy", "check", "report"}
+    assert not (project.folder / "data/predictions/near").exists()
 
 
 def test_own_test_set_alone(without_benchmarks):
