@@ -139,7 +139,7 @@ def test_the_shipped_rival_goes_the_whole_way(project, monkeypatch):
     families = {*pd.read_csv("metrics/tables/paired_tests.csv")["family"]}
     assert "between models, with rivals" in families and "between models" not in families
     page = Path("data/report/report.html").read_text(encoding="utf-8")
-    assert "SFT, seed 11" in page and "rival: not trained here" in page and "SFT, seed 11 vs Base" in output
+    assert "SFT, seed 11" in page and "rival: not trained here" in page and "test, with rivals, points" in output
     assert "--m-seed_11: #aa00ff" in page and "SFT, seed 11" in Path("data/report/report.md").read_text(
         encoding="utf-8"
     )
@@ -258,7 +258,7 @@ def test_the_budget_ends_a_run_before_anything_is_asked(project, params):
 
 def test_no_image_leaves_the_machine_without_consent(project, params, monkeypatch):
     params = with_rival(params, base_url="https://example.org/v1", model="m")
-    with pytest.raises(UserError, match="rival.x.consent"):
+    with pytest.raises(UserError, match=r"rival\.x\.consent"):
         predictions.infer("x", params)
 
 

@@ -436,7 +436,8 @@ def test_training_noise_is_beside_the_interval_and_the_larger_one_is_named(train
         f"RARL 1.5 over 3 seeds (82.0 to 85.0) and {error['rarl']:.1f} over questions. "
         "The larger one is over seeds for SFT; over questions for RARL."
     ) in output
-    cards = html[html.index('class="card m-sft"') : html.index('class="panel"')].replace('<div class="card m-rarl">', "|")
+    cards = html[html.index('class="card m-sft"') : html.index('class="panel"')]
+    cards = cards.replace('<div class="card m-rarl">', "|")
     for card, model, spread, larger in zip(
         cards.split("|"), ("sft", "rarl"), ("38.0 to 62.0", "82.0 to 85.0"), ("seeds", "questions")
     ):
