@@ -78,7 +78,7 @@ def make_run(
         write_records(root / f"data/benchmarks/{name}.jsonl", sets[name])
         write_json(root / f"metrics/benchmark/{name}.json", {"total": len(sets[name]), "kinds": {"open": 4}})
     for model in params.models:
-        for mode in params.modes:
+        for mode in params.modes_of(model):
             for name in params.sets_of(mode):
                 _answers(rng, root, params, model, mode, name, sets[name], truth)
     write_json(
@@ -146,7 +146,7 @@ def _samples(rng: random.Random, folder: Path, dataset: str, split: str, rows: i
 
 
 def _answers(rng, root, params, model, mode, name, samples, truth) -> None:
-    skill = 0.3 if params.mode[mode].image == "blank" else SKILL[model] - 0.05 * (mode == "direct")
+    skill = 0.3 if params.mode[mode].image == "blank" else SKILL.get(model, 0.5) - 0.05 * (mode == "direct")
     predictions, right = [], []
     for s in samples:
         good = rng.random() < skill
