@@ -83,7 +83,8 @@ def _ask(
 ) -> dict[int, str]:
     remote.check()
     click.echo(remote.disclosure(len(ahead)))
-    sent = sum(len(one.request.prompt.encode()) // BYTES_PER_TOKEN + IMAGE_TOKENS for one in ahead)
+    texts = (len(one.request.prompt.encode()) // BYTES_PER_TOKEN for one in ahead)
+    sent = sum(max(text + IMAGE_TOKENS, journal.usual_input) for text in texts)
     received = min(most_tokens, USUAL_COMPLETION) * len(ahead)
     click.echo(remote.estimate(len(ahead), total, sent, received, journal))
 

@@ -20,7 +20,7 @@ import click
 from tqdm import tqdm
 
 from rarl.chat import endpoint
-from rarl.chat.endpoint import Endpoint, NoResponse, Retry
+from rarl.chat.endpoint import Endpoint, NoResponse, Retry, has_images
 from rarl.chat.journal import TOO_LONG, Answer, Journal, Messages, cost
 from rarl.chat.remote import Remote
 from rarl.errors import UserError
@@ -33,7 +33,7 @@ PATIENCE = 600.0
 GIVE_UP = 20
 #: For estimates: bytes of UTF-8 per token, and tokens of a usual response.
 BYTES_PER_TOKEN, USUAL_RESPONSE = 4, 80
-#: The same for an image, about: 512 to 1,100 of Qwen2.5-VL, GPT-4o and Gemini for 512 x 512 pixels.
+#: The same for an image, until calls on record tell more: some hundred for most models, and thousands for GPT-4o mini.
 IMAGE_TOKENS = 1000
 
 VERSION = re.compile(r"[-:@](latest|v?\d[\w.-]*)")
@@ -188,7 +188,10 @@ class Client(Generic[Case]):
 
     async def _attempt(self, messages: Messages) -> None:
         await self._wait_for_start()
-        worst = cost(self.settings, 2 * tokens(messages), self.most_tokens)
+        sent = tokens(messages)
+        if has_images(messages):
+            sent = max(sent, self.journal.usual_input)
+        worst = cost(self.settings, 2 * sent, self.most_tokens)
         self._check_budget(worst)
         self.calls_ahead += 1
         self.cost_ahead += worst

@@ -132,6 +132,11 @@ class Journal:
         if answer.key is not None:
             self._answers[answer.key] = answer
 
+    @property
+    def usual_input(self) -> int:
+        """Input tokens of a call on record, on average; 0 without any."""
+        return self.input_tokens // max(1, self.calls)
+
     def cost(self, prices) -> float:
         """US dollars on record at the prices of a `params.Endpoint`; 0 if none are set."""
         return cost(prices, self.input_tokens, self.output_tokens)

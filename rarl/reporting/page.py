@@ -54,7 +54,8 @@ HEALTH = {
 
 def render(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     """Return the page's HTML; `frames` are the tables that the stage `report` makes, by name."""
-    html = template("report.html").render(**context(run, frames))
+    # The paper's rows have a colour even if their model is not listed.
+    html = template("report.html").render(colours=colours(MODELS | run.models), **context(run, frames))
     own = hashlib.sha256(html.encode()).hexdigest()[:16]
     return html.replace('<body data-page="">', f'<body data-page="{own}">', 1)
 
@@ -122,8 +123,6 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "data": Path(params.data.root).name,
         "ours": "This run (phantom)" if phantom else "This run",
         "labels": run.labels,
-        # The paper's rows have a colour even if their model is not listed.
-        "colours": colours(MODELS | run.models),
         "judges": {judge: JUDGE_KINDS[params.judge[judge].kind].how for judge in run.judges},
         "unscored": unscored(run),
         "paper": tables.paper(),

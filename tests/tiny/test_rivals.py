@@ -162,7 +162,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, status=200, body=None):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.status, self.body, self.calls, self.lost = status, body, [], 0
+        self.status, self.body, self.calls, self.lost, self.input_tokens = status, body, [], 0, 300
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -191,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         if body is None:
             message = {"role": "assistant", "content": f"It is bright. \\boxed{{Yes {len(server.calls)}}}"}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            usage = {"prompt_tokens": 300, "completion_tokens": 20}
+            usage = {"prompt_tokens": server.input_tokens, "completion_tokens": 20}
             body = {"object": "chat.completion", "model": request["model"], "choices": [choice], "usage": usage}
         data = json.dumps(body).encode()
         self.send_response(status)
@@ -254,6 +254,20 @@ def test_the_budget_ends_a_run_before_anything_is_asked(project, params):
         with pytest.raises(UserError, match=r"rival.x.max_calls = 2\n(.|\n)*nothing was asked"):
             predictions.infer("x", params)
         assert server.calls == []
+
+
+def test_the_estimate_learns_what_an_image_costs(project, params):
+    """Providers bill images by rules of their own: 9,000 tokens instead of the guess of 1,000."""
+    prices = {"price_per_million_input": 10.0, "price_per_million_output": 0.0}
+    with Server() as server:
+        server.input_tokens = 9000
+        predictions.infer("x", with_rival(params, **server.settings, **prices))
+        calls = len(server.calls)
+        spent = calls * 9000 * 10 / 1e6
+        params = with_rival(params, ["direct"], **server.settings, **prices, max_cost_usd=1.9 * spent)
+        with pytest.raises(UserError, match="max_cost_usd"):
+            predictions.infer("x", params)
+        assert len(server.calls) == calls
 
 
 def test_no_image_leaves_the_machine_without_consent(project, params, monkeypatch):
