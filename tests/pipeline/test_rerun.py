@@ -88,7 +88,7 @@ def test_rivals_from_a_folder_and_an_endpoint_are_one_block_each(project):
     """Added to a finished run, only their own stages and the report run."""
     found = {
         "near": {"label": "Near", "source": "data/near"},
-        "served": {"label": "Served", "base_url": "http://localhost:8000/v1", "model": "m"},
+        "served": {"label": "Served", "base_url": "http://localhost:8000/v1", "model": "m", "max_calls": 5},
     }
     shutil.copytree(project.folder / "data/base", project.folder / "data/near")
     project.change("rival", found)
