@@ -81,9 +81,8 @@ def check_adapter(slug: str, rival: Rival, folder: Path, pointer: dict) -> None:
         raise UserError(where, f"{folder}: {error}", "readable JSON", "copy the adapter's folder again") from None
     if base.get("sha256") and pointer["sha256"]:
         other = base["sha256"] != pointer["sha256"]
-    else:  # a local path says nothing: the adapter may be from another machine
-        ids = [text for text in (name, pointer["source"]) if HUB_ID.fullmatch(text) and not Path(text).exists()]
-        other = len(ids) == 2 and ids[0].lower() != ids[1].lower()
+    else:  # as in `rarl.models.loading`: a local base may be in a folder of any name
+        other = bool(name) and pointer["sha256"] is None and Path(name).name != Path(pointer["source"]).name
     if other:
         found = f"an adapter of {name}" + (f" with SHA-256 {base['sha256'][:12]}..." if base.get("sha256") else "")
         fix = f"set rival.{slug}.source to the adapter's base"
