@@ -21,22 +21,29 @@ def ask_once(
     for option, text in (("--question", question), ("--choices", "".join(choices))):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(option, "text that is not UTF-8", "text in UTF-8", "write it in UTF-8")
+    rival = params.rival.get(name)
+    if rival and rival.base_url:
+        found, expected = "a rival at an endpoint", "a model whose weights are here"
+        raise UserError(f"--model {name}", found, expected, "list it under `models`: `dvc repro` asks it")
     folder, data = find(name), read_image(image)
 
     from transformers.utils import logging
 
     from rarl.inference import to_prediction
     from rarl.models.generation import Request, ask
-    from rarl.prompts import render
+    from rarl.predictions import decoding_of
+    from rarl.prompts import template
 
-    mode, decoding = params.mode[slug], params.decoding
-    request = Request("asked", render(mode.prompt, with_choices(question, choices)), data, mode.image == "blank")
+    mode, decoding = params.mode[slug], decoding_of(params, rival)
+    prompt = (rival and rival.prompt) or template(mode.prompt)
+    text = prompt.replace("{question}", with_choices(question, choices))
+    request = Request("asked", text, data, mode.image == "blank")
     logging.set_verbosity_error()
     loaded = open_model(folder, params)
     (response,) = ask(loaded, [request], decoding.max_new_tokens, decoding.temperature, params.seed)
     if response.error:
         raise UserError("--question", response.error, "a question that the model can take", "change or shorten it")
-    return about_base(folder, loaded.model), to_prediction(response)
+    return about_base(folder, loaded.model), to_prediction(response, rival.reads if rival else "tags")
 
 
 def about_base(folder: Path, model) -> str:

@@ -147,7 +147,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "thresholds": thresholds(run),
         "versions": versions(),
         "main_packages": {name: label for name, label in PACKAGES.items() if label},
-        "all_params": {key: value for key, value in leaves(params.model_dump()) if key != "data.root"},
+        "all_params": {key: value for key, value in leaves(listed(params)) if key != "data.root"},
         "paper_tables": [arrange(run, name, frames[name]) for name in ("table3", "table6")],
         "tests": grouped(frames["paired_tests"], "family"),
         "agreement": pivot(records(frames["agreement"]), ["first", "second", "score"]),
@@ -251,6 +251,11 @@ def thresholds(run: Run) -> dict | None:
         "same_rows": dev.is_file() and hash_path(dev) == study["rows_sha256"],
         "figures": [plots.threshold(part, found, used[part]) for part, found in study["parts"].items()],
     }
+
+
+def listed(params: Params) -> dict:
+    """Return the parameters without the definitions of rivals that are not listed."""
+    return params.model_dump(exclude={"rival": params.rival.keys() - {*params.models}})
 
 
 def costs(params: Params) -> list[dict]:

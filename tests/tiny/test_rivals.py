@@ -18,6 +18,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from rarl import predictions, rivals
+from rarl.asking import ask_once
 from rarl.chat import endpoint
 from rarl.errors import UserError
 from rarl.models.features import FeatureStore, describe
@@ -88,6 +89,17 @@ def test_an_adapter_is_asked_with_the_base_s_features_and_each_mode_once(
     predictions.infer("base", params)
     own = read_records(predictions_file("base", "reasoning", "silvar_med"), Prediction)
     assert [one.completion for one in own] != [one.completion for one in first]
+
+
+def test_rarl_ask_reads_a_rival_s_form(project, params, random_base, adapter):
+    settings = {"source": str(random_base[0]), "adapter": str(adapter), "reads": "plain", "max_tokens": 3}
+    params = with_rival(params, **settings)
+    image = Path(params.data.root) / read_records("data/curated/test.jsonl", Sample)[0].image
+    _, prediction = ask_once("x", image, "Is it bright?", "reasoning", (), params)
+    assert prediction.answer == prediction.completion and prediction.tokens <= 3
+    params.rival["x"] = Rival(label="Other", base_url="http://localhost:1/v1", model="m")
+    with pytest.raises(UserError, match="a rival at an endpoint"):
+        ask_once("x", image, "Is it bright?", "reasoning", (), params)
 
 
 def test_another_vision_tower_encodes_each_image_once(project, params, random_base, monkeypatch):
