@@ -95,8 +95,9 @@ def named(slug: str):
     try:
         yield
     except UserError as error:
-        where, found, expected, fix = error.parts
-        raise UserError(f"rival.{slug}: {where}", found, expected, fix.replace("base.", f"rival.{slug}.")) from None
+        where, found, expected, fix = (part.replace("base.source", f"rival.{slug}.source") for part in error.parts)
+        where = where if f"rival.{slug}" in where else f"rival.{slug}: {where}"
+        raise UserError(where, found, expected, fix) from None
 
 
 def write_folder(slug: str, rival: Rival, folder: Path) -> None:

@@ -190,7 +190,7 @@ def test_consent_says_that_images_leave_the_machine(bases):
 
 def test_a_base_of_an_unknown_family_names_the_rival(bases):
     write_json("one/config.json", {"model_type": "bert"})
-    with pytest.raises(UserError, match=r"rival\.x: .*\n.*bert"):
+    with pytest.raises(UserError, match=r"rival\.x\.source = one\n.*bert"):
         rivals.check("x", rival(source="one"))
 
 
