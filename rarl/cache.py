@@ -10,6 +10,7 @@ import click
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from rarl.params import Params
 from rarl.records import Prediction, R, Record, atomic_file
 
 CACHE = Path(".cache")
@@ -66,9 +67,10 @@ def key_of(*paths: str | Path, **values) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def packages() -> dict[str, str]:
+def packages(params: Params | None = None) -> dict[str, str]:
     """Library versions; part of every cache key."""
-    names = ("torch", "numpy", "transformers", "trl", "peft", "accelerate")
+    names = ["torch", "numpy", "transformers", "trl", "peft", "accelerate"]
+    names += ["bitsandbytes"] if params and params.bitsandbytes else []
     return {name: version(name) for name in names}
 
 

@@ -3,6 +3,7 @@
 import errno
 import functools
 import gc
+import logging
 import os
 import re
 import sys
@@ -34,6 +35,7 @@ UNWRITABLE = {
 def ignore_warnings_between_libraries() -> None:
     """Silence warnings of one library to another, which no user can act on."""
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a kernel for repacked weights
 
 
 @contextmanager
@@ -84,7 +86,10 @@ def stage_main(function):
         try:
             with explained():
                 if Path("params.yaml").is_file():
-                    pin(load_params())
+                    params = load_params()
+                    pin(params)
+                    if function.__module__ == "__main__" and params.bitsandbytes is None:
+                        sys.modules["bitsandbytes"] = None  # PEFT would import it, in seconds
                 result = function(*args, **kwargs)
                 name = Path(sys.modules[function.__module__].__file__).stem
                 items = [Path(value).name for value in kwargs.values() if isinstance(value, str | Path)]

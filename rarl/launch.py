@@ -51,7 +51,7 @@ def check_config(params: Params) -> None:
 
     Raises:
         UserError: the file cannot be read; weights cannot be saved whole (ZeRO stage 3, FSDP 1); FSDP or DeepSpeed
-            without a GPU, where Accelerate silently runs DDP; or DeepSpeed is not installed.
+            without a GPU, where Accelerate silently runs DDP, or with bitsandbytes; or DeepSpeed is not installed.
     """
     if (path := params.accelerate.config) is None:
         return
@@ -67,6 +67,9 @@ def check_config(params: Params) -> None:
     elif (deepspeed or fsdp) and _without_gpu(params):
         found, expected = f"{kind} without a GPU, where Accelerate runs DDP instead", "GPUs, or DDP"
         fix = "set it to null (DDP); on a machine with GPUs set model.device to cuda"
+    elif (deepspeed or fsdp) and params.bitsandbytes:
+        found, expected = f"{kind} with {params.bitsandbytes}", "DDP, in which each process has all weights"
+        fix = f"set it to null (DDP), or unset {params.bitsandbytes.split(' ')[0]}"
     elif deepspeed and importlib.util.find_spec("deepspeed") is None:
         found, expected = "the package deepspeed is not installed", "DeepSpeed"
         fix = "`pip install deepspeed`, or use rarl/accelerate/fsdp.yaml"

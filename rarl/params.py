@@ -164,6 +164,9 @@ class Model(Block):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantization: Literal["nf4"] | None = None
+    """`nf4` loads the language model's linear layers in 4 bits (`rarl/models/quantization.py`), for small GPUs; needs
+    bitsandbytes and `train.trainable: lora`."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """`auto` uses flash-attn (paper, 2.3) if it is installed and the device supports it, else PyTorch's SDPA."""
     threads: Annotated[int, Field(gt=0, le=1024)] = 1
@@ -205,6 +208,8 @@ class Train(Block):
     trainable: Literal["lora", "full"] = "lora"
     start: Literal["base", "sft"] = "base"
     """RL starts from the base (paper) or from the SFT adapter."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` keeps AdamW's two states in 8 bits for weights of at least 4,096 values; needs bitsandbytes."""
     eval_steps: Positive = 20
     """Score the development split and save a checkpoint every N optimizer steps (paper, 2.3: 100)."""
     dev_samples: Positive = 132
@@ -571,6 +576,13 @@ class Params(Block):
         """The modes that a model is asked under."""
         rival = self.rival.get(model)
         return [mode for mode in self.modes if not rival or rival.modes is None or mode in rival.modes]
+
+    @property
+    def bitsandbytes(self) -> str | None:
+        """The setting that needs the package bitsandbytes, or None."""
+        if self.model.quantization is not None:
+            return f"model.quantization = {self.model.quantization}"
+        return "train.optimizer = adamw_8bit" if self.train.optimizer == "adamw_8bit" else None
 
     @property
     def own_test(self) -> str:

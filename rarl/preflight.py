@@ -18,6 +18,7 @@ from rarl.errors import UserError, no_cuda, warn
 from rarl.launch import check_config
 from rarl.models.base_files import check_family, check_text_files, read_config
 from rarl.models.families import FAMILIES, Family, image_tokens
+from rarl.models.quantization import require_bitsandbytes
 from rarl.params import Params
 from rarl.pinning import applies, unportable
 from rarl.records import write_json
@@ -48,6 +49,7 @@ def check(params: Params) -> None:
     check_encoder(params)
     check_judges(params)
     check_rivals(params)
+    check_quantization(params)
     device = check_device(params)
     click.echo(f"  machine   {check_resources(params, device)}")
     check_portable(params)
@@ -242,6 +244,17 @@ def check_context(params: Params, config: dict) -> None:
                 f"{key} = {new} and {image} image tokens leave {left} of the {context} tokens of "
                 f"{params.base.source}'s context to the prompt, which takes about {PROMPT_TOKENS}: lower {key}"
             )
+
+
+def check_quantization(params: Params) -> None:
+    """Look for what `model.quantization` and `train.optimizer` need."""
+    if params.bitsandbytes is None:
+        return
+    require_bitsandbytes(params.bitsandbytes)
+    if params.model.quantization and params.train.trainable == "full":
+        found = "train.trainable = full, and weights of 4 bits cannot be trained"
+        fix = "set train.trainable to lora, or model.quantization to null"
+        raise UserError(params.bitsandbytes, found, "an adapter on the quantized base", fix)
 
 
 def check_device(params: Params) -> str:

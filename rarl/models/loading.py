@@ -23,6 +23,7 @@ from rarl.errors import UserError, no_cuda
 from rarl.models.base_files import fingerprint
 from rarl.models.patching import embed_patches, replace_forward, vision_modules
 from rarl.models.processor import load_processor
+from rarl.models.quantization import keep_layout, quantization
 from rarl.records import read_json
 
 
@@ -93,7 +94,9 @@ def load(folder: str | Path, model: P.Model, trainable: bool = False) -> Loaded:
         torch.backends.cuda.enable_cudnn_sdp(False)
     attention = choose_attention(model, device)
     network, processor = _load_base(folder, model, attention)
-    network.requires_grad_(True)
+    keep_layout(network)
+    for weight in network.parameters():
+        weight.requires_grad_(weight.is_floating_point())
     for module in vision_modules(network):
         module.requires_grad_(False)  # the paper freezes the vision encoder (2.3)
         if device.type == "cuda" and hasattr(module, "patch_embed"):
@@ -121,6 +124,7 @@ def _load_base(folder: Path, model: P.Model, attention: str):
             dtype=getattr(torch, model.dtype),
             attn_implementation=attention,
             output_loading_info=True,
+            **quantization(model, choose_device(model)),
             ignore_mismatched_sizes=True,  # `_check_complete` reports them
         )
     except (ImportError, OSError) as error:

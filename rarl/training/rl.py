@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rarl.models.features import FeatureStore
 from rarl.models.generation import vision_tokens
 from rarl.models.loading import Loaded, choose_device
+from rarl.models.quantization import Float32AdapterMixin
 from rarl.params import Method, Params
 from rarl.rewards import reward_functions
 from rarl.rewards.bertscore import BertScorer
@@ -20,7 +21,7 @@ from rarl.training.grpo_trainer import SharedPrefixMixin
 from rarl.training.run import FEATURES, Run
 
 
-class Trainer(FiniteLossMixin, SharedPrefixMixin, GRPOTrainer):
+class Trainer(Float32AdapterMixin, FiniteLossMixin, SharedPrefixMixin, GRPOTrainer):
     """TRL's trainer, with each prompt run once per group, and with a stop at a loss that is not finite."""
 
 

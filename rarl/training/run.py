@@ -45,6 +45,8 @@ CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
 PROMPT = "reasoning"
 """Of the development split, and of SFT."""
+#: Names of `train.optimizer` in transformers.
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
 #: The trainers' names of logged values, and the names in our logs.
 LOGGED = {
     "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "entropy", "grad_norm": "grad_norm",
@@ -74,7 +76,7 @@ class Run:
             settings=settings,
             prompts={name: template(name) for name in {PROMPT, *settings.get("prompts", [])}},
             code=code_key(method, params.model.device),
-            packages=packages(),
+            packages=packages(params),
             **{name: getattr(params, name).model_dump() for name in shared},
         )
         self.folder = CACHE / "training" / key
@@ -138,6 +140,7 @@ class Run:
             "data_seed": params.seed,
             "max_grad_norm": train.max_grad_norm,
             "lr_scheduler_type": "linear",
+            "optim": OPTIMIZERS[train.optimizer],
             "bf16": params.model.dtype == "bfloat16",
             "activation_checkpointing": recomputes(self.start, params, self.method),
             "use_cpu": choose_device(params.model).type == "cpu",

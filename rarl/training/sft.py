@@ -10,6 +10,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from rarl.models.loading import Loaded
 from rarl.models.patching import without_peft
+from rarl.models.quantization import Float32AdapterMixin
 from rarl.models.shared_prefix.layers import patch_layers
 from rarl.models.shared_prefix.layout import group_by_prefix
 from rarl.params import Params
@@ -56,7 +57,7 @@ def _completion_scores(
     return FusedCausalLMOutput(log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask)
 
 
-class Trainer(FiniteLossMixin, CompletionsOnlyMixin, SFTTrainer):
+class Trainer(Float32AdapterMixin, FiniteLossMixin, CompletionsOnlyMixin, SFTTrainer):
     """TRL's trainer, without work on tokens that have no loss, and with a stop at a loss that is not finite."""
 
 

@@ -11,6 +11,7 @@ import zipfile
 MODULES = {"pillow": "PIL", "scikit-learn": "sklearn", "ruamel.yaml": "ruamel"}
 #: Declared although nothing imports it.
 NOT_IMPORTED = {
+    "bitsandbytes": "transformers loads it if `model.quantization` or `train.optimizer` asks for it",
     "flash-attn": "transformers loads it if `model.attention` asks for it",
     "ruamel.yaml.clib": "DVC reads dvc.lock four times as fast with it",
 }
@@ -26,7 +27,8 @@ NOT_DECLARED = {
 def test_dependencies_that_are_declared_are_used_and_those_used_are_declared(repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    names = [re.match(r"[\w.-]+", text)[0] for text in (*project["dependencies"], *extras["flash"], *extras["rate"])]
+    optional = [text for extra in ("flash", "quantization", "rate") for text in extras[extra]]
+    names = [re.match(r"[\w.-]+", text)[0] for text in (*project["dependencies"], *optional)]
     declared = {MODULES.get(name, name.replace("-", "_")): name for name in names}
     imported = set()
     for file in (*(repository / "rarl").rglob("*.py"), *(repository / "stages").glob("*.py")):
