@@ -6,6 +6,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from rarl import cache
+from rarl.params import load_params
 
 CODE = '''"""A module."""
 SIDE = 4  # pixels
@@ -103,3 +104,12 @@ def test_work_of_another_versions_keys_is_named_once(tmp_path, monkeypatch, caps
     assert ".cache/training/: made by a version before 0.2.0" in capsys.readouterr().out
     cache.announce_format()
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block, key, value", [("model", "quantization", "nf4"), ("train", "optimizer", "adamw_8bit")])
+def test_the_version_of_bitsandbytes_is_in_the_keys_of_what_it_computes(repository, block, key, value):
+    pytest.importorskip("bitsandbytes")
+    params = load_params(repository / "params.yaml")
+    assert cache.packages(params) == cache.packages()
+    setattr(getattr(params, block), key, value)
+    assert cache.packages(params).keys() - cache.packages().keys() == {"bitsandbytes"}

@@ -147,6 +147,23 @@ def test_default_imports_no_torch(project):
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.parametrize("optimizer, hidden", [("adamw", True), ("adamw_8bit", False)])
+def test_stages_hide_bitsandbytes_from_peft_if_they_do_not_need_it(project, optimizer, hidden):
+    """PEFT imports it wherever it is installed, in seconds."""
+    yaml = round_trip()
+    params = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
+    put(params, "train.optimizer", optimizer)
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+    Path("any.py").write_text(
+        "import sys\nfrom rarl.entry import stage\n"
+        "main = stage(lambda params: print(sys.modules.get('bitsandbytes', 'not hidden')))\nmain()"
+    )
+    command = [sys.executable, "any.py"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ("None" if hidden else "not hidden")
+
+
 def test_wrong_key_writes_nothing(project):
     code, said = run(lora__rank=8)
     assert code == 1 and "lora.rank: unknown key" in said
@@ -271,6 +288,23 @@ def test_hub_base_is_looked_up_in_the_cache(project, monkeypatch):
     (snapshot / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
     code, said = run()
     assert code == 0 and "will be downloaded" not in said
+
+
+@pytest.mark.parametrize("change", [{"model__quantization": "nf4"}, {"train__optimizer": "adamw_8bit"}])
+def test_bitsandbytes_must_be_installed_where_it_is_needed(project, monkeypatch, change):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert run()[0] == 0
+    code, said = run(**change)
+    assert code == 1 and "the package bitsandbytes is not installed" in said
+    assert "pip install -c constraints.txt -e '.[quantization]'" in said
+    assert next(iter(change)).replace("__", ".") in said
+
+
+def test_weights_of_4_bits_cannot_be_trained(project):
+    pytest.importorskip("bitsandbytes")
+    assert run(model__quantization="nf4")[0] == 0
+    code, said = run(train__trainable="full")
+    assert code == 1 and "model.quantization = nf4" in said and "set train.trainable to lora" in said
 
 
 def test_flash_attention_must_be_installed_and_possible(project):

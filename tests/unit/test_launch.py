@@ -93,6 +93,18 @@ def test_what_could_not_be_saved_or_would_not_be_done_is_refused_at_once(
         assert "engine.yaml" in str(refused.value) and not started
 
 
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_shared_weights_are_refused_with_nf4_and_with_8_bit_adamw(params, repository, monkeypatch, name):
+    params.model.device, params.train.optimizer = "auto", "adamw_8bit"
+    monkeypatch.setattr(launch, "_cuda", lambda: True)
+    params.accelerate.config = str(repository / f"rarl/accelerate/{name}.yaml")
+    with pytest.raises(UserError, match=f"{name.upper()} with train.optimizer = adamw_8bit"):
+        launch.check_config(params)
+    params.model.quantization = "nf4"
+    with pytest.raises(UserError, match=f"{name.upper()} with model.quantization = nf4"):
+        launch.check_config(params)
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="deepspeed is installed")
 def test_deepspeed_that_is_not_installed_is_missed_at_once(params, repository, monkeypatch):
     params.model.device = "auto"
