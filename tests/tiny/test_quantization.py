@@ -41,8 +41,11 @@ def unpacked(layer: Linear4bit) -> torch.Tensor:
     return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
-def test_the_language_models_linear_layers_are_quantized_and_nothing_else(project, params, nf4):
-    plain, small = load("data/models/base", params.model), load("data/models/base", nf4.model)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_language_models_linear_layers_are_quantized_and_nothing_else(project, params, nf4, dtype):
+    nf4.model.dtype = dtype
+    plain = load("data/models/base", params.model.model_copy(update={"dtype": dtype}))
+    small = load("data/models/base", nf4.model)
     layers = quantized(small.model)
     language = dict(plain.model.model.language_model.named_modules())
     linear = {f"model.language_model.{name}" for name, one in language.items() if type(one) is torch.nn.Linear}
@@ -50,6 +53,7 @@ def test_the_language_models_linear_layers_are_quantized_and_nothing_else(projec
     exact, kept = plain.model.state_dict(), small.model.state_dict()
     assert all(torch.equal(exact[name], kept[name]) for name in exact if name.removesuffix(".weight") not in layers)
     assert describe(small) == describe(plain), "features of images do not depend on it"
+    assert {layer.compute_dtype for layer in layers.values()} == {getattr(torch, dtype)}
     for name, layer in layers.items():
         weight = exact[f"{name}.weight"]
         assert 0 < (unpacked(layer) - weight).abs().max() < 0.2 * weight.abs().max()
