@@ -1,4 +1,4 @@
-"""NF4 and 8-bit AdamW on a CPU: what is quantized, that all of an adapter learns on it, and that nothing else moves."""
+"""NF4 and 8-bit AdamW on a CPU: what is quantized, that all of an adapter learns, and that nothing else moves."""
 
 import copy
 import shutil
@@ -92,7 +92,7 @@ def gradients(params, dequantized: bool) -> dict[str, torch.Tensor]:
     small = {name: unpacked(layer) for name, layer in quantized(load("data/models/base", params.model).model).items()}
     params = copy.deepcopy(params)
     params.model.quantization = None if dequantized else "nf4"
-    _, trainer, loaded = prepare(params)
+    _, trainer, _ = prepare(params)
     model = trainer.model
     if dequantized:
         for name, weight in small.items():
