@@ -49,7 +49,6 @@ def check(params: Params) -> None:
     check_encoder(params)
     check_judges(params)
     check_rivals(params)
-    check_quantization(params)
     device = check_device(params)
     click.echo(f"  machine   {check_resources(params, device)}")
     check_portable(params)
@@ -130,6 +129,7 @@ def check_base(params: Params) -> str:
     check_wrapped_layer(params, family)
     check_adapter(params, config, _layers(folder, family.vision, where, fix))
     check_context(params, config)
+    check_quantization(params, config)
     return f"{source} ({folder})"
 
 
@@ -157,6 +157,7 @@ def _check_hub_base(params: Params) -> str:
             check_text_files(where, Path(path).parent, config)
     check_adapter(params, config, LANGUAGE_LAYERS)
     check_context(params, config)
+    check_quantization(params, config)
     if not cached:
         cache = constants.HF_HUB_CACHE
         if constants.HF_HUB_OFFLINE:
@@ -246,8 +247,12 @@ def check_context(params: Params, config: dict) -> None:
             )
 
 
-def check_quantization(params: Params) -> None:
-    """Look for what `model.quantization` and `train.optimizer` need."""
+def check_quantization(params: Params, config: dict) -> None:
+    """Look for what `model.quantization` and `train.optimizer` need, and refuse a base that is quantized already."""
+    if "quantization_config" in config:
+        found, expected = "weights that are quantized already", "weights in float32 or bfloat16"
+        fix = "name the base that they were made from; model.quantization: nf4 loads it in 4 bits"
+        raise UserError(f"base.source = {params.base.source}", found, expected, fix)
     if params.bitsandbytes is None:
         return
     require_bitsandbytes(params.bitsandbytes)

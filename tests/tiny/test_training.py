@@ -272,7 +272,7 @@ def test_other_data_code_or_packages_are_another_run(encoded, params, monkeypatc
         old = path.read_bytes()
         path.write_bytes(old + (old.splitlines(True)[0] if path.suffix == ".jsonl" else b"\n"))
         folders.append(run.Run("sft", params, {}).folder)
-    monkeypatch.setattr(run, "packages", lambda: {"torch": "0"})
+    monkeypatch.setattr(run, "packages", lambda params: {"torch": "0"})
     folders.append(run.Run("sft", params, {}).folder)
     monkeypatch.setattr(run, "template", lambda name: "Is it?")
     folders.append(run.Run("sft", params, {}).folder)

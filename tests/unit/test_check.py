@@ -300,6 +300,14 @@ def test_bitsandbytes_must_be_installed_where_it_is_needed(project, monkeypatch,
     assert next(iter(change)).replace("__", ".") in said
 
 
+def test_a_base_that_is_quantized_already_is_refused(project, tmp_path):
+    path = base(tmp_path / "small") / "config.json"
+    quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantized))
+    code, said = run(base__source=str(path.parent))
+    assert code == 1 and "quantized already" in said and "model.quantization: nf4" in said
+
+
 def test_weights_of_4_bits_cannot_be_trained(project):
     pytest.importorskip("bitsandbytes")
     assert run(model__quantization="nf4")[0] == 0
