@@ -95,8 +95,8 @@ def _model_key(model: str, params: Params) -> str:
     """The key of a model's weights or endpoint, and of the code and libraries that ask it."""
     folder, rival = Path("data/models") / model, params.rival.get(model)
     unused = (SHARING,) if rival and rival.base_url else (SHARING, *ENDPOINTS)
-    code = code_key("infer", params.model.device).items()
-    depends = {"code": {file: hash for file, hash in code if not file.startswith(unused)}, "packages": packages(params)}
+    code = {file: hash for file, hash in code_key("infer", params.model.device).items() if not file.startswith(unused)}
+    depends = {"code": code, "packages": packages(params)}
     if rival is None:
         return key_of(folder, **depends)
     # How it is asked is in the key of each file of predictions.
