@@ -32,7 +32,10 @@ _noted: dict[str, str | float] = {}
 
 
 def note(**facts: str | float) -> None:
-    """Add facts to the cost file of this process's stage; a resumed one adds `earlier_seconds` to its `seconds`."""
+    """Add facts to the cost file of this process's stage.
+
+    A resumed one adds `earlier_seconds` to its `seconds`, and `earlier_processor_seconds` likewise.
+    """
     _noted.update(facts)
 
 
@@ -52,7 +55,8 @@ def write_cost(name: list[str], seconds: float) -> None:
     largest memory of all.
     """
     slug, now = slug_of(name), datetime.now(UTC)
-    cost = {"seconds": seconds, "peak_memory_mb": peak_memory_mb(), "finished": now.isoformat(timespec="seconds")}
+    cost = {"seconds": seconds, "processor_seconds": processor_seconds(), "peak_memory_mb": peak_memory_mb()}
+    cost["finished"] = now.isoformat(timespec="seconds")
     # The builds may differ between two machines that installed the same `constraints.txt`.
     cost |= {"python": python_version(), "torch": version("torch")} | code() | hardware() | _noted
     _noted.clear()
@@ -70,7 +74,8 @@ def write_cost(name: list[str], seconds: float) -> None:
         if process.get("finished", "") >= (now - timedelta(seconds=seconds)).isoformat(timespec="seconds"):
             largest = {key: max(process[key], cost.get(key, 0)) for key in PEAKS if key in process}
             cost = process | cost | largest
-    cost["seconds"] = round(cost["seconds"] + cost.pop("earlier_seconds", 0), 1)
+    for key in ("seconds", "processor_seconds"):
+        cost[key] = round(cost[key] + cost.pop(f"earlier_{key}", 0), 1)
     # DVC sets these for the commands of an experiment; the root is that of the repository it was started from.
     root, baseline, experiment = (os.environ.get(f"DVC_{key}") for key in ("ROOT", "EXP_BASELINE_REV", "EXP_NAME"))
     cost |= {"experiment": experiment} if experiment else {}
@@ -92,7 +97,8 @@ def read_cost(stage: str, experiment: tuple[str, str] | None = None) -> dict:
         experiment: full hash of its baseline commit, and its name; None for the last run in this folder.
 
     Returns:
-        `seconds` (wall clock, of training over all legs of a resumed run), `peak_memory_mb` (see `peak_memory_mb`),
+        `seconds` (wall clock) and `processor_seconds` (see `processor_seconds`), of training over all legs of a
+        resumed run, `peak_memory_mb` (see `peak_memory_mb`),
         `finished` (UTC), versions of `python` and `torch`, what `code` and `hardware` return, and the name of the
         `experiment` if it was one.
     """
@@ -112,6 +118,12 @@ def peak_memory_mb() -> int:
     """Peak resident memory of the host in MiB: of this process, or of the largest one that it waited for."""
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of those that it waited for, which other load hardly changes."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def code() -> dict[str, str | bool]:

@@ -80,6 +80,8 @@ Epochs = Annotated[float, Field(gt=0, le=1000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
+LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo", "gspo")
+"""TRL's `loss_type`, and `gspo`, which is `grpo` with one ratio for the whole completion."""
 Weight = Annotated[float, Field(ge=0, le=10_000)]
 _DIVIDES = "0 (greedy), or at least 0.01: logits are divided by it"
 Temperature = Annotated[float, Field(ge=0, le=100), _expect(lambda value: not 0 < value < 0.01, _DIVIDES)]
@@ -257,10 +259,22 @@ class Rl(Block):
     """Unique prompts per optimizer step (ours)."""
     micro_prompts: Batch = 4
     """Prompts per forward and backward pass; memory grows with it."""
+    loss: Literal[LOSSES] = "grpo"
+    """Policy loss. `grpo` is equation (1); docs/training.md says what the others change."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What divides the advantages: the rewards' standard deviation in the group (equation (3)), in the batch, or
+    nothing (Dr. GRPO)."""
+    num_iterations: Annotated[int, Field(gt=0, le=1000)] = 1
+    """Optimizer steps on the same completions, mu in DeepSeekMath. Ours: TRL's default; with 1 no ratio is clipped."""
+    mask_truncated: bool = False
+    """Leave out of the loss the completions that `max_completion_length` cuts off (DAPO's overlong filtering)."""
     beta: Weight = 0.04
     """Weight of the KL term in equation (1). Ours: DeepSeekMath's and VLM-R1's value."""
     epsilon: Rate = 0.2
-    """Clipping range in equation (1). Ours: PPO's and TRL's default."""
+    """Clipping range in equation (1): ratios from 1 - epsilon to 1 + epsilon. Ours: PPO's and TRL's default."""
+    epsilon_high: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Upper clipping range, 1 + epsilon_high (DAPO: 0.28); null for `epsilon`. With `cispo` the largest ratio itself;
+    null for 5.0 (ScaleRL)."""
     temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """Sampling temperature of the rollouts. Ours: TRL's default."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -272,6 +286,10 @@ class Rl(Block):
     def _faults(self):
         if self.max_steps * self.prompts_per_step > 10**6:
             yield "max_steps x prompts_per_step of at most 1,000,000: all rows of a run are held in memory"
+        if self.epsilon_high is not None and self.loss in ("sapo", "vespo"):
+            yield f"epsilon_high: null with loss {self.loss}, which clips no ratio"
+        if self.epsilon_high is not None and self.loss == "cispo" and self.epsilon_high < 1:
+            yield f"epsilon_high of at least 1 with loss cispo, whose largest ratio it is, not {self.epsilon_high}"
 
 
 class _Rewards(Block):
@@ -518,6 +536,9 @@ class Params(Block):
     def _faults(self):
         yield from self._undefined_names()
         yield from self._uneven_batches()
+        if self.train.eval_steps % self.rl.num_iterations:
+            found = f"{self.train.eval_steps} (a resumed run starts with new completions)"
+            yield f"train.eval_steps: a multiple of rl.num_iterations ({self.rl.num_iterations}), not {found}"
 
     def _undefined_names(self) -> Iterator[str]:
         """Names without a definition or a file."""

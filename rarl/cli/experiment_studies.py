@@ -69,6 +69,14 @@ def table2(**options) -> None:
     run("table2", **options)
 
 
+@command("losses", "Compare the policy losses of RL over seeds, with paired tests against the first of them.")
+@click.option("--losses", default="grpo,dr_grpo,dapo", show_default=True, help="Values of `rl.loss`, separated by commas.")
+@click.option("--seeds", default="7,8,9", show_default=True, help="The seeds, separated by commas.")
+def losses(losses: str, seeds: str, settings: tuple[str, ...], **options) -> None:
+    """Run the command."""
+    run("losses", [f"rl.loss={losses}", f"seed={seeds}", *settings], **options)
+
+
 @command("sweep", "Run all combinations of parameters: `-S lora.r=4,8,16 -S rl.beta=0,0.04` are six experiments.")
 def sweep(**options) -> None:
     """Run the command."""
@@ -120,11 +128,11 @@ def collect(design, finished: dict, as_json: bool) -> None:
     from rarl.reporting.formats import records
 
     runs = [(one, finished[one.name]) for one in design.combinations if one.name in finished]
-    if design.study == "sweep":
+    if design.study in sweeps.OVER_SETTINGS:
         settings: dict[tuple, list] = {}
         for one, run in runs:
             settings.setdefault(tuple((k, v) for k, v in one.values if k != "seed"), []).append(run)
-        frame = sweeps.sweep([(dict(values), found) for values, found in settings.items()])
+        frame = sweeps.OVER_SETTINGS[design.study]([(dict(values), found) for values, found in settings.items()])
     else:
         frame = sweeps.STUDIES[design.study]([run for _, run in runs])
     if frame.empty:

@@ -18,6 +18,8 @@ from rarl.reporting.tables import SETS
 
 #: Memory of one experiment if no run has measured it, in MiB.
 MEMORY = 1500
+#: Losses that have the same gradient where the policy is that of the completions, as no ratio differs from 1.
+SAME_ON_POLICY = ({"grpo", "sapo", "gspo"}, {"dapo", "cispo", "vespo"})
 
 
 def announcement(design: Design, finished: dict[str, Experiment], jobs: int, seconds: float | None) -> Iterator[str]:
@@ -36,6 +38,8 @@ def announcement(design: Design, finished: dict[str, Experiment], jobs: int, sec
             yield f"  {label(one)}: {'this commit' if run.name == HERE else run.name}"
         else:
             yield f"  {label(one)}: to run"
+    if design.left_out:
+        yield f"  left out, as the phantoms have fewer training rows (phantom.sat_rows): {', '.join(design.left_out)}"
     if missing:
         rounds = -(-len(missing) // jobs)
         time = f"about {duration(seconds)} each, {duration(seconds * rounds)} in all" if seconds else "time unknown"
@@ -43,7 +47,17 @@ def announcement(design: Design, finished: dict[str, Experiment], jobs: int, sec
     changed = git("diff", "--name-only", "HEAD", "--", PARAMS, *design.code).split()
     if missing and changed:
         yield f"  uncommitted changes go into each experiment, as DVC does it: {', '.join(changed[:5])}"
+    yield from same_on_policy(design)
     yield from power(design)
+
+
+def same_on_policy(design: Design) -> Iterator[str]:
+    """Yield a line for losses of the study that cannot differ."""
+    used = {one.params.rl.loss for one in design.combinations if one.params.rl.num_iterations == 1}
+    for same in SAME_ON_POLICY:
+        if len(same & used) > 1:
+            names = ", ".join(sorted(same & used))
+            yield f"  {names}: the same gradient with rl.num_iterations=1; they differ with -S rl.num_iterations=2"
 
 
 def label(combination: Combination) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rarl.errors import UserError
 from rarl.experiments.revisions import Experiment, Workspace, experiments, git
-from rarl.params import Params, load_params, parse_params
+from rarl.params import Data, Params, load_params, parse_params
 from rarl.profiles import leaves
 
 PARAMS = "params.yaml"
@@ -28,10 +28,11 @@ SETTINGS = {
         "train.trainable=lora,full",
         "train.samples=500,1000,5000",
     ),
+    "losses": ("rl.loss=grpo",),
     "sweep": (),
 }
 #: Study -> the last stage that it needs; the whole pipeline without one.
-TARGETS = {"table2": "score"}
+TARGETS = {"table2": "score", "losses": "score"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Design:
         from dvc.utils.hydra import get_hydra_sweeps
 
         given = {key_of(setting): setting for setting in settings}
+        chosen = {*given}
         own = [given.pop(key_of(setting), setting) for setting in SETTINGS[study]]
         settings = [*own, *given.values()]
         check_keys(settings)
@@ -79,12 +81,22 @@ class Design:
             )
         named = {*self.varied, *given}
         self.combinations: list[Combination] = []
+        self.left_out: list[str] = []
         for sweep in found:
             params = with_settings(sweep)
-            if params not in (one.params for one in self.combinations):
+            if study == "table2" and "train.samples" not in chosen and too_few_rows(params):
+                self.left_out += [one for one in sweep if key_of(one) == "train.samples" and one not in self.left_out]
+            elif params not in (one.params for one in self.combinations):
                 name = name_of(study, [one for one in sweep if key_of(one) in named])
                 values = tuple((key_of(one), one.split("=", 1)[1]) for one in sweep if key_of(one) in self.varied)
                 self.combinations.append(Combination(name, tuple(sweep), values, params))
+        if not self.combinations:
+            raise UserError(
+                f"rarl study {study}",
+                f"fewer training rows (phantom.sat_rows) than {' or '.join(self.left_out)}",
+                "a number of samples that the rows have",
+                "give smaller ones, as in `-S train.samples=100,300`",
+            )
         self.head = git("rev-parse", "HEAD").strip()
 
     @cached_property
@@ -141,6 +153,11 @@ def key_of(setting: str) -> str:
     'lora.r'
     """
     return setting.partition("=")[0].strip()
+
+
+def too_few_rows(params: Params) -> bool:
+    """Return whether the phantoms of SAT, the training source of Table 2, have fewer rows than `train.samples`."""
+    return Path(params.data.root) == Path(Data().root) and params.phantom.sat_rows < (params.train.samples or 0)
 
 
 def name_of(study: str, settings: Sequence[str]) -> str:

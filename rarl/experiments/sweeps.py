@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import click
@@ -31,11 +32,17 @@ METHODS = {
 }
 #: The columns of `grid` that are a cell's.
 CELL = ("n", "final", "final_low", "final_high", "reasoning", "n_effective", *runs.FORM)
+#: The models that a loss changes.
+RL = ("grpo", "rarl")
+#: The columns of `losses`.
+LOSSES = ["loss", "model", "mode", "set", "seeds", "final", "final_low", "final_high", "final_sd", *runs.FORM]
+LOSSES += ["test", "difference", "difference_low", "difference_high", "p", "p_holm", "differs"]
 #: Study -> the command that runs its experiments.
 COMMANDS = {
     "table2": "rarl study table2",
     "grid": "rarl study grid",
     "seeds": "rarl study seeds --seeds 7,8,9",
+    "losses": "rarl study losses --losses grpo,dr_grpo,gspo --seeds 7,8,9",
     "sweep": "rarl study sweep -S lora.r=4,8,16 -S rl.beta=0,0.04",
     "runs": "rarl study sweep -S lora.r=4,16",
 }
@@ -61,7 +68,7 @@ def compare(study: str, everywhere: bool) -> None:
 def write(study: str, frame: pd.DataFrame, folder: Path = OUTPUT) -> str:
     """Write a table as CSV, Markdown and, where it has one, a chart as SVG; return it as Markdown."""
     write_frame(folder / f"{study}.csv", frame)
-    rows = [with_intervals(row) for row in records(frame)] if study == "sweep" else records(frame)
+    rows = [with_intervals(row) for row in records(frame)] if study in OVER_SETTINGS else records(frame)
     text = "\n".join(markdown_table(list(rows[0]), (row.values() for row in rows)))
     image = ""
     if study in FIGURES and (svg := FIGURES[study](records(frame))):
@@ -169,7 +176,7 @@ def table2(found: list[Experiment]) -> pd.DataFrame:
                 line |= {
                     "method": METHODS[model, params["train"]["trainable"]],
                     "samples": min(params["train"]["samples"] or rows, rows),
-                    "minutes": round(cost["seconds"] / 60, 1) if cost else None,
+                    "minutes": round(computing(cost) / 60, 1) if cost else None,
                     "memory_mb": cost.get("peak_memory_mb"),
                     "experiment": run.name,
                 }
@@ -178,6 +185,14 @@ def table2(found: list[Experiment]) -> pd.DataFrame:
     columns = ["source", "method", "samples", *scores, "minutes", "memory_mb", "experiment"]
     frame = pd.DataFrame(lines, columns=columns).drop_duplicates(columns[:-1])
     return frame.astype(dict.fromkeys(("samples", "n", "memory_mb"), "Int64")).reset_index(drop=True)
+
+
+def computing(cost: dict) -> float:
+    """Return the seconds of a cost that other load on the machine does not change: the processor's.
+
+    On a GPU, and in costs of versions that did not record them, the seconds are those of the clock.
+    """
+    return cost["seconds"] if "card" in cost else cost.get("processor_seconds", cost["seconds"])
 
 
 def grid(found: list[Experiment]) -> pd.DataFrame:
@@ -226,22 +241,25 @@ def with_intervals(row: dict) -> dict:
     """
     joined = {}
     for key, value in row.items():
+        stem, _, end = key.rpartition("_")
         if f"{key}_low" in row:
-            spread = f", SD {percent(row[f'{key}_sd'])}" if f"{key}_sd" in row else ""
+            spread = f", SD {percent(row[f'{key}_sd'])}" if row.get(f"{key}_sd") is not None else ""
             joined[key] = f"{percent(value)} ({percent(row[f'{key}_low'])} to {percent(row[f'{key}_high'])}{spread})"
-        elif key.rpartition("_")[0] not in joined:
+        elif stem not in joined or end not in ("low", "high", "sd"):
             joined[key] = value
     return joined
 
 
-def sweep(settings: Sequence[tuple[dict[str, str], Sequence[Experiment]]]) -> pd.DataFrame:
+#: The experiments of a sweep: the swept keys with their values, without `seed`, and the experiments that have them.
+Settings = Sequence[tuple[dict[str, str], Sequence[Experiment]]]
+
+
+def sweep(settings: Settings) -> pd.DataFrame:
     """Return a row per combination of parameters and model: final score and interval on each test set, by main mode.
 
     Over several seeds the score is their mean, with its standard deviation, and the ends of the interval are the means
-    of theirs: the questions are the same, so seeds do not make it narrower.
-
-    Args:
-        settings: The swept keys with their values, without `seed`, and the experiments that have them.
+    of theirs: the questions are the same, so seeds do not make it narrower. The form of the answers, and the score by
+    the form-blind judge, are there if an experiment has them.
     """
     lines = []
     for values, found in settings:
@@ -256,12 +274,53 @@ def sweep(settings: Sequence[tuple[dict[str, str], Sequence[Experiment]]]) -> pd
             for mode, name in of_runs[0]:
                 if mode != found[0].params["modes"][0] or name == WITHOUT_OWN_TEST:
                     continue
-                scores = pd.DataFrame([one.get((mode, name), {}) for one in of_runs])
-                scores = scores.reindex(columns=["final", "final_low", "final_high"]).astype(float)
-                line |= dict(zip((name, f"{name}_low", f"{name}_high"), scores.mean().round(2)))
-                line |= {f"{name}_sd": scores["final"].std().round(2)} if len(found) > 1 else {}
+                means, sd = mean_of_seeds([one.get((mode, name), {}) for one in of_runs])
+                line |= dict(zip((name, f"{name}_low", f"{name}_high"), means))
+                line |= {f"{name}_sd": sd} if len(found) > 1 else {}
+                line |= {f"{name}_{key}": means[key] for key in runs.FORM if pd.notna(means[key])}
             lines.append(line)
     return pd.DataFrame(lines)
 
 
+def mean_of_seeds(cells: Sequence[dict]) -> tuple[pd.Series, float]:
+    """Return the means over seeds of a score, its interval and the form, and the score's standard deviation.
+
+    >>> means, sd = mean_of_seeds([{"final": 60.0}, {"final": 70.0}])
+    >>> float(means["final"]), float(sd)
+    (65.0, 7.07)
+    """
+    scores = pd.DataFrame(cells).reindex(columns=["final", "final_low", "final_high", *runs.FORM]).astype(float)
+    return scores.mean().round(2), scores["final"].std().round(2)
+
+
+def losses(settings: Settings) -> pd.DataFrame:
+    """Return a row per loss, RL model and test set, by main mode: its score, and the paired difference to the first.
+
+    Score and interval are those of `sweep`. The interval of the difference, in points, is over questions and seeds;
+    Holm's family are all rows of the table with a test.
+    """
+    first, lines = settings[0][1], []
+    judge, confidence = runs.main_judge(first[0]), first[0].params["report"]["confidence"]
+    for _, found in settings:
+        images = cache(partial(runs.shared_images, first[0], found[0]))
+        for model in (model for model in found[0].params["models"] if model in RL):
+            cells = [runs.cells(run, model) for run in found]
+            same = runs.status((first, found), model, judge, judge)
+            for mode, name in cells[0]:
+                if mode != found[0].params["modes"][0] or name == WITHOUT_OWN_TEST:
+                    continue
+                means, sd = mean_of_seeds([one.get((mode, name), {}) for one in cells])
+                test = runs.compared((first, found), (model, mode, name), judge, same, images, confidence)
+                ends = {f"difference_{end}": test.get(end) for end in ("low", "high")}
+                place = {"loss": found[0].params["rl"]["loss"], "model": model, "mode": mode, "set": name}
+                lines.append(test | place | {"seeds": len(found), **means, "final_sd": sd} | ends)
+    runs.correct(lines, 1 - confidence)
+    frame = pd.DataFrame(lines, columns=LOSSES)
+    frame.insert(0, "profile", first[0].params["profile"])
+    digits = dict.fromkeys(("difference", "difference_low", "difference_high"), 2) | {"p": 5, "p_holm": 5}
+    return frame.astype(dict.fromkeys(digits, float)).round(digits)
+
+
+#: Studies whose tables take `Settings`.
+OVER_SETTINGS = {"sweep": sweep, "losses": losses}
 STUDIES = {"table2": table2, "grid": grid, "seeds": seeds, "runs": runs.scores}

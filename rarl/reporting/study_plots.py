@@ -69,5 +69,14 @@ def sweep(rows: list[dict], models: dict[str, Model] = MODELS) -> str:
     return plots.dots(cells, models, SETS.get(blocks[0]["set"], blocks[0]["set"]), "sweep")
 
 
+def losses(rows: list[dict]) -> str:
+    """Plot each RL model's score with its interval on the first test set, for every loss."""
+    cells: dict[str, dict] = {}
+    for row in rows:
+        if row["set"] == rows[0]["set"] and row["final"] is not None:
+            cells.setdefault(row["loss"], {})[row["model"]] = (row["final"], row["final_low"], row["final_high"])
+    return plots.dots(cells, MODELS, SETS.get(rows[0]["set"], rows[0]["set"]), "losses")
+
+
 #: Study -> its figure.
-FIGURES = {"seeds": seeds, "grid": grid, "table2": table2, "sweep": sweep}
+FIGURES = {"losses": losses, "seeds": seeds, "grid": grid, "table2": table2, "sweep": sweep}

@@ -151,6 +151,6 @@ class SaveOnTerm(TrainerCallback):
         signal.signal(signal.SIGTERM, note)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Save and stop if the signal came."""
-        if self.terminated:
+        """Save and stop if the signal came, where RL has used its completions for the last time."""
+        if self.terminated and state.global_step % getattr(args, "num_iterations", 1) == 0:
             control.should_save = control.should_training_stop = True

@@ -12,7 +12,7 @@ from rarl.models.features import FeatureStore
 from rarl.models.generation import vision_tokens
 from rarl.models.loading import Loaded, choose_device
 from rarl.models.quantization import Float32AdapterMixin
-from rarl.params import Method, Params
+from rarl.params import Method, Params, Rl
 from rarl.rewards import reward_functions
 from rarl.rewards.bertscore import BertScorer
 from rarl.training.checkpoints import FiniteLossMixin
@@ -23,6 +23,15 @@ from rarl.training.run import FEATURES, Run
 
 class Trainer(Float32AdapterMixin, FiniteLossMixin, SharedPrefixMixin, GRPOTrainer):
     """TRL's trainer, with each prompt run once per group, and with a stop at a loss that is not finite."""
+
+    def _generate_and_score_completions(self, inputs):
+        """As TRL's, which logs the share of groups without a difference in reward only if groups scale the rewards."""
+        batch = super()._generate_and_score_completions(inputs)
+        if self.scale_rewards == "batch":
+            groups = self.accelerator.gather(batch["advantages"]).view(-1, self.num_generations)
+            same = groups.amax(1) == groups.amin(1)
+            self._metrics["train"]["frac_reward_zero_std"][-1] = same.float().mean().item()
+        return batch
 
 
 def train_rl(name: str, params: Params) -> dict:
@@ -45,8 +54,10 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     run = Run(name, params, {**settings, **method.model_dump()})
     samples = choose(run.train, params.train.samples, params.seed)
     announce(name, method, samples)
-    steps = rl.max_steps if rl.max_steps > 0 else math.ceil(len(samples) * rl.epochs / rl.prompts_per_step)
-    epochs = math.ceil(steps * rl.prompts_per_step / len(samples))
+    batches = math.ceil(len(samples) * rl.epochs / rl.prompts_per_step)
+    if rl.max_steps > 0:
+        batches = math.ceil(rl.max_steps / rl.num_iterations)
+    epochs = math.ceil(batches * rl.prompts_per_step / len(samples))
     rows = [
         {
             **sample.model_dump(include={"question", "answers", "kind", "choices", "reasoning"}),
@@ -63,17 +74,12 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     loaded = run.load()
     batch = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")
     batch["per_device_train_batch_size"] *= rl.group_size
-    # Equations (1) to (3). TRL's defaults are dapo, no KL term, and a KL term times the ratio, which has the same
-    # value on policy but another gradient.
-    loss = {"loss_type": "grpo", "beta": rl.beta, "epsilon": rl.epsilon, "use_bias_correction_kl": False}
     sampling = {"num_generations": rl.group_size, "temperature": rl.temperature, "top_p": rl.top_p, "top_k": 0}
     config = GRPOConfig(
-        **run.common_arguments() | batch | loss | sampling,
-        max_steps=steps,
-        num_iterations=1,
+        **run.common_arguments() | batch | loss_arguments(rl) | sampling,
+        max_steps=rl.max_steps if rl.max_steps > 0 else batches * rl.num_iterations,
         learning_rate=run.learning_rate(rl),
         warmup_steps=rl.warmup_ratio,
-        scale_rewards="group",
         reward_weights=weights,
         max_completion_length=rl.max_completion_length,
         generation_kwargs={"suppress_tokens": vision_tokens(loaded.processor)},
@@ -92,6 +98,30 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     if trainer.ref_model is not None:  # full weights: a second model, with the same vision tower
         FeatureStore.load(FEATURES).attach(trainer.ref_model)
     return run, trainer, loaded
+
+
+def loss_arguments(rl: Rl) -> dict:
+    """Arguments of `GRPOConfig` for the loss.
+
+    Equations (1) to (3) by default; TRL's own defaults are `dapo`, no KL term, and a KL term times the ratio, which
+    has the same value on policy but another gradient.
+
+    >>> arguments = loss_arguments(Rl(loss="gspo"))
+    >>> arguments["loss_type"], arguments["importance_sampling_level"]
+    ('grpo', 'sequence')
+    """
+    cispo_high = 5.0 if rl.loss == "cispo" else None  # TRL would take epsilon, and clip every ratio
+    return {
+        "loss_type": "grpo" if rl.loss == "gspo" else rl.loss,
+        "importance_sampling_level": "sequence" if rl.loss in ("gspo", "luspo") else "token",
+        "scale_rewards": rl.scale_rewards,
+        "num_iterations": rl.num_iterations,
+        "mask_truncated_completions": rl.mask_truncated,
+        "beta": rl.beta,
+        "epsilon": rl.epsilon,
+        "epsilon_high": rl.epsilon_high or cispo_high,
+        "use_bias_correction_kl": False,
+    }
 
 
 def announce(name: str, method: Method, samples: list) -> None:

@@ -24,7 +24,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from rarl.answers.completion import read_completion
 from rarl.answers.matching import is_right
 from rarl.cache import CACHE, announce_format, code_key, key_of, packages
-from rarl.cost import note
+from rarl.cost import note, processor_seconds
 from rarl.errors import UserError
 from rarl.launch import is_main_process
 from rarl.memory_plan import log_plan, recomputes
@@ -247,18 +247,24 @@ class Run:
         write_card(self.output, self.method, self.params, metrics, counts(trained, self.dev), model_type)
         write_json(f"metrics/train/{self.method}.json", metrics)
         write_csv(Path(f"metrics/train/{self.method}.csv"), rows)
-        note(earlier_seconds=log.earlier)
+        note(**{f"earlier_{key}": seconds for key, seconds in log.earlier.items()})
         score, seconds = f"development score {best['dev_score']}", f"{log.seconds():.0f} s"
         print(f"{self.method}: {steps} steps, best at {best['step']} ({score}), {seconds}", flush=True)
         return metrics
 
     def refuse_untrained(self, trainer, moved: bool) -> None:
         """Raise a UserError if no weight has moved, or if RL moved them by rounding in the KL term only."""
-        name, found = "frac_reward_zero_std", None
-        idle = [row[name] for row in trainer.state.log_history if name in row]
-        if min(idle, default=0) == 1:
+
+        def always(name: str) -> bool:
+            return min((row[name] for row in trainer.state.log_history if name in row), default=0) == 1
+
+        found = None
+        if always("frac_reward_zero_std"):
             found = "no difference in reward within any group of completions"
             fix = "see which rewards can tell a group's completions apart: weights, guards, prompts"
+        elif self.params.rl.mask_truncated and always("completions/clipped_ratio"):
+            found = "no completion that ends in rl.max_completion_length tokens, and rl.mask_truncated"
+            fix = "raise rl.max_completion_length, or set rl.mask_truncated to false"
         elif not moved:
             found = f"all weights as before training (learning rate {trainer.args.learning_rate})"
             fix = "raise the learning rate"
@@ -278,13 +284,14 @@ class Log(TrainerCallback):
         self.run, self.loaded, self.network = run, loaded, network
         self.file = run.folder / "dev_scores.json"
         self.scores = json.loads(self.file.read_text()) if self.file.is_file() else []
-        self.earlier = self.scores[-1].get("seconds", 0) if self.scores else 0
+        last = self.scores[-1] if self.scores else {}
+        self.earlier = {key: last.get(key, 0) for key in ("seconds", "processor_seconds")}
         weights = (p for p in network.parameters() if run.full or p.requires_grad)
         self.untrained = digests(weights) if is_main_process() else set()
 
     def seconds(self) -> float:
         """Wall-clock time of the run so far, over all legs of a resumed one."""
-        return self.earlier + time.perf_counter() - self.run.started
+        return self.earlier["seconds"] + time.perf_counter() - self.run.started
 
     def best(self) -> dict:
         """The peak; the earliest of equals. Without development rows, the last checkpoint."""
@@ -322,7 +329,9 @@ class Log(TrainerCallback):
         # One process's score for all: GPUs may differ in a last bit, and all must agree to save, which is collective.
         (score,) = broadcast_object_list([self.dev_score()])
         self.scores = [score for score in self.scores if score["step"] < step]
-        self.scores.append({"step": step, "dev_score": score, "seconds": round(self.seconds(), 1)})
+        computed = self.earlier["processor_seconds"] + processor_seconds()
+        spent = {"seconds": round(self.seconds(), 1), "processor_seconds": round(computed, 1)}
+        self.scores.append({"step": step, "dev_score": score, **spent})
         if self.best()["step"] == step:
             folder = self.run.folder / f"best-{step}"
             (self.scores[-1]["trained"],) = broadcast_object_list([self.keep(folder)])

@@ -21,9 +21,10 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
+from rarl.experiments.announcements import SAME_ON_POLICY
+from rarl.params import LOSSES as NAMES
 from rarl.training import rl
 from rarl.training.checkpoints import FiniteLossMixin
-from rarl.training.grpo_trainer import SharedPrefixMixin
 from rarl.training.run import Run
 
 STEPS = 2
@@ -40,8 +41,8 @@ class Plain(FiniteLossMixin, GRPOTrainer):
             self.model.train()
 
 
-class Fast(SharedPrefixMixin, FiniteLossMixin, GRPOTrainer):
-    """Ours, which falls back where it has to."""
+#: Ours, which falls back where it has to.
+Fast = rl.Trainer
 
 
 def train(kind, params, monkeypatch, options: dict, adapter=None):
@@ -74,9 +75,10 @@ def train(kind, params, monkeypatch, options: dict, adapter=None):
     return sampled, update, trainer
 
 
-def compare(params, monkeypatch, options, adapter=None):
-    """Both ways; returns the fast trainer."""
-    tokens, expected, _ = train(Plain, params, monkeypatch, options, adapter)
+def compare(params, monkeypatch, options, adapter=None, ours=None, stock=None):
+    """Both ways, with `ours`, parameters of `rl`, against `stock`, arguments of TRL; returns the fast trainer."""
+    tokens, expected, _ = train(Plain, params, monkeypatch, {**options, **(stock or {})}, adapter)
+    params.rl = params.rl.model_validate({**params.rl.model_dump(), **(ours or {})})
     ours, update, trainer = train(Fast, params, monkeypatch, options, adapter)
     assert ours == tokens
     size, gap = float(expected.abs().max()), float((update - expected).abs().max())
@@ -96,27 +98,73 @@ def small(mixed):
     return params
 
 
+#: `rl.loss` -> arguments of stock TRL.
 LOSSES = {
-    **{name: {"loss_type": name} for name in ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo")},
+    **{name: {"loss_type": name} for name in ("grpo", "dapo", "dr_grpo", "bnpo", "sapo", "vespo")},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
     "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},
     "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
-}  # fmt: skip
+}
 PASSES = {
     "one_pass": (3, {}),
     "three_passes": (1, {}),
     "two_iterations": (1, {"num_iterations": 2}),
     "more_steps_per_generation": (1, {"steps_per_generation": 6}),
 }
-CASES = [(loss, "three_passes") for loss in LOSSES] + [
-    ("grpo", "one_pass"), ("grpo", "two_iterations"), ("gspo", "two_iterations"),
-    ("grpo", "more_steps_per_generation"), ("bnpo", "more_steps_per_generation"),
-]  # fmt: skip
+CASES = [(loss, "two_iterations") for loss in LOSSES]
+CASES += [("grpo", "one_pass"), ("grpo", "three_passes"), ("bnpo", "three_passes")]
+CASES += [("grpo", "more_steps_per_generation"), ("bnpo", "more_steps_per_generation")]
 
 
 @pytest.mark.parametrize("loss, passes", CASES, ids=map("-".join, CASES))
 def test_losses_and_passes(small, monkeypatch, loss, passes):
     small.rl.micro_prompts, options = PASSES[passes]
-    compare(small, monkeypatch, {**LOSSES[loss], **options})
+    iterations = {"num_iterations": options.get("num_iterations", 1)}
+    compare(small, monkeypatch, options, ours={"loss": loss, **iterations}, stock=LOSSES[loss])
+
+
+def test_every_loss_of_the_parameters_is_compared():
+    assert LOSSES.keys() == {*NAMES}
+
+
+PARAMETERS = {  # of `rl`, and the arguments of stock TRL
+    "scaled_by_the_batch": ({"scale_rewards": "batch"}, {"scale_rewards": "batch"}),
+    "not_scaled": ({"scale_rewards": "none"}, {"scale_rewards": "none"}),
+    "truncated_ones_masked": ({"mask_truncated": True}, {"mask_truncated_completions": True}),
+    "clipped_higher": (
+        {"num_iterations": 2, "epsilon": 0.001, "epsilon_high": 0.02},
+        {"num_iterations": 2, "epsilon": 0.001, "epsilon_high": 0.02},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters(small, monkeypatch, name):
+    ours, stock = PARAMETERS[name]
+    log = compare(small, monkeypatch, {}, ours=ours, stock=stock).state.log_history
+    if name == "scaled_by_the_batch":  # TRL logs whether the batch has a difference
+        assert log[0]["frac_reward_zero_std"] == pytest.approx(2 / 3)
+    if name == "clipped_higher":  # on both sides of the range, or the case proves nothing
+        assert log[1]["clip_ratio/low_mean"] > 0 < log[1]["clip_ratio/high_mean"]
+
+
+def test_which_losses_are_the_same_on_policy(small, monkeypatch):
+    small.rl.max_steps = small.train.eval_steps = 1
+    for same in SAME_ON_POLICY:
+        updates = []
+        for small.rl.loss in sorted(same):
+            updates.append(train(Fast, small, monkeypatch, {})[1])
+        size = float(updates[0].abs().max())
+        assert all(float((one - updates[0]).abs().max()) < 1e-5 * size for one in updates)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "vespo"])
+def test_only_truncated_completions_change_nothing(small, monkeypatch, loss):
+    small.rl.loss, small.rl.mask_truncated, small.rl.max_completion_length, small.rl.micro_prompts = loss, True, 2, 1
+    _, update, trainer = train(Fast, small, monkeypatch, {})
+    log = trainer.state.log_history
+    assert [row["completions/clipped_ratio"] for row in log[:STEPS]] == [1] * STEPS
+    assert not update.any() and all(row["loss"] == 0 for row in log[:STEPS])
 
 
 OPTIONS = {

@@ -287,18 +287,20 @@ def test_a_resumed_run_counts_the_time_of_its_earlier_legs(encoded, params, monk
     from rarl.training import run, sft
 
     noted = []
-    monkeypatch.setattr(run, "note", lambda **facts: noted.append(facts["earlier_seconds"]))
+    monkeypatch.setattr(run, "note", lambda **facts: noted.append(facts))
     sft.train_sft(params)
     (folder,) = Path(".cache/training").iterdir()
     whole = {path: path.read_bytes() for path in Path("metrics/train").iterdir()}
     scores = json.loads((folder / "dev_scores.json").read_text())
     assert 0 < scores[0]["seconds"] <= scores[1]["seconds"]
     shutil.rmtree(folder / "checkpoint-4")
-    (folder / "dev_scores.json").write_text(json.dumps([scores[0] | {"seconds": 1000}]))
+    (folder / "dev_scores.json").write_text(json.dumps([scores[0] | {"seconds": 1000, "processor_seconds": 2000}]))
     sft.train_sft(params)
     assert json.loads((folder / "dev_scores.json").read_text())[1]["seconds"] > 1000
     sft.train_sft(params)
-    assert noted[:2] == [0, 1000] and 1000 < noted[2] < 1100
+    assert [one["earlier_seconds"] for one in noted[:2]] == [0, 1000] and 1000 < noted[2]["earlier_seconds"] < 1100
+    assert [one["earlier_processor_seconds"] for one in noted[:2]] == [0, 2000]
+    assert noted[2]["earlier_processor_seconds"] > 2000
     assert whole == {path: path.read_bytes() for path in Path("metrics/train").iterdir()}, "no time in what git keeps"
 
 

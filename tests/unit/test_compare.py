@@ -70,7 +70,7 @@ def repository(tmp_path, monkeypatch):
         for model in finals if minutes else ():
             folder = EXPERIMENTS / head / name
             folder.mkdir(parents=True, exist_ok=True)
-            cost = {"seconds": 60 * minutes, "peak_memory_mb": 900}
+            cost = {"seconds": 90 * minutes, "processor_seconds": 60 * minutes, "peak_memory_mb": 900}
             (folder / f"{model}.json").write_text(json.dumps(cost))
         git("add", "-A")
         git("commit", "-qm", name)
@@ -116,20 +116,25 @@ def test_table2_has_the_papers_rows_and_ours(repository):
     assert "RL w/ LoRA | 716" in Path("metrics/studies/table2.md").read_text()
 
 
+def test_minutes_are_those_of_the_processor_unless_a_gpu_computed():
+    cost = {"seconds": 90, "processor_seconds": 60}
+    assert [sweeps.computing(one) for one in (cost, cost | {"card": "a card"}, {"seconds": 90})] == [60, 90, 90]
+
+
 def test_costs_of_this_commit_are_those_on_disk_and_other_commits_have_their_own(repository):
     repository("same_name", {}, {"sft": 20.0}, minutes=3)
     COSTS.mkdir(parents=True)
     (COSTS / "sft.json").write_text('{"seconds": 60, "peak_memory_mb": 900}')
     here, one = experiments()
     assert here.cost("sft")["seconds"] == 60 and here.cost("grpo") == {}
-    assert one.cost("sft")["seconds"] == 180 and one.cost("grpo") == {}
+    assert one.cost("sft")["seconds"] == 270 and one.cost("grpo") == {}
     (COSTS / "rarl.json").write_text('{"seconds": 60, "experiment": "same_name"}')
     assert here.cost("rarl") == {}, "an experiment ran in this folder after the commit's run"
     git("commit", "-qm", "next", "--allow-empty")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     git("update-ref", f"refs/exps/{head[:2]}/{head[2:].strip()}/same_name", "HEAD")
     costs = [run.cost("sft").get("seconds") for run in experiments(everywhere=True)]
-    assert sorted(costs, key=str) == [180, 60, None], "the same name on another commit"
+    assert sorted(costs, key=str) == [270, 60, None], "the same name on another commit"
 
 
 def test_the_papers_totals_are_counted_in_two_ways():

@@ -68,6 +68,10 @@ def test_numbers_as_dvc_writes_them_are_numbers(edited, spelling):
         ("  max_pixels: 12544", "  max_pixels: 3135", ["model", "max_pixels of at least min_pixels (3136)"]),
         ("  max_steps: 120", "  max_steps: 0", ["rl.max_steps = 0", "-1 for `epochs` epochs"]),
         ("  max_steps: 120", "  max_steps: 250001", ["rl", "max_steps x prompts_per_step"]),
+        ("  loss: grpo", "  loss: ppo", ["rl.loss = 'ppo'", "'dr_grpo', 'dapo', 'bnpo', 'cispo', 'sapo', 'luspo'"]),
+        ("  scale_rewards: group", "  scale_rewards: false", ["rl.scale_rewards = False", "'batch' or 'none'"]),
+        ("  num_iterations: 1", "  num_iterations: 0", ["rl.num_iterations = 0"]),
+        ("  num_iterations: 1", "  num_iterations: 4", ["train.eval_steps: a multiple of rl.num_iterations (4), not 50"]),
         ("  warmup_ratio: 0.05", "  warmup_ratio: 1.0", ["sft.warmup_ratio = 1.0", "less than 1"]),
         ("  temperature: 1.0", "  temperature: 1e-300", ["rl.temperature = 1e-300"]),
         ("  temperature: 0.0\n", "  temperature: 0.001\n", ["decoding.temperature", "at least 0.01"]),
@@ -130,6 +134,27 @@ def test_file_that_is_no_parameter_file(tmp_path, content, words):
         load_params(path)
     message = raised.value.format_message()
     assert all(word in message for word in [str(path), *words]) and len(message) < 5000
+
+
+@pytest.mark.parametrize(
+    ("loss", "high", "words"),
+    [
+        ("sapo", 0.28, "null with loss sapo, which clips no ratio"),
+        ("vespo", 5.0, "null with loss vespo, which clips no ratio"),
+        ("cispo", 0.28, "at least 1 with loss cispo, whose largest ratio it is, not 0.28"),
+        ("cispo", 5.0, None),
+        ("gspo", 0.0004, None),
+    ],
+)
+def test_epsilon_high_fits_the_loss(edited, loss, high, words):
+    path = edited("  epsilon_high: null", f"  epsilon_high: {high}")
+    path.write_text(path.read_text(encoding="utf-8").replace("  loss: grpo", f"  loss: {loss}"), encoding="utf-8")
+    if words is None:
+        assert load_params(path).rl.epsilon_high == high
+        return
+    with pytest.raises(UserError) as raised:
+        load_params(path)
+    assert "rl" in raised.value.format_message() and words in raised.value.format_message()
 
 
 def test_anchors_are_read(edited):

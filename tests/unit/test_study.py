@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from test_compare import repository, write  # noqa: F401
+from test_diff import commit, measured  # noqa: F401
 
 from rarl.cli.study import main
 from rarl.cost import COSTS, EXPERIMENTS
@@ -13,7 +14,7 @@ from rarl.errors import UserError
 from rarl.experiments import announcements, running, sweeps
 from rarl.experiments.designs import Design
 from rarl.experiments.progress import Progress
-from rarl.experiments.revisions import experiments
+from rarl.experiments.revisions import Experiment, experiments
 
 
 def dry_run(*arguments: str):
@@ -87,14 +88,52 @@ def test_a_sweep_has_a_row_per_combination_and_model(repository):  # noqa: F811
     repository("b", {"lora.r": 4, "seed": 8}, {"base": 40.0, "rarl": 70.0})
     here, a, b = experiments()
     one = sweeps.sweep([({"lora.r": "8"}, [here]), ({"lora.r": "4"}, [a])]).set_index(["lora.r", "model"])
-    assert len(one) == 8 and list(one.columns) == ["profile", "silvar_med", "silvar_med_low", "silvar_med_high"]
-    assert list(one.loc[("4", "rarl")]) == ["embedded", 60, 52, 68]
+    cell = ["silvar_med", "silvar_med_low", "silvar_med_high", "silvar_med_answer_words", "silvar_med_form_blind"]
+    assert len(one) == 8 and list(one.columns) == ["profile", *cell], "no column of a form that no run has"
+    assert list(one.loc[("4", "rarl")]) == ["embedded", 60, 52, 68, 1.5, 62]
     two = sweeps.sweep([({"lora.r": "4"}, [a, b])]).set_index("model").loc["rarl"]
     assert (two["seeds"], two["silvar_med"], two["silvar_med_sd"]) == (2, 65, 7.07)
     assert (two["silvar_med_low"], two["silvar_med_high"]) == (57, 73)
     shown = sweeps.write("sweep", sweeps.sweep([({"lora.r": "4"}, [a])]))
-    assert "| embedded | 4 | rarl | 60.0 (52.0 to 68.0) |" in shown
+    assert "| embedded | 4 | rarl | 60.0 (52.0 to 68.0) | 1.5 | 62.0 |" in shown
     assert "(sweep.svg)" in Path("metrics/studies/sweep.md").read_text(encoding="utf-8")
+
+
+def test_losses_are_compared_with_the_first_over_seeds(measured):  # noqa: F811
+    finals = {"grpo": (30, 32), "gspo": (50, 48)}
+    for loss, seed, right in (("grpo", 8, 32), ("gspo", 7, 50), ("gspo", 8, 48)):
+        measured(right)
+        write({"rl.loss": loss, "seed": seed}, {"base": 40.0, "rarl": 100 * right / 60})
+        commit(f"{loss}-{seed}")
+    found = {name: Experiment(name, name) for name in ("HEAD", "grpo-8", "gspo-7", "gspo-8")}
+    first, second = [found["HEAD"], found["grpo-8"]], [found["gspo-7"], found["gspo-8"]]
+    frame = sweeps.losses([({"rl.loss": "grpo"}, first), ({"rl.loss": "gspo"}, second)])
+    assert list(zip(frame["loss"], frame["model"])) == [(loss, model) for loss in finals for model in ("grpo", "rarl")]
+    line = frame.set_index(["loss", "model"]).loc[("gspo", "rarl")]
+    assert (line["seeds"], line["final"], line["final_sd"]) == (2, 81.66, 2.36)
+    assert line["difference"] == 30.0 and line["difference_low"] < 30 < line["difference_high"] and line["differs"]
+    assert line["p"] == line["p_holm"] < 0.05, "one test"
+    assert frame["difference"].count() == 1, "neither the first loss, nor a model without verdicts"
+    shown = sweeps.write("losses", frame)
+    assert "| gspo | rarl | reasoning | silvar_med | 2 | 81.7 (73.7 to 89.7, SD 2.4) |" in shown
+    assert "| 30.0 (" in shown and "<svg" in Path("metrics/studies/losses.svg").read_text(encoding="utf-8")
+
+
+def test_losses_that_cannot_differ_are_announced(repository):  # noqa: F811
+    shown = dry_run("losses", "--losses", "gspo,grpo,dapo", "--seeds", "7,8").output
+    assert "study losses: 6 experiments, 6 to run" in shown and "rl.loss=gspo, seed=8: to run" in shown
+    assert "grpo, gspo: the same gradient with rl.num_iterations=1" in shown and "dapo:" not in shown
+    assert "the same gradient" not in dry_run("losses", "--losses", "grpo,gspo", "-S", "rl.num_iterations=2").output
+    refused = dry_run("losses", "--losses", "grpo,sapo", "-S", "rl.epsilon_high=0.28").output
+    assert "null with loss sapo" in refused
+
+
+def test_sizes_that_the_phantoms_do_not_have_are_left_out_and_named(repository):  # noqa: F811
+    shown = dry_run("table2").output
+    assert "study table2: 4 experiments" in shown and "(phantom.sat_rows): train.samples=5000" in shown
+    assert len(Design("table2", ["train.samples=500,5000"]).combinations) == 4, "as asked for"
+    assert len(Design("table2", ["data.root=data/raw"]).combinations) == 6, "SAT itself has 172,384"
+    assert "-S train.samples=100,300" in dry_run("table2", "-S", "phantom.sat_rows=200").output
 
 
 def test_a_chart_needs_no_page_and_is_the_same_bytes_each_time(repository):  # noqa: F811
