@@ -70,7 +70,7 @@ def table2(**options) -> None:
 
 
 @command("losses", "Compare the policy losses of RL over seeds, with paired tests against the first of them.")
-@click.option("--losses", default="grpo,dr_grpo,dapo", show_default=True, help="Values of `rl.loss`, separated by commas.")
+@click.option("--losses", default="grpo,dr_grpo,dapo", show_default=True, help="Values of `rl.loss`.")
 @click.option("--seeds", default="7,8,9", show_default=True, help="The seeds, separated by commas.")
 def losses(losses: str, seeds: str, settings: tuple[str, ...], **options) -> None:
     """Run the command."""

@@ -259,12 +259,12 @@ class Run:
             return min((row[name] for row in trainer.state.log_history if name in row), default=0) == 1
 
         found = None
-        if always("frac_reward_zero_std"):
+        if self.params.rl.mask_truncated and always("completions/clipped_ratio"):
+            found = "no completion that ends within rl.max_completion_length tokens"
+            fix = "raise it, or set rl.mask_truncated to false"
+        elif always("frac_reward_zero_std"):
             found = "no difference in reward within any group of completions"
             fix = "see which rewards can tell a group's completions apart: weights, guards, prompts"
-        elif self.params.rl.mask_truncated and always("completions/clipped_ratio"):
-            found = "no completion that ends in rl.max_completion_length tokens, and rl.mask_truncated"
-            fix = "raise rl.max_completion_length, or set rl.mask_truncated to false"
         elif not moved:
             found = f"all weights as before training (learning rate {trainer.args.learning_rate})"
             fix = "raise the learning rate"

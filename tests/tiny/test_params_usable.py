@@ -48,6 +48,13 @@ from rarl.profiles import put
             "train.eval_steps": 10**9,
             "train.keep_checkpoints": 10**9,
         },
+        {
+            "rl.loss": "luspo",
+            "rl.epsilon_high": 100.0,
+            "rl.num_iterations": 1000,
+            "train.eval_steps": 1000,
+            "rl.scale_rewards": "none",
+        },
     ],
     ids=lambda changes: next(iter(changes)),
 )

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,16 @@ def test_rl_without_a_difference_in_reward_ends_with_an_error(encoded, params, s
     assert not Path("data/models/grpo").exists()
 
 
+def test_rl_with_nothing_but_masked_completions_ends_with_an_error(encoded, params):
+    from rarl.errors import UserError
+    from rarl.training.rl import train_rl
+
+    params = copy.deepcopy(params)
+    params.rl.mask_truncated, params.rl.max_completion_length, params.rl.max_steps = True, 2, 2
+    with pytest.raises(UserError, match="no completion that ends within"):
+        train_rl("grpo", params)
+
+
 def test_an_empty_weight_is_no_result(tmp_path):
     from rarl.errors import UserError
     from rarl.training.checkpoints import check_weights, digests
@@ -213,18 +224,23 @@ def test_an_empty_weight_is_no_result(tmp_path):
         assert check_weights(tmp_path, digests(before.values())) == (weights is after)
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(encoded, params):
-    """Killed after two of four steps, a run ends where an undisturbed one does."""
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_a_stopped_run_goes_on_to_the_same_weights(encoded, params, method):
+    """Killed after two of four steps, a run ends where an undisturbed one does; RL with two steps on a batch too."""
+    from rarl.training.rl import train_rl
     from rarl.training.sft import train_sft
 
-    train_sft(params)
-    whole = load_file("data/models/sft/adapter_model.safetensors")
+    params = copy.deepcopy(params)
+    params.rl.num_iterations, params.rl.learning_rate, params.grpo.rewards.length = 2, 1e-2, 50.0
+    train = train_sft if method == "sft" else partial(train_rl, method)
+    train(params)
+    whole = load_file(f"data/models/{method}/adapter_model.safetensors")
     (run,) = Path(".cache/training").iterdir()
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     shutil.rmtree(run / "checkpoint-4")
-    shutil.rmtree("data/models/sft")
-    train_sft(params)
-    for name, value in load_file("data/models/sft/adapter_model.safetensors").items():
+    shutil.rmtree(f"data/models/{method}")
+    train(params)
+    for name, value in load_file(f"data/models/{method}/adapter_model.safetensors").items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
 
 

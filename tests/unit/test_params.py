@@ -71,7 +71,11 @@ def test_numbers_as_dvc_writes_them_are_numbers(edited, spelling):
         ("  loss: grpo", "  loss: ppo", ["rl.loss = 'ppo'", "'dr_grpo', 'dapo', 'bnpo', 'cispo', 'sapo', 'luspo'"]),
         ("  scale_rewards: group", "  scale_rewards: false", ["rl.scale_rewards = False", "'batch' or 'none'"]),
         ("  num_iterations: 1", "  num_iterations: 0", ["rl.num_iterations = 0"]),
-        ("  num_iterations: 1", "  num_iterations: 4", ["train.eval_steps: a multiple of rl.num_iterations (4), not 50"]),
+        (
+            "  num_iterations: 1",
+            "  num_iterations: 4",
+            ["train.eval_steps: a multiple of rl.num_iterations (4), not 50"],
+        ),
         ("  warmup_ratio: 0.05", "  warmup_ratio: 1.0", ["sft.warmup_ratio = 1.0", "less than 1"]),
         ("  temperature: 1.0", "  temperature: 1e-300", ["rl.temperature = 1e-300"]),
         ("  temperature: 0.0\n", "  temperature: 0.001\n", ["decoding.temperature", "at least 0.01"]),
