@@ -277,7 +277,7 @@ def sweep(settings: Settings) -> pd.DataFrame:
                 means, sd = mean_of_seeds([one.get((mode, name), {}) for one in of_runs])
                 line |= dict(zip((name, f"{name}_low", f"{name}_high"), means))
                 line |= {f"{name}_sd": sd} if len(found) > 1 else {}
-                line |= {f"{name}_{key}": means[key] for key in runs.FORM if pd.notna(means[key])}
+                line |= {f"{name}_{key}": means[key] for key in runs.FORM if means[[*runs.FORM]].notna().any()}
             lines.append(line)
     return pd.DataFrame(lines)
 

@@ -72,10 +72,11 @@ def sweep(rows: list[dict], models: dict[str, Model] = MODELS) -> str:
 def losses(rows: list[dict]) -> str:
     """Plot each RL model's score with its interval on the first test set, for every loss."""
     cells: dict[str, dict] = {}
+    test_set = rows[0]["set"] if rows else ""
     for row in rows:
-        if row["set"] == rows[0]["set"] and row["final"] is not None:
+        if row["set"] == test_set and row["final"] is not None:
             cells.setdefault(row["loss"], {})[row["model"]] = (row["final"], row["final_low"], row["final_high"])
-    return plots.dots(cells, MODELS, SETS.get(rows[0]["set"], rows[0]["set"]), "losses")
+    return plots.dots(cells, MODELS, SETS.get(test_set, test_set), "losses")
 
 
 #: Study -> its figure.
