@@ -350,6 +350,7 @@ def test_studies_have_a_figure_beside_each_table(tmp_path, monkeypatch):
     ours = {"source": "ours (embedded)", "n": 100, "Total_low": 47.1, "Total_high": 50.9}
     ours |= dict.fromkeys(("Count", "Relation", "Depth", "Distance", "Total"), 49.0)
     own = {"silvar_med": 61.24, "silvar_med_low": 52.03, "silvar_med_high": 69.51, "silvar_med_sd": 3.28}
+    own |= {"silvar_med_untagged": None, "silvar_med_answer_words": 1.5, "silvar_med_form_blind": None}
     slake = {"slake": 40.0, "slake_low": 33.0, "slake_high": 47.0, "slake_sd": 1.0}
     sweep = [
         {"lora.r": r, "base.source": text, "model": model, "seeds": 3, **own, **(slake if r == 4 else {})}
@@ -376,7 +377,7 @@ def test_studies_have_a_figure_beside_each_table(tmp_path, monkeypatch):
     table = html[html.index("Final scores of the sweep") :].partition("</table>")[0]
     assert '<th scope="col">lora.r</th><th scope="col" class="left">base.source</th>' in table
     assert table.count("61.2<span") == 4 and table.count("40.0<span") == 2 and table.count("not scored") == 2
-    assert "52.0 to 69.5" in table and "SD 3.3 over 3 seeds" in table
+    assert "52.0 to 69.5" in table and "SD 3.3 over 3 seeds" in table and "1.5 words" in table
     assert "<img src=x" not in html and "r 16, source $x_{1$" in html
     text = Path("data/report/report.md").read_text(encoding="utf-8")
     assert "## Sweep" in text and "| 69.51 |" in text
