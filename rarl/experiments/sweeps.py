@@ -242,7 +242,9 @@ def with_intervals(row: dict) -> dict:
     joined = {}
     for key, value in row.items():
         stem, _, end = key.rpartition("_")
-        if f"{key}_low" in row:
+        if f"{key}_low" in row and row[f"{key}_low"] is None:
+            joined[key] = percent(value)
+        elif f"{key}_low" in row:
             spread = f", SD {percent(row[f'{key}_sd'])}" if row.get(f"{key}_sd") is not None else ""
             joined[key] = f"{percent(value)} ({percent(row[f'{key}_low'])} to {percent(row[f'{key}_high'])}{spread})"
         elif stem not in joined or end not in ("low", "high", "sd"):
