@@ -78,6 +78,8 @@ def later_work(method: str, params: Params) -> list[partial]:
     place = METHODS.index(method)
     after = METHODS[place + 1 :] if params.train.start != method else ()
     ready = [name for name in ("base", *METHODS[:place]) if name in params.models]
+    if not any(name in params.models for name in METHODS[place + 1 :]):
+        ready += [name for name in params.models if name in params.rival and not params.rival[name].base_url]
     trainings = [partial(train, name, params) for name in after if name in params.models]
     return trainings + [partial(do, name, params, 1) for do in (ask, judge) for name in ready]
 

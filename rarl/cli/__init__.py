@@ -50,6 +50,7 @@ main = Commands(
     {
         "download": ("rarl.cli.download", "Fetch a release of images and questions."),
         "profile": ("rarl.cli.switch_profile", "Switch params.yaml to the paper's settings, or back."),
+        "rival": ("rarl.cli.rival", "Add a model of others to the comparison."),
         "memory": ("rarl.cli.memory", "Estimate the memory that training needs."),
         "diff": ("rarl.cli.diff", "What moved between two revisions, and is it beyond noise?"),
         "compare": ("rarl.cli.compare", "Compare experiments: scores, intervals, paired tests."),

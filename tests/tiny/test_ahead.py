@@ -26,7 +26,8 @@ def work(method: str, params, which=later_work) -> list[str]:
 
 def test_later_trainings_come_first_and_models_that_are_ready_are_asked(params):
     assert work("sft", params) == ["train grpo", "train rarl", "ask base", "judge base"]
-    assert work("rarl", params) == ["ask base", "ask sft", "ask grpo", "judge base", "judge sft", "judge grpo"]
+    ready = ["base", "sft", "grpo", "seed_11"]
+    assert work("rarl", params) == [f"{task} {model}" for task in ("ask", "judge") for model in ready]
     assert work("grpo", params, work_after_last) == []
     assert work("rarl", params, work_after_last) == ["ask rarl", "judge rarl"]
 

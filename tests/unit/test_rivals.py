@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from rarl import rivals
+from rarl.cli.rival import main as add_rival
 from rarl.errors import UserError
 from rarl.forms import read
 from rarl.leftovers import remove_leftovers
@@ -70,12 +72,27 @@ def test_lists_that_name_no_usable_rival(changes, found):
     assert found in str(error.value)
 
 
-def test_shipped_definitions_are_listed_by_nobody_and_pinned_or_local():
-    params = load_params(ROOT / "params.yaml")
-    published = {"medvlm_r1", "med_r1", "lingshu_7b", "medgemma_4b", "qwen2_5_vl_7b", "qwen2_5_vl_3b"}
-    assert published | {"seed_11", "local_server", "gpt_4o_mini"} == params.rival.keys()
-    assert not {*params.models} & (params.rival.keys() - {"seed_11"})
+PUBLISHED = ["medvlm_r1", "med_r1", "lingshu_7b", "medgemma_4b", "qwen2_5_vl_7b", "qwen2_5_vl_3b"]
+
+
+def test_shipped_definitions_are_added_as_they_are_and_consent_to_nothing(tmp_path):
+    path = shutil.copy(ROOT / "params.yaml", tmp_path)
+    before = load_params(ROOT / "params.yaml")
+    assert [*before.rival] == ["seed_11"]
+    listed = CliRunner().invoke(add_rival, []).output.splitlines()
+    assert [line.split()[0] for line in listed] == [*PUBLISHED, "local_server", "gpt_4o_mini"]
+    result = CliRunner().invoke(add_rival, [*PUBLISHED, "local_server", "gpt_4o_mini", "--params", str(path)])
+    params = load_params(Path(path))
+    assert result.exit_code == 0 and params.models == [*before.models, *PUBLISHED, "local_server", "gpt_4o_mini"]
     assert not any(one.consent for one in params.rival.values())
+    assert "# Every knob" in Path(path).read_text(encoding="utf-8")
+
+
+def test_an_unknown_definition_changes_nothing(tmp_path):
+    path = Path(shutil.copy(ROOT / "params.yaml", tmp_path))
+    result = CliRunner().invoke(add_rival, ["medvlm_r1", "nobody", "--params", str(path)])
+    assert result.exit_code == 1 and "one of medvlm_r1" in result.output
+    assert path.read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
 def test_rivals_are_asked_under_their_modes_only():
@@ -86,10 +103,11 @@ def test_rivals_are_asked_under_their_modes_only():
 
 def test_listed_rivals_have_labels_and_colours_of_their_own():
     params = load_params(ROOT / "params.yaml")
-    params.models = ["base", "gpt_4o_mini", "sft", "lingshu_7b"]
+    params.rival = {name: rival(label=name, source="embedded") for name in ("one", "two", "three")}
+    params.models = ["base", "three", "sft", "two"]
     shown = params.all_models
-    assert shown["base"] == MODELS["base"] and shown["lingshu_7b"].label == "Lingshu-7B"
-    assert [shown[slug].colour for slug in ("gpt_4o_mini", "lingshu_7b")] == list(RIVAL_COLOURS[:2])
+    assert shown["base"] == MODELS["base"] and shown["two"].label == "two"
+    assert [shown[slug].colour for slug in ("three", "two")] == list(RIVAL_COLOURS[:2])
 
 
 #: Severity 1 in linear RGB (Machado, Oliveira and Fernandes, 2009).
