@@ -18,6 +18,7 @@ from trl.trainer.utils import add_fused_lm_head
 from rarl import encoding, forks
 from rarl.asking import ask_once
 from rarl.errors import UserError
+from rarl.model_folder import merge
 from rarl.models import features
 from rarl.models.base_files import base_pointer
 from rarl.models.families import FAMILIES, image_tokens
@@ -310,3 +311,13 @@ def test_every_question_has_a_prediction(ran, settings):
         for mode in settings.modes:
             predictions = read_records(predictions_file(model, mode, "silvar_med"), Prediction)
             assert len(predictions) == 6 and all(one.error is None and one.tokens for one in predictions)
+
+
+def test_merged_weights_answer_as_the_adapter_does(ran, settings, tmp_path):
+    merge(Path("data/models/rarl"), tmp_path / "merged", settings, [])
+    Image.new("RGB", (100, 60), (40, 90, 200)).save("asked.png")
+    answers = [
+        ask_once(name, Path("asked.png"), QUESTIONS[0], "direct", (), settings)[1]
+        for name in ("rarl", str(tmp_path / "merged"))
+    ]
+    assert answers[0] == answers[1]
