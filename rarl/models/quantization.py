@@ -9,6 +9,7 @@ import importlib.util
 
 from rarl import params as P
 from rarl.errors import UserError
+from rarl.models.families import FAMILIES
 
 BLOCK = 64
 """Weights with one scale, a byte."""
@@ -17,7 +18,7 @@ SCALES = 256
 BYTES_PER_WEIGHT = 1 / 2 + 1 / BLOCK + 4 / (BLOCK * SCALES)
 """0.5159: of a quantized layer, which also has tables of 1,092 bytes (16 + 256 entries and an offset in float32)."""
 #: A regular expression of the modules that are not quantized: everything outside the language model.
-NOT_QUANTIZED = r"(?!model\.(language_model|text_model)\.).*"
+NOT_QUANTIZED = rf"(?!model\.({'|'.join(sorted({family.language for family in FAMILIES.values()}))})\.).*"
 
 
 def require_bitsandbytes(setting: str) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from tiny_bases import make_base
 
 from rarl.models.base_files import base_pointer
+from rarl.models.families import FAMILIES
 from rarl.models.features import FeatureStore, describe
 from rarl.models.loading import load
 from rarl.models.quantization import BYTES_PER_WEIGHT
@@ -57,6 +60,23 @@ def test_the_language_models_linear_layers_are_quantized_and_nothing_else(projec
     for name, layer in layers.items():
         weight = exact[f"{name}.weight"]
         assert 0 < (unpacked(layer) - weight).abs().max() < 0.2 * weight.abs().max()
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_base_of_any_family_is_quantized_and_its_adapter_learns(tmp_path, random_base, nf4, model_type):
+    make_base(model_type, tmp_path, random_base[2].tokenizer)
+    write_json(tmp_path / "base.json", base_pointer(Base(source=str(tmp_path))))
+    small, family = load(tmp_path, nf4.model), FAMILIES[model_type]
+    names = {name for name, layer in small.model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert quantized(small.model).keys() == {name for name in names if name.startswith(f"model.{family.language}.")}
+    lora = LoraConfig(target_modules=nf4.lora.target_modules, exclude_modules=family.lora_exclude)
+    model = get_peft_model(small.model, lora)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        model(input_ids=ids)
+    model.train()(input_ids=ids).logits.square().sum().backward()
+    ups = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    assert len(ups) >= 8 and all(weight.grad.any() for weight in ups)
 
 
 def test_bytes_of_a_quantized_weight(project, nf4):
