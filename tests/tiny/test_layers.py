@@ -72,7 +72,14 @@ def adapted(dropout=0.0, **other):
     return get_peft_model(model, config).base_model.model[0]
 
 
-@pytest.mark.parametrize("case", ["plain", "dropout", "disabled", "merged", "two", "dora", "none"])
+class Quantized(nn.Linear):
+    """A layer whose result must not be changed in place."""
+
+    def forward(self, x):
+        return super().forward(x).exp()
+
+
+@pytest.mark.parametrize("case", ["plain", "dropout", "disabled", "merged", "two", "dora", "none", "quantized"])
 def test_adapter(case):
     torch.manual_seed(0)
     layer = adapted(0.5 if case == "dropout" else 0.0, use_dora=case == "dora")
@@ -86,6 +93,8 @@ def test_adapter(case):
         layer.set_adapter(["default", "more"])
     if case == "none":
         layer._active_adapter = "another"
+    if case == "quantized":
+        layer.base_layer.__class__ = Quantized
     x = torch.randn(2, 5, 12, requires_grad=True)
     again = copy.deepcopy(layer)
     patching.replace_forward(again, layers.lora_linear)

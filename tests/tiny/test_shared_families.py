@@ -290,3 +290,19 @@ def test_quantized_layers(monkeypatch):
     assert not fused_decoder.FusedDecoder.fits(network)
     compare_log_probs(model, "qwen3_vl", ["frozen head"])
     compare_tokens(network, "qwen3_vl", ["merged"], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "setting, value, reason",
+    [
+        ("final_logit_softcapping", 30.0, "the model caps its logits"),
+        ("attn_logit_softcapping", 50.0, "the model caps its logits"),
+        ("attention_dropout", 0.1, "the model has dropout in its attention"),
+        ("layer_types", ["full_attention", "chunked_attention"], "attention of other kinds than full and sliding"),
+    ],
+)
+def test_an_unsupported_model_is_not_patched(setting, value, reason):
+    model = copy.deepcopy(base("gemma3"))
+    setattr(model.config.get_text_config(), setting, value)
+    assert reason in patch_layers(model)
+    assert not any("forward" in vars(module) for module in model.modules())

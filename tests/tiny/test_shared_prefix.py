@@ -299,6 +299,9 @@ def test_the_step_of_decoding_leaves_other_models_to_the_library(mixed, monkeypa
     assert FusedDecoder.fits(model)
     with torch.autocast("cpu", torch.bfloat16):
         assert not FusedDecoder.fits(model)  # weights would have to be cast first
+    layer.base_layer.__class__ = type("Quantized", (torch.nn.Linear,), {})
+    assert not FusedDecoder.fits(model)
+    layer.base_layer.__class__ = torch.nn.Linear
     layer.base_layer.bfloat16()
     assert not FusedDecoder.fits(model)
 
