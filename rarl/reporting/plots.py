@@ -159,10 +159,10 @@ def dots(
     if not any(rows.values()):
         return ""
     models = list(dict.fromkeys(model for cells in rows.values() for model in cells))
-    figure, axes = _figure(4.4, 0.9 + 0.42 * len(rows))
+    figure, axes = _figure(4.4, 0.9 + 0.42 * len(rows) * max(1, len(models) / 5))
     axis = axes[0, 0]
     for rank, model in enumerate(models):
-        shift = 0.17 * (rank - (len(models) - 1) / 2)
+        shift = min(0.17, 0.85 / len(models)) * (rank - (len(models) - 1) / 2)
         points = [(i + shift, *cells[model]) for i, cells in enumerate(rows.values()) if model in cells]
         y, x, low, high = zip(*points)
         ends = [[a - b for a, b in zip(x, low)], [b - a for a, b in zip(x, high)]]
