@@ -168,7 +168,7 @@ def bases(tmp_path, monkeypatch):
     for name in ("one", "two"):
         write_json(f"{name}/config.json", {"model_type": "qwen2_vl"})
         Path(name, "model.safetensors").write_text(name)
-        Path(name, "chat_template.jinja").write_text("")
+        Path(name, "chat_template.jinja").write_text("{% if image %}")
     write_json("adapter/adapter_config.json", {"base_model_name_or_path": "/elsewhere/one"})
     Path("adapter/adapter_model.safetensors").write_text("weights")
     return tmp_path
