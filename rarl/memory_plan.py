@@ -9,38 +9,44 @@ not a measurement; a test counts what a layer of a small model keeps. Assumption
 * With LoRA, weights are in `model.dtype` and adapters in float32 (PEFT). Without it, weights, gradients and the
   reference policy, which TRL loads as a second model, are in float32, and autocast copies them to `model.dtype` for a
   pass. AdamW keeps two states per trainable parameter, in its dtype.
-* The output of the vision tower is cached (`rarl/models/features.py`): its activations are not counted, and its
-  weights are offloaded from a GPU unless whole models are saved.
-* RL shares a prompt within its group (`rarl/training`): a pass has `micro_prompts` x (prompt + `group_size` x
-  completion) tokens, and sampling keeps the keys and values of `prompts_per_step` prompts once and those of all
-  completions. SFT and fallbacks to stock TRL (sampling under FSDP and DeepSpeed, sliding windows) have full rows.
+* The output of the vision tower is cached (`rarl/models/features.py`): its activations are counted for `encode` only,
+  and its weights are offloaded from a GPU unless whole models are saved.
+* `model.quantization: nf4` keeps the linear layers of the language model in 4 bits; each is dequantized for its
+  products. `train.optimizer: adamw_8bit` keeps both states in 8 bits.
+* RL shares a prompt within its group (`rarl/models/shared_prefix`): a pass has `micro_prompts` x (prompt +
+  `group_size` x completion) tokens, and sampling keeps the keys and values of `prompts_per_step` prompts once and
+  those of all completions. SFT and fallbacks to stock TRL (sampling under FSDP and DeepSpeed, unsupported models)
+  have full rows. Sliding windows count like full attention.
 * Gradient checkpointing keeps `hidden` values per token and layer, and one layer in full (`kept_activations`).
 * TRL 1.16 never materializes the logits of the whole vocabulary: its fused head works in tiles of 4,096 tokens x
   32,768 vocabulary entries. A trained embedding briefly has its gradient in float32 there.
+* On a CPU, weights in `model.dtype` are pages of their file, of which only those in use are in memory.
 * The reserve covers CUDA, the encoder of BERTScore, and a tenth of the largest pass for fragmentation.
+
+`rarl rehearse` compares the plan with what is measured (`metrics/bench/rehearsal.md`).
 """
 
+import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from ruamel.yaml import YAML
-from transformers import AutoConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, PreTrainedConfig
 
+from rarl.models.families import FAMILIES, image_tokens
+from rarl.models.patching import vision_modules
+from rarl.models.quantization import BYTES_PER_WEIGHT
+from rarl.models.shared_prefix.layers import patch_layers
 from rarl.params import Params
 from rarl.prompts import template
 from rarl.records import read_json
+from rarl.registry import METHODS
+from rarl.rehearsal.bases import meta_model, parse, published
 
 GB = 1e9
-PAPERS_BASE = "Qwen/Qwen2-VL-2B-Instruct"
-#: Its vision and text sizes.
-QWEN2_VL_2B = (
-    dict(depth=32, embed_dim=1280, hidden_size=1536, num_heads=16, mlp_ratio=4),
-    dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2)
-    | dict(intermediate_size=8960, vocab_size=151_936, tie_word_embeddings=True)
-    | dict(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24])),
-)
 BYTES = {"float32": 4, "bfloat16": 2}
 #: Tile of TRL's fused head: tokens, vocabulary entries (`trl/kernels/chunked_logprob.py`, `trl/trainer/utils.py`).
 TILE = (4096, 32768)
@@ -51,8 +57,12 @@ FLOAT_LOGITS = 4
 #: Tokens of the question and of the chat template; generous.
 QUESTION_AND_TEMPLATE = 64
 CHARACTERS_A_TOKEN = 4
+#: Bytes of AdamW's two states per weight.
+STATES = {"adamw": 8, "adamw_8bit": 2 + 2 * 4 / 256}
 #: GB: CUDA's context and libraries, BERTScore's small encoder; on a CPU the interpreter with its libraries.
 FIXED = {"cuda": 1.0, "cpu": 0.7}
+#: GB on a CPU without the trainers.
+FIXED_WITHOUT_TRAINING = 0.5
 FRAGMENTATION = 0.1
 
 
@@ -79,22 +89,39 @@ class Plan:
         return "\n".join([f"  {self.rows}", *lines])
 
 
-def parameter_counts(config: Qwen2VLConfig, lora_r: int, target_modules: list[str]) -> dict[str, int]:
-    """Count the parameters of the language model (tied embeddings once), the vision tower and an adapter."""
-    with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration._from_config(config)
-    model.tie_weights()
-    tower = sum(p.numel() for p in model.model.visual.parameters())
-    adapted = [
-        module
-        for name, module in model.model.language_model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.split(".")[-1] in target_modules
-    ]
-    return {
-        "language model": sum(p.numel() for p in model.parameters()) - tower,
-        "tower": tower,
-        "adapter": sum(lora_r * (m.in_features + m.out_features) for m in adapted),
-    }
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters, and how the layers are computed."""
+
+    language: int  # of the language model with its head, tied weights once
+    tower: int  # of the vision tower and its projector
+    adapter: int
+    linear: int  # of the language model's linear layers without the head, which NF4 quantizes
+    largest: int  # of the largest of them
+    shares: bool  # whether a group can share its prompt
+
+
+def count_parameters(config: PreTrainedConfig, lora_r: int, target_modules: list[str]) -> Counts:
+    """Count the parameters of a base and of its adapter."""
+    return _count(config.to_json_string(use_diff=False), type(config), lora_r, tuple(target_modules))
+
+
+@cache
+def _count(config: str, kind: type, lora_r: int, target_modules: tuple[str, ...]) -> Counts:
+    model = meta_model(kind(**json.loads(config)))
+    tower = sum(p.numel() for module in vision_modules(model) for p in module.parameters())
+    language = getattr(model.model, FAMILIES[model.config.model_type].language)
+    layers = {name: one for name, one in language.named_modules() if isinstance(one, torch.nn.Linear)}
+    adapted = [one for name, one in layers.items() if name.split(".")[-1] in target_modules]
+    sizes = [one.weight.numel() for one in layers.values()]
+    return Counts(
+        language=sum(p.numel() for p in model.parameters()) - tower,
+        tower=tower,
+        adapter=sum(lora_r * (one.in_features + one.out_features) for one in adapted),
+        linear=sum(sizes),
+        largest=max(sizes),
+        shares=patch_layers(model) is None,
+    )
 
 
 @dataclass(frozen=True)
@@ -123,50 +150,77 @@ class Layout:
         return self.groups * self.size * (self.prompt + self.completion)
 
 
-def kept_activations(config: Qwen2VLConfig, params: Params, rows: Layout) -> int:
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of one layer of a language model, and what autograd keeps of its parts."""
+
+    hidden: int
+    inner: int  # of the feed-forward block
+    queries: int  # of the queries of all heads
+    keys_values: int  # of the keys and values of all heads
+    norms: int  # of the residual stream
+    normed: int  # of the queries and keys, if they are normalised
+    fused_norms: bool  # else the library's, which keep their input in float32
+    fused_feed_forward: bool  # else the library's, which keeps one value more
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Widths":
+        """The widths of a base."""
+        text, gemma = config.get_text_config(), config.model_type == "gemma3"
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
+        return cls(
+            hidden=text.hidden_size,
+            inner=text.intermediate_size,
+            queries=queries,
+            keys_values=2 * keys,
+            norms=4 if gemma else 2,
+            normed=queries + keys if config.model_type in ("gemma3", "qwen3_vl") else 0,
+            fused_norms=not gemma,
+            fused_feed_forward=not gemma,
+        )
+
+
+def kept_activations(config: PreTrainedConfig, params: Params, rows: Layout) -> int:
     """Count the bytes that autograd keeps for one layer of the language model.
 
-    Per token these are 2 x intermediate values (3 if trained) and 6 x hidden values in the compute dtype, with queries
-    and the attention's output among them; in trained layers also casts, more of them in bfloat16, and the inputs of
-    products. Per attended token they are keys and values, which the library repeats for all query heads; a shared
-    prompt's layout does not repeat them, but copies the completions' queries and has one mask per layer.
+    Per token these are 2 x intermediate values (3 if trained), 2 x hidden values, the inputs of norms, and twice the
+    queries, in the compute dtype; in trained layers also casts, more of them in bfloat16, and the inputs of products.
+    Per attended token they are keys and values, which the library repeats for all query heads; a shared prompt's
+    layout does not repeat them, but copies the completions' queries and has one mask per layer.
     """
-    text = config.text_config
-    hidden, value = text.hidden_size, BYTES[params.model.dtype]
+    sizes, value = Widths.of(config), BYTES[params.model.dtype]
     full = params.train.trainable == "full"
     half = full and value < 4
-    kept = rows.tokens * value * (2 + full) * text.intermediate_size
-    kept += rows.tokens * hidden * (6 * value + 4 * full + 6 * half)
-    keys_values = _keys_values(config)
+    normed = (sizes.norms * sizes.hidden + sizes.normed) * (value if sizes.fused_norms else 4)
+    feed_forward = (3 - sizes.fused_feed_forward + full) * sizes.inner * value
+    residual = sizes.hidden * (2 * value + 4 * full + 6 * half)
+    kept = rows.tokens * (feed_forward + residual + normed + 2 * sizes.queries * value)
     if rows.shared:
-        kept += value * (rows.attended * keys_values + rows.scored * hidden + rows.tokens * keys_values)
+        repeated = rows.attended * sizes.keys_values + rows.scored * sizes.queries + rows.tokens * sizes.keys_values
         mask = rows.groups * rows.completion * (rows.prompt + rows.completion)
-        return kept + value * mask * 2 * hidden // keys_values
+        return kept + value * (repeated + mask * 2 * sizes.queries // sizes.keys_values)
     if params.model.attention == "flash_attention_2":
-        return kept + rows.attended * value * keys_values
-    return kept + rows.attended * 2 * hidden * (value + half)
-
-
-def _keys_values(config: Qwen2VLConfig) -> int:
-    """Values in the keys and values of one token in one layer."""
-    text = config.text_config
-    return 2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+        return kept + rows.attended * value * sizes.keys_values
+    return kept + rows.attended * 2 * sizes.queries * (value + half)
 
 
 class Footprint:
-    """The sizes of one process's share of a training run, and the bytes that each phase needs (as for `estimate`)."""
+    """The sizes of one process's share of a stage, and the bytes that each of its phases needs (as for `estimate`)."""
 
-    def __init__(self, config: Qwen2VLConfig, params: Params, method: str, device: str):
-        self.config, self.text, self.params, self.device = config, config.text_config, params, device
-        self.rl, self.full = method != "sft", params.train.trainable == "full"
+    def __init__(self, config: PreTrainedConfig, params: Params, stage: str, device: str):
+        self.config, self.text, self.params, self.device = config, config.get_text_config(), params, device
+        self.stage, self.rl = stage, stage in METHODS and stage != "sft"
+        self.full = params.train.trainable == "full" and stage in METHODS
         self.compute = BYTES[params.model.dtype]  # bytes of a value in a pass
         self.weight = 4 if self.full else self.compute  # bytes of a stored weight
-        self.count = parameter_counts(config, params.lora.r, params.lora.target_modules)
+        self.count = count_parameters(config, params.lora.r, params.lora.target_modules)
+        self.sizes = Widths.of(config)
 
-        vision = config.vision_config
-        self.patches = math.ceil(params.model.max_pixels / vision.patch_size**2)
-        self.image_tokens = math.ceil(self.patches / vision.spatial_merge_size**2)
-        prompts = getattr(params, method).prompts if self.rl else ["reasoning"]
+        content, pixels = {**config.to_dict(), "model_type": config.model_type}, params.model.max_pixels
+        self.image_tokens = image_tokens(content, pixels)
+        self.patches = patches(config, pixels)
+        prompts = getattr(params, stage).prompts if self.rl else ["reasoning"]
         self.prompt_tokens = max(len(template(name)) for name in prompts) // CHARACTERS_A_TOKEN + QUESTION_AND_TEMPLATE
 
         rl, sft, processes = params.rl, params.sft, params.accelerate.processes
@@ -174,8 +228,8 @@ class Footprint:
         per_pass = rl.micro_prompts if self.rl else sft.micro_batch_size
         self.prompts_per_step = max(1, per_step // processes)
         self.sampled = self.prompts_per_step * rl.group_size if self.rl else 0  # completions per step
-        # As in the trainer, sliding windows fall back to stock TRL, which repeats the prompt.
-        shared = self.rl and set(self.text.layer_types) == {"full_attention"}
+        # Where layers cannot be patched, stock TRL repeats the prompt.
+        shared = self.rl and self.count.shares
         groups, size = min(per_pass, self.prompts_per_step), rl.group_size if self.rl else 1
         groups, size = (groups, size) if shared else (groups * size, 1)
         prompt = self.image_tokens + self.prompt_tokens
@@ -188,35 +242,67 @@ class Footprint:
 
     def resident(self) -> dict[str, float]:
         """Weights, gradients, optimizer states and images, which are allocated all the time."""
-        count, vision = self.count, self.config.vision_config
-        trainable = count["language model"] if self.full else count["adapter"]
+        count, mapped = self.count, self.device == "cpu"
+        if self.stage == "encode":  # on a CPU the language model's pages are never read
+            language = {} if mapped else self.language_model()
+            return language | {"vision tower": count.tower * self.compute, "images of a batch": self.images(16)}
         offloaded = self.device == "cuda" and not self.full
-        patch = 3 * vision.temporal_patch_size * vision.patch_size**2 * 4
-        # An adapter's weights are counted here, too: weights, gradients and two states of AdamW in float32.
-        optimizer = trainable * 4 * (3 if self.full else 4)
-        images = max(self.sampled, self.rows.groups) * self.patches * patch
-        dtype = "float32" if self.full else self.params.model.dtype
-        found = {
-            f"language model, {dtype}": count["language model"] * self.weight,
-            "vision tower, frozen": 0 if offloaded else count["tower"] * self.weight,
-            "gradients, optimizer" if self.full else "adapter, gradients, optimizer": optimizer,
-            "images of a step": 2 * images,  # and a copy while the rows are shuffled and grouped
-        }
+        found = self.language_model() | {"vision tower, frozen": 0 if offloaded else count.tower * self.weight}
+        if self.stage not in METHODS:
+            return found | {"images of a batch": self.images(self.params.decoding.batch_size)}
+        trainable = count.language if self.full else count.adapter
+        # An adapter's weights are counted here, too: weights, gradients and states of AdamW.
+        optimizer = trainable * ((4 if self.full else 8) + STATES[self.params.train.optimizer])
+        found["gradients, optimizer" if self.full else "adapter, gradients, optimizer"] = optimizer
+        # And a copy while the rows are shuffled and grouped.
+        found["images of a step"] = 2 * self.images(max(self.sampled, self.rows.groups))
         if self.reference and self.full:
-            found["reference policy"] = (count["language model"] + count["tower"]) * self.weight
+            found["reference policy"] = (count.language + count.tower) * self.weight
         return found
 
+    def language_model(self) -> dict[str, float]:
+        """The language model's weights."""
+        kind = "float32" if self.full else self.params.model.dtype
+        if self.params.model.quantization is None:
+            return {f"language model, {kind}": self.count.language * self.weight}
+        rest = (self.count.language - self.count.linear) * self.weight
+        return {
+            f"language model, {self.params.model.quantization}": self.count.linear * BYTES_PER_WEIGHT,
+            f"its embeddings, head and norms, {kind}": rest,
+        }
+
+    def images(self, count: int) -> float:
+        """Pixels of images in float32, as the image processor returns them."""
+        vision = self.config.vision_config
+        frames = getattr(vision, "temporal_patch_size", 1)
+        return count * self.patches * 3 * frames * vision.patch_size**2 * 4
+
     def passes(self) -> dict[str, float]:
-        """The phases of a step and of scoring, of which one is active at a time."""
+        """The phases of a stage, of which one is active at a time."""
+        if self.stage == "encode":
+            return {"encoding an image": self.tower_pass()}
         found = {}
         if self.rl:
             found[f"sampling {self.sampled} completions"] = self.sampling()
         batch, new = self.params.decoding.batch_size, self.params.decoding.max_new_tokens
-        found["scoring development rows"] = self.decoding(batch, batch, new, self.weight)
+        scoring = "scoring development rows" if self.stage in METHODS else "answering a batch"
+        found[scoring] = self.decoding(batch, batch, new, self.weight)
         if self.reference:
             found["reference pass"] = self.reference_pass()
-        found["policy pass: forward, backward"] = self.policy_pass()
+        if self.stage in METHODS:
+            found["policy pass: forward, backward"] = self.policy_pass()
         return found
+
+    def tower_pass(self) -> float:
+        """Run the vision tower on one image, without gradients."""
+        vision = self.config.vision_config
+        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        inner = getattr(vision, "intermediate_size", None) or width * vision.mlp_ratio
+        return self.patches * self.compute * (3 * inner + 6 * width)
+
+    def dequantized(self) -> float:
+        """A linear layer in the compute dtype, while it is multiplied."""
+        return self.count.largest * self.compute if self.params.model.quantization else 0
 
     def sampling(self) -> float:
         """Generate a step's completions."""
@@ -227,18 +313,18 @@ class Footprint:
 
     def decoding(self, prompts: int, rows: int, new: int, value: int) -> float:
         """Decode `rows` completions of `new` tokens to `prompts` prompts. value: bytes of a value in the cache."""
-        cache = _keys_values(self.config) * self.text.num_hidden_layers * value
+        cache = self.sizes.keys_values * self.text.num_hidden_layers * value
         needed = (prompts * self.rows.prompt + rows * new) * cache
         needed += prompts * self.rows.prompt * self.running()
         needed += rows * self.text.vocab_size * (value + FLOAT_LOGITS * 4)
         if self.weight == 4 and self.device == "cpu":  # the layout of the decoding step, at most
-            needed += 4 * self.count["language model"]
-        return needed
+            needed += 4 * self.count.language
+        return needed + self.dequantized()
 
     def reference_pass(self) -> float:
         """Run the reference policy, without gradients."""
-        attention = self.rows.attended * self.compute * 2 * self.text.hidden_size
-        return self.rows.tokens * self.running() + attention + self.autocast_copies() + self.head()
+        running = self.rows.tokens * self.running() + self.rows.attended * self.compute * 2 * self.sizes.queries
+        return running + self.autocast_copies() + self.head() + self.dequantized()
 
     def policy_pass(self) -> float:
         """Run the policy forward and backward."""
@@ -248,18 +334,18 @@ class Footprint:
             activations = tokens * layers * self.weight * self.text.hidden_size + kept
         else:
             activations = layers * kept
-        backward = tokens * self.compute * 3 * self.text.intermediate_size
+        backward = tokens * self.compute * 3 * self.sizes.inner + self.dequantized()
         return activations + backward + self.autocast_copies() + self.head()
 
     def running(self) -> int:
         """Bytes of one token's activations in one layer without gradients."""
-        return self.compute * (3 * self.text.intermediate_size + 4 * self.text.hidden_size)
+        return self.compute * (3 * self.sizes.inner + 4 * self.sizes.hidden)
 
     def autocast_copies(self) -> int:
         """Copies of float32 weights in the compute dtype; the embedding is looked up and needs none."""
         if self.weight <= self.compute:
             return 0
-        return (self.count["language model"] - self.text.vocab_size * self.text.hidden_size) * self.compute
+        return (self.count.language - self.text.vocab_size * self.text.hidden_size) * self.compute
 
     def head(self) -> int:
         """TRL's fused head: a tile of logits, hidden states, and the gradient of a trained embedding."""
@@ -272,17 +358,37 @@ class Footprint:
         return tile + scored * self.text.hidden_size * 4 + gradient
 
 
-def estimate(config: Qwen2VLConfig, params: Params, method: str = "rarl", device: str = "cuda") -> Plan:
-    """Plan the memory of one training run from the base's configuration; the weights are not loaded."""
-    run = Footprint(config, params, method, device)
+def patches(config: PreTrainedConfig, pixels: int) -> int:
+    """Patches of the largest image, over all its tiles."""
+    vision, family = config.vision_config, FAMILIES[config.model_type]
+    if family.patch:
+        return math.ceil(pixels / vision.patch_size**2)
+    tile = (vision.image_size // vision.patch_size) ** 2
+    if config.model_type == "gemma3":
+        return tile
+    content = {**config.to_dict(), "model_type": config.model_type}
+    return image_tokens(content, pixels) * config.scale_factor**2
+
+
+def estimate(config: PreTrainedConfig, params: Params, stage: str = "rarl", device: str = "cuda") -> Plan:
+    """Plan the memory of one stage from the base's configuration; the weights are not loaded.
+
+    Args:
+        config: of the base.
+        params: the parameters.
+        stage: a training (`sft`, `grpo`, `rarl`), `encode` or `infer`.
+        device: `cuda` or `cpu`.
+    """
+    run = Footprint(config, params, stage, device)
     passes = {name: needed / GB for name, needed in run.passes().items()}
     completions = f"{run.rows.size} x {run.rows.completion}" if run.rows.shared else run.rows.completion
+    fixed = FIXED[device] if stage in METHODS or device == "cuda" else FIXED_WITHOUT_TRAINING
     return Plan(
         rows=f"a pass: {run.rows.groups} x ({run.image_tokens} image + {run.prompt_tokens} prompt + "
         f"{completions} completion tokens)",
         resident={name: needed / GB for name, needed in run.resident().items()},
         passes=passes,
-        reserve=FIXED[device] + FRAGMENTATION * max(passes.values()),
+        reserve=fixed + FRAGMENTATION * max(passes.values()),
     )
 
 
@@ -294,7 +400,7 @@ def _weights_are_sharded(params: Params) -> bool:
     return config.get("distributed_type") in ("FSDP", "DEEPSPEED")
 
 
-def relief(config: Qwen2VLConfig, params: Params, method: str, device: str, limit: float) -> list[tuple[str, float]]:
+def relief(config, params: Params, method: str, device: str, limit: float) -> list[tuple[str, float]]:
     """Return changes that help the run to fit, applied in this order: (change, GB after it). It may still not fit."""
     params = params.model_copy(deep=True)
     rl, decoding, model = params.rl, params.decoding, params.model
@@ -331,23 +437,27 @@ def available(device: str) -> float:
     return (psutil.virtual_memory().available + psutil.Process().memory_info().rss) / GB
 
 
-def _context(folder: str | Path, params: Params) -> tuple[Qwen2VLConfig | None, str, float]:
+def compute_device(params: Params) -> str:
+    """`cuda` or `cpu`."""
+    return "cuda" if params.model.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _context(folder: str | Path, params: Params) -> tuple[PreTrainedConfig | None, str, float]:
     """Return the base's configuration (None if it cannot be read, which loading explains), the device, its GB."""
     pointer = read_json(Path(folder) / "base.json")
-    device = "cuda" if params.model.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = compute_device(params)
     return configuration(pointer["source"], pointer["revision"]), device, available(device)
 
 
-def configuration(source: str, revision: str | None) -> Qwen2VLConfig | None:
-    """Read a base's configuration; None if it cannot be read."""
-    if source == PAPERS_BASE:
-        vision, text = QWEN2_VL_2B
-        return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
+def configuration(source: str, revision: str | None) -> PreTrainedConfig | None:
+    """Read a base's configuration, a published one without the hub; None if it cannot be read or is unsupported."""
+    if known := published(source):
+        return parse(known["config"])
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
-    except OSError:
+    except (OSError, ValueError):
         return None
-    return config if isinstance(config, Qwen2VLConfig) else None
+    return config if config.model_type in FAMILIES else None
 
 
 def recomputes(folder: str | Path, params: Params, method: str) -> bool:

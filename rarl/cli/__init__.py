@@ -59,6 +59,7 @@ main = Commands(
         "publish": ("rarl.cli.publish", "Push a model and its card to the Hugging Face Hub."),
         "rate": ("rarl.cli.rate", "Rate the models' answers in the browser."),
         "study": ("rarl.cli.study", "Studies of the rewards, the judges and the intervals."),
+        "rehearse": ("rarl.cli.rehearse", "Run every part once at a base's real size, with random weights."),
         "bench": ("rarl.cli.bench", "Time a step against stock TRL and transformers."),
         "portable": ("rarl.cli.portable", "Compare bits with those of emulated processors."),
     },

@@ -6,6 +6,7 @@ from rarl.errors import UserError
 from rarl.memory_plan import configuration, estimate, relief
 from rarl.params import load_params
 from rarl.registry import METHODS
+from rarl.rehearsal.bases import config_json, parse
 from rarl.reporting.formats import markdown_table
 
 
@@ -13,13 +14,20 @@ from rarl.reporting.formats import markdown_table
 @click.option("--gb", "sizes", multiple=True, type=float, default=(40, 24, 16, 12), show_default=True, metavar="GB",
               help="Memory of a device; repeatable.")  # fmt: skip
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
-def main(sizes: tuple[float, ...], device: str) -> None:
+@click.option("--base", help="Instead of base.source: a known base, or a folder with config.json.")
+@click.option("--quantization", type=click.Choice(["nf4"]), help="Instead of model.quantization.")
+def main(sizes: tuple[float, ...], device: str, base: str | None, quantization: str | None) -> None:
     """Run the command."""
     params = load_params()
-    source = params.base.source.replace("embedded", "data/base")
-    config = configuration(source, params.base.revision)
-    if config is None:
-        raise UserError(f"base.source = {source}", "no readable configuration", "a model's config.json", "go online")
+    params.model.quantization = quantization or params.model.quantization
+    if base:
+        config = parse(config_json(base))
+    else:
+        source = params.base.source.replace("embedded", "data/base")
+        config = configuration(source, params.base.revision)
+        if config is None:
+            found, fix = "no readable configuration", "go online, or name a known base with --base"
+            raise UserError(f"base.source = {source}", found, "a model's config.json", fix)
     plans = {method: estimate(config, params, method, device) for method in METHODS}
     for method, plan in plans.items():
         click.echo(f"{method}: GB\n{plan.table()}\n")

@@ -39,9 +39,10 @@ def build(case: Case, ours: bool):
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from rarl.memory_plan import QWEN2_VL_2B
     from rarl.models.processor import ImageProcessor, load_processor
     from rarl.pretraining.tiny import build_config
+    from rarl.rehearsal.bases import config_json, parse
+    from rarl.rehearsal.project import with_tokens
 
     base = Path("data/base")
     processor = load_processor(base, None, case.pixels**2, case.pixels**2)
@@ -50,13 +51,17 @@ def build(case: Case, ours: bool):
     processor.image_processor = images
     if case.model == "embedded":
         return Qwen2VLForConditionalGeneration.from_pretrained(base), processor
-    vision, text = {"middle": MIDDLE, "qwen2_vl_2b": QWEN2_VL_2B}[case.model]
-    config = build_config(processor.tokenizer).to_dict()  # for its special token ids
-    config["text_config"].pop("layer_types")
-    config["vision_config"] |= vision
-    config["text_config"] |= text
+    if case.model == "middle":
+        vision, text = MIDDLE
+        config = build_config(processor.tokenizer).to_dict()  # for its special token ids
+        config["text_config"].pop("layer_types")
+        config["vision_config"] |= vision
+        config["text_config"] |= text
+        config = Qwen2VLConfig(**config)
+    else:
+        config = parse(with_tokens(config_json(case.model), processor.tokenizer.backend_tokenizer))
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config)).to(dtype), processor
+    return Qwen2VLForConditionalGeneration(config).to(dtype), processor
 
 
 def make_rows(case: Case, steps: int) -> list[dict]:

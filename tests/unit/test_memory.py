@@ -1,35 +1,39 @@
-"""The memory plan: counts of the real model, what the paper profile needs, and the formula against autograd."""
+"""The memory plan: counts of the real models, what the paper profile needs, and the formula against autograd."""
 
 import copy
+import json
 
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
 from rarl.cli.memory import main
+from rarl.errors import UserError
 from rarl.memory_plan import (
-    PAPERS_BASE,
     Layout,
     configuration,
+    count_parameters,
     estimate,
     kept_activations,
     log_plan,
-    parameter_counts,
     recomputes,
     relief,
 )
-from rarl.models.patching import without_peft
+from rarl.models.patching import vision_modules, without_peft
 from rarl.models.shared_prefix.layers import patch_layers
 from rarl.models.shared_prefix.layout import Prefix
 from rarl.params import Params, load_params
 from rarl.profiles import apply
 from rarl.records import write_json
+from rarl.rehearsal.bases import config_json, parse, published, slugs
 from rarl.training.log_probs import packed_log_probs
+
+LORA = (8, ["q_proj", "k_proj", "v_proj", "o_proj"])
 
 
 def qwen2_vl_2b() -> Qwen2VLConfig:
-    return configuration(PAPERS_BASE, None)
+    return configuration("Qwen/Qwen2-VL-2B-Instruct", None)
 
 
 #: A small model of the same kind; counted below.
@@ -55,14 +59,77 @@ def paper(tmp_path, repository) -> Params:
 
 
 def test_parameters_of_the_2b_model():
-    count = parameter_counts(qwen2_vl_2b(), 8, ["q_proj", "k_proj", "v_proj", "o_proj"])
+    count = count_parameters(qwen2_vl_2b(), *LORA)
     # By hand: embedding, and per layer q and o, k and v with biases, three MLP matrices, two norms; a last norm.
     h, kv, inner = 1536, 256, 8960
     layer = 2 * h * h + h + 2 * (h * kv + kv) + 3 * h * inner + 2 * h
-    assert count["language model"] == 151_936 * h + 28 * layer + h
-    assert count["tower"] == pytest.approx(0.67e9, rel=0.01)
-    assert count["language model"] + count["tower"] == pytest.approx(2.2e9, rel=0.01)
-    assert count["adapter"] == 28 * 8 * (2 * (h + h) + 2 * (h + kv))
+    assert count.language == 151_936 * h + 28 * layer + h
+    assert count.linear == 28 * (2 * h * h + 2 * h * kv + 3 * h * inner) and count.largest == h * inner
+    assert count.tower == pytest.approx(0.67e9, rel=0.01)
+    assert count.language + count.tower == pytest.approx(2.2e9, rel=0.01)
+    assert count.adapter == 28 * 8 * (2 * (h + h) + 2 * (h + kv))
+
+
+@pytest.mark.parametrize("slug", slugs())
+def test_kept_configurations_have_the_published_number_of_parameters(slug):
+    count = count_parameters(parse(config_json(slug)), *LORA)
+    assert count.language + count.tower == published(slug)["parameters"]
+    assert count.shares and 0 < count.linear < count.language
+
+
+def test_the_papers_base_has_its_published_configuration(repository):
+    file = repository.parent / "shared/data/qwen2-vl-2b/config.json"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    assert json.loads(file.read_text()) == published("qwen2_vl_2b")["config"]
+
+
+def test_a_base_that_is_not_known_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"one of gemma3_4b, .* or a folder with a config\.json"):
+        config_json("qwen9")
+    write_json(tmp_path / "config.json", {"model_type": "llava"})
+    with pytest.raises(UserError, match="a model of type llava"):
+        config_json(str(tmp_path))
+
+
+@pytest.mark.parametrize(("slug", "gb"), [("qwen2_5_vl_7b", 16), ("qwen3_vl_8b", 16), ("qwen2_vl_2b", 8)])
+def test_nf4_fits_bases_to_small_gpus_with_the_same_mathematics(paper, slug, gb):
+    """What docs/gpu.md says of 16 and 8 GB."""
+    config = parse(config_json(slug))
+    whole = {method: estimate(config, paper, method).total for method in ("sft", "grpo", "rarl")}
+    paper.model.quantization = "nf4"
+    for method, before in whole.items():
+        steps = relief(config, paper, method, "cuda", gb)
+        assert steps[-1][1] < gb < before
+        assert {change.split()[0] for change, _ in steps} <= {
+            "sft.micro_batch_size",
+            "train.gradient_checkpointing",
+            "decoding.batch_size",
+        }
+
+
+def test_nf4_keeps_embeddings_and_tower_and_8_bit_states_save_6_bytes_a_weight(paper):
+    config = qwen2_vl_2b()
+    before, count = estimate(config, paper).resident, count_parameters(config, *LORA)
+    paper.model.quantization = "nf4"
+    after = estimate(config, paper).resident
+    assert after["language model, nf4"] == pytest.approx(count.linear * 0.516 / 1e9, rel=1e-3)
+    assert after["its embeddings, head and norms, bfloat16"] == pytest.approx(
+        before["language model, bfloat16"] - count.linear * 2 / 1e9
+    )
+    paper.model.quantization, paper.train.trainable = None, "full"
+    states = {}
+    for paper.train.optimizer in ("adamw", "adamw_8bit"):
+        states[paper.train.optimizer] = estimate(config, paper).resident["gradients, optimizer"]
+    saved = states["adamw"] - states["adamw_8bit"]
+    assert saved == pytest.approx(count.language * 6 / 1e9, rel=0.01)
+
+
+def test_encoding_and_inference_have_plans_too(paper):
+    config = qwen2_vl_2b()
+    encode, infer, grpo = (estimate(config, paper, stage, "cpu") for stage in ("encode", "infer", "grpo"))
+    assert encode.total < 2.5 < 4 < infer.total < grpo.total  # GB: the tower; the model; its gradients
+    assert estimate(config, paper, "encode").total > encode.total + 3  # a GPU gets the whole model
 
 
 def test_the_paper_profile_fits_16_gb(paper):
@@ -81,7 +148,7 @@ def test_one_change_fits_the_paper_profile_to_smaller_devices(paper, have, chang
 
 
 def test_a_prompt_is_counted_once_a_group(paper):
-    """Each further completion adds its own tokens only; stock TRL's rows, which sliding windows fall back to, all."""
+    """Each further completion adds its own tokens only; stock TRL's rows, which dropout falls back to, all."""
     paper.decoding.batch_size = 1
 
     def total(config, size):
@@ -89,7 +156,7 @@ def test_a_prompt_is_counted_once_a_group(paper):
         return estimate(config, paper).passes["reference pass"]
 
     ours, stock = qwen2_vl_2b(), qwen2_vl_2b()
-    stock.text_config.layer_types = ["sliding_attention"] * 28
+    stock.text_config.attention_dropout = 0.1
     tokens = 512 + 159  # of the prompt; compared without the head, which sees the same tokens
     more = (total(stock, 16) - total(stock, 8)) - (total(ours, 16) - total(ours, 8))
     assert more == pytest.approx(8 * tokens * 2 * (3 * 8960 + 4 * 1536) / 1e9, rel=1e-6)
@@ -144,21 +211,38 @@ def test_more_processes_share_a_steps_rows(paper):
     assert one.passes["sampling 32 completions"] == 2 * two.passes["sampling 16 completions"]
 
 
-def kept_by_autograd(paper, layers: int, full: bool, half: bool, packed: bool, sizes) -> int:
+def small_of(family: str, layers: int):
+    """A small model of a family, whose widths all differ, without a vision tower to speak of."""
+    text = {"hidden_size": 128, "intermediate_size": 704, "num_attention_heads": 4, "num_key_value_heads": 2}
+    text |= {"num_hidden_layers": layers, "vocab_size": 64, "tie_word_embeddings": True}
+    siglip = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    siglip |= {"image_size": 28, "patch_size": 14}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 8, 8], "mrope_interleaved": True}
+    rest = {
+        "qwen3_vl": {"text_config": text | {"head_dim": 48, "rope_parameters": rope},
+                     "vision_config": {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64,
+                                       "out_hidden_size": 128, "deepstack_visual_indexes": [0]}},
+        "gemma3": {"text_config": text | {"head_dim": 48, "layer_types": ["full_attention"] * layers},
+                   "vision_config": siglip | {"vision_use_head": False}, "mm_tokens_per_image": 1},
+        "smolvlm": {"text_config": text | {"model_type": "llama"}, "vision_config": siglip, "scale_factor": 2,
+                    "pad_token_id": 0},
+    }  # fmt: skip
+    return parse({"model_type": family, **rest[family]})
+
+
+def kept_by_autograd(paper, config, full: bool, half: bool, packed: bool, sizes) -> int:
     """Bytes that a forward pass saves for the backward pass, storage by storage."""
     from peft import LoraConfig, get_peft_model
     from trl.trainer.utils import add_fused_lm_head
 
     prompt, completion, size = sizes
-    config = small()
-    config.text_config.num_hidden_layers = layers
-    config.text_config.layer_types = ["full_attention"] * layers
     kind = torch.bfloat16 if half and not full else torch.float32  # as `Run.load` has it
-    model = Qwen2VLForConditionalGeneration._from_config(config, dtype=kind)
-    model.model.visual.requires_grad_(False)
+    model = AutoModelForImageTextToText.from_config(config, dtype=kind)
+    for module in vision_modules(model):
+        module.requires_grad_(False)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     if not full:
-        modules = dict(target_modules=paper.lora.target_modules, exclude_modules=r".*visual.*")
+        modules = dict(target_modules=paper.lora.target_modules, exclude_modules=r".*vis(ual|ion).*")
         model = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **modules))
     network = without_peft(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -205,7 +289,8 @@ def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
     """One more layer, counted on a small model."""
     prompt, completion, size = sizes = 60, 36, 4
     full, half = trainable == "full", dtype == "bfloat16"
-    less, more = (kept_by_autograd(paper, n, full, half, packed, sizes) for n in (2, 3))
+    configs = [small(num_hidden_layers=layers) for layers in (2, 3)]
+    less, more = (kept_by_autograd(paper, config, full, half, packed, sizes) for config in configs)
     paper.train.trainable, paper.model.dtype = trainable, dtype
     rows = Layout(*((1, size) if packed else (size, 1)), prompt, completion, packed)
     expected = kept_activations(small(), paper, rows)
@@ -214,6 +299,20 @@ def test_formula_keeps_what_autograd_keeps(paper, trainable, dtype, packed):
         width = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
         of_a_layer = text.hidden_size * (2 * text.hidden_size + 2 * width + 3 * text.intermediate_size)
         expected += 2 * of_a_layer
+    assert expected == pytest.approx(more - less, rel=0.04)
+
+
+@pytest.mark.usefixtures("fused_attention")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3", "smolvlm"])
+def test_formula_keeps_what_autograd_keeps_of_other_families(paper, family, dtype):
+    """One more layer of a group with a shared prompt, with LoRA."""
+    prompt, completion, size = sizes = 60, 36, 4
+    less, more = (
+        kept_by_autograd(paper, small_of(family, layers), False, dtype == "bfloat16", True, sizes) for layers in (2, 3)
+    )
+    paper.model.dtype = dtype
+    expected = kept_activations(small_of(family, 2), paper, Layout(1, size, prompt, completion, True))
     assert expected == pytest.approx(more - less, rel=0.04)
 
 

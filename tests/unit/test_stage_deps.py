@@ -30,6 +30,7 @@ PLUMBING = {
     # A text beside the weights, and a text before the training: no weight depends on them.
     "rarl/model_card.py",
     "rarl/memory_plan.py",
+    "rarl/rehearsal/bases.py",
     *CUDA_ONLY,
 }
 #: Folders whose modules are imported by their names in the registry.
