@@ -64,6 +64,6 @@ main = Commands(
         "portable": ("rarl.cli.portable", "Compare bits with those of emulated processors."),
     },
     name="rarl",
-    help="Reasoning-aware reinforcement learning for small medical vision-language models.\n\n"
+    help="Reasoning-aware RL for small medical vision-language models.\n\n"
     "`dvc repro` runs the pipeline; these commands do the rest.",
 )
