@@ -105,7 +105,7 @@ def build(folder: Path, *benchmarks: str, code: bool = True) -> Project:
     # What studies and the frozen stage have made is kept in git.
     shutil.copytree(ROOT / "metrics/studies", folder / "metrics/studies")
     (folder / "data/base").mkdir(parents=True)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "chat_template.jinja"):
         shutil.copy(ROOT / "data/base" / name, folder / "data/base" / name)
     for entry in stages["pretrain"].get("metrics", []):
         file = folder / next(iter(entry))

@@ -90,8 +90,7 @@ def test_rivals_from_a_folder_and_an_endpoint_are_one_block_each(project):
         "near": {"label": "Near", "source": "data/near"},
         "served": {"label": "Served", "base_url": "http://localhost:8000/v1", "model": "m", "max_calls": 5},
     }
-    near = shutil.copytree(project.folder / "data/base", project.folder / "data/near")
-    (near / "chat_template.jinja").write_text("")
+    shutil.copytree(project.folder / "data/base", project.folder / "data/near")
     project.change("rival", found)
     project.change("models", ["base", "sft", "rarl", *found])
     pointers = {f"rival@{slug}" for slug in found}
