@@ -18,9 +18,8 @@ import click
 from PIL import Image
 
 from rarl.chat.client import BYTES_PER_TOKEN, IMAGE_TOKENS, Client
-from rarl.chat.endpoint import address
 from rarl.chat.journal import TOO_LONG, Answer, Journal, Messages, key_of
-from rarl.chat.remote import Remote
+from rarl.chat.remote import Remote, address
 from rarl.images import open_rgb
 from rarl.inference import requests_for, to_prediction
 from rarl.models.generation import Request, Response
@@ -136,5 +135,5 @@ def key_for(rival: Rival, most_tokens: int, messages: Messages) -> str:
 
 def _pixels(url: str) -> str:
     """Hash of size and pixels of an image in a data URL."""
-    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
-        return f"{image.size} {hashlib.sha256(image.convert('RGB').tobytes()).hexdigest()}"
+    image = open_rgb(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    return f"{image.size} {hashlib.sha256(image.tobytes()).hexdigest()}"

@@ -21,9 +21,8 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, Omit
 from tqdm import tqdm
 
 from rarl.chat.journal import Messages
-from rarl.chat.remote import Remote, is_private
+from rarl.chat.remote import Remote, address, is_private
 from rarl.errors import UserError
-from rarl.params import Endpoint as Settings
 
 #: Seconds of pause before the second attempt.
 FIRST_PAUSE = 1.0
@@ -287,11 +286,6 @@ def has_images(messages: Messages) -> bool:
     """Whether a chat has an image."""
     parts = (part for message in messages if isinstance(message["content"], list) for part in message["content"])
     return any(part["type"] == "image_url" for part in parts)
-
-
-def address(settings: Settings) -> str:
-    """The base URL without a slash at its end."""
-    return settings.base_url.rstrip("/")
 
 
 def spellings(secret: str) -> re.Pattern:

@@ -115,11 +115,11 @@ class Remote:
 
     def disclosure(self, count: int | None = None) -> str:
         """Return what leaves the machine, and where it goes."""
-        address = urlsplit(self.settings.base_url)
+        url = urlsplit(self.settings.base_url)
         where = "this machine or network" if is_private(self.settings.base_url) else "a remote service"
         whose = f"each {self.role.unit[:-1]}" if count is None else f"{count} {self.role.unit}"
         sends = self.role.sends.replace("{whose}", whose)
-        return f"{self.title} sends to {address.scheme}://{address.netloc} ({where}) {sends}"
+        return f"{self.title} sends to {url.scheme}://{url.netloc} ({where}) {sends}"
 
     def estimate(self, ahead: int, total: int, sent: int, received: int, journal: Journal) -> str:
         """Estimate the calls ahead, as a line.
@@ -154,6 +154,11 @@ class Remote:
                     f"raise {self.key}.{key}, or list fewer models, modes or benchmarks; nothing was asked",
                 )
         return line
+
+
+def address(settings: Endpoint) -> str:
+    """The base URL without a slash at its end."""
+    return settings.base_url.rstrip("/")
 
 
 def is_private(url: str) -> bool:

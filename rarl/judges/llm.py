@@ -20,9 +20,8 @@ from functools import partial
 
 import click
 
-from rarl.chat.endpoint import address
 from rarl.chat.journal import Journal, Messages, key_of
-from rarl.chat.remote import Remote, Role
+from rarl.chat.remote import Remote, Role, address
 from rarl.judges import rubric
 from rarl.params import Judge
 from rarl.records import Prediction, Sample, Verdict

@@ -96,7 +96,7 @@ def test_a_line_that_is_no_record_names_the_stage_that_makes_it(project, content
 
 
 def test_the_advice_names_the_stage_whose_output_the_file_is():
-    item = {"model": "sft", "judge": "truth", "set": "slake"}
+    item = {"model": "sft", "judge": "truth", "set": "slake", "rival": "seed_11"}
     fill = lambda text: re.sub(r"\$\{item\.(\w+)\}", lambda m: item[m[1]], text)  # noqa: E731
     named = 0
     for name, stage in STAGES.items():
