@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
+from tiny_bases import make_base
 
 from rarl import predictions, rivals
 from rarl.asking import ask_once
@@ -116,6 +117,14 @@ def test_another_vision_tower_encodes_each_image_once(project, params, random_ba
     [store] = stores
     samples = read_records("data/curated/test.jsonl", Sample)
     assert store.computed == len({sample.image_sha256 for sample in samples}), "two modes, each image once"
+
+
+def test_a_rival_of_another_family_is_asked_too(project, params, random_base):
+    make_base("gemma3", Path("gemma"), random_base[2].tokenizer)
+    base = load("data/models/base", params.model)
+    FeatureStore(tower=describe(base)).save("data/features/benchmarks")
+    predictions.infer("x", with_rival(params, source="gemma", max_tokens=4))
+    assert len(given()) == 6 and all(one.tokens and one.error is None for one in given())
 
 
 def test_the_shipped_rival_goes_the_whole_way(project, monkeypatch):
