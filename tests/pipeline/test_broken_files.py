@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from conftest import ROOT, Project
+from project import ROOT, Project
 
 from rarl.records import Prediction, Sample, write_records
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from conftest import Project, reproduce
+from project import Project, reproduce
 
 from rarl.reporting.stats import holm
 

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import Project, reproduce
+from project import Project, reproduce
 from test_compare_runs import ROWS, TRAINED, forget
 
 from rarl.reporting.stats import holm

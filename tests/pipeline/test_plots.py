@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from conftest import ROOT, Project
+from project import ROOT, Project
 from ruamel.yaml import YAML
 
 

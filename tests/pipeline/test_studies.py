@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 
 import psutil
 import pytest
-from conftest import ROOT, Project
+from project import ROOT, Project
 from ruamel.yaml import YAML
 
 KILLS = int(os.environ.get("RARL_KILLS", 2))

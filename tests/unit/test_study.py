@@ -90,7 +90,7 @@ def test_a_sweep_has_a_row_per_combination_and_model(repository):  # noqa: F811
     one = sweeps.sweep([({"lora.r": "8"}, [here]), ({"lora.r": "4"}, [a])]).set_index(["lora.r", "model"])
     cell = ["silvar_med", "silvar_med_low", "silvar_med_high"]
     form = ["silvar_med_untagged", "silvar_med_answer_words", "silvar_med_form_blind"]
-    assert len(one) == 8 and list(one.columns) == ["profile", *cell, *form]
+    assert len(one) == 2 * len(here.params["models"]) and list(one.columns) == ["profile", *cell, *form]
     assert list(one.loc[("4", "rarl")].drop(form[0])) == ["embedded", 60, 52, 68, 1.5, 62]
     two = sweeps.sweep([({"lora.r": "4"}, [a, b])]).set_index("model").loc["rarl"]
     assert (two["seeds"], two["silvar_med"], two["silvar_med_sd"]) == (2, 65, 7.07)
