@@ -20,7 +20,8 @@ not a measurement; a test counts what a layer of a small model keeps. Assumption
 * Gradient checkpointing keeps `hidden` values per token and layer, and one layer in full (`kept_activations`).
 * TRL 1.16 never materializes the logits of the whole vocabulary: its fused head works in tiles of 4,096 tokens x
   32,768 vocabulary entries. A trained embedding briefly has its gradient in float32 there.
-* On a CPU, weights in `model.dtype` are pages of their file, of which only those in use are in memory.
+* On a CPU, weights in `model.dtype` are pages of their file, which are in memory from their first use on; quantized
+  weights are copies.
 * The reserve covers CUDA, the encoder of BERTScore, and a tenth of the largest pass for fragmentation.
 
 `rarl rehearse` compares the plan with what is measured (`metrics/bench/rehearsal.md`).
@@ -243,8 +244,8 @@ class Footprint:
     def resident(self) -> dict[str, float]:
         """Weights, gradients, optimizer states and images, which are allocated all the time."""
         count, mapped = self.count, self.device == "cpu"
-        if self.stage == "encode":  # on a CPU the language model's pages are never read
-            language = {} if mapped else self.language_model()
+        if self.stage == "encode":  # on a CPU the language model's pages are read to be quantized only
+            language = {} if mapped and not self.params.model.quantization else self.language_model()
             return language | {"vision tower": count.tower * self.compute, "images of a batch": self.images(16)}
         offloaded = self.device == "cuda" and not self.full
         found = self.language_model() | {"vision tower, frozen": 0 if offloaded else count.tower * self.weight}
@@ -265,11 +266,11 @@ class Footprint:
         kind = "float32" if self.full else self.params.model.dtype
         if self.params.model.quantization is None:
             return {f"language model, {kind}": self.count.language * self.weight}
+        quantized = {f"language model, {self.params.model.quantization}": self.count.linear * BYTES_PER_WEIGHT}
+        if self.device == "cpu":
+            return quantized | {"its file, mapped": self.count.language * self.weight}
         rest = (self.count.language - self.count.linear) * self.weight
-        return {
-            f"language model, {self.params.model.quantization}": self.count.linear * BYTES_PER_WEIGHT,
-            f"its embeddings, head and norms, {kind}": rest,
-        }
+        return quantized | {f"its embeddings, head and norms, {kind}": rest}
 
     def images(self, count: int) -> float:
         """Pixels of images in float32, as the image processor returns them."""
@@ -291,6 +292,9 @@ class Footprint:
             found["reference pass"] = self.reference_pass()
         if self.stage in METHODS:
             found["policy pass: forward, backward"] = self.policy_pass()
+        if self.stage in METHODS and self.params.model.quantization and self.device == "cpu":
+            # Measured: the C library keeps as much freed memory as was quantized, and passes use it again.
+            found["quantizing"] = (self.count.language + self.count.tower) * self.compute
         return found
 
     def tower_pass(self) -> float:

@@ -143,6 +143,14 @@ def page(result: dict) -> str:
     rows = []
     for one in result["parts"]:
         plan, peak = one["plan_gb"], one["peak_gb"]
-        rows.append([one["part"], f"{plan:.2f}", f"{peak:.2f}", f"{plan / peak - 1:+.0%}", f"{one['seconds']:.0f}"])
+        rows.append(
+            [
+                one["part"],
+                f"{plan:.2f}",
+                f"{peak:.2f}",
+                f"{round(100 * (plan / peak - 1)):+d} %",
+                f"{one['seconds']:.0f}",
+            ]
+        )
     table = markdown_table(["part", "plan, GB", "peak, GB", "error of the plan", "seconds"], rows)
     return "\n".join([head, *table, ""])

@@ -93,7 +93,7 @@ def test_the_command_compares_and_cleans_up(workspace, monkeypatch):
     assert (kept / "data/curated/train.jsonl").is_file() and f"kept: .cache/{kept.name}" in result.output
     table = run.RESULTS.with_suffix(".md").read_text()
     plan = written["parts"][1]["plan_gb"]
-    assert f"| encode | {plan:.2f} | 1.00 | {plan - 1:+.0%} | 2 |" in table
+    assert f"| encode | {plan:.2f} | 1.00 | {round(100 * (plan - 1)):+d} % | 2 |" in table
 
 
 def test_what_has_no_room_is_refused_before_anything_is_written(workspace, monkeypatch):
