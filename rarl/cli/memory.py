@@ -2,12 +2,11 @@
 
 import click
 
+from rarl.entry import ignore_warnings_between_libraries
 from rarl.errors import UserError
-from rarl.memory_plan import configuration, estimate, relief
 from rarl.params import load_params
 from rarl.registry import METHODS
 from rarl.rehearsal.bases import config_json, parse
-from rarl.reporting.formats import markdown_table
 
 
 @click.command(help=__doc__)
@@ -18,6 +17,10 @@ from rarl.reporting.formats import markdown_table
 @click.option("--quantization", type=click.Choice(["nf4"]), help="Instead of model.quantization.")
 def main(sizes: tuple[float, ...], device: str, base: str | None, quantization: str | None) -> None:
     """Run the command."""
+    ignore_warnings_between_libraries()
+    from rarl.memory_plan import configuration, estimate, relief
+    from rarl.reporting.formats import markdown_table
+
     params = load_params()
     params.model.quantization = quantization or params.model.quantization
     if base:

@@ -24,9 +24,9 @@ from rarl.params import load_params
 @explained()
 def main(base: str, pixels: int, prompts: int, group: int, tokens: int, keep: bool, as_json: bool) -> None:
     """Run the command."""
+    ignore_warnings_between_libraries()
     from rarl.rehearsal.run import page, rehearse, write
 
-    ignore_warnings_between_libraries()
     result = rehearse(base, load_params(), pixels, prompts, group, tokens, keep)
     write(result)
     click.echo(json.dumps(result, indent=1) if as_json else page(result))
