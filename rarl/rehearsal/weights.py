@@ -31,8 +31,8 @@ def write_weights(folder: Path) -> None:
 def published_tensors(config) -> dict[str, torch.Tensor]:
     """Meta tensors by their names in the hub's files, tied weights once."""
     model = meta_model(config)
-    weights = model.state_dict()
-    return revert_weight_conversion(model, {key: weights[key] for key in weights.keys() - model.all_tied_weights_keys})
+    tied = model.all_tied_weights_keys
+    return revert_weight_conversion(model, {name: t for name, t in model.state_dict().items() if name not in tied})
 
 
 def _write_shards(tensors: dict[str, torch.Tensor], folder: Path) -> None:
