@@ -143,14 +143,7 @@ def page(result: dict) -> str:
     rows = []
     for one in result["parts"]:
         plan, peak = one["plan_gb"], one["peak_gb"]
-        rows.append(
-            [
-                one["part"],
-                f"{plan:.2f}",
-                f"{peak:.2f}",
-                f"{round(100 * (plan / peak - 1)):+d} %",
-                f"{one['seconds']:.0f}",
-            ]
-        )
+        error = f"{round(100 * (plan / peak - 1)):+d} %"
+        rows.append([one["part"], f"{plan:.2f}", f"{peak:.2f}", error, one["seconds"]])
     table = markdown_table(["part", "plan, GB", "peak, GB", "error of the plan", "seconds"], rows)
     return "\n".join([head, *table, ""])
