@@ -15,7 +15,7 @@ from rarl.records import Prediction, R, Record, atomic_file
 
 CACHE = Path(".cache")
 ROOT = Path(__file__).parents[1]
-#: What runs on CUDA devices only: no dependency of a stage (.dvcignore), and in no key of a run on the CPU.
+#: What runs on CUDA devices only: no dependency in dvc.yaml, and in no key of a run on the CPU.
 CUDA_ONLY = ("rarl/models/shared_prefix/cuda_graph.py",)
 
 
