@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -30,6 +31,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     base(tmp_path / "data/base")
+    shutil.copytree(ROOT / "data/rivals", tmp_path / "data/rivals")
+    Path("data/rivals/seed_11/base.json").unlink()  # it names another base's weights
     return tmp_path
 
 

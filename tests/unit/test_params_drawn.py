@@ -78,7 +78,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(preflight.RESOURCES, "ignore")
     Path("data").mkdir()
-    Path("data/base").symlink_to(ROOT / "data/base")
+    for name in ("base", "rivals"):
+        Path("data", name).symlink_to(ROOT / "data" / name)
     return tmp_path
 
 

@@ -82,7 +82,7 @@ def project(empty_folder, repository):
     params = load_params()
     write_records(params.samples_file(params.own_test), [a_sample(n) for n in range(6)])
     for mode in params.modes:
-        for model in MODELS:
+        for model in [model for model in params.models if mode in params.modes_of(model)]:
             rows = [
                 a_prediction(f"<think>{mode} {'' if n else model}</think> <answer>A</answer>", n) for n in range(6)
             ]
@@ -636,4 +636,6 @@ def test_export_defines_the_judges_and_counts_what_is_stale(project):
 def test_every_present_answer_counts_as_present(project):
     params = load_params()
     present = export.present_answers(params)
-    assert len(present) == len(params.modes) * (5 + len(MODELS))
+    assert len(present) == sum(
+        5 + len([m for m in params.models if mode in params.modes_of(m)]) for mode in params.modes
+    )
