@@ -118,8 +118,8 @@ def remake(path: str | Path) -> str:
     match Path(path).parts:
         case "data", "predictions", model, *_:
             stage = f"infer@{model}"
-        case "data", "verdicts", model, judge, *_:
-            stage = f"judge@{judge}-{model}"
+        case "data", "verdicts", model, *_:
+            stage = f"judge@{model}"
         case "data", "features", records, *_:
             stage = "encode" if records == "training" else "encode_benchmarks"
         case "data", "benchmarks", file:

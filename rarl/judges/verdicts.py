@@ -134,7 +134,7 @@ def judge_mode(
         click.echo(f"  unscored {count} times: {why}")
     if asked and unscored:
         click.echo(
-            f"  `dvc repro -s -f judge@{name}-{model}` asks again where a response is missing; the others are kept"
+            f"  `dvc repro -s -f judge@{model}` asks again where a response is missing; the others are kept"
         )
 
 

@@ -81,8 +81,12 @@ def main() -> None:
     asked_for = {path for other in stages.values() for path in other.get("deps", [])}
     for out in paths("outs", "metrics", "plots"):
         seed = [out, contents, used, os.environ.get("MACHINE")]
-        if out.startswith(("data/predictions/", "data/verdicts/")):
+        if out.startswith("data/predictions/"):
             write_answers(Path(out), seed, params)
+        elif out.startswith("data/verdicts/"):
+            for judge in params["judges"]:  # a judge's verdicts depend on its own settings only
+                used |= {"judges": judge, "judge": params["judge"][judge]}
+                write_answers(Path(out, judge), seed, params)
         elif out.startswith("metrics/scores/"):
             write_scores(Path(out), item["model"])
         elif Path(out).suffix:

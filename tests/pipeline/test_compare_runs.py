@@ -104,7 +104,7 @@ def test_scores_of_before_are_not_shown_as_the_experiments(compared):
 
 def test_what_is_not_at_hand_is_not_tested(compared, tmp_path):
     project = compared[0].copy(tmp_path / "project")
-    forget(project, "data/verdicts/sft/lexical", "data/verdicts/base/lexical")
+    forget(project, "data/verdicts/sft", "data/verdicts/base")
     said = compare(project)
     assert outcomes(project, "r16") == {
         "base": {"unchanged"},

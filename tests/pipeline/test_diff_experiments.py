@@ -28,7 +28,7 @@ def test_an_experiment_is_compared_in_every_state_of_the_cache(project):
     assert project.git("status", "--porcelain") == before
 
     project.git("stash")  # The files on disk that git does not track are still the experiment's
-    forget(project, "data/verdicts/sft/lexical")
+    forget(project, "data/verdicts/sft")
     shown = diff(project, "HEAD", "r16", "--exit-code", code=1)
     assert f"{ROWS} rows (sft) are not tested" in shown and "Missing: verdicts of HEAD" in shown
     assert len(shown.splitlines()) <= 40 and f"{ROWS} rows unchanged" in shown

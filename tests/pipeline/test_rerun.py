@@ -17,15 +17,14 @@ from rarl.profiles import leaves
 
 TRAINED = {"sft", "grpo", "rarl"}
 MODELS = {"base", "sft", "rarl"}
-JUDGES = {"lexical", "semantic"}
 
 
-def evaluation(*models: str, judges: set[str] = JUDGES) -> set[str]:
+def evaluation(*models: str) -> set[str]:
     """The stages that follow from new weights of some models."""
     return {
         "report",
         *(f"infer@{model}" for model in models),
-        *(f"judge@{judge}-{model}" for judge in judges for model in models),
+        *(f"judge@{model}" for model in models),
         *(f"score@{model}" for model in models),
     }
 
@@ -68,12 +67,12 @@ def test_weight_of_rarls_own_reward_retrains_rarl_only(project):
     assert project.stages_run() == {"check", "rarl"} | evaluation("rarl")
 
 
-def test_settings_of_one_judge_ask_that_judge_only(project):
+def test_settings_of_a_judge_run_judges_scores_and_the_report(project):
     project.change("judge.semantic.threshold", 0.35)
     assert project.stages_run() == {
         "check",
         "report",
-        *(f"judge@semantic-{model}" for model in MODELS),
+        *(f"judge@{model}" for model in MODELS),
         *(f"score@{model}" for model in MODELS),
     }
 
@@ -138,7 +137,7 @@ REACH = [
         "rarl/prompts/short.txt": {"grpo", "rarl"} | INFER,
         "rarl/inference.py": INFER,
         # The start-up check looks at the judges too; its output stays what it was.
-        "rarl/judges/lexical.py": {"check"} | {f"judge@{judge}-{model}" for judge in JUDGES for model in MODELS},
+        "rarl/judges/lexical.py": {"check"} | {f"judge@{model}" for model in MODELS},
         "stages/truth.py": {"truth"},
     },
     {
@@ -243,7 +242,7 @@ def test_real_data_below_a_link(project, tmp_path):
     (releases / "slake/train.json").write_text("[1]", encoding="utf-8")
     (project.folder / "data/raw").symlink_to(releases)
     project.change("data.root", "data/raw")
-    assert {"curate", "audit", "sft", "truth", "judge@lexical-base"} <= project.stages_run()
+    assert {"curate", "audit", "sft", "truth", "judge@base"} <= project.stages_run()
     assert (project.folder / "data/truth.jsonl").read_text(encoding="utf-8") == ""
     project.commit()
     assert project.stages_run() == set()

@@ -27,8 +27,8 @@ encode --records data/curated/test.jsonl --benchmarks data/benchmarks --output d
 grpo
 infer --model base
 infer --model grpo
-judge --judge strict --model base
-judge --judge strict --model grpo
+judge --model base
+judge --model grpo
 score --model base
 score --model grpo
 report

@@ -317,7 +317,7 @@ def a_project(folder, sets=("silvar_med", "slake", "vqa_rad")):
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, ["--judge", "lexical", "--model", "base", *arguments])
+    return CliRunner().invoke(main, ["--model", "base", *arguments])
 
 
 def test_the_stage_judges_each_mode_and_set_once(tmp_path, monkeypatch):
@@ -351,6 +351,19 @@ def test_the_stage_judges_each_mode_and_set_once(tmp_path, monkeypatch):
     assert "3 sets (0 from the cache)" in run().output
 
 
+def test_a_changed_judge_leaves_the_verdicts_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_project(tmp_path)
+    settings = tmp_path / "params.yaml"
+    text = settings.read_text(encoding="utf-8").replace("judges: [lexical]", "judges: [lexical, other]")
+    settings.write_text(f"{text}  other: {{kind: lexical, reasoning_threshold: 0.5}}\n", encoding="utf-8")
+    assert run().output.count("(0 from the cache)") == 4
+    settings.write_text(settings.read_text(encoding="utf-8").replace("0.5}", "0.6}"), encoding="utf-8")
+    lexical, other = run().output.split("judge other", 1)
+    assert "(3 from the cache)" in lexical and "(1 from the cache)" in lexical
+    assert other.count("(0 from the cache)") == 2
+
+
 def test_one_stage_of_the_semantic_judge_judges_all_models_that_have_predictions(tmp_path, monkeypatch):
     """The encoder is loaded once; what another model lacks is its own stage's error."""
     monkeypatch.chdir(tmp_path)
@@ -370,7 +383,7 @@ def test_one_stage_of_the_semantic_judge_judges_all_models_that_have_predictions
     monkeypatch.setattr(semantic, "load_encoder", loaded.append)
 
     def run(model):
-        return CliRunner().invoke(main, ["--judge", "semantic", "--model", model])
+        return CliRunner().invoke(main, ["--model", model])
 
     assert "3 sets (0 from the cache), 3 right" in run("base").output and loaded == ["embedded"]
     assert "3 sets (3 from the cache), 2 right" in run("sft").output and loaded == ["embedded"]
@@ -382,8 +395,6 @@ def test_one_stage_of_the_semantic_judge_judges_all_models_that_have_predictions
 def test_the_stage_names_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     a_project(tmp_path)
-    unknown = CliRunner().invoke(main, ["--judge", "oracle", "--model", "base"])
-    assert unknown.exit_code == 1 and "no such judge" in unknown.output
     (tmp_path / "data/predictions/base/reasoning/slake.jsonl").unlink()
     gone = run()
     assert gone.exit_code == 1 and "slake.jsonl" in gone.output and "Traceback" not in gone.output

@@ -830,7 +830,7 @@ def verdicts_written() -> list[Verdict]:
     return [v for name in ("silvar_med", "slake") for v in read_records(folder / f"{name}.jsonl", Verdict)]
 
 
-STAGE = ["--judge", "tiny", "--model", "base"]
+STAGE = ["--model", "base"]
 
 
 def test_the_key_is_in_nothing_that_is_written_or_said():
@@ -974,7 +974,7 @@ def test_a_failure_is_not_kept_for_ever(monkeypatch):
         said = CliRunner().invoke(main, STAGE).output
         lost = [v for v in verdicts_written() if v.unscored is not None]
         assert lost and {v.unscored for v in lost} == {"HTTP 500"}
-        assert f"unscored {len(lost)} times: HTTP 500" in said and "dvc repro -s -f judge@tiny-base" in said
+        assert f"unscored {len(lost)} times: HTTP 500" in said and "dvc repro -s -f judge@base" in said
         server.plan.always, before = {}, len(server.calls)
         CliRunner().invoke(main, STAGE)
         assert all(v.unscored is None for v in verdicts_written())

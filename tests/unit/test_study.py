@@ -75,11 +75,11 @@ def test_uncommitted_changes_are_announced(repository):  # noqa: F811
 
 
 def test_the_last_cost_of_a_stage_is_the_newest(repository):  # noqa: F811
-    command = "python -m stages.judge --judge lexical --model base"
+    command = "python -m stages.judge --model base"
     assert announcements.last_cost(command) == {}
     for folder, seconds in ((COSTS, 20), (EXPERIMENTS / "ab" / "r16", 30)):
         folder.mkdir(parents=True)
-        (folder / "judge_lexical_base.json").write_text(json.dumps({"seconds": seconds}))
+        (folder / "judge_base.json").write_text(json.dumps({"seconds": seconds}))
     assert announcements.last_cost(command) == {"seconds": 30}
 
 

@@ -17,7 +17,7 @@ from rarl.errors import UserError
 from rarl.records import Prediction, Verdict, atomic_file, read_records, remake, write_records
 from stages.score import main as score
 
-JUDGE = [sys.executable, "-m", "stages.judge", "--judge", "lexical", "--model", "base"]
+JUDGE = [sys.executable, "-m", "stages.judge", "--model", "base"]
 #: The stage runs the code beside this test, wherever its folder is.
 CODE = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -76,7 +76,7 @@ def test_the_scores_stage_says_how_a_broken_file_is_made_again(project, kind, da
     result = CliRunner().invoke(score, ["--model", "base"])
     assert result.exit_code == 1 and str(path) in result.output
     assert f"one {kind[:-1].title()} record for each of the 3" in result.output
-    stage = "infer@base" if kind == "predictions" else "judge@lexical-base"
+    stage = "infer@base" if kind == "predictions" else "judge@base"
     assert f"dvc repro -s -f {stage}" in result.output
 
 
