@@ -121,7 +121,7 @@ def status(sides: tuple[list, list], model: str, theirs: str, judge: str) -> str
         return "other numbers"
     if judge != theirs:
         return "other judge"
-    paths = (f"data/predictions/{model}", f"data/verdicts/{model}/{judge}")
+    paths = (f"data/predictions/{model}", f"data/verdicts/{model}")
     hashes = [[[one.made.get(path) for path in paths] for one in pair] for pair in same_seed(sides)]
     return UNCHANGED if all(all(before) and before == after for before, after in hashes) else None
 
