@@ -5,12 +5,14 @@ later stages will need: the next trainings, and the predictions and verdicts of 
 `.cache/` under keys of all that they depend on, so a later stage takes what is there and does the rest itself, to the
 same bits. The stage of the last training also asks and judges its own model at the end, because it has imported what
 those stages would have to import. Whatever DVC then does not run was done in vain, but at the lowest priority. Nothing
-runs ahead on a machine with one core, with a GPU, or in several processes.
+runs ahead on a machine with one core, with a GPU, or in several processes, nor what, by the memory plan, has no room
+beside the training.
 """
 
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -68,6 +70,7 @@ def ahead_of_later_stages(method: str, params: Params) -> Iterator[None]:
             process.join()
     finally:
         _stop([*processes, *last])
+        shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 def later_work(method: str, params: Params) -> list[partial]:
@@ -81,13 +84,25 @@ def later_work(method: str, params: Params) -> list[partial]:
     if not any(name in params.models for name in METHODS[place + 1 :]):
         ready += [name for name in params.models if name in params.rival and not params.rival[name].base_url]
     trainings = [partial(train, name, params) for name in after if name in params.models]
-    return trainings + [partial(do, name, params, 1) for do in (ask, judge) for name in ready]
+    return with_room(trainings + [partial(do, name, params, 1) for do in (ask, judge) for name in ready], method)
 
 
 def work_after_last(method: str, params: Params) -> list[partial]:
     """Predictions and verdicts of the model that `method` trains, on all cores, if no other is trained after it."""
     trained = [name for name in METHODS if name in params.models]
-    return [partial(do, method, params) for do in (ask, judge)] if trained[-1:] == [method] else []
+    return with_room([partial(do, method, params) for do in (ask, judge) if trained[-1:] == [method]], method)
+
+
+def with_room(tasks: list[partial], method: str) -> list[partial]:
+    """The tasks that fit into free memory beside the training of `method`, by the memory plan."""
+    plan = import_module("rarl.memory_plan")
+
+    def fits(do, name: str, params: Params, *_) -> bool:
+        stage = name if do is train else "infer"
+        needed = plan.needed(name if name in params.rival else "base", params, stage)
+        return needed + plan.needed("base", params, method) <= plan.available("cpu")
+
+    return [task for task in tasks if fits(task.func, *task.args)]
 
 
 # The modules are imported by name: the stages that do this work ahead do not depend on it.
@@ -105,6 +120,8 @@ def ask(name: str, params: Params, forks: int | None = None) -> None:
 
 def judge(name: str, params: Params, forks: int | None = None) -> None:
     """Judge what the stage `judge` will need, if it takes a text encoder."""
+    if not any(params.judge[judge].kind == "semantic" for judge in params.judges):
+        return
     predictions = import_module("rarl.predictions")
     predictions.write(name, predictions.finish(name, params, forks), SCRATCH)
     import_module("rarl.judges.verdicts").work_ahead(name, params, SCRATCH, forks)

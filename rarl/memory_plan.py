@@ -464,6 +464,15 @@ def configuration(source: str, revision: str | None) -> PreTrainedConfig | None:
     return config if config.model_type in FAMILIES else None
 
 
+def needed(model: str, params: Params, stage: str) -> float:
+    """GB of a stage of a model; 0 if it has no folder yet, or its base's configuration cannot be read."""
+    folder = Path("data/models") / model
+    if not (folder / "base.json").is_file():
+        return 0.0
+    config, device, _ = _context(folder, params)
+    return 0.0 if config is None else estimate(config, params, stage, device).total
+
+
 def recomputes(folder: str | Path, params: Params, method: str) -> bool:
     """Whether to use gradient checkpointing; `auto` uses it where the plan without it does not fit."""
     if params.train.gradient_checkpointing != "auto":

@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rarl import ahead, predictions
+from rarl import ahead, memory_plan, predictions
 from rarl.ahead import ahead_of_later_stages, later_work, work_after_last
 from rarl.judges import verdicts
 from rarl.models.features import FeatureStore
+from rarl.records import write_json
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 
@@ -39,6 +40,15 @@ def test_what_params_do_not_list_or_what_starts_from_this_training_is_left(param
     assert work("sft", few) == [] and work("grpo", few) == ["train rarl", "ask sft", "judge sft"]
     few.models = ["base", "sft"]
     assert work("sft", few, work_after_last) == ["ask sft", "judge sft"]
+
+
+def test_what_has_no_room_in_memory_is_left(project, params, monkeypatch):
+    """A large rival is left out beside the last training, small models are asked."""
+    write_json("data/models/seed_11/base.json", {"source": "qwen2_vl_2b", "revision": None, "sha256": None})
+    monkeypatch.setattr(memory_plan, "available", lambda device: 4.0)
+    assert work("rarl", params) == [f"{do} {one}" for do in ("ask", "judge") for one in ("base", "sft", "grpo")]
+    monkeypatch.setattr(memory_plan, "available", lambda device: 1.0)
+    assert work("sft", params) == work("rarl", params, work_after_last) == []
 
 
 def outputs() -> dict:
@@ -91,13 +101,18 @@ def test_the_last_training_asks_and_judges_its_model_for_the_stages_that_follow(
     monkeypatch.setattr(ahead, "cores", lambda threads: 2)
     with ahead_of_later_stages("rarl", params):
         shutil.copytree("data/models/base", "data/models/rarl")  # what a training writes
-    assert not Path("data/predictions").exists() and not Path("data/verdicts").exists()
+    assert not any(Path(path).exists() for path in ("data/predictions", "data/verdicts", ahead.SCRATCH))
     monkeypatch.setattr(predictions, "ask_sets", lambda *args: pytest.fail("asked again"))
     monkeypatch.setattr(verdicts, "keep_verdicts", lambda *args: pytest.fail("judged again"))
     monkeypatch.setattr(verdicts, "judged", lambda *args, **kwargs: pytest.fail("judged again"))
     predictions.infer("rarl", params)
     verdicts.judge_model(params, "semantic", "rarl")
     assert len(Path("data/verdicts/rarl/semantic/direct/silvar_med.jsonl").read_text().splitlines()) == 6
+
+
+def test_predictions_are_not_written_for_judges_without_a_text_encoder(params, monkeypatch):
+    monkeypatch.setattr(predictions, "finish", lambda *args: pytest.fail("asked"))
+    ahead.judge("base", params.model_copy(update={"judges": ["lexical"]}))
 
 
 def test_a_training_that_fails_asks_nothing(encoded, params, monkeypatch):
