@@ -111,7 +111,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
     script = SCRIPT.read_text(encoding="utf-8")
     grid, seeds, sweep = (study_tables.study(name, params.profile) for name in ("grid", "seeds", "sweep"))
     seeds = [row for row in seeds if row["mode"] == run.main_mode]
-    totals = table2(params.profile)
+    totals, noise = table2(params.profile), study_tables.training_noise(run, frames["own_test"])
     return {
         "run": run,
         "params": params,
@@ -128,7 +128,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "paper": tables.paper(),
         "confidence": f"{100 * run.confidence:g}",
         "findings": findings(run, frames),
-        "cards": cards(run, frames),
+        "cards": cards(run, frames, noise),
         "claims": claim_cards(frames["claims"]),
         "table2": totals,
         "studies": {"grid": grid, "seeds": pivot(seeds, ["set"]), "sweep": study_tables.sweep_blocks(sweep)},
@@ -155,7 +155,7 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "disagreements": records(frames["disagreements"].iloc[spread(range(len(frames["disagreements"])), 8)]),
         "disagreement_count": len(frames["disagreements"]),
         "gaps": pivot(records(frames["reward_gap"]), ["set", "judge", "score"]),
-        "figures": {"summary": summary_figures(run, frames["own_test"]), "training": training_figures(run)},
+        "figures": {"summary": summary_figures(run, frames["own_test"], noise), "training": training_figures(run)},
         "rewards": REWARD_COLUMNS,
         "audit": audit_lines(run),
         "benchmarks": {
@@ -308,9 +308,8 @@ def is_phantom(run: Run) -> bool:
     return Path(run.params.data.root) == Path(PHANTOM_ROOT)
 
 
-def cards(run: Run, frames: dict[str, pd.DataFrame]) -> list[dict]:
+def cards(run: Run, frames: dict[str, pd.DataFrame], noise: dict[str, dict]) -> list[dict]:
     """Return one card per model: own test by the main judge, training noise, and the paired difference to the base."""
-    noise = study_tables.training_noise(run, frames["own_test"])
     families = grouped(frames["paired_tests"], "family")
     between = [test for end in ("", tables.RIVALS) for test in families.get(f"between models{end}", [])]
     to_base = {test["second"]: test for test in between if test["first"] == "base"}
@@ -345,10 +344,9 @@ def arrange(run: Run, name: str, frame: pd.DataFrame) -> dict:
     return tables.paper()[name] | {"blocks": blocks}
 
 
-def summary_figures(run: Run, own: pd.DataFrame) -> list[tuple[str, str]]:
+def summary_figures(run: Run, own: pd.DataFrame, noise: dict[str, dict]) -> list[tuple[str, str]]:
     """Return the figures of the final scores: SVG and caption."""
     rows = records(own[own["model"].isin(run.params.models) & own["final"].notna()])
-    noise = study_tables.training_noise(run, own)
     for row in rows:
         row["faint"] = row["mode"] != run.main_mode
         row["colour"] = run.models[row["model"]].colour
