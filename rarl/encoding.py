@@ -27,7 +27,7 @@ def encode(files: list[Path], output: Path, params: Params) -> None:
     from tqdm import tqdm
 
     from rarl.forks import cores, in_forks
-    from rarl.models.features import FeatureStore, content, describe, image_keys
+    from rarl.models.features import FeatureStore, content, describe
     from rarl.models.loading import load
 
     started = time.perf_counter()
@@ -51,8 +51,7 @@ def encode(files: list[Path], output: Path, params: Params) -> None:
         given = {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
         loaded.model.model.get_image_features(**given)
         advance(len(batch))
-        found = image_keys(loaded.model, given)
-        return dict(zip(batch, found)), to_bytes({key: store.features[key] for key in found})
+        return dict(zip(batch, store.last)), to_bytes({key: store.features[key] for key in store.last})
 
     forks = cores(params.model.threads) if loaded.device.type == "cpu" else 1
     with tqdm(total=len(missing), desc="encode", unit="image", mininterval=1) as bar:

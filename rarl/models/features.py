@@ -39,14 +39,6 @@ def patch_keys(pixels: torch.Tensor, grid: torch.Tensor) -> list[str]:
     return keys
 
 
-def image_keys(model, inputs: dict) -> list[str]:
-    """Key of each image of an image processor's output, for a plain or PEFT-wrapped model."""
-    pixels = inputs["pixel_values"].to(tower(model).dtype)  # as the library calls the tower
-    if "image_grid_thw" in inputs:
-        return patch_keys(pixels, inputs["image_grid_thw"])
-    return [_key(*image) for image in _images(pixels, inputs.get("pixel_attention_mask"))]
-
-
 def _images(pixels: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """Pixels of each image, and their mask, as arguments of `get_image_features`.
 
@@ -74,10 +66,11 @@ class FeatureStore:
     Attributes:
         tower: what they were computed by, see `describe`; None for features of no particular tower.
         computed: images that were not in the store and went through the tower.
+        last: keys of the images that were looked up last.
     """
 
     def __init__(self, features: dict[str, torch.Tensor] | None = None, tower: dict[str, str | int] | None = None):
-        self.features, self.tower, self.computed = features or {}, tower, 0
+        self.features, self.tower, self.computed, self.last = features or {}, tower, 0, []
 
     @classmethod
     def load(cls, folder: str | Path, loaded: Loaded | None = None) -> "FeatureStore":
@@ -133,7 +126,7 @@ class FeatureStore:
         """The forward pass of a Qwen's tower, with a look-up."""
 
         def forward(visual, hidden_states, grid_thw, **kwargs):
-            # The library casts pixels before it calls the tower, the stage `encode` does not.
+            # Cast as by the library, which a caller of the tower itself has not done.
             keys = patch_keys(hidden_states.to(visual.dtype), grid_thw)
             rows = hidden_states.split(grid_thw.prod(-1).tolist())
 
@@ -172,6 +165,7 @@ class FeatureStore:
 
     def _found(self, visual, keys: list[str], feature, device) -> list[torch.Tensor]:
         """The features of some keys; one that is not there is computed on the device by `feature(index)`."""
+        self.last = keys
         for index, key in enumerate(keys):
             if key not in self.features:
                 _bring_back(visual, device)
