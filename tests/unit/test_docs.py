@@ -98,24 +98,49 @@ def test_figures_are_in_the_files_that_their_section_names(name, text):
         assert any(abs(number - value) <= 0.5 * 10**-decimals + 1e-9 for number in numbers), f"{name}: {figure}"
 
 
-def test_the_memory_table_is_what_the_command_prints(tmp_path, monkeypatch):
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    """The table of `rarl memory` with some options under the paper profile: GB of a device -> cells of the methods."""
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
-    runner = CliRunner()
-    for command in ("profile paper", "memory"):
-        result = runner.invoke(main, shlex.split(command), catch_exceptions=False)
+
+    def run(command: str) -> str:
+        result = CliRunner().invoke(main, shlex.split(command), catch_exceptions=False)
         assert result.exit_code == 0, result.output
-    table = {
-        row[0]: row[1:] for row in re.findall(r"^\| (\d+) GB \| (.*?) \| (.*?) \| (.*?) \|$", result.output, re.M)
-    }
-    page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+        return result.output
+
+    run("profile paper")
+    row = re.compile(r"^\| (\d+) GB \| (.*?) \| (.*?) \| (.*?) \|$", re.MULTILINE)
+    return lambda options="": {size: cells for size, *cells in row.findall(run(f"memory {options}"))}
+
+
+def changes(cell: str) -> dict[str, str]:
+    """The settings of a cell, as printed or as documented."""
+    return dict(re.findall(r"`([\w.]+)(?: \w+ ->|:) (\w+)`", cell))
+
+
+def test_the_memory_table_is_what_the_command_prints(memory):
+    table, page = memory(), (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
     for sizes, *cells in re.findall(r"^\| ([\d, or]+) GB \| (.*?) \| (.*?) \| (.*?) \|$", page, re.MULTILINE):
         for size in re.findall(r"\d+", sizes):
             for documented, printed in zip(cells, table.pop(size), strict=True):
                 assert documented.split(",")[0] == printed.split(",")[0], (size, printed)
-                for key, value in re.findall(r"`([\w.]+) \w+ -> (\w+)`", printed):
-                    assert f"`{key}: {value}`" in documented
+                assert changes(documented) == changes(printed)
     assert not table
+
+
+def test_the_table_of_small_cards_is_what_the_command_prints(memory):
+    page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w.-]+B) \| (\d+) GB \| (.*?) \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for base, size, *cells in rows:
+        slug = re.sub(r"\W", "_", base.lower().replace("medgemma", "gemma3"))
+        found, settings = memory(f"--base {slug} --quantization nf4 --gb {size}")[size], {}
+        for documented, printed in zip(cells, found, strict=True):
+            number, _, rest = documented.partition(", ")
+            # "the same" and "also" are added to the cell on the left.
+            settings = changes(rest) | (settings if rest.startswith(("the same", "also")) else {})
+            assert (number, settings) == (printed.split(",")[0], changes(printed)), (base, printed)
 
 
 def test_the_readme_is_read_in_five_minutes():
