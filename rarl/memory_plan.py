@@ -267,8 +267,9 @@ class Footprint:
         if self.params.model.quantization is None:
             return {f"language model, {kind}": self.count.language * self.weight}
         quantized = {f"language model, {self.params.model.quantization}": self.count.linear * BYTES_PER_WEIGHT}
-        if self.device == "cpu":
-            return quantized | {"its file, mapped": self.count.language * self.weight}
+        if self.device == "cpu":  # `encode` reads no embedding
+            read = self.count.linear if self.stage == "encode" else self.count.language
+            return quantized | {"its file, mapped": read * self.weight}
         rest = (self.count.language - self.count.linear) * self.weight
         return quantized | {f"its embeddings, head and norms, {kind}": rest}
 
@@ -292,9 +293,6 @@ class Footprint:
             found["reference pass"] = self.reference_pass()
         if self.stage in METHODS:
             found["policy pass: forward, backward"] = self.policy_pass()
-        if self.stage in METHODS and self.params.model.quantization and self.device == "cpu":
-            # Measured: the C library keeps as much freed memory as was quantized, and passes use it again.
-            found["quantizing"] = (self.count.language + self.count.tower) * self.compute
         return found
 
     def tower_pass(self) -> float:

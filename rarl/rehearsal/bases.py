@@ -1,7 +1,8 @@
 """Configurations of published bases, kept in `configs/`, so that plan and rehearsal need no download.
 
 Each file has the hub ids that it is the configuration of, its source, and the number of parameters that the hub
-states, which `tests/unit/test_memory.py` compares with that of the model that the configuration gives.
+states, which `tests/unit/test_memory.py` compares with that of the model that the configuration gives. `qwen2_vl_0_5b`
+is on no hub: it is for a rehearsal in minutes.
 """
 
 from pathlib import Path

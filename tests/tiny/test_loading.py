@@ -303,3 +303,21 @@ print(kept())
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     without, with_it = map(int, said.stdout.split())
     assert without < 100 < 200 < with_it, said.stdout
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set is glibc's")
+@pytest.mark.parametrize(("setting", "least", "most"), [("", 100, 200), ("keep_freed_memory(quantized=True)", -1, 50)])
+def test_large_blocks_do_not_fragment_the_heap_of_a_quantized_model(setting, least, most):
+    """glibc keeps blocks of up to 32 MB once it has freed one of their size, if smaller ones after them are in use."""
+    code = f"""
+import psutil, torch
+from rarl.models.loading import keep_freed_memory
+{setting}
+torch.ones(2**22)  # 17 MB
+before, used = psutil.Process().memory_info().rss, []
+blocks = [(torch.ones(2**22), used.append(torch.ones(2**10))) for _ in range(8)]
+del blocks
+print((psutil.Process().memory_info().rss - before) // 10**6)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert least < int(said.stdout) < most

@@ -83,10 +83,11 @@ def test_the_command_compares_and_cleans_up(workspace, monkeypatch):
     write_json("small/config.json", tiny("qwen2_vl_2b"))
     measured = {"seconds": 2.4, "peak": 10**9}
     monkeypatch.setattr(run, "run_part", lambda part, folder: measured)
-    for arguments in ([], ["--keep", "--json"]):
+    for arguments in (["--quantization", "nf4"], [], ["--keep", "--json"]):
         result = CliRunner().invoke(main, ["--base", "small", *arguments], catch_exceptions=False)
         assert result.exit_code == 0, result.output
-    written = read_json(run.RESULTS)["small, none"]
+    quantized, written = (read_json(run.RESULTS)[f"small, {name}"] for name in ("nf4", "none"))
+    assert quantized["quantization"] == "nf4"
     assert [row["part"] for row in written["parts"]] == list(PARTS)
     assert json.loads(result.stdout) == written
     (kept,) = (workspace / ".cache").glob("rehearsal-*")
