@@ -9,13 +9,14 @@ RUN := PATH="$(BIN):$$PATH"
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint identity site-cache bench portable clean-cache
+.PHONY: help repro test lint identity site-cache bench deviations portable clean-cache
 
 help:
 	@echo "make repro        install what is needed and run the pipeline (dvc repro)"
 	@echo "make test         ruff and pytest; RARL_DATA_ROOT=<folder of releases> adds the tests on real files"
 	@echo "make lint         ruff alone, with the formatting"
 	@echo "make bench        the RL step, SFT and inference against the stock ones (20 minutes; metrics/bench/)"
+	@echo "make deviations   the largest deviations from stock transformers, family by family (metrics/bench/)"
 	@echo "make portable     the same work on emulated processors of two vendors, bit for bit (metrics/bench/)"
 	@echo "make clean-cache  delete resumable work in progress (.cache/, except paid responses and the costs of experiments)"
 
@@ -75,6 +76,9 @@ $(VENV)/bin/python:
 
 bench: $(VENV)/.installed
 	@$(RUN) rarl bench
+
+deviations: $(VENV)/.installed-dev
+	@RARL_DEVIATIONS=metrics/bench/deviations.json $(RUN) python -m pytest -q tests/tiny/test_shared_families.py
 
 portable: $(VENV)/.installed
 	@$(RUN) rarl portable

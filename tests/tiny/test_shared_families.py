@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import os
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 from rarl.models.shared_prefix import cuda_graph, decode, fused_decoder, layers
 from rarl.models.shared_prefix.layers import patch_layers
 from rarl.models.shared_prefix.layout import group_by_prefix
+from rarl.records import write_json
 from rarl.training.grpo_trainer import IMAGE_INPUTS, whole_groups
 from rarl.training.log_probs import packed_log_probs
 from rarl.training.sft import CompletionsOnlyMixin
@@ -69,6 +72,20 @@ CONFIGS = {
 #: The prompt of each row, and the length of its completion.
 ROWS, LENGTHS = [0, 2, 1, 0, 1, 2, 0], [3, 1, 6, 9, 0, 4, 20]
 families = pytest.mark.parametrize("family", CONFIGS)
+#: Family -> what is compared -> the largest deviation from the library.
+DEVIATIONS = defaultdict(dict)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deviations():
+    """Write them to the file that RARL_DEVIATIONS names (`make deviations`)."""
+    yield
+    if file := os.environ.get("RARL_DEVIATIONS"):
+        write_json(file, DEVIATIONS)
+
+
+def note(family, what, deviation):
+    DEVIATIONS[family][what] = max(float(f"{deviation:.1e}"), DEVIATIONS[family].get(what, 0))
 
 
 @functools.cache
@@ -149,12 +166,12 @@ def gradients(model, loss):
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def assert_near(got, expected):
+def assert_near(got, expected, family, what):
     """Within 1e-5, relative to the largest gradient."""
     assert got.keys() == expected.keys() and got
     largest = max(float(one.abs().max()) for one in expected.values())
     apart = max(float((got[name] - one).abs().max()) for name, one in expected.items())
-    print(f"gradients: {apart / largest:.1e} of {largest:.1e}")
+    note(family, f"{what}, of the largest", apart / largest)
     assert apart < 1e-5 * largest
 
 
@@ -170,6 +187,7 @@ def compare_log_probs(model, family, ways):
     stock = gradients(model, sum((one * weight).sum() for one, weight in zip(expected, weights)))
 
     network = model.get_base_model()
+    name = f"{family}, NF4" if getattr(network, "is_loaded_in_4bit", False) else family
     add_fused_lm_head(network, outputs=("log_probs", "entropy"))
     assert patch_layers(network) is None
     prefixes, suffixes = grouped(family)
@@ -180,9 +198,9 @@ def compare_log_probs(model, family, ways):
             network.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
         got, _ = packed_log_probs(model, network, prefixes, suffixes, completions, 1.0, way == "fused head")
-        print(f"{family}, {way}: {(got - expected).detach().abs().max():.1e} of {expected.abs().max():.1e}")
+        note(name, "log-probabilities", (got - expected).detach().abs().max())
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
-        assert_near(gradients(model, (got * weights).sum()), stock)
+        assert_near(gradients(model, (got * weights).sum()), stock, name, "LoRA gradients")
 
 
 @families
@@ -239,9 +257,9 @@ def test_sft(family):
     network.register_forward_pre_hook(lambda *args: called.append(1))
     loss = Sft().compute_loss(model, batch | {"labels": labels})
     assert not called, "packed"
-    print(f"loss: {abs(float(loss.detach() / expected.detach()) - 1):.1e}")
+    note(family, "SFT's loss, relative", abs(float(loss.detach() / expected.detach()) - 1))
     torch.testing.assert_close(loss, expected, atol=0, rtol=1e-5)
-    assert_near(gradients(model, loss), stock)
+    assert_near(gradients(model, loss), stock, family, "SFT's gradients")
 
 
 def compare_tokens(network, family, ways, monkeypatch):
