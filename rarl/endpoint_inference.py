@@ -11,7 +11,7 @@ import base64
 import hashlib
 import io
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import click
@@ -28,6 +28,8 @@ from rarl.rivals import ROLE
 
 #: Tokens of a usual completion with reasoning, for the estimate.
 USUAL_COMPLETION = 200
+#: Encoded images that are kept, because an image's questions are mostly next to each other.
+NEIGHBOURS = 32
 
 
 @dataclass
@@ -105,8 +107,15 @@ def _response(id: str, answer: Answer | None, error: str) -> Response:
 
 def messages_of(request: Request, max_pixels: int) -> Messages:
     """The chat of a request; an OSError if its image cannot be opened."""
-    image = open_rgb(request.image)
-    if request.blank:
+    url = _data_url(request.image, request.blank, max_pixels)
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": request.prompt}]
+    return [{"role": "user", "content": parts}]
+
+
+@lru_cache(NEIGHBOURS)
+def _data_url(path: Path, blank: bool, max_pixels: int) -> str:
+    image = open_rgb(path)
+    if blank:
         image = Image.new("RGB", image.size, (128, 128, 128))
     scale = (max_pixels / (image.width * image.height)) ** 0.5
     if scale < 1:
@@ -114,9 +123,7 @@ def messages_of(request: Request, max_pixels: int) -> Messages:
         image = image.resize(size, Image.Resampling.BICUBIC)
     file = io.BytesIO()
     Image.frombytes("RGB", image.size, image.tobytes()).save(file, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": request.prompt}]
-    return [{"role": "user", "content": parts}]
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def key_for(rival: Rival, most_tokens: int, messages: Messages) -> str:
@@ -133,6 +140,7 @@ def key_for(rival: Rival, most_tokens: int, messages: Messages) -> str:
     )
 
 
+@lru_cache(NEIGHBOURS)
 def _pixels(url: str) -> str:
     """Hash of size and pixels of an image in a data URL."""
     image = open_rgb(io.BytesIO(base64.b64decode(url.partition(",")[2])))

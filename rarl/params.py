@@ -458,7 +458,7 @@ class Rival(Endpoint):
     prompt: Annotated[str, _expect(lambda text: "{question}" in text, "a text with `{question}` in it")] | None = None
     """Its own prompt, instead of the modes' prompts."""
     reads: Literal["tags", "boxed", "plain"] = "tags"
-    r"""Where the answer is: in `<answer>` (as ours), in the last `\boxed{}`, or the whole completion."""
+    r"""Where the answer is: in `<answer>` (as ours), in the last `\boxed{}`, or all that follows the reasoning."""
     max_tokens: Tokens | None = None
     """Maximum length of a completion in tokens; null for `decoding.max_new_tokens`."""
 

@@ -17,7 +17,6 @@ from rarl.records import (
     PREDICTIONS,
     Sample,
     predictions_file,
-    read_json,
     read_records,
     write_json,
     write_records,
@@ -139,9 +138,8 @@ def ask_sets(model: str, params: Params, tasks: list[Task], forks: int | None = 
         check_written(model, rival, folder)
     with named(model) if rival else nullcontext():
         loaded = load(folder, params.model)
-    # A rival with another vision tower encodes each image once, when it is asked about it.
-    same_tower = not rival or read_json(folder / "base.json") == read_json("data/models/base/base.json")
-    store = FeatureStore.load("data/features/benchmarks", loaded) if same_tower else FeatureStore()
+    # A rival with another vision tower, or with an adapter on it, encodes each image once, when it is asked about it.
+    store = FeatureStore.load("data/features/benchmarks", loaded, optional=rival is not None)
     store.attach(loaded.model)
     offload(loaded.model)
     processes = params.accelerate.processes

@@ -16,7 +16,16 @@ from ruamel.yaml import YAML
 
 from rarl.errors import UserError, no_cuda, warn
 from rarl.launch import check_config
-from rarl.models.base_files import check_family, check_text_files, read_config
+from rarl.models.base_files import (
+    DOWNLOAD_WHOLE,
+    cached_config,
+    check_download,
+    check_family,
+    check_place,
+    check_shards,
+    check_text_files,
+    read_config,
+)
 from rarl.models.families import FAMILIES, Family, image_tokens
 from rarl.models.quantization import require_bitsandbytes
 from rarl.params import Params
@@ -35,7 +44,6 @@ LANGUAGE_LAYERS = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up",
 MINILM_LAYERS = 6
 #: Tokens of chat template, prompt and question, about.
 PROMPT_TOKENS = 200
-DOWNLOAD_WHOLE = "download the whole model repository there"
 #: Set to `ignore`, this environment variable turns too little memory or disk into a warning.
 RESOURCES = "RARL_RESOURCES"
 
@@ -122,6 +130,7 @@ def check_base(params: Params) -> str:
     for needed in ("config.json", "*.safetensors"):
         if not any(folder.glob(needed)):
             raise UserError(where, f"no {folder}/{needed}", "a folder in the hub's layout", fix)
+    check_shards(folder)
     config = read_config(folder / "config.json", where, fix)
     check_family(source, config)
     check_text_files(where, folder, config)
@@ -129,42 +138,22 @@ def check_base(params: Params) -> str:
     check_wrapped_layer(params, family)
     check_adapter(params, config, _layers(folder, family.vision, where, fix))
     check_context(params, config)
-    check_quantization(params, config)
+    check_quantization(params)
     return f"{source} ({folder})"
 
 
 def _check_hub_base(params: Params) -> str:
     """Look up the base's configuration in the hub's cache; nothing is downloaded."""
     source, revision = params.base.source, params.base.revision
-    where = f"base.source = {source}"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        expected = "`embedded`, a local folder or a hub id (owner/name)"
-        raise UserError(where, "no such folder", expected, "correct base.source")
-    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        found = f"no commit for {source} (and no local folder of that name)"
-        expected = "the hub repository's commit, 40 hexadecimal digits: a branch moves, and its numbers with it"
-        fix = f"copy the commit from the history of https://huggingface.co/{source}"
-        raise UserError(f"base.revision = {revision}", found, expected, fix)
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    path = try_to_load_from_cache(source, "config.json", revision=revision)
-    cached = isinstance(path, str)
-    config = read_config(Path(path), where, "delete it: it is downloaded again") if cached else {}
-    if cached:
-        check_family(source, config)
+    check_place("base.source", source, "base.revision", revision)
+    config = cached_config(source, revision)
+    if config:
         check_wrapped_layer(params, FAMILIES[config["model_type"]])
-        if Path(path).with_name("tokenizer_config.json").is_file():
-            check_text_files(where, Path(path).parent, config)
     check_adapter(params, config, LANGUAGE_LAYERS)
     check_context(params, config)
-    check_quantization(params, config)
-    if not cached:
-        cache = constants.HF_HUB_CACHE
-        if constants.HF_HUB_OFFLINE:
-            found = f"HF_HUB_OFFLINE is set and {revision[:7]} is not in {cache}"
-            fix = f"`hf download {source} --revision {revision}` without HF_HUB_OFFLINE, or a local base.source"
-            raise UserError(where, found, "the model in the hub's cache, or access to the hub", fix)
-        warn(f"{source} will be downloaded to {cache}; on a closed network set base.source to a folder")
+    check_quantization(params)
+    if not config:
+        check_download(source, revision)
     return f"{source} at {revision[:7]}"
 
 
@@ -247,12 +236,8 @@ def check_context(params: Params, config: dict) -> None:
             )
 
 
-def check_quantization(params: Params, config: dict) -> None:
-    """Look for what `model.quantization` and `train.optimizer` need, and refuse a base that is quantized already."""
-    if "quantization_config" in config:
-        found, expected = "weights that are quantized already", "weights in float32 or bfloat16"
-        fix = "name the base that they were made from; model.quantization: nf4 loads it in 4 bits"
-        raise UserError(f"base.source = {params.base.source}", found, expected, fix)
+def check_quantization(params: Params) -> None:
+    """Look for what `model.quantization` and `train.optimizer` need."""
     if params.bitsandbytes is None:
         return
     require_bitsandbytes(params.bitsandbytes)

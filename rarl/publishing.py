@@ -10,6 +10,7 @@ from rarl.model_folder import find, is_adapter, measured, merge
 from rarl.model_index import eval_results, with_results
 from rarl.params import Params
 from rarl.records import read_json, write_json
+from rarl.rivals import FILE as RIVAL
 
 #: What an adapter's folder has, and nothing else is copied from it.
 ADAPTER_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
@@ -47,6 +48,9 @@ def prepare(name: str, folder: Path, repository: str, params: Params, merged: bo
     from huggingface_hub import ModelCard
 
     source = find(name)
+    if (source / RIVAL).is_file():
+        fix = "name one that was trained: sft, grpo or rarl"
+        raise UserError(f"model {name}", "a rival, which others have trained", "a model that was trained here", fix)
     adapter = is_adapter(source)
     results = eval_results(measured(source), params) if scored else []
     pointer = read_json(source / "base.json")

@@ -4,14 +4,13 @@ A rival's folder `data/models/<slug>/` has `rival.json`, how it is asked and rea
 the trained ones are: `base.json`, a pointer to the weights, and the adapter's files if it is an adapter.
 """
 
-import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 from rarl.chat.remote import Remote, Role
 from rarl.errors import UserError
-from rarl.models.base_files import EMBEDDED, base_pointer
+from rarl.models.base_files import EMBEDDED, base_pointer, cached_config, check_download, check_place
 from rarl.params import Base, Rival
 from rarl.records import read_json, write_json
 
@@ -19,8 +18,6 @@ FILE = "rival.json"
 #: What of a rival's definition decides its predictions, beside its weights.
 ASKED = {"base_url", "model", "temperature", "modes", "prompt", "reads", "max_tokens"}
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 ROLE = Role(
     block="rival",
@@ -44,27 +41,16 @@ def check(slug: str, rival: Rival) -> None:
     if rival.base_url is not None:
         Remote(ROLE, slug, rival).check()
         return
-    _check_place(f"rival.{slug}.source", rival.source, f"rival.{slug}.revision", rival.revision)
+    check_place(f"rival.{slug}.source", rival.source, f"rival.{slug}.revision", rival.revision)
     with named(slug):
         pointer = base_pointer(Base(source=rival.source, revision=rival.revision))
     if rival.adapter is not None:
-        _check_place(f"rival.{slug}.adapter", rival.adapter, f"rival.{slug}.adapter_revision", rival.adapter_revision)
+        check_place(f"rival.{slug}.adapter", rival.adapter, f"rival.{slug}.adapter_revision", rival.adapter_revision)
         if Path(rival.adapter).is_dir():
             check_adapter(slug, rival, Path(rival.adapter), pointer)
-
-
-def _check_place(key: str, source: str, revision_key: str, revision: str | None) -> None:
-    """Refuse what is neither `embedded`, a local folder, nor a hub id at a commit."""
-    if source == "embedded" or Path(source).is_dir():
-        return
-    if not HUB_ID.fullmatch(source):
-        expected = "`embedded`, a local folder or a hub id (owner/name)"
-        raise UserError(f"{key} = {source}", "no such folder", expected, f"correct {key}")
-    if not COMMIT.fullmatch(revision or ""):
-        expected = "the hub repository's commit, 40 hexadecimal digits: a branch moves, and its numbers with it"
-        fix = f"copy the commit from the history of https://huggingface.co/{source}"
-        found = f"no commit for {source} (and no local folder of that name)"
-        raise UserError(f"{revision_key} = {revision}", found, expected, fix)
+    if pointer["revision"]:
+        with named(slug):
+            cached_config(rival.source, rival.revision) or check_download(rival.source, rival.revision)
 
 
 def check_adapter(slug: str, rival: Rival, folder: Path, pointer: dict) -> None:
@@ -125,7 +111,7 @@ def write_folder(slug: str, rival: Rival, folder: Path) -> None:
 def _fetch(slug: str, rival: Rival) -> Path:
     from huggingface_hub import snapshot_download
 
-    _check_place(f"rival.{slug}.adapter", rival.adapter, f"rival.{slug}.adapter_revision", rival.adapter_revision)
+    check_place(f"rival.{slug}.adapter", rival.adapter, f"rival.{slug}.adapter_revision", rival.adapter_revision)
     try:
         found = snapshot_download(rival.adapter, revision=rival.adapter_revision, allow_patterns=[*ADAPTER])
     except (OSError, ValueError) as error:

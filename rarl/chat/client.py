@@ -146,7 +146,9 @@ class Client(Generic[Case]):
                     raise self.error(
                         f"{GIVE_UP} {self.remote.role.unit} in a row without a response, the last one: {error}",
                         "an endpoint that answers",
-                        "look at the endpoint's state, then run the same command again; the responses so far are kept",
+                        "look at the endpoint's state (is it slow? raise "
+                        f"{self.remote.key}.timeout_s or lower {self.remote.key}.concurrency), then run the same "
+                        "command again; the responses so far are kept",
                     ) from None
                 return
 
@@ -247,14 +249,18 @@ class Client(Generic[Case]):
             # Not parsed by the SDK, which builds its objects from whatever an endpoint sends.
             body = json.loads(content)
             choice = body["choices"][0]
-            text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
-            finish = choice.get("finish_reason")
+            message, finish = choice["message"], choice.get("finish_reason")
+            text, refusal = message.get("content"), message.get("refusal")
+            # A reasoning parser's part of the completion: SGLang and older vLLM, then vLLM and Ollama.
+            reasoning = message.get("reasoning_content") or message.get("reasoning")
             usage = body.get("usage") or {}
             counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
             if not all(isinstance(value, str | None) for value in (text, refusal, finish)):
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise Retry("the endpoint's response is no chat completion", billed=True) from None
+        if self.endpoint.schema is None and reasoning and isinstance(reasoning, str):
+            text = f"<think>{reasoning}</think>\n{text or ''}"
         text = self.clean(text, None)
         guessed = (sent, len(text.encode()) // BYTES_PER_TOKEN)
         counts = [count if isinstance(count, int) and count >= 0 else guess for count, guess in zip(counts, guessed)]

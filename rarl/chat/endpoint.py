@@ -39,10 +39,16 @@ FORMAT_REFUSED = re.compile(
 )
 #: How a server says that a model, or its format of messages, has no images, and with which status.
 IMAGES_REFUSED = re.compile(
-    r"image|vision|multi-?modal|mmproj|valid string|must be a string|expected a string|unmarshal array", re.I
+    r"(not|n't|no)\b.{0,40}(support|accept|allow|enable|have).{0,20}(image|vision|multi-?modal)|"
+    r"(image|vision|multi-?modal).{0,40}(not|n't|only)\b.{0,20}(support|accept|allow|enable|available)|"
+    r"not an? (multi-?modal|vision)|at most 0 image|mmproj|missing data required for image|variant.{0,3}image|"
+    r"valid string|must be a string|expected a string|unmarshal array",
+    re.I,
 )
 IMAGE_STATUS = (400, 404, 415, 422, 500, 501)
-RETIRED = re.compile(r"deprecated|decommission|retired|discontinued|shut down|no longer|end of life|sunset", re.I)
+RETIRED = re.compile(
+    r"deprecated|decommission|retired|discontinued|shut down|no longer(?! than)|end of life|sunset", re.I
+)
 #: Request headers that are sent. The SDK's others describe this machine or come from `OPENAI_*` variables.
 HEADERS = set(b"accept accept-encoding authorization connection content-length content-type host user-agent".split())
 

@@ -73,12 +73,13 @@ class FeatureStore:
         self.features, self.tower, self.computed, self.last = features or {}, tower, 0, []
 
     @classmethod
-    def load(cls, folder: str | Path, loaded: Loaded | None = None) -> "FeatureStore":
+    def load(cls, folder: str | Path, loaded: Loaded | None = None, optional: bool = False) -> "FeatureStore":
         """The store that `save` wrote.
 
         Args:
             folder: where it is.
             loaded: a model with the tower that the features must be of; None for any.
+            optional: whether features of another tower give an empty store instead of an error.
 
         Raises:
             UserError: there is none; it is cut, changed or short of images; or it is of another tower.
@@ -87,7 +88,10 @@ class FeatureStore:
         try:
             with safe_open(path, "pt") as file:
                 noted, _, tower = (file.metadata() or {}).get("content", "").partition(BY)
-            store = cls(load_file(path), json.loads(tower or "null"))
+            tower = json.loads(tower or "null")
+            if optional and tower != describe(loaded):
+                return cls()
+            store = cls(load_file(path), tower)
         except (OSError, SafetensorError) as error:
             raise UserError(str(path), str(error), expected, remake(path)) from None
         if noted != (found := content(store.features)):

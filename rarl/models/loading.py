@@ -14,17 +14,23 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import enable_progress_bars
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
 from rarl import params as P
 from rarl.errors import UserError, no_cuda
-from rarl.models.base_files import fingerprint
+from rarl.models.base_files import DOWNLOAD_WHOLE, fingerprint
+from rarl.models.families import FAMILIES
 from rarl.models.patching import embed_patches, replace_forward, vision_modules
 from rarl.models.processor import load_processor
 from rarl.models.quantization import keep_layout, quantization
 from rarl.records import read_json
+
+#: Names of the Qwens' modules before transformers 4.52, as many published adapters have them -> present ones. PEFT
+#: translates those of other families.
+OLDER_NAMES = {r"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "model.language_model"}
 
 
 @dataclass
@@ -131,13 +137,17 @@ def _load_base(folder: Path, model: P.Model, attention: str):
             **quantization(model, choose_device(model)),
             ignore_mismatched_sizes=True,  # `_check_complete` reports them
         )
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, SafetensorError) as error:
         where, expected = f"base.source = {pointer['source']}", "a model folder or a hub id that can be reached"
         fix = "check the name and revision, log in or go online, or set base.source to `embedded`"
-        if isinstance(error, ImportError):
+        if isinstance(error, ImportError) and attention == "flash_attention_2":
             where, expected = f"model.attention = {model.attention}", "an attention implementation that is installed"
             fix = "set model.attention to sdpa, or install flash-attn (README, 'On a GPU')"
-        raise UserError(where, str(error).splitlines()[0], expected, fix) from None
+        elif isinstance(error, ImportError):
+            expected, fix = "the packages that this base needs", "install what is named, or choose another base"
+        elif isinstance(error, SafetensorError):
+            expected, fix = "whole weights", DOWNLOAD_WHOLE
+        raise UserError(where, " ".join(str(error).split())[:300], expected, fix) from None
     _check_complete(source, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     return network, processor
 
@@ -174,22 +184,22 @@ def check_adapter_base(folder: Path) -> None:
 
 
 def _with_adapter(network, folder: Path, trainable: bool):
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError, safe_open
+    from peft import PeftModel
 
     file, fix = folder / "adapter_model.safetensors", "run `dvc repro`, or copy the adapter's folder again"
+    names = OLDER_NAMES if FAMILIES[network.config.model_type].grid else None
     if not file.is_file():
         raise UserError(str(folder), f"no {file.name}", "the adapter's weights", fix)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            network = PeftModel.from_pretrained(network, str(folder), is_trainable=trainable)
-        with safe_open(file, "pt") as weights:
-            wanted, found = set(get_peft_model_state_dict(network)), set(weights.keys())
-    except (RuntimeError, ValueError, SafetensorError) as error:
+            network = PeftModel.from_pretrained(network, str(folder), is_trainable=trainable, key_mapping=names)
+            # Again, for the report, which from_pretrained does not return.
+            report = network.load_adapter(str(folder), "default", is_trainable=trainable, key_mapping=names)
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         found = " ".join(str(error).split())[:200]
         raise UserError(str(folder), found, "an adapter that fits the base in its base.json", fix) from None
-    _check_complete(str(folder), wanted - found)
-    if extra := sorted(found - wanted):
+    _check_complete(str(folder), set(report.missing_keys))
+    if extra := sorted(report.unexpected_keys):
         found = f"{len(extra)} weights that the base has no layer for: {', '.join(extra[:3])}"
         raise UserError(str(folder), found, "an adapter of the base in its base.json", fix)
     return network

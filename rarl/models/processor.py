@@ -100,6 +100,8 @@ def load_processor(source: str | Path, revision: str | None, min_pixels: int, ma
     config = AutoConfig.from_pretrained(source, revision=revision).to_dict()  # with the defaults of its class
     family, token = FAMILIES[config["model_type"]], image_token(config)
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # as TRL does
     template = _chat_template(source, revision, tokenizer)
     check_template(str(source), template)
     if family.grid:

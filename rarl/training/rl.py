@@ -25,7 +25,7 @@ class Trainer(Float32AdapterMixin, FiniteLossMixin, SharedPrefixMixin, GRPOTrain
     """TRL's trainer, with each prompt run once per group, and with a stop at a loss that is not finite."""
 
     def _generate_and_score_completions(self, inputs):
-        """As TRL's, which logs the share of groups without a difference in reward only if groups scale the rewards."""
+        """As TRL's, which logs the share of groups without a difference in reward unless the batch scales rewards."""
         batch = super()._generate_and_score_completions(inputs)
         if self.scale_rewards == "batch":
             groups = self.accelerator.gather(batch["advantages"]).view(-1, self.num_generations)

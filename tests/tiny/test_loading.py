@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_bases import make_base
 
 from rarl.errors import UserError
-from rarl.models.base_files import base_pointer, check_text_files
+from rarl.models.base_files import base_pointer, check_text_files, fingerprint
 from rarl.models.families import image_tokens
 from rarl.models.loading import check_adapter_base, choose_attention, load
 from rarl.models.processor import KEPT_IMAGES, chat, load_processor
@@ -167,6 +168,65 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match=r"base\.source"):
         base_pointer(Base(source=str(tmp_path)))
+
+
+def test_a_sharded_base_without_one_of_its_files_is_refused(random_base, params, tmp_path):
+    folder = tmp_path / "sharded"
+    load(pointed(random_base[0], tmp_path), params.model).model.save_pretrained(folder, max_shard_size="100KB")
+    assert fingerprint(folder)
+    first, *_ = sorted(folder.glob("*-of-*.safetensors"))
+    first.unlink()
+    with pytest.raises(UserError, match=f"no {first.name} in it"):
+        fingerprint(folder)
+
+
+def test_weights_that_are_cut_off_are_one_message(random_base, params, tmp_path):
+    folder = shutil.copytree(random_base[0], tmp_path / "base")
+    os.truncate(folder / "model.safetensors", 1000)
+    with pytest.raises(UserError, match=r"base\.source = .*\n.*\n.*whole weights"):
+        load(pointed(folder, tmp_path), params.model)
+
+
+def test_a_package_that_is_missing_is_named(random_base, params, tmp_path, monkeypatch):
+    def missing(*args, **kwargs):
+        raise ImportError("\nThis base requires the SentencePiece library")
+
+    monkeypatch.setattr("rarl.models.loading.load_processor", missing)
+    with pytest.raises(UserError, match=r"base\.source = .*\n.*SentencePiece(.|\n)*install what is named"):
+        load(pointed(random_base[0], tmp_path), params.model)
+    model = params.model.model_copy(update={"attention": "flash_attention_2"})
+    with pytest.raises(UserError, match=r"model\.attention to sdpa"):
+        load(pointed(random_base[0], tmp_path), model)
+
+
+def test_a_tokenizer_without_a_padding_token_gets_one(random_base, tmp_path):
+    folder = shutil.copytree(random_base[0], tmp_path / "base")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    write_json(folder / "tokenizer_config.json", settings)
+    tokenizer = load_processor(folder, None, 3136, 12544).tokenizer
+    assert tokenizer.pad_token == tokenizer.eos_token
+
+
+#: Language-model layers' names in an adapter: from transformers 4.52 on, and before.
+NAMES = ("base_model.model.model.language_model.", "base_model.model.model.")
+
+
+def test_adapters_of_earlier_versions_are_read(random_base, params, tmp_path):
+    """With the older names of layers, and with a part of the model that was trained as a whole."""
+    model = load(pointed(random_base[0], tmp_path), params.model).model
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False)
+    trained = get_peft_model(model, config)
+    with torch.no_grad():
+        trained.get_base_model().lm_head.modules_to_save.default.weight.mul_(2)
+    trained.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    weights = load_file(path)
+    save_file({name.replace(*NAMES): value for name, value in weights.items()}, path, metadata={"format": "pt"})
+    assert load_file(path).keys() != weights.keys()
+    found, expected = (dict(one.named_parameters()) for one in (load(tmp_path, params.model).model, trained))
+    learned = [name for name in expected if "lora_" in name or "modules_to_save" in name]
+    assert len(learned) > 2 and all(torch.equal(found[name], expected[name]) for name in learned)
 
 
 def test_pointer_changes_with_the_weights(random_base, tmp_path):

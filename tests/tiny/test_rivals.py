@@ -18,10 +18,11 @@ from PIL import Image
 from ruamel.yaml import YAML
 from tiny_bases import make_base
 
-from rarl import predictions, rivals
+from rarl import endpoint_inference, predictions, rivals
 from rarl.asking import ask_once
 from rarl.chat import endpoint
 from rarl.errors import UserError
+from rarl.images import open_rgb
 from rarl.models.features import FeatureStore, describe
 from rarl.models.loading import load
 from rarl.params import Rival, load_params
@@ -67,18 +68,16 @@ def test_an_adapter_is_asked_with_the_base_s_features_and_each_mode_once(
     FeatureStore(tower=describe(base)).save("data/features/benchmarks")
     params = with_rival(params, source=str(random_base[0]), adapter=str(adapter), reads="plain")
     asked, stores = [], []
-    ask_sets, read = predictions.ask_sets, FeatureStore.load.__func__
+    ask_sets, attach = predictions.ask_sets, FeatureStore.attach
 
     def noted(model, params, tasks, forks=None):
         asked.append([task.mode for task in tasks])
         ask_sets(model, params, tasks, forks)
 
     monkeypatch.setattr(predictions, "ask_sets", noted)
-    monkeypatch.setattr(
-        FeatureStore, "load", classmethod(lambda cls, *args: stores.append(args[0]) or read(cls, *args))
-    )
+    monkeypatch.setattr(FeatureStore, "attach", lambda store, model: stores.append(store) or attach(store, model))
     predictions.infer("x", params)
-    assert stores == ["data/features/benchmarks"]
+    assert [store.tower for store in stores] == [describe(base)]
     first = given()
     assert [one.id for one in first] == [one.id for one in read_records("data/curated/test.jsonl", Sample)]
     assert all(one.answer == one.completion.strip() and one.think is None for one in first)
@@ -117,6 +116,21 @@ def test_another_vision_tower_encodes_each_image_once(project, params, random_ba
     [store] = stores
     samples = read_records("data/curated/test.jsonl", Sample)
     assert store.computed == len({sample.image_sha256 for sample in samples}), "two modes, each image once"
+
+
+def test_an_adapter_on_the_tower_sees_its_own_features(project, params, random_base, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+
+    base = load("data/models/base", params.model)
+    FeatureStore(tower=describe(base)).save("data/features/benchmarks")
+    config = LoraConfig(r=2, target_modules=["v_proj", "qkv"], init_lora_weights=False)
+    get_peft_model(base.model, config).save_pretrained("on_tower")
+    stores, attach = [], FeatureStore.attach
+    monkeypatch.setattr(FeatureStore, "attach", lambda store, model: stores.append(store) or attach(store, model))
+    params = with_rival(params, source=str(random_base[0]), adapter="on_tower")
+    predictions.finish("x", params, forks=1)
+    [store] = stores
+    assert store.computed == len({sample.image_sha256 for sample in read_records("data/curated/test.jsonl", Sample)})
 
 
 def test_a_rival_of_another_family_is_asked_too(project, params, random_base):
@@ -184,6 +198,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, status=200, body=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.status, self.body, self.calls, self.lost, self.input_tokens = status, body, [], 0, 300
+        self.message, self.fault = {}, "content policy"
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -208,9 +223,10 @@ class Handler(BaseHTTPRequestHandler):
         server.calls.append(request)
         status, body = server.status, server.body
         if len(server.calls) <= server.lost:
-            status, body = 400, {"error": {"message": "content policy"}}
+            status, body = 400, {"error": {"message": server.fault}}
         if body is None:
-            message = {"role": "assistant", "content": f"It is bright. \\boxed{{Yes {len(server.calls)}}}"}
+            content = f"It is bright. \\boxed{{Yes {len(server.calls)}}}"
+            message = {"role": "assistant", "content": content} | server.message
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             usage = {"prompt_tokens": server.input_tokens, "completion_tokens": 20}
             body = {"object": "chat.completion", "model": request["model"], "choices": [choice], "usage": usage}
@@ -269,6 +285,38 @@ def test_a_question_without_a_completion_is_asked_again_and_the_others_are_not(p
         assert len(server.calls) == calls + 1 and not any(one.error for one in given())
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_that_a_server_returns_apart_is_read(project, params, name):
+    with Server() as server:
+        server.message = {"content": "Yes.", name: "It is bright."}
+        predictions.infer("x", with_rival(params, **server.settings | {"reads": "plain"}))
+    assert {(one.think, one.answer) for one in given()} == {("It is bright.", "Yes.")}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "The decoder prompt is longer than the maximum model length of 4096, text tokens plus multimodal tokens.",
+        "height:10 and width:10 must be larger than factor:28, image too small",
+        "The prompt must be no longer than 4096 tokens",
+    ],
+)
+def test_an_image_that_does_not_fit_leaves_the_others_alone(project, params, fault):
+    with Server() as server:
+        server.lost, server.fault = 1, fault
+        predictions.infer("x", with_rival(params, **server.settings))
+    assert Counter(one.error is None for one in given())[False] >= 1 and any(one.error is None for one in given())
+
+
+def test_an_image_is_encoded_once_for_its_questions(project, params, monkeypatch):
+    samples, opened = read_records("data/curated/test.jsonl", Sample), []
+    monkeypatch.setattr(endpoint_inference, "open_rgb", lambda file: opened.append(file) or open_rgb(file))
+    with Server() as server:
+        predictions.infer("x", with_rival(params, ["reasoning", "direct"], **server.settings))
+    distinct = len({sample.image for sample in samples})
+    assert sum(isinstance(file, Path) for file in opened) == distinct < len(server.calls)
+
+
 def test_the_budget_ends_a_run_before_anything_is_asked(project, params):
     with Server() as server:
         params = with_rival(params, **server.settings, max_calls=2)
@@ -302,6 +350,8 @@ REFUSALS = [
     (400, {"object": "error", "message": "At most 0 image(s) may be provided in one prompt.", "code": 400}),
     (404, {"error": {"message": "No endpoints found that support image input", "code": 404}}),
     (422, {"detail": "messages.0.content: Input should be a valid string"}),
+    (400, {"error": {"message": "seer-1 is not a multimodal model"}}),
+    (400, {"error": {"message": "Invalid content type. image_url is only supported by certain models."}}),
 ]
 
 

@@ -265,6 +265,9 @@ def test_local_base_needs_its_config(project):
     base(Path("cut"))
     os.truncate("cut/model.safetensors", 100)
     assert "cut/model.safetensors" in run(base__source="cut")[1]
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    Path("cut/model.safetensors.index.json").write_text(json.dumps(index))
+    assert "no model-00002-of-00002.safetensors in it" in run()[1]
     assert "no such folder" in run(base__source="models/mine/final")[1]
 
 

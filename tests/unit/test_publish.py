@@ -143,6 +143,9 @@ def test_refusals_are_one_message_each(project, hub, monkeypatch):
     refused("the push failed: [Errno 111]")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused("HF_HUB_OFFLINE is set")
+    write_json("data/models/rarl/rival.json", {})
+    refused("a rival, which others have trained")
+    Path("data/models/rarl/rival.json").unlink()
     Path("data/models/rarl/README.md").unlink()
     refused("README.md")
     for file in ("adapter_config.json", "adapter_model.safetensors"):

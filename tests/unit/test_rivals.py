@@ -95,6 +95,16 @@ def test_an_unknown_definition_changes_nothing(tmp_path):
     assert path.read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
+def test_a_file_that_is_missing_or_has_no_rivals(tmp_path):
+    missing = CliRunner().invoke(add_rival, ["local_server", "--params", str(tmp_path / "params.yaml")])
+    assert missing.exit_code == 1 and "no such file" in missing.output and "to do:" in missing.output
+    raw = json.loads(changed(models=["base"]))
+    del raw["rival"]
+    (tmp_path / "params.yaml").write_text(json.dumps(raw))
+    assert CliRunner().invoke(add_rival, ["local_server", "--params", str(tmp_path / "params.yaml")]).exit_code == 0
+    assert [*load_params(tmp_path / "params.yaml").rival] == ["local_server"]
+
+
 def test_rivals_are_asked_under_their_modes_only():
     params = load_params(ROOT / "params.yaml")
     params.rival["other"] = rival(source="embedded", modes=["shuffled", "reasoning"])
@@ -150,7 +160,10 @@ def test_colours_can_be_told_apart_whatever_the_reader_sees(sight):
         ("\\boxed {a \\frac{1}{2} b}", "boxed", (None, "a \\frac{1}{2} b")),
         ("So \\boxed{cut off", "boxed", ("So", "cut off")),
         ("<think>So.</think> Yes", "boxed", ("So.", "Yes")),
-        ("<think>So.</think> <answer>Yes</answer>\n", "plain", (None, "<think>So.</think> <answer>Yes</answer>")),
+        ("So \\boxed{No}.</think> \\boxed{Yes}", "boxed", ("So \\boxed{No}.", "Yes")),
+        ("<think>So.</think> <answer>Yes</answer>\n", "plain", ("So.", "<answer>Yes</answer>")),
+        ("So.</think>\n\nYes", "plain", ("So.", "Yes")),
+        ("<think>Cut off", "plain", (None, "")),
         ("", "boxed", (None, "")),
     ],
 )
@@ -210,6 +223,29 @@ def test_a_base_of_an_unknown_family_names_the_rival(bases):
     write_json("one/config.json", {"model_type": "bert"})
     with pytest.raises(UserError, match=r"rival\.x\.source = one\n.*bert"):
         rivals.check("x", rival(source="one"))
+
+
+def test_weights_that_are_quantized_already_are_refused(bases):
+    write_json("one/config.json", {"model_type": "qwen2_vl", "quantization_config": {"quant_method": "awq"}})
+    with pytest.raises(UserError, match=r"rival\.x\.source = one\n.*quantized already"):
+        rivals.check("x", rival(source="one"))
+
+
+def test_a_hub_id_is_looked_up_in_the_cache(bases, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    settings = rival(source="owner/name", revision=COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(bases / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(bases / "hub"), raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"rival\.x\.source = owner/name\n.*HF_HUB_OFFLINE is set"):
+        rivals.check("x", settings)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    rivals.check("x", settings)
+    assert "owner/name will be downloaded" in capsys.readouterr().out
+    write_json(f"hub/models--owner--name/snapshots/{COMMIT}/config.json", {"model_type": "bert"})
+    with pytest.raises(UserError, match=r"rival\.x\.source = owner/name\n.*a model of type bert"):
+        rivals.check("x", settings)
 
 
 @pytest.mark.parametrize(
