@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,6 +31,8 @@ from rarl.rivals import ROLE
 USUAL_COMPLETION = 200
 #: Encoded images that are kept, because an image's questions are mostly next to each other.
 NEIGHBOURS = 32
+#: (image, whether a grey one replaces it) -> data URL.
+Encode = Callable[[Path, bool], str]
 
 
 @dataclass
@@ -49,17 +52,18 @@ def ask_endpoint(slug: str, params: Params, tasks: list) -> None:
     """
     rival = params.rival[slug]
     remote, most_tokens = Remote(ROLE, slug, rival), rival.max_tokens or params.decoding.max_new_tokens
+    encode = lru_cache(NEIGHBOURS)(partial(data_url, max_pixels=params.model.max_pixels))
     with Journal(address(rival), rival.model, partial(key_for, rival, most_tokens)) as journal:
         questions = []
         for task in tasks:
             root, mode = Path(params.data.root), params.mode[task.mode]
             requests = requests_for(task.samples, root, mode, params.seed, rival.prompt)
-            questions.append([_question(request, params.model.max_pixels, journal) for request in requests])
+            questions.append([_question(request, encode, journal) for request in requests])
         asked = {one.key: one for of_task in questions for one in of_task if one.key}
         ahead = [one for key, one in asked.items() if journal.get(key) is None]
         failures = {}
         if ahead:
-            found = _ask(remote, journal, ahead, len(asked), most_tokens, params.model.max_pixels)
+            found = _ask(remote, journal, ahead, len(asked), most_tokens, encode)
             failures = {ahead[number].key: why for number, why in found.items()}
         for task, of_task in zip(tasks, questions):
             task.kept.parent.mkdir(parents=True, exist_ok=True)
@@ -71,16 +75,16 @@ def ask_endpoint(slug: str, params: Params, tasks: list) -> None:
                     file.write(prediction.model_dump_json() + "\n")
 
 
-def _question(request: Request, max_pixels: int, journal: Journal) -> Question:
+def _question(request: Request, encode: Encode, journal: Journal) -> Question:
     try:
-        return Question(request, journal.key_for(messages_of(request, max_pixels)))
+        return Question(request, journal.key_for(messages_of(request, encode)))
     except OSError as error:
         # Without the file's name, which may identify a patient.
         return Question(request, error=f"the image cannot be opened ({error.strerror or 'damaged'})")
 
 
 def _ask(
-    remote: Remote, journal: Journal, ahead: list[Question], total: int, most_tokens: int, max_pixels: int
+    remote: Remote, journal: Journal, ahead: list[Question], total: int, most_tokens: int, encode: Encode
 ) -> dict[int, str]:
     remote.check()
     click.echo(remote.disclosure(len(ahead)))
@@ -90,7 +94,7 @@ def _ask(
     click.echo(remote.estimate(len(ahead), total, sent, received, journal))
 
     def pending(one: Question) -> Messages | None:
-        return None if journal.get(one.key) else messages_of(one.request, max_pixels)
+        return None if journal.get(one.key) else messages_of(one.request, encode)
 
     failures = asyncio.run(Client(remote, journal, pending, most_tokens).run(ahead))
     click.echo(f"{remote.title}: {journal.calls} calls on record, {journal.cost(remote.settings):.4f} USD")
@@ -105,15 +109,15 @@ def _response(id: str, answer: Answer | None, error: str) -> Response:
     return Response(id, "" if too_long else text.strip(), answer.output_tokens, answer.cut or too_long)
 
 
-def messages_of(request: Request, max_pixels: int) -> Messages:
+def messages_of(request: Request, encode: Encode) -> Messages:
     """The chat of a request; an OSError if its image cannot be opened."""
-    url = _data_url(request.image, request.blank, max_pixels)
+    url = encode(request.image, request.blank)
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": request.prompt}]
     return [{"role": "user", "content": parts}]
 
 
-@lru_cache(NEIGHBOURS)
-def _data_url(path: Path, blank: bool, max_pixels: int) -> str:
+def data_url(path: Path, blank: bool, max_pixels: int) -> str:
+    """An image of at most `max_pixels`, or a grey one of its size if `blank`, as a PNG in a data URL."""
     image = open_rgb(path)
     if blank:
         image = Image.new("RGB", image.size, (128, 128, 128))
