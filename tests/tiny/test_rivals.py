@@ -166,7 +166,7 @@ def test_the_shipped_rival_goes_the_whole_way(project, monkeypatch):
     run(rival, rival="seed_11")
     for model in ("base", "seed_11"):
         run(infer, model=model)
-        run(judge, judge="lexical", model=model)
+        run(judge, model=model)
         run(score, model=model)
     output = run(report)
     own = pd.read_csv("metrics/tables/own_test.csv")
