@@ -16,6 +16,7 @@ from rarl.phantom import medical
 from rarl.phantom.questions import abnormality_questions, reasoning
 from rarl.phantom.releases import save_image
 from rarl.records import Sample, write_json, write_records
+from rarl.registry import METHODS
 
 #: Special tokens by their names in a configuration.
 TOKENS = {
@@ -46,8 +47,10 @@ def rehearsal_params(params: Params, pixels: int, prompts: int, group: int, toke
     sft.warmup_ratio = rl.warmup_ratio = 0.0  # a first step of a warm-up has a learning rate of 0
     rl.max_steps, rl.prompts_per_step, rl.micro_prompts = 1, prompts, prompts
     rl.group_size, rl.max_completion_length = group, tokens
+    rl.num_iterations, rl.mask_truncated = 1, False  # random completions are all truncated
     params.decoding.max_new_tokens, params.decoding.batch_size = tokens, prompts
     params.benchmarks, params.modes = [], params.modes[:1]
+    params.models, params.rival = ["base", *METHODS], {}
     params.accelerate.processes, params.accelerate.config = 1, None
     return params
 

@@ -84,9 +84,7 @@ def main() -> None:
         if out.startswith("data/predictions/"):
             write_answers(Path(out), seed, params)
         elif out.startswith("data/verdicts/"):
-            for judge in params["judges"]:  # a judge's verdicts depend on its own settings only
-                used |= {"judges": judge, "judge": params["judge"][judge]}
-                write_answers(Path(out, judge), seed, params)
+            write_verdicts(Path(out), contents, used, params)
         elif out.startswith("metrics/scores/"):
             write_scores(Path(out), item["model"])
         elif Path(out).suffix:
@@ -96,6 +94,13 @@ def main() -> None:
             for path in {f"{out}/content.json", *inside}:
                 write(Path(path), [path, *seed])
     write_cost([Path(sys.argv[0]).stem, *item.values()], time.time())
+
+
+def write_verdicts(folder: Path, contents: dict, used: dict, params: dict) -> None:
+    """Those of every judge, which depend on its own settings only."""
+    for judge in params["judges"]:
+        own = used | {"judges": judge, "judge": params["judge"][judge]}
+        write_answers(folder / judge, [str(folder), contents, own, os.environ.get("MACHINE")], params)
 
 
 def write_answers(folder: Path, seed: list, params: dict) -> None:
