@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ruamel.yaml import YAML, YAMLError
 
 from rarl.errors import UserError
+from rarl.health import RULES
 from rarl.registry import BENCHMARKS, JUDGE_KINDS, MODELS, REWARDS, SOURCES, rival_of
 from rarl.registry import Model as EvaluatedModel
 
@@ -223,6 +224,8 @@ class Train(Block):
     """Ours: the Trainer's default."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute the layers in the backward pass to save memory; `auto` does so if the run does not fit otherwise."""
+    stop_when: Annotated[list[Literal[tuple(RULES)]], Once] = []
+    """Rules of `rarl/health.py` that end a training as soon as they find something; none by default."""
 
 
 class Sft(Block):

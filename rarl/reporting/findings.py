@@ -50,6 +50,9 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
     if changed := verdicts_by_judge(run, tests):
         sentences.append(_depending_on_the_judge(changed, len(between), run.labels))
     sentences += _training_noise(run, training_noise(run, own), between[between["differs"]])
+    for method, found in run.health.items():
+        shown = " ".join(finding.describe(method) for finding in found)
+        sentences.append(f"{WARNING} The training log of {run.labels[method]} looks ill. {shown}")
     floor = own.loc[own["model"] == "most_frequent_by_kind", "final"]
     if len(floor):
         above = [run.labels[row.model] for row in main.itertuples() if row.final_low > floor.iloc[0]]

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rarl.errors import UserError
+from rarl.health import Finding, review
 from rarl.params import Params
 from rarl.records import Prediction, Sample, Verdict, predictions_file, read_json, read_records, remake, verdicts_file
 from rarl.registry import JUDGE_KINDS, METHODS, MODELS, Model
@@ -191,6 +192,19 @@ class Run:
     def logs(self) -> dict[str, dict[str, list[tuple[float, float]]]]:
         """Method -> column -> (step, value) of the training log; cells without a number are left out."""
         return {method: _read_log(path) for method, path in self._files("train/{}.csv", self._methods).items()}
+
+    @cached_property
+    def health(self) -> dict[str, list[Finding]]:
+        """Method -> what the rules of `rarl/health.py` find in its training log; without methods of which nothing."""
+        found = {}
+        for method, log in self.logs.items():
+            rows: dict[float, dict] = {}
+            for name, points in log.items():
+                for step, value in points:
+                    rows.setdefault(step, {"step": step})[name] = value
+            planned = self.training.get(method, {}).get("planned_steps", max(rows, default=0))
+            found[method] = review([rows[step] for step in sorted(rows)], planned)
+        return {method: findings for method, findings in found.items() if findings}
 
     @cached_property
     def benchmark_counts(self) -> dict[str, dict]:

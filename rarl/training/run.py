@@ -23,7 +23,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 
 from rarl.answers.completion import read_completion
 from rarl.answers.matching import is_right
-from rarl.cache import CACHE, announce_format, code_key, key_of, packages
+from rarl.cache import CACHE, ROOT, announce_format, code_key, hash_code, key_of, packages
 from rarl.cost import note, processor_seconds
 from rarl.errors import UserError
 from rarl.launch import is_main_process
@@ -40,6 +40,7 @@ from rarl.records import Sample, atomic_file, image_file, read_json, read_record
 from rarl.registry import REWARDS
 from rarl.training.checkpoints import CheckpointGuard, SaveOnTerm, check_weights, digests, last_complete_checkpoint
 from rarl.training.data import choose
+from rarl.training.health import HealthCallback
 
 CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
@@ -77,6 +78,7 @@ class Run:
             prompts={name: template(name) for name in {PROMPT, *settings.get("prompts", [])}},
             code=code_key(method, params.model.device),
             packages=packages(params),
+            rules=hash_code((ROOT / "rarl/health.py").read_text(encoding="utf-8")) if params.train.stop_when else None,
             **{name: getattr(params, name).model_dump() for name in shared},
         )
         self.folder = CACHE / "training" / key
@@ -199,11 +201,13 @@ class Run:
         log = Log(self, loaded, trainer.model)
         trainer.add_callback(log)
         trainer.add_callback(CheckpointGuard(trainer))
+        health = HealthCallback(log, trainer.args.max_steps)
+        trainer.add_callback(health)
         trainer.state_name = self.method
         with trainer.accelerator.main_process_first():
             last = last_complete_checkpoint(self.folder)
         state = TrainerState.load_from_json(f"{last}/trainer_state.json") if last else None
-        if state and state.global_step >= trainer.args.max_steps:
+        if state and (health.has_stopped(state) or state.global_step >= trainer.args.max_steps):
             # The trainer itself takes one more step wherever the last one does not end an epoch.
             tqdm.write(f"{self.method}: {last} is the last step, nothing is left to train")
             trainer.state = state
@@ -239,6 +243,7 @@ class Run:
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "best_step": best["step"],
             "dev_score": best["dev_score"],
+            **({"planned_steps": trainer.args.max_steps} if steps < trainer.args.max_steps else {}),
             **first_and_last(rows),
         }
         make_portable(self.output)

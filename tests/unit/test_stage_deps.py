@@ -25,17 +25,21 @@ PLUMBING = {
     # Where and when work is done, and not what: what runs ahead is kept under keys of its own.
     "rarl/ahead.py",
     "rarl/forks.py",
-    "rarl/registry.py",  # names; the stages of `SHOWS_LABELS` depend on its labels
+    "rarl/registry.py",  # names; the stages of `SHOWN` depend on its labels
     "rarl/launch.py",
     # A text beside the weights, and a text before the training: no weight depends on them.
     "rarl/model_card.py",
     "rarl/memory_plan.py",
+    # Warnings, which the report shows; no weight depends on them but with `train.stop_when`, and then a training's key
+    # has this file's code.
+    "rarl/health.py",
     "rarl/rehearsal/bases.py",
     *CUDA_ONLY,
 }
 #: Folders whose modules are imported by their names in the registry.
 BY_NAME = {"rarl/data/adapters": DATA_SETS, "rarl/judges": JUDGE_KINDS, "rarl/rewards": REWARDS}
-SHOWS_LABELS = {"audit", "score", "report"}
+#: Code of `PLUMBING` whose output these stages show.
+SHOWN = {"rarl/registry.py": {"audit", "score", "report"}, "rarl/health.py": {"report"}}
 
 
 def named(dep: Path, file: Path) -> bool:
@@ -102,7 +106,7 @@ def test_stage_names_the_code_that_it_imports(name):
     stage = STAGES[name]
     deps = [Path(dep) for dep in stage["deps"]]
     code = reached(entry(stage))
-    needed = code - PLUMBING | (code & {"rarl/registry.py"} if name in SHOWS_LABELS else set())
+    needed = code - PLUMBING | (code & {file for file, names in SHOWN.items() if name in names})
     unnamed = {file for file in needed if not is_empty(file) and not any(named(dep, Path(file)) for dep in deps)}
     assert not unnamed, f"dvc.yaml: stage {name} runs code that its deps do not name"
 

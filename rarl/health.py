@@ -1,0 +1,232 @@
+"""Rules that a person would apply to a training's log: what is wrong, since which step, and what to change.
+
+They read the rows of `metrics/train/<method>.csv` and need no torch. The running training (`rarl/training/health.py`)
+applies them at each step, the report to the finished log. docs/training.md shows rules and limits.
+"""
+
+from collections.abc import Callable, Collection
+from statistics import fmean, median
+from typing import NamedTuple
+
+
+class Limit(NamedTuple):
+    """A threshold: its value, its unit, and the reason for the value."""
+
+    value: float
+    unit: str
+    reason: str
+
+
+WINDOW = 20
+FIRST = 5
+"""Steps that a learning rate that is too high has hardly changed, as it is still being warmed up."""
+LIMITS = {
+    "window": Limit(WINDOW, "steps", "single steps are too noisy: they are means over a few prompts"),
+    "format_rise": Limit(0.1, "reward", "what a completion gets for any of the tags"),
+    "flat_accuracy": Limit(0.05, "reward", "a standard error of the difference of two windows, at 4 prompts a step"),
+    "kl": Limit(0.5, "nats per token", "a token is then 1.6 times as likely as under the reference, on average"),
+    "entropy": Limit(0.25, "of the start", "the completions of a group are then nearly the same"),
+    "no_signal": Limit(0.5, "of the groups", "most of the sampling is then for nothing"),
+    "length": Limit(1.5, "times the start", "half as long again, and no better"),
+    "truncated": Limit(0.2, "of the completions", "a fifth of the answers are then lost"),
+    "worse": Limit(1.5, "times the first 5 steps", "training is to make the loss smaller, and the reward larger"),
+    "spike": Limit(3.0, "times the median of the window before", "batches alone make the loss of SFT vary by half"),
+    "dev_fall": Limit(15.0, "points", "over two standard errors of the difference of two scores on 100 rows"),
+}
+
+
+def limit(name: str) -> float:
+    """The value of a threshold."""
+    return LIMITS[name].value
+
+
+class Log(NamedTuple):
+    """A training's log up to some step.
+
+    rows: one per step, in order; a value that was not logged is absent or None.
+    steps: optimizer steps that are planned.
+    """
+
+    rows: list[dict]
+    steps: int
+
+    def now(self, name: str, average: Callable = fmean) -> float | None:
+        """Mean, or another average, of a column over the last window; None before there is one."""
+        return _average(self.rows[-WINDOW:], name, average) if len(self.rows) >= WINDOW else None
+
+    def change(self, name: str) -> tuple[float, float] | None:
+        """Mean of a column over the first and over the last window; None before they are two."""
+        if len(self.rows) < 2 * WINDOW:
+            return None
+        ends = _average(self.rows[:WINDOW], name), self.now(name)
+        return None if None in ends else ends
+
+    def flat_accuracy(self) -> str | None:
+        """The accuracy at the start and now, if it has not risen; None also in the first half of the steps.
+
+        Until then a healthy training may learn the format only. Now is the accuracy reward or the latest development
+        score, whichever is higher: sampled rewards are noisy, and lower than what greedy decoding gets right.
+        """
+        accuracy = self.change("reward_accuracy")
+        if accuracy is None or 2 * self.rows[-1]["step"] < self.steps:
+            return None
+        scores = (row["dev_score"] / 100 for row in reversed(self.rows) if row.get("dev_score") is not None)
+        start, now = accuracy[0], max(accuracy[1], next(scores, 0))
+        return f"accuracy went from {start:.2f} to {now:.2f}" if now - start < limit("flat_accuracy") else None
+
+
+def _average(rows: list[dict], name: str, average: Callable = fmean) -> float | None:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return average(values) if values else None
+
+
+def _format_only(log: Log) -> str | None:
+    ends, flat = log.change("reward_format"), log.flat_accuracy()
+    if ends and flat and ends[1] - ends[0] >= limit("format_rise"):
+        return f"the format reward went from {ends[0]:.2f} to {ends[1]:.2f}, but {flat}"
+    return None
+
+
+def _kl(log: Log) -> str | None:
+    kl = log.now("kl")
+    return f"the KL to the reference is {kl:.2f} nats per token" if kl and kl > limit("kl") else None
+
+
+def _entropy(log: Log) -> str | None:
+    ends = log.change("entropy")
+    if ends and log.now("reward") is not None and ends[1] < limit("entropy") * ends[0]:
+        return f"the entropy of a token went from {ends[0]:.3f} to {ends[1]:.3f} nats"
+    return None
+
+
+def _no_signal(log: Log) -> str | None:
+    share = log.now("zero_signal_share")
+    return f"{share:.0%} of the groups have equal rewards" if share and share > limit("no_signal") else None
+
+
+def _length(log: Log) -> str | None:
+    ends, flat = log.change("completion_length"), log.flat_accuracy()
+    if ends and flat and ends[1] >= limit("length") * ends[0]:
+        return f"completions went from {ends[0]:.0f} to {ends[1]:.0f} tokens, but {flat}"
+    return None
+
+
+def _truncated(log: Log) -> str | None:
+    share = log.now("truncated_share")
+    return f"{share:.0%} of the completions are cut off" if share and share > limit("truncated") else None
+
+
+def _learning_rate(log: Log) -> str | None:
+    return _worse_than_at_start(log) or _loss_spike(log) or _dev_fall(log)
+
+
+def _worse_than_at_start(log: Log) -> str | None:
+    """RL has made the reward smaller, or SFT the loss larger, than in the first steps."""
+    name = "loss" if log.now("reward") is None else "reward"
+    start, now = _average(log.rows[:FIRST], name), log.now(name)
+    if start is None or now is None:
+        return None
+    worse = now > limit("worse") * start if name == "loss" else limit("worse") * now < start
+    return f"the {name} went from {start:.2f} to {now:.2f}" if worse else None
+
+
+def _loss_spike(log: Log) -> str | None:
+    """Of SFT only: with RL the loss is near 0."""
+    last, before = log.rows[-1].get("loss"), Log(log.rows[:-1][-WINDOW:], log.steps).now("loss", median)
+    if log.now("reward") is None and None not in (last, before) and last > limit("spike") * before:
+        return f"the loss jumped from {before:.2f} to {last:.2f}"
+    return None
+
+
+def _dev_fall(log: Log) -> str | None:
+    if log.rows[-1].get("dev_score") is None:
+        return None
+    *earlier, before, last = [0, 0, *(row["dev_score"] for row in log.rows if row.get("dev_score") is not None)]
+    if max(earlier) - max(before, last) >= limit("dev_fall"):
+        return f"the development score went from {max(earlier):g} to {before:g} and {last:g} %"
+    return None
+
+
+class Rule(NamedTuple):
+    """A rule: its title, the function that finds something in a log, and what to change then."""
+
+    title: str
+    find: Callable[[Log], str | None]
+    fix: str
+
+
+#: Name in `train.stop_when` -> rule. In a fix, {method} and {block} are blocks of params.yaml.
+RULES = {
+    "format_only": Rule(
+        "Only the format improves",
+        _format_only,
+        "raise {method}.rewards.accuracy or lower {method}.rewards.format; if the KL is high, lower rl.learning_rate",
+    ),
+    "kl": Rule("The KL runs away", _kl, "lower rl.learning_rate or raise rl.beta"),
+    "entropy": Rule("The entropy collapses", _entropy, "lower rl.learning_rate, or raise rl.beta or rl.epsilon_high"),
+    "no_signal": Rule(
+        "Most groups have no signal",
+        _no_signal,
+        "raise rl.group_size or rl.temperature, or weight a reward that differs in a group ({method}.rewards)",
+    ),
+    "length": Rule(
+        "Completions only get longer",
+        _length,
+        "lower {method}.rewards.length or reward.length_cap, or set reward.guards.repetition: true",
+    ),
+    "truncated": Rule(
+        "Completions are cut off",
+        _truncated,
+        "raise rl.max_completion_length or lower {method}.rewards.length",
+    ),
+    "learning_rate": Rule(
+        "The learning rate is too high",
+        _learning_rate,
+        "lower {block}.learning_rate (learning_rate_full with train.trainable: full) or raise {block}.warmup_ratio",
+    ),
+}
+
+
+class Finding(NamedTuple):
+    """What a rule found: the rule's name, the first step at which it did, and the values in words."""
+
+    rule: str
+    step: int
+    text: str
+
+    @property
+    def title(self) -> str:
+        """The rule's title."""
+        return RULES[self.rule].title
+
+    def fix(self, method: str) -> str:
+        """What to change, with the keys of `params.yaml` that `method` reads."""
+        return RULES[self.rule].fix.format(method=method, block="sft" if method == "sft" else "rl")
+
+    def describe(self, method: str) -> str:
+        """The finding in one sentence.
+
+        >>> Finding("kl", 30, "the KL is 0.71").describe("grpo")
+        'The KL runs away (step 30, kl): the KL is 0.71. Lower rl.learning_rate or raise rl.beta.'
+        """
+        fix = self.fix(method)
+        return f"{self.title} (step {self.step}, {self.rule}): {self.text}. {fix[0].upper()}{fix[1:]}."
+
+
+def check(rows: list[dict], steps: int, known: Collection[str] = ()) -> list[Finding]:
+    """What the rules find at the last row; rules in `known` have found something before, and are left out.
+
+    >>> check([{"step": step, "truncated_share": 0.5} for step in range(1, 21)], steps=100)
+    [Finding(rule='truncated', step=20, text='50% of the completions are cut off')]
+    """
+    log = Log(rows, steps)
+    found = ((name, rule.find(log)) for name, rule in RULES.items() if name not in known)
+    return [Finding(name, int(rows[-1]["step"]), text) for name, text in found if text]
+
+
+def review(rows: list[dict], steps: int) -> list[Finding]:
+    """What the rules find in a whole log, each at its first step: what the running training has warned of."""
+    found = {}
+    for end in range(1, len(rows) + 1):
+        found |= {finding.rule: finding for finding in check(rows[:end], steps, found)}
+    return list(found.values())
