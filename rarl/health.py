@@ -30,7 +30,7 @@ LIMITS = {
     "length": Limit(1.5, "times the start", "half as long again, and no better"),
     "truncated": Limit(0.2, "of the completions", "a fifth of the answers are then lost"),
     "worse": Limit(1.5, "times the first 5 steps", "training is to make the loss smaller, and the reward larger"),
-    "spike": Limit(3.0, "times the median of the window before", "batches alone make the loss of SFT vary by half"),
+    "spike": Limit(3.0, "times the median", "batches alone make the loss of SFT, or its mean gradient, vary by half"),
     "dev_fall": Limit(15.0, "points", "over two standard errors of the difference of two scores on 100 rows"),
 }
 
@@ -117,24 +117,25 @@ def _truncated(log: Log) -> str | None:
 
 
 def _learning_rate(log: Log) -> str | None:
-    return _worse_than_at_start(log) or _loss_spike(log) or _dev_fall(log)
+    of_sft = log.now("reward") is None  # the loss of RL is near 0 and says little; its gradients have lone spikes
+    return (_worse(log, "loss") or _spikes(log) if of_sft else _worse(log, "reward")) or _dev_fall(log)
 
 
-def _worse_than_at_start(log: Log) -> str | None:
-    """RL has made the reward smaller, or SFT the loss larger, than in the first steps."""
-    name = "loss" if log.now("reward") is None else "reward"
+def _worse(log: Log, name: str) -> str | None:
     start, now = _average(log.rows[:FIRST], name), log.now(name)
     if start is None or now is None:
         return None
-    worse = now > limit("worse") * start if name == "loss" else limit("worse") * now < start
-    return f"the {name} went from {start:.2f} to {now:.2f}" if worse else None
+    low, high = (now, start) if name == "reward" else (start, now)
+    return f"the {name} went from {start:.2f} to {now:.2f}" if high > limit("worse") * low else None
 
 
-def _loss_spike(log: Log) -> str | None:
-    """Of SFT only: with RL the loss is near 0."""
-    last, before = log.rows[-1].get("loss"), Log(log.rows[:-1][-WINDOW:], log.steps).now("loss", median)
-    if log.now("reward") is None and None not in (last, before) and last > limit("spike") * before:
-        return f"the loss jumped from {before:.2f} to {last:.2f}"
+def _spikes(log: Log) -> str | None:
+    loss, usual = log.rows[-1].get("loss"), log.now("loss", median)
+    if loss and usual and loss > limit("spike") * usual:
+        return f"the loss went from {usual:.2f} to {loss:.2f} in one step"
+    mean, usual = log.now("grad_norm"), log.now("grad_norm", median)
+    if mean and usual and mean > limit("spike") * usual:
+        return f"the gradient's norm has spikes: mean {mean:.2g}, median {usual:.2g}"
     return None
 
 

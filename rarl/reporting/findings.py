@@ -50,9 +50,7 @@ def findings(run: Run, frames: dict[str, pd.DataFrame]) -> list[str]:
     if changed := verdicts_by_judge(run, tests):
         sentences.append(_depending_on_the_judge(changed, len(between), run.labels))
     sentences += _training_noise(run, training_noise(run, own), between[between["differs"]])
-    for method, found in run.health.items():
-        shown = " ".join(finding.describe(method) for finding in found)
-        sentences.append(f"{WARNING} The training log of {run.labels[method]} looks ill. {shown}")
+    sentences += _health(run)
     floor = own.loc[own["model"] == "most_frequent_by_kind", "final"]
     if len(floor):
         above = [run.labels[row.model] for row in main.itertuples() if row.final_low > floor.iloc[0]]
@@ -124,6 +122,12 @@ def _training_noise(run: Run, noises: dict[str, dict], differing: pd.DataFrame) 
             f"{WARNING} {len(shown)} of {len(differing)} significant differences could come from the seed alone, "
             f"because trainings of the same method differ as much: {'; '.join(shown)}."
         )
+
+
+def _health(run: Run) -> Iterator[str]:
+    for method, found in run.health.items():
+        shown = " ".join(finding.describe(method) for finding in found)
+        yield f"{WARNING} The training log of {run.labels[method]} looks unhealthy. {shown}"
 
 
 def _between_models(tests: pd.DataFrame, which: str, labels: dict[str, str]) -> str:

@@ -1,7 +1,6 @@
 """Trainings of a random tiny model that are ill on purpose: warned of once, and stopped where asked for."""
 
 import copy
-import json
 import shutil
 from pathlib import Path
 

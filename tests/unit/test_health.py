@@ -1,0 +1,200 @@
+"""The rules on a training's log: near their limits, on trainings that were ill on purpose, and on the default's."""
+
+import csv
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rarl.health import FIRST, LIMITS, RULES, WINDOW, check, limit, review
+from rarl.params import Train, load_params
+from rarl.registry import METHODS
+
+ROOT = Path(__file__).parents[2]
+LOGS = Path(__file__).parent / "training_logs"
+ILL = {
+    "grpo_ill_rate": {"learning_rate", "kl", "truncated"},
+    "sft_ill_rate": {"learning_rate"},
+}
+
+
+def log(steps: int = 100, **columns) -> list[dict]:
+    """Rows of a training; a column is a function of the step, or the value of each step."""
+    steps = range(1, steps + 1)
+    columns = {name: column if callable(column) else lambda _, value=column: value for name, column in columns.items()}
+    return [{"step": step, **{name: column(step) for name, column in columns.items()}} for step in steps]
+
+
+def found(rows: list[dict], steps: int = 100) -> set[str]:
+    return {finding.rule for finding in review(rows, steps)}
+
+
+def grows(first: float, last: float, at: int = 50):
+    """A column that is `first` until a step, and `last` after it."""
+    return lambda step: first if step <= at else last
+
+
+def below_and_above(name: str, of: float = 1.0) -> tuple[float, float]:
+    return 0.98 * limit(name) * of, 1.02 * limit(name) * of
+
+
+@pytest.mark.parametrize(
+    "rule, rows",
+    [
+        ("kl", lambda value: log(reward=1.0, kl=grows(0.01, value))),
+        ("no_signal", lambda value: log(reward=1.0, zero_signal_share=value)),
+        ("truncated", lambda value: log(reward=1.0, truncated_share=value)),
+    ],
+)
+def test_a_mean_above_its_limit(rule, rows):
+    below, above = below_and_above(rule)
+    assert found(rows(below)) == set() and found(rows(above)) == {rule}
+
+
+@pytest.mark.parametrize("rise", below_and_above("format_rise"))
+@pytest.mark.parametrize("gain", below_and_above("flat_accuracy"))
+@pytest.mark.parametrize("dev", [None, 46, 60])
+def test_format_alone(rise, gain, dev):
+    """A development score above the accuracy at the start is a gain, too."""
+    rows = log(reward_format=grows(0.5, 0.5 + rise), reward_accuracy=grows(0.45, 0.45 + gain), reward=1.0)
+    rows[59]["dev_score"] = dev
+    alone = rise > limit("format_rise") and gain < limit("flat_accuracy") and dev != 60
+    assert found(rows) == ({"format_only"} if alone else set())
+
+
+def test_format_may_come_first_in_half_of_the_steps():
+    rows = log(reward_format=grows(0.2, 0.9, at=20), reward_accuracy=grows(0.4, 0.6, at=60), reward=1.0)
+    assert [(x.rule, x.step) for x in review(rows, 100)] == [("format_only", 50)]
+    assert found(rows, steps=160) == set(), "at step 80 of 160 the accuracy has risen"
+    assert found([row | {"reward_accuracy": None} for row in rows]) == set(), "without an accuracy reward"
+
+
+@pytest.mark.parametrize("tokens", below_and_above("length", of=40))
+@pytest.mark.parametrize("gain", below_and_above("flat_accuracy"))
+def test_completions_that_only_get_longer(tokens, gain):
+    rows = log(completion_length=grows(40, tokens, at=70), reward_accuracy=grows(0.4, 0.4 + gain), reward=1.0)
+    hacked = tokens > 60 and gain < limit("flat_accuracy")
+    assert found(rows) == ({"length"} if hacked else set())
+
+
+def test_entropy_of_rl_collapses_and_that_of_sft_may():
+    below, above = below_and_above("entropy", of=0.3)
+    assert found(log(reward=1.0, entropy=grows(0.3, above))) == set()
+    assert found(log(reward=1.0, entropy=grows(0.3, below))) == {"entropy"}
+    assert found(log(loss=1.0, entropy=grows(0.3, below))) == set()
+
+
+def test_training_makes_worse_what_it_optimizes():
+    below, above = below_and_above("worse")
+    rule = {"learning_rate"}
+    assert found(log(loss=grows(2, 2 * below, at=FIRST))) == set()
+    assert found(log(loss=grows(2, 2 * above, at=FIRST))) == rule
+    assert found(log(reward=grows(1, 1 / below, at=FIRST), loss=grows(0.01, 0.9))) == set()
+    assert found(log(reward=grows(1, 1 / above, at=FIRST), loss=0.0)) == rule
+
+
+def test_spikes_of_sft_and_lone_ones_of_rl():
+    below, above = below_and_above("spike")
+    assert found(log(loss=lambda step: below if step == 60 else 1.0)) == set()
+    (spike,) = review(log(loss=lambda step: above if step == 60 else 1.0), 100)
+    assert (spike.rule, spike.step) == ("learning_rate", 60)
+    gradients = lambda height: lambda step: height if step % 10 == 0 else 1.0  # noqa: E731
+    assert found(log(loss=1.0, grad_norm=gradients(20))) == set()
+    assert found(log(loss=1.0, grad_norm=gradients(22))) == {"learning_rate"}
+    assert found(log(loss=1.0, grad_norm=gradients(22), reward=1.0)) == set()
+
+
+@pytest.mark.parametrize(
+    "scores, ill",
+    [
+        ((60, 45, 45), True),
+        ((60, 46, 40), False),
+        ((60, 30), False),
+        ((60, 30, 55), False),
+        ((30, 60, 50, 44, 43), True),
+        ((None, None, None), False),
+    ],
+)
+def test_the_development_score_falls_for_good(scores, ill):
+    rows = log(loss=1.0)
+    for index, score in enumerate(scores):
+        rows[20 * index + 19]["dev_score"] = score
+    assert found(rows) == ({"learning_rate"} if ill else set())
+
+
+def test_short_logs_and_values_that_are_missing():
+    ill = {"kl": 9.0, "reward": 1.0, "truncated_share": 1.0}
+    assert found(log(WINDOW - 1, **ill)) == set() and found(log(WINDOW, **ill)) == {"kl", "truncated"}
+    assert review([], 100) == [] and found(log(steps=100)) == set()
+    assert found([{"step": step, "kl": float("nan"), "loss": None} for step in range(1, 101)]) == set()
+
+
+def test_each_rule_is_reported_once_at_its_first_step():
+    rows = log(kl=grows(0.0, 1.0), reward=1.0)
+    (finding,) = review(rows, 100)
+    assert finding.step == 61 and finding.text == "the KL to the reference is 0.55 nats per token"
+    assert check(rows[:61], 100) == [finding] and check(rows[:61], 100, {"kl"}) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fix_names_parameters_that_the_method_has(method):
+    """`learning_rate_full` is named without its block."""
+    for rule in ("learning_rate",) if method == "sft" else RULES:
+        (finding,) = check(ILL_ROWS[rule], 100)
+        keys = re.findall(r"[a-z_]+(?:\.[a-z_]+)+", finding.fix(method))
+        for key in keys:
+            value = load_params(ROOT / "params.yaml")
+            for part in key.split("."):
+                value = getattr(value, part)
+        assert keys and "{" not in finding.describe(method)
+
+
+ILL_ROWS = {
+    "format_only": log(reward_format=grows(0.1, 0.9), reward_accuracy=0.4),
+    "kl": log(kl=2.0),
+    "entropy": log(entropy=grows(0.3, 0.01), reward=1.0),
+    "no_signal": log(zero_signal_share=1.0),
+    "length": log(completion_length=grows(20, 90), reward_accuracy=0.4),
+    "truncated": log(truncated_share=0.9),
+    "learning_rate": log(loss=grows(1.0, 9.0)),
+}
+
+
+# Real logs ------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_trainings_of_the_default_base_that_were_ill_on_purpose(name):
+    rows = read(LOGS / f"{name}.csv")
+    assert found(rows, rows[-1]["step"]) == ILL[name]
+
+
+@pytest.mark.parametrize("path", sorted(LOGS.glob("*_seed_*.csv")), ids=lambda path: path.stem)
+def test_the_default_with_other_seeds_is_healthy(path):
+    assert found(read(path), 120) == set()
+
+
+def test_a_rule_that_fires_on_the_default_fires_on_a_training_that_has_not_beaten_its_base():
+    own = pd.read_csv(ROOT / "metrics/tables/own_test.csv").query("mode == 'reasoning'").set_index("model")["final"]
+    for method in METHODS:
+        rows = read(ROOT / f"metrics/train/{method}.csv")
+        assert not review(rows, len(rows)) or own[method] <= own["base"], method
+
+
+def test_the_tables_of_the_page_on_training_are_those_of_the_code():
+    lines = (ROOT / "docs/training.md").read_text(encoding="utf-8").splitlines()
+    for name, (value, unit, reason) in LIMITS.items():
+        assert f"| `{name}` | {value:g} | {unit} | {reason} |" in lines
+    for name, rule in RULES.items():
+        (line,) = [line for line in lines if line.startswith(f"| `{name}` | {rule.title} | ")]
+        assert line.endswith(f" | {rule.fix.format(method='grpo', block='rl')} |")
+
+
+def test_a_training_stops_for_no_rule_by_default():
+    assert Train().stop_when == load_params(ROOT / "params.yaml").train.stop_when == []
