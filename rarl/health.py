@@ -64,14 +64,14 @@ class Log(NamedTuple):
     def flat_accuracy(self) -> str | None:
         """The accuracy at the start and now, if it has not risen; None also in the first half of the steps.
 
-        Until then a healthy training may learn the format only. Now is the accuracy reward or the latest development
-        score, whichever is higher: sampled rewards are noisy, and lower than what greedy decoding gets right.
+        Until then a healthy training may learn the format only. The latest development score counts as the accuracy
+        where it is higher than the accuracy reward: sampled rewards are noisier, and lower, than greedy answers.
         """
-        accuracy = self.change("reward_accuracy")
-        if accuracy is None or 2 * self.rows[-1]["step"] < self.steps:
+        ends = self.change("reward_accuracy")
+        if ends is None or 2 * self.rows[-1]["step"] < self.steps or ends[1] - ends[0] >= limit("flat_accuracy"):
             return None
         scores = (row["dev_score"] / 100 for row in reversed(self.rows) if row.get("dev_score") is not None)
-        start, now = accuracy[0], max(accuracy[1], next(scores, 0))
+        start, now = ends[0], max(ends[1], next(scores, 0))
         return f"accuracy went from {start:.2f} to {now:.2f}" if now - start < limit("flat_accuracy") else None
 
 

@@ -2,13 +2,16 @@
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_report import make_run, score_and_report
 
 from rarl.health import FIRST, LIMITS, RULES, WINDOW, check, limit, review
 from rarl.params import Train, load_params
+from rarl.records import read_json, write_json
 from rarl.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +188,24 @@ def test_a_rule_that_fires_on_the_default_fires_on_a_training_that_has_not_beate
     for method in METHODS:
         rows = read(ROOT / f"metrics/train/{method}.csv")
         assert not review(rows, len(rows)) or own[method] <= own["base"], method
+
+
+def test_the_report_shows_what_the_rules_find_and_where_a_training_was_stopped(tmp_path, monkeypatch):
+    make_run(tmp_path, models=["base", "grpo"], judges=["lexical"], benchmarks=[], modes=["reasoning"])
+    html, output = score_and_report(tmp_path, monkeypatch)
+    assert "find nothing in the training logs" in html and "unhealthy" not in output
+    shutil.copy(LOGS / "grpo_ill_rate.csv", "metrics/train/grpo.csv")
+    metrics = read_json("metrics/train/grpo.json")
+    write_json("metrics/train/grpo.json", metrics | {"steps": 60, "planned_steps": 200})
+    html, output = score_and_report(tmp_path, monkeypatch)
+    assert '60<span class="range">stopped; 200 planned</span>' in html
+    text = (
+        "The learning rate is too high (step 20, learning_rate): the reward went from 0.65 to 0.29. Lower rl.learning"
+    )
+    for place in (html, " ".join(output.split()), Path("data/report/report.md").read_text().replace("\\", "")):
+        assert "WARNING: The training log of RL + LoRA looks unhealthy." in place and text in place
+    table = html[html.index("<h3>Health</h3>") :]
+    assert "<code>learning_rate</code>)</td><td>20</td>" in table and "raise rl.warmup_ratio" in table
 
 
 def test_the_tables_of_the_page_on_training_are_those_of_the_code():
