@@ -195,23 +195,15 @@ class Finding(NamedTuple):
     step: int
     text: str
 
-    @property
-    def title(self) -> str:
-        """The rule's title."""
-        return RULES[self.rule].title
-
-    def fix(self, method: str) -> str:
-        """What to change, with the keys of `params.yaml` that `method` reads."""
-        return RULES[self.rule].fix.format(method=method, block="sft" if method == "sft" else "rl")
-
     def describe(self, method: str) -> str:
-        """The finding in one sentence.
+        """The finding, and what to change: the keys of `params.yaml` that `method` reads.
 
         >>> Finding("kl", 30, "the KL is 0.71").describe("grpo")
         'The KL runs away (step 30, kl): the KL is 0.71. Lower rl.learning_rate or raise rl.beta.'
         """
-        fix = self.fix(method)
-        return f"{self.title} (step {self.step}, {self.rule}): {self.text}. {fix[0].upper()}{fix[1:]}."
+        title, _, fix = RULES[self.rule]
+        fix = fix.format(method=method, block="sft" if method == "sft" else "rl")
+        return f"{title} (step {self.step}, {self.rule}): {self.text}. {fix[0].upper()}{fix[1:]}."
 
 
 def check(rows: list[dict], steps: int, known: Collection[str] = ()) -> list[Finding]:
