@@ -160,7 +160,7 @@ def _leaves(prefix: str, block: dict) -> list[tuple[str, str]]:
     for key, value in block.items():
         if isinstance(value, dict):
             rows += _leaves(f"{prefix}{key}.", value)
-        else:
+        elif value != []:
             # Only the name of a folder on this machine.
             text = Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
             rows.append((prefix + key, ", ".join(map(str, text)) if isinstance(text, list) else str(text)))

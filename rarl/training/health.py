@@ -36,10 +36,12 @@ class HealthCallback(TrainerCallback):
         for finding in check(self.rows, self.steps, self.found):
             self.found.add(finding.rule)
             if state.is_world_process_zero:
-                tqdm.write(f"{self.method}: WARNING, step {step}: {finding.describe(self.method)}")
+                tqdm.write(f"{self.method}: WARNING: {finding.describe(self.method)}")
+        if not self.stop_when or step == self.steps:
+            return
         # All processes must agree, because scoring and saving are collective.
         (stop,) = broadcast_object_list([bool(self.found & self.stop_when)])
-        if stop and step < self.steps:
+        if stop:
             if not self.log.scores or self.log.scores[-1]["step"] != step:
                 self.log.score_and_keep(step)
             control.should_save = control.should_training_stop = True

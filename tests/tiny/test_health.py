@@ -34,6 +34,7 @@ def test_a_training_stops_as_if_that_step_were_its_last(encoded, ill, capsys):
     metrics = train_rl("grpo", ill)
     assert (metrics["steps"], metrics["planned_steps"]) == (WINDOW, ill.rl.max_steps)
     first, said = outputs(), capsys.readouterr().out
+    assert "| train.stop_when | truncated |" in Path("data/models/grpo/README.md").read_text()
     assert said.count("Completions are cut off (step 20, truncated)") == 1
     *_, last = Path("metrics/train/grpo.csv").read_text().splitlines()
     assert last.split(",")[:2] == [str(WINDOW), "0.0"], "no checkpoint is due at this step, and it is scored"
@@ -55,6 +56,7 @@ def test_without_stop_when_a_resumed_training_warns_once_and_goes_on(encoded, il
     metrics = train_rl("grpo", ill)
     assert metrics["steps"] == ill.rl.max_steps and "planned_steps" not in metrics
     first = capsys.readouterr().out
+    assert "stop_when" not in Path("data/models/grpo/README.md").read_text(), "the default's cards stay as they were"
     assert first.count("(step 20, truncated)") == 1
     (folder,) = Path(".cache/training").iterdir()
     shutil.rmtree(next(folder.glob(f"checkpoint-{ill.rl.max_steps}")))

@@ -66,6 +66,7 @@ def test_numbers_as_dvc_writes_them_are_numbers(edited, spelling):
         ("  learning_rate: 0.005", "  learning_rate: .nan", ["rl.learning_rate = nan"]),
         ("    length: 1.0", "    length: .inf", ["grpo.rewards.length = inf", "finite"]),
         ("  max_pixels: 12544", "  max_pixels: 3135", ["model", "max_pixels of at least min_pixels (3136)"]),
+        ("  stop_when: []", "  stop_when: [kl, kll]", ["train.stop_when.1 = 'kll'", "'format_only', 'kl', 'entropy'"]),
         ("  max_steps: 120", "  max_steps: 0", ["rl.max_steps = 0", "-1 for `epochs` epochs"]),
         ("  max_steps: 120", "  max_steps: 250001", ["rl", "max_steps x prompts_per_step"]),
         ("  loss: grpo", "  loss: ppo", ["rl.loss = 'ppo'", "'dr_grpo', 'dapo', 'bnpo', 'cispo', 'sapo', 'luspo'"]),
