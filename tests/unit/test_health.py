@@ -16,9 +16,16 @@ from rarl.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
 LOGS = Path(__file__).parent / "training_logs"
+#: Log -> what it was trained with, on the default base, and the rules that fire. Each is `metrics/train/<method>.csv`
+#: after `dvc exp run -S <change> ... <method>`, without the columns that no rule reads for that method.
 ILL = {
-    "grpo_ill_rate": {"learning_rate", "kl", "truncated"},
-    "sft_ill_rate": {"learning_rate"},
+    "grpo_ill_rate": ("rl.learning_rate=0.1 rl.max_steps=60", {"learning_rate", "kl", "truncated"}),
+    "grpo_ill_length": (
+        "grpo.rewards.format=0 grpo.rewards.accuracy=0.01 reward.length_per_token=0.1 reward.length_cap=100 rl.beta=0 "
+        "rl.prompts_per_step=1 rl.micro_prompts=1 rl.max_steps=50 train.dev_samples=20 train.eval_steps=40",
+        {"length", "truncated", "no_signal"},
+    ),
+    "sft_ill_rate": ("sft.learning_rate=0.06 sft.epochs=3", {"learning_rate"}),
 }
 
 
@@ -175,11 +182,12 @@ def read(path: Path) -> list[dict]:
 @pytest.mark.parametrize("name", ILL)
 def test_trainings_of_the_default_base_that_were_ill_on_purpose(name):
     rows = read(LOGS / f"{name}.csv")
-    assert found(rows, rows[-1]["step"]) == ILL[name]
+    assert found(rows, rows[-1]["step"]) == ILL[name][1]
 
 
 @pytest.mark.parametrize("path", sorted(LOGS.glob("*_seed_*.csv")), ids=lambda path: path.stem)
 def test_the_default_with_other_seeds_is_healthy(path):
+    """Logs of `rarl study seeds --seeds 7,8,9`."""
     assert found(read(path), 120) == set()
 
 
