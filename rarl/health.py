@@ -40,7 +40,7 @@ def limit(name: str) -> float:
     return LIMITS[name].value
 
 
-class Log(NamedTuple):
+class History(NamedTuple):
     """A training's log up to some step.
 
     rows: one per step, in order; a value that was not logged is absent or None.
@@ -80,48 +80,48 @@ def _average(rows: list[dict], name: str, average: Callable = fmean) -> float | 
     return average(values) if values else None
 
 
-def _format_only(log: Log) -> str | None:
+def _format_only(log: History) -> str | None:
     ends, flat = log.change("reward_format"), log.flat_accuracy()
     if ends and flat and ends[1] - ends[0] >= limit("format_rise"):
         return f"the format reward went from {ends[0]:.2f} to {ends[1]:.2f}, but {flat}"
     return None
 
 
-def _kl(log: Log) -> str | None:
+def _kl(log: History) -> str | None:
     kl = log.now("kl")
     return f"the KL to the reference is {kl:.2f} nats per token" if kl and kl > limit("kl") else None
 
 
-def _entropy(log: Log) -> str | None:
+def _entropy(log: History) -> str | None:
     ends = log.change("entropy")
     if ends and log.now("reward") is not None and ends[1] < limit("entropy") * ends[0]:
         return f"the entropy of a token went from {ends[0]:.3f} to {ends[1]:.3f} nats"
     return None
 
 
-def _no_signal(log: Log) -> str | None:
+def _no_signal(log: History) -> str | None:
     share = log.now("zero_signal_share")
     return f"{share:.0%} of the groups have equal rewards" if share and share > limit("no_signal") else None
 
 
-def _length(log: Log) -> str | None:
+def _length(log: History) -> str | None:
     ends, flat = log.change("completion_length"), log.flat_accuracy()
     if ends and flat and ends[1] >= limit("length") * ends[0]:
         return f"completions went from {ends[0]:.0f} to {ends[1]:.0f} tokens, but {flat}"
     return None
 
 
-def _truncated(log: Log) -> str | None:
+def _truncated(log: History) -> str | None:
     share = log.now("truncated_share")
     return f"{share:.0%} of the completions are cut off" if share and share > limit("truncated") else None
 
 
-def _learning_rate(log: Log) -> str | None:
+def _learning_rate(log: History) -> str | None:
     of_sft = log.now("reward") is None  # the loss of RL is near 0 and says little; its gradients have lone spikes
     return (_worse(log, "loss") or _spikes(log) if of_sft else _worse(log, "reward")) or _dev_fall(log)
 
 
-def _worse(log: Log, name: str) -> str | None:
+def _worse(log: History, name: str) -> str | None:
     start, now = _average(log.rows[:FIRST], name), log.now(name)
     if start is None or now is None:
         return None
@@ -129,7 +129,7 @@ def _worse(log: Log, name: str) -> str | None:
     return f"the {name} went from {start:.2f} to {now:.2f}" if high > limit("worse") * low else None
 
 
-def _spikes(log: Log) -> str | None:
+def _spikes(log: History) -> str | None:
     loss, usual = log.rows[-1].get("loss"), log.now("loss", median)
     if loss and usual and loss > limit("spike") * usual:
         return f"the loss went from {usual:.2f} to {loss:.2f} in one step"
@@ -139,7 +139,7 @@ def _spikes(log: Log) -> str | None:
     return None
 
 
-def _dev_fall(log: Log) -> str | None:
+def _dev_fall(log: History) -> str | None:
     if log.rows[-1].get("dev_score") is None:
         return None
     *earlier, before, last = [0, 0, *(row["dev_score"] for row in log.rows if row.get("dev_score") is not None)]
@@ -152,7 +152,7 @@ class Rule(NamedTuple):
     """A rule: its title, the function that finds something in a log, and what to change then."""
 
     title: str
-    find: Callable[[Log], str | None]
+    find: Callable[[History], str | None]
     fix: str
 
 
@@ -212,7 +212,7 @@ def check(rows: list[dict], steps: int, known: Collection[str] = ()) -> list[Fin
     >>> check([{"step": step, "truncated_share": 0.5} for step in range(1, 21)], steps=100)
     [Finding(rule='truncated', step=20, text='50% of the completions are cut off')]
     """
-    log = Log(rows, steps)
+    log = History(rows, steps)
     found = ((name, rule.find(log)) for name, rule in RULES.items() if name not in known)
     return [Finding(name, int(rows[-1]["step"]), text) for name, text in found if text]
 

@@ -30,8 +30,7 @@ PLUMBING = {
     # A text beside the weights, and a text before the training: no weight depends on them.
     "rarl/model_card.py",
     "rarl/memory_plan.py",
-    # Warnings, which the report shows; no weight depends on them but with `train.stop_when`, and then a training's key
-    # has this file's code.
+    # Warnings. They can change weights only with `train.stop_when`, and then a training's key has this file's code.
     "rarl/health.py",
     "rarl/rehearsal/bases.py",
     *CUDA_ONLY,
