@@ -195,7 +195,7 @@ class Run:
 
     @cached_property
     def health(self) -> dict[str, list[Finding]]:
-        """Method -> what the rules of `rarl/health.py` find in its training log; methods without a finding are left out."""
+        """Method -> what the rules of `rarl/health.py` find in its log; methods without a finding are left out."""
         found = {}
         for method, log in self.logs.items():
             rows: dict[float, dict] = {}
