@@ -19,13 +19,13 @@ class Limit(NamedTuple):
 
 WINDOW = 20
 FIRST = 5
-"""Steps that a learning rate that is too high has hardly changed, as it is still being warmed up."""
+"""Steps that show the model before training: the learning rate is still warming up."""
 LIMITS = {
     "window": Limit(WINDOW, "steps", "single steps are too noisy: they are means over a few prompts"),
     "format_rise": Limit(0.1, "reward", "what a completion gets for any of the tags"),
     "flat_accuracy": Limit(0.05, "reward", "a standard error of the difference of two windows, at 4 prompts a step"),
     "kl": Limit(0.5, "nats per token", "a token is then 1.6 times as likely as under the reference, on average"),
-    "entropy": Limit(0.25, "of the start", "the completions of a group are then nearly the same"),
+    "entropy": Limit(0.25, "of the first 5 steps", "the completions of a group are then nearly the same"),
     "no_signal": Limit(0.5, "of the groups", "most of the sampling is then for nothing"),
     "length": Limit(1.5, "times the start", "half as long again, and no better"),
     "truncated": Limit(0.2, "of the completions", "a fifth of the answers are then lost"),
@@ -93,10 +93,10 @@ def _kl(log: History) -> str | None:
 
 
 def _entropy(log: History) -> str | None:
-    ends = log.change("entropy")
-    if ends and log.now("reward") is not None and ends[1] < limit("entropy") * ends[0]:
-        return f"the entropy of a token went from {ends[0]:.3f} to {ends[1]:.3f} nats"
-    return None
+    start, now = _average(log.rows[:FIRST], "entropy"), log.now("entropy")
+    if start is None or now is None or log.now("reward") is None or now >= limit("entropy") * start:
+        return None
+    return f"the entropy of a token went from {start:.3f} to {now:.3f} nats"
 
 
 def _no_signal(log: History) -> str | None:

@@ -76,6 +76,15 @@ def test_groups_without_a_difference_in_reward_end_a_training_early(encoded, ill
     assert "100% of the groups have equal rewards" in capsys.readouterr().out
 
 
+def test_the_entropy_of_full_weights_collapses_at_a_large_learning_rate(encoded, ill, capsys):
+    from rarl.training.rl import train_rl
+
+    ill.train.trainable, ill.train.stop_when, ill.rl.beta, ill.rl.learning_rate_full = "full", ["entropy"], 0.0, 0.03
+    metrics = train_rl("grpo", ill)
+    assert metrics["steps"] < metrics["planned_steps"]
+    assert f"The entropy collapses (step {metrics['steps']}, entropy)" in capsys.readouterr().out
+
+
 def test_the_rules_are_in_the_key_only_where_they_can_change_the_weights(encoded, params, monkeypatch):
     from rarl.training import run
 

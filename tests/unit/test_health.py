@@ -25,6 +25,11 @@ ILL = {
         "rl.prompts_per_step=1 rl.micro_prompts=1 rl.max_steps=50 train.dev_samples=20 train.eval_steps=40",
         {"length", "truncated", "no_signal"},
     ),
+    "grpo_ill_format": (
+        "grpo.rewards.format=10 grpo.rewards.accuracy=0.001 grpo.rewards.length=0 rl.prompts_per_step=1 "
+        "rl.micro_prompts=1 rl.group_size=6 rl.max_steps=48 train.dev_samples=4 train.eval_steps=1000",
+        {"format_only"},
+    ),
     "sft_ill_rate": ("sft.learning_rate=0.06 sft.epochs=3", {"learning_rate"}),
 }
 
