@@ -23,15 +23,17 @@ FIRST = 5
 LIMITS = {
     "window": Limit(WINDOW, "steps", "single steps are too noisy: they are means over a few prompts"),
     "format_rise": Limit(0.1, "reward", "what a completion gets for any of the tags"),
-    "flat_accuracy": Limit(0.05, "reward", "a standard error of the difference of two windows, at 4 prompts a step"),
+    "flat_accuracy": Limit(
+        0.05, "reward or share", "about a standard error of a window of 4 prompts a step, or of 100 rows"
+    ),
     "kl": Limit(0.5, "nats per token", "a token is then 1.6 times as likely as under the reference, on average"),
     "entropy": Limit(0.25, "of the first 5 steps", "the completions of a group are then nearly the same"),
     "no_signal": Limit(0.5, "of the groups", "most of the sampling is then for nothing"),
     "length": Limit(1.5, "times the start", "half as long again, and no better"),
     "truncated": Limit(0.2, "of the completions", "a fifth of the answers are then lost"),
     "worse": Limit(1.5, "times the first 5 steps", "training is to make the loss smaller, and the reward larger"),
-    "spike": Limit(3.0, "times the median", "batches alone make the loss of SFT, or its mean gradient, vary by half"),
-    "dev_fall": Limit(15.0, "points", "over two standard errors of the difference of two scores on 100 rows"),
+    "spike": Limit(3.0, "times the median", "batches alone make the mean gradient of SFT twice its median"),
+    "dev_fall": Limit(0.15, "share", "over two standard errors of the difference of two scores of 100 rows"),
 }
 
 
@@ -61,18 +63,26 @@ class History(NamedTuple):
         ends = _average(self.rows[:WINDOW], name), self.now(name)
         return None if None in ends else ends
 
-    def flat_accuracy(self) -> str | None:
-        """The accuracy at the start and now, if it has not risen; None also in the first half of the steps.
+    def dev_scores(self) -> list[float]:
+        """Scores of the development split so far, as shares."""
+        return [row["dev_score"] / 100 for row in self.rows if row.get("dev_score") is not None]
 
-        Until then a healthy training may learn the format only. The latest development score counts as the accuracy
-        where it is higher than the accuracy reward: sampled rewards are noisier, and lower, than greedy answers.
+    def flat_accuracy(self) -> str | None:
+        """What says that accuracy has not risen; None if it has, or if it is too early to tell.
+
+        In the first half of the steps a healthy training may learn the format only. The rewards of a window are noisy,
+        so a development score, which is of the same rows each time, can show a rise: over the first score, or over the
+        accuracy reward at the start. Where there are scores, at least two are waited for.
         """
         ends = self.change("reward_accuracy")
         if ends is None or 2 * self.rows[-1]["step"] < self.steps or ends[1] - ends[0] >= limit("flat_accuracy"):
             return None
-        scores = (row["dev_score"] / 100 for row in reversed(self.rows) if row.get("dev_score") is not None)
-        start, now = ends[0], max(ends[1], next(scores, 0))
-        return f"accuracy went from {start:.2f} to {now:.2f}" if now - start < limit("flat_accuracy") else None
+        text, scores = f"accuracy from {ends[0]:.2f} to {ends[1]:.2f}", self.dev_scores()
+        if scores:
+            if len(scores) < 2 or scores[-1] - min(scores[0], ends[0]) >= limit("flat_accuracy"):
+                return None
+            text += f", the development score from {scores[0]:.1%} to {scores[-1]:.1%}"
+        return text
 
 
 def _average(rows: list[dict], name: str, average: Callable = fmean) -> float | None:
@@ -81,9 +91,9 @@ def _average(rows: list[dict], name: str, average: Callable = fmean) -> float | 
 
 
 def _format_only(log: History) -> str | None:
-    ends, flat = log.change("reward_format"), log.flat_accuracy()
-    if ends and flat and ends[1] - ends[0] >= limit("format_rise"):
-        return f"the format reward went from {ends[0]:.2f} to {ends[1]:.2f}, but {flat}"
+    ends = log.change("reward_format")
+    if ends and ends[1] - ends[0] >= limit("format_rise") and (flat := log.flat_accuracy()):
+        return f"the format reward went from {ends[0]:.2f} to {ends[1]:.2f}, {flat}"
     return None
 
 
@@ -105,9 +115,9 @@ def _no_signal(log: History) -> str | None:
 
 
 def _length(log: History) -> str | None:
-    ends, flat = log.change("completion_length"), log.flat_accuracy()
-    if ends and flat and ends[1] >= limit("length") * ends[0]:
-        return f"completions went from {ends[0]:.0f} to {ends[1]:.0f} tokens, but {flat}"
+    ends = log.change("completion_length")
+    if ends and ends[1] >= limit("length") * ends[0] and (flat := log.flat_accuracy()):
+        return f"completions went from {ends[0]:.0f} to {ends[1]:.0f} tokens, {flat}"
     return None
 
 
@@ -130,9 +140,6 @@ def _worse(log: History, name: str) -> str | None:
 
 
 def _spikes(log: History) -> str | None:
-    loss, usual = log.rows[-1].get("loss"), log.now("loss", median)
-    if loss and usual and loss > limit("spike") * usual:
-        return f"the loss went from {usual:.2f} to {loss:.2f} in one step"
     mean, usual = log.now("grad_norm"), log.now("grad_norm", median)
     if mean and usual and mean > limit("spike") * usual:
         return f"the gradient's norm has spikes: mean {mean:.2g}, median {usual:.2g}"
@@ -142,9 +149,9 @@ def _spikes(log: History) -> str | None:
 def _dev_fall(log: History) -> str | None:
     if log.rows[-1].get("dev_score") is None:
         return None
-    *earlier, before, last = [0, 0, *(row["dev_score"] for row in log.rows if row.get("dev_score") is not None)]
+    *earlier, before, last = [0, 0, *log.dev_scores()]
     if max(earlier) - max(before, last) >= limit("dev_fall"):
-        return f"the development score went from {max(earlier):g} to {before:g} and {last:g} %"
+        return f"the development score went from {max(earlier):.1%} to {before:.1%} and {last:.1%}"
     return None
 
 

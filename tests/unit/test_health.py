@@ -69,13 +69,30 @@ def test_a_mean_above_its_limit(rule, rows):
 
 @pytest.mark.parametrize("rise", below_and_above("format_rise"))
 @pytest.mark.parametrize("gain", below_and_above("flat_accuracy"))
-@pytest.mark.parametrize("dev", [None, 46, 60])
-def test_format_alone(rise, gain, dev):
-    """A development score above the accuracy at the start is a gain, too."""
-    rows = log(reward_format=grows(0.5, 0.5 + rise), reward_accuracy=grows(0.45, 0.45 + gain), reward=1.0)
-    rows[59]["dev_score"] = dev
-    alone = rise > limit("format_rise") and gain < limit("flat_accuracy") and dev != 60
+def test_format_alone(rise, gain):
+    rows = log(reward_format=grows(0.5, 0.5 + rise, at=70), reward_accuracy=grows(0.45, 0.45 + gain), reward=1.0)
+    alone = rise > limit("format_rise") and gain < limit("flat_accuracy")
     assert found(rows) == ({"format_only"} if alone else set())
+
+
+@pytest.mark.parametrize(
+    "scores, step",
+    [
+        ((40, 40, 40), 60),
+        ((40, 44.9, 40), 60),
+        ((40, 45.1, 40), 90),
+        ((48, 49.9, 49.9), 60),
+        ((48, 50.1, 50.1), None),
+        ((40, None, 40), 90),
+        ((None, None, None), 50),
+    ],
+)
+def test_a_development_score_can_show_a_rise_that_rewards_do_not(scores, step):
+    """Accuracy is 0.45 at the start; scores are of steps 30, 60 and 90. One score alone tells nothing."""
+    rows = log(reward_format=grows(0.5, 0.9, at=20), reward_accuracy=0.45, reward=1.0)
+    for row, score in zip(rows[29::30], scores):
+        row["dev_score"] = score
+    assert [x.step for x in review(rows, 100) if x.rule == "format_only"] == ([step] if step else [])
 
 
 def test_format_may_come_first_in_half_of_the_steps():
@@ -109,12 +126,10 @@ def test_training_makes_worse_what_it_optimizes():
     assert found(log(reward=grows(1, 1 / above, at=FIRST), loss=0.0)) == rule
 
 
-def test_spikes_of_sft_and_lone_ones_of_rl():
-    below, above = below_and_above("spike")
-    assert found(log(loss=lambda step: below if step == 60 else 1.0)) == set()
-    (spike,) = review(log(loss=lambda step: above if step == 60 else 1.0), 100)
-    assert (spike.rule, spike.step) == ("learning_rate", 60)
-    gradients = lambda height: lambda step: height if step % 10 == 0 else 1.0  # noqa: E731
+def test_gradients_of_sft_have_spikes_and_those_of_rl_may():
+    def gradients(height):
+        return lambda step: height if step % 10 == 0 else 1.0
+
     assert found(log(loss=1.0, grad_norm=gradients(20))) == set()
     assert found(log(loss=1.0, grad_norm=gradients(22))) == {"learning_rate"}
     assert found(log(loss=1.0, grad_norm=gradients(22), reward=1.0)) == set()
@@ -123,7 +138,7 @@ def test_spikes_of_sft_and_lone_ones_of_rl():
 @pytest.mark.parametrize(
     "scores, ill",
     [
-        ((60, 45, 45), True),
+        ((60, 44.9, 44.9), True),
         ((60, 46, 40), False),
         ((60, 30), False),
         ((60, 30, 55), False),
