@@ -264,7 +264,6 @@ def costs(params: Params) -> list[dict]:
     They come from the parameters, not from the files in `metrics/cost/`, so that the page is the same on every
     machine. A row has the `names` of its cost files (`rarl/cost.py`): the sum of their times and the largest memory.
     """
-    of_models = {name: [f"{name}_{model}" for model in params.models] for name in ("score", *params.judges)}
     rows = [(stage, "", [stage]) for stage in ("tidy", "check", "phantom", "curate")]
     rows.append(("benchmark", "", [f"benchmark_{name}" for name in params.benchmarks]))
     rows += [(stage, "", [stage]) for stage in ("audit", "truth", "base")]
@@ -272,8 +271,8 @@ def costs(params: Params) -> list[dict]:
     rows += [(method, "", [method]) for method in METHODS]
     rows += [("rival", model, [f"rival_{model}"]) for model in params.models if model in params.rival]
     rows += [("infer", model, [f"infer_{model}"]) for model in params.models]
-    rows += [("judge", judge, [f"judge_{name}" for name in of_models[judge]]) for judge in params.judges]
-    rows += [("score", "", of_models["score"]), ("report", "", ["report"])]
+    rows += [(stage, "", [f"{stage}_{model}" for model in params.models]) for stage in ("judge", "score")]
+    rows += [("report", "", ["report"])]
     return [{"stage": stage, "item": item, "names": names} for stage, item, names in rows if names]
 
 

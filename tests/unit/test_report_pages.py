@@ -104,7 +104,7 @@ def test_times_and_memory_are_of_the_stages_that_the_parameters_name(inside):
     run, html = inside
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     rivals = [model for model in run.params.models if model in run.params.rival]
-    lists = {"set": run.params.benchmarks, "model": run.params.models, "judge": run.params.judges, "rival": rivals}
+    lists = {"set": run.params.benchmarks, "model": run.params.models, "rival": rivals}
     expected = set()
     for stage in stages.values():
         if not stage.get("frozen"):
