@@ -444,11 +444,14 @@ def compute_device(params: Params) -> str:
     return "cuda" if params.model.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _context(folder: str | Path, params: Params) -> tuple[PreTrainedConfig | None, str, float]:
+def _context(folder: str | Path, params: Params, method: str) -> tuple[PreTrainedConfig | None, str, float]:
     """Return the base's configuration (None if it cannot be read, which loading explains), the device, its GB."""
     pointer = read_json(Path(folder) / "base.json")
     device = compute_device(params)
-    return configuration(pointer["source"], pointer["revision"]), device, available(device)
+    have = available(device)
+    if params.rl.vllm == "colocate" and method != "sft" and device == "cuda":
+        have -= params.rl.vllm_memory * torch.cuda.mem_get_info()[1] / GB
+    return configuration(pointer["source"], pointer["revision"]), device, have
 
 
 def configuration(source: str, revision: str | None) -> PreTrainedConfig | None:
@@ -475,13 +478,13 @@ def recomputes(folder: str | Path, params: Params, method: str) -> bool:
     """Whether to use gradient checkpointing; `auto` uses it where the plan without it does not fit."""
     if params.train.gradient_checkpointing != "auto":
         return params.train.gradient_checkpointing
-    config, device, have = _context(folder, params)
+    config, device, have = _context(folder, params, method)
     return config is not None and estimate(config, params, method, device).total > have
 
 
 def log_plan(folder: str | Path, params: Params, method: str) -> str:
     """Return a run's plan and what to change if it does not fit; empty if the base's configuration cannot be read."""
-    config, device, have = _context(folder, params)
+    config, device, have = _context(folder, params, method)
     if config is None:
         return ""
     params = params.model_copy(deep=True)

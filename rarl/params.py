@@ -285,6 +285,13 @@ class Rl(Block):
     """In tokens. Ours; the paper profile has 512 (R1-V, MedVLM-R1, TRL)."""
     warmup_ratio: Part = 0.05
     """Ours."""
+    vllm: Literal["colocate", "server"] | None = None
+    """Sample the rollouts with vLLM (docs/engines.md): `colocate` on the training's GPUs, `server` on other GPUs; null
+    for our own sampling, which runs a prompt once per group."""
+    vllm_memory: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """`colocate`: share of a GPU's memory for vLLM's weights and KV cache. Ours: TRL's default."""
+    vllm_url: Address = "http://localhost:8000"
+    """`server`: its address, on this machine or in a private network, because it receives the training images."""
 
     def _faults(self):
         if self.max_steps * self.prompts_per_step > 10**6:

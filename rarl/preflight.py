@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
+from rarl.chat.remote import is_private
 from rarl.errors import UserError, no_cuda, warn
 from rarl.launch import check_config
 from rarl.models.base_files import (
@@ -32,6 +33,7 @@ from rarl.params import Params
 from rarl.pinning import applies, unportable
 from rarl.records import write_json
 from rarl.registry import DATA_SETS
+from rarl.training.vllm import check_server
 
 PHANTOM = Path("data/phantom")
 #: Free memory and disk in GB that a run needs, estimated generously: (memory, disk).
@@ -44,6 +46,9 @@ LANGUAGE_LAYERS = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up",
 MINILM_LAYERS = 6
 #: Tokens of chat template, prompt and question, about.
 PROMPT_TOKENS = 200
+#: Rows of a decoding step up to which a GPU waits for the weights, whatever computes the step: the operations per byte
+#: of memory traffic of an A100 in bfloat16 (312 TFLOP/s, 2.0 TB/s). An H100 has 295.
+MEMORY_BOUND_ROWS = 150
 #: Set to `ignore`, this environment variable turns too little memory or disk into a warning.
 RESOURCES = "RARL_RESOURCES"
 
@@ -58,6 +63,7 @@ def check(params: Params) -> None:
     check_judges(params)
     check_rivals(params)
     device = check_device(params)
+    check_vllm(params, device)
     click.echo(f"  machine   {check_resources(params, device)}")
     check_portable(params)
     check_site_cache(params)
@@ -298,6 +304,35 @@ def check_cuda(params: Params) -> None:
         expected = "a C compiler and Python's headers, with which Triton builds the trainers' kernels"
         fix = "install them (Debian, Ubuntu: build-essential and python3-dev), or set model.device to cpu"
         raise UserError("model.device", found, expected, fix)
+
+
+def check_vllm(params: Params, device: str) -> None:
+    """Look for what `rl.vllm` needs, and print whether it is likely to pay."""
+    rl, quantization = params.rl, params.model.quantization
+    if rl.vllm is None:
+        return
+    where, fix = f"rl.vllm = {rl.vllm}", "set rl.vllm to null: our own sampling runs a prompt once per group"
+    if device == "cpu":
+        raise UserError(where, f"model.device = {params.model.device}, without a GPU", "GPUs, as TRL needs them", fix)
+    if quantization:
+        found = f"model.quantization = {quantization}: in 4 bits, a merged adapter is another policy"
+        raise UserError(where, found, "a base that is not quantized", fix)
+    if importlib.util.find_spec("vllm") is None:
+        expected = "vLLM beside TRL, for a server too"
+        raise UserError(where, "the package vllm is not installed", expected, f"`pip install 'trl[vllm]'`, or {fix}")
+    if rl.vllm == "server":
+        if not is_private(rl.vllm_url):
+            expected = "this machine or a private network, because it receives the training images"
+            raise UserError(f"rl.vllm_url = {rl.vllm_url}", "a public address", expected, "correct it")
+        check_server(rl.vllm_url)
+    rows = rl.prompts_per_step * rl.group_size // params.accelerate.processes
+    click.echo(f"  vLLM      {rl.vllm}, {rows} completions at once")
+    if rows < MEMORY_BOUND_ROWS:
+        warn(
+            f"below about {MEMORY_BOUND_ROWS} completions at once, a token takes the time to read the weights, in "
+            "vLLM and here; vLLM also copies all weights and encodes all images in each step. Without rl.vllm, "
+            "training is probably faster (docs/engines.md)"
+        )
 
 
 def check_encoder(params: Params) -> None:

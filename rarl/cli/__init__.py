@@ -56,6 +56,7 @@ main = Commands(
         "compare": ("rarl.cli.compare", "Compare experiments: scores, intervals, paired tests."),
         "ask": ("rarl.cli.ask", "Ask a model a question about an image."),
         "merge": ("rarl.cli.merge", "Merge an adapter into its base."),
+        "serve": ("rarl.cli.serve", "Serve the base and its adapters with vLLM."),
         "publish": ("rarl.cli.publish", "Push a model and its card to the Hugging Face Hub."),
         "rate": ("rarl.cli.rate", "Rate the models' answers in the browser."),
         "study": ("rarl.cli.study", "Studies of the rewards, the judges and the intervals."),

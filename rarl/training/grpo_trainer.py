@@ -48,6 +48,8 @@ class SharedPrefixMixin:
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
         """Sample a completion for each row. Arguments and result are TRL's: lists of token ids, end token included."""
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         options = self._unsupported_in_generation(multimodal_fields, kwargs)
         network = self.accelerator.unwrap_model(self.model_wrapped)
         if self._unsupported("generation", network, min(map(len, prompt_ids)), options):
@@ -71,7 +73,7 @@ class SharedPrefixMixin:
                 model.train(training)
 
     def _unsupported_in_generation(self, fields: dict, kwargs: dict) -> list[str]:
-        options = ["vLLM"] if self.use_vllm else unsupported_settings(self.generation_kwargs)
+        options = unsupported_settings(self.generation_kwargs)
         options += fields.keys() - {*IMAGE_INPUTS, *TOKEN_INPUTS}
         options += [name for name, value in kwargs.items() if value]
         if self.use_transformers_continuous_batching:

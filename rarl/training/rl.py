@@ -4,13 +4,16 @@ Plain GRPO and RARL differ in rewards and prompts only (`params.grpo`, `params.r
 """
 
 import math
+import os
 from pathlib import Path
 
 from trl import GRPOConfig, GRPOTrainer
 
+from rarl.hub_layout import link_base
 from rarl.models.features import FeatureStore
 from rarl.models.generation import vision_tokens
 from rarl.models.loading import Loaded, choose_device
+from rarl.models.patching import without_peft
 from rarl.models.quantization import Float32AdapterMixin
 from rarl.params import Method, Params, Rl
 from rarl.rewards import reward_functions
@@ -19,6 +22,7 @@ from rarl.training.checkpoints import FiniteLossMixin
 from rarl.training.data import choose, schedule, user_message, with_images
 from rarl.training.grpo_trainer import SharedPrefixMixin
 from rarl.training.run import FEATURES, Run
+from rarl.training.vllm import check_server, sampling_arguments
 
 
 class Trainer(Float32AdapterMixin, FiniteLossMixin, SharedPrefixMixin, GRPOTrainer):
@@ -74,15 +78,15 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     loaded = run.load()
     batch = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")
     batch["per_device_train_batch_size"] *= rl.group_size
-    sampling = {"num_generations": rl.group_size, "temperature": rl.temperature, "top_p": rl.top_p, "top_k": 0}
+    if rl.vllm:
+        prepare_vllm(run, loaded)
+    sampling = sampling_arguments(rl, vision_tokens(loaded.processor))
     config = GRPOConfig(
         **run.common_arguments() | batch | loss_arguments(rl) | sampling,
         max_steps=rl.max_steps if rl.max_steps > 0 else batches * rl.num_iterations,
         learning_rate=run.learning_rate(rl),
         warmup_steps=rl.warmup_ratio,
         reward_weights=weights,
-        max_completion_length=rl.max_completion_length,
-        generation_kwargs={"suppress_tokens": vision_tokens(loaded.processor)},
         model_init_kwargs={"revision": run.pointer["revision"]} if params.train.trainable == "full" else None,
         shuffle_dataset=False,
         log_completions=False,
@@ -122,6 +126,17 @@ def loss_arguments(rl: Rl) -> dict:
         "epsilon_high": rl.epsilon_high or cispo_high,
         "use_bias_correction_kl": False,
     }
+
+
+def prepare_vllm(run: Run, loaded: Loaded) -> None:
+    """Look for the server, or write the folder that vLLM loads: TRL takes its path from the model."""
+    rl = run.params.rl
+    if rl.vllm == "server":
+        check_server(rl.vllm_url)
+        return
+    folder = run.folder / f"vllm-{os.environ.get('RANK', 0)}"
+    link_base(loaded.processor, run.pointer, run.params.model.dtype, folder)
+    without_peft(loaded.model).name_or_path = str(folder)
 
 
 def announce(name: str, method: Method, samples: list) -> None:

@@ -1,9 +1,12 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
+import threading
+from contextlib import contextmanager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from rarl.errors import UserError
 from rarl.models.families import FAMILIES
 from rarl.params import load_params
 from rarl.profiles import apply, put, round_trip
+from rarl.training.vllm import check_server
 from stages.check import main as check_stage
 from stages.tidy import main as tidy_stage
 
@@ -469,3 +473,79 @@ def test_a_gpu_must_be_one_a_process_and_have_a_compiler(project, monkeypatch):
     monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
     code, said = run(model__device="cuda")
     assert code == 1 and "no C compiler" in said and "build-essential and python3-dev" in said
+
+
+def test_vllm_needs_a_gpu(project):
+    code, said = run(rl__vllm="colocate")
+    assert code == 1 and "rl.vllm = colocate" in said and "without a GPU" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "installed", "found"),
+    [
+        ({"model.quantization": "nf4"}, True, "model.quantization = nf4"),
+        ({}, False, "the package vllm is not installed"),
+        ({"rl.vllm": "server", "rl.vllm_url": "https://vllm.example.org"}, True, "a public address"),
+        ({"rl.vllm": "server", "rl.vllm_url": "http://127.0.0.1:9"}, True, "no vLLM server"),
+    ],
+)
+def test_what_vllm_cannot_do_is_refused(monkeypatch, changes, installed, found):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: installed or None)
+    with pytest.raises(UserError, match=re.escape(found)):
+        preflight.check_vllm(with_vllm(**changes), "cuda")
+
+
+def with_vllm(**changes):
+    params = load_params(ROOT / "params.yaml")
+    for key, value in {"rl.vllm": "colocate", **changes}.items():
+        block, _, name = key.partition(".")
+        setattr(getattr(params, block), name, value)
+    return params
+
+
+@pytest.mark.parametrize(("prompts", "warned"), [(4, True), (32, False)])
+def test_check_says_when_vllm_pays(monkeypatch, capsys, prompts, warned):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: True)
+    preflight.check_vllm(with_vllm(**{"rl.prompts_per_step": prompts}), "cuda")
+    said = capsys.readouterr().out
+    assert f"{8 * prompts} completions at once" in said and ("probably faster" in said) is warned
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        (
+            {"weight_transfer_config": {"backend": "nccl"}, "model_config": {"logprobs_mode": "processed_logprobs"}},
+            None,
+        ),
+        (
+            {"weight_transfer_config": None, "model_config": {"logprobs_mode": "raw_logprobs"}},
+            "weight transfer: False",
+        ),
+        (None, "HTTP 404 at /server_info"),
+    ],
+)
+def test_a_server_for_rollouts_has_trls_settings(config, found):
+    with server_info(config) as url:
+        expected = pytest.raises(UserError, match=found) if found else nullcontext()
+        with expected:
+            check_server(url)
+
+
+@contextmanager
+def server_info(config):
+    """A server whose `/server_info` is vLLM's; 404 if `config` is None."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(404 if config is None else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"vllm_config": config}).encode())
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -33,6 +33,8 @@ PLUMBING = {
     # Warnings. They can change weights only with `train.stop_when`, and then a training's key has this file's code.
     "rarl/health.py",
     "rarl/rehearsal/bases.py",
+    # The folder that vLLM loads, whose weights the training's replace.
+    "rarl/hub_layout.py",
     *CUDA_ONLY,
 }
 #: Folders whose modules are imported by their names in the registry.
