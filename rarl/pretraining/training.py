@@ -516,6 +516,7 @@ def save_base(model, processor, folder) -> None:
     del half["lm_head.weight"]  # tied to the embeddings
     model.save_pretrained(folder, state_dict=half)
     processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # in a file of its own, from which vLLM reads those of videos too
 
 
 def make_base(folder: Path, seed: int, metrics: Path) -> None:

@@ -49,6 +49,8 @@ class SharedPrefixMixin:
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
         """Sample a completion for each row. Arguments and result are TRL's: lists of token ids, end token included."""
         if self.use_vllm:
+            if self.vllm_mode == "colocate" and images:
+                prompt_ids = [one_placeholder(ids, self.processing_class.image_token_id) for ids in prompt_ids]
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         options = self._unsupported_in_generation(multimodal_fields, kwargs)
         network = self.accelerator.unwrap_model(self.model_wrapped)
@@ -162,6 +164,17 @@ def unpack(
     prompts = [ids[here] for ids, here in zip(input_ids[:, :start], real[:, :start])]
     completions = [ids[here] for ids, here in zip(input_ids[:, start:], real[:, start:])]
     return prompts, completions, real[:, start:]
+
+
+def one_placeholder(ids: list[int], token: int) -> list[int]:
+    """A prompt with one placeholder per image: vLLM repeats it itself, and TRL 1.16 does not undo the processor's.
+
+    https://github.com/huggingface/trl/issues/6294
+
+    >>> one_placeholder([1, 9, 9, 9, 2, 9, 9, 3], 9)
+    [1, 9, 2, 9, 3]
+    """
+    return [id for id, before in zip(ids, [None, *ids]) if id != token or before != token]
 
 
 def chunks(prefixes: list[Prefix], rows: int) -> Iterator[list[Prefix]]:

@@ -1,15 +1,27 @@
 """vLLM: rollouts through TRL with a stand-in for the engine, and the real server where RARL_VLLM names its program."""
 
 import copy
+import os
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import torch
 from one_step import first_batch
 from trl.trainer import grpo_trainer
 
+from rarl import predictions, rivals
+from rarl.cli.serve import arguments
+from rarl.model_folder import merge
+from rarl.models.base_files import base_pointer
 from rarl.models.loading import load
-from rarl.records import read_json
+from rarl.params import Rival, load_params
+from rarl.pretraining.training import save_base
+from rarl.records import Prediction, predictions_file, read_json, read_records, write_json
 from rarl.training.rl import prepare, train_rl
 
 
@@ -73,3 +85,87 @@ def test_a_run_with_vllm_ends_with_an_adapter(engine):
     assert metrics["steps"] == engine.rl.max_steps
     assert load("data/models/grpo", engine.model)
     assert "vllm" not in Path("data/models/grpo/adapter_config.json").read_text()
+
+
+def test_the_shipped_base_has_the_image_settings_in_the_file_that_vllm_needs(repository, random_base, tmp_path):
+    """Stock processors of the Qwens read the settings of videos from it."""
+    save_base(*random_base[1:], tmp_path)
+    for folder in (repository / "data/base", tmp_path):
+        settings = read_json(folder / "preprocessor_config.json")
+        assert settings == read_json(folder / "processor_config.json")["image_processor"]
+        assert settings["image_processor_type"] == "Qwen2VLImageProcessor"
+
+
+PROGRAM = os.environ.get("RARL_VLLM")
+real = pytest.mark.skipif(PROGRAM is None, reason="RARL_VLLM does not name the program of vLLM (tests/vllm_env.sh)")
+PORT = 8931
+
+
+@contextmanager
+def running(command, **environment):
+    """A server, from when it answers until the block ends; its log is `server.log`."""
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": "", **environment}
+    command = [*command, "--port", str(PORT), "--enforce-eager", "--max-model-len", "1024"]
+    with open("server.log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **settings})
+        try:
+            while True:
+                assert process.poll() is None, Path("server.log").read_text(encoding="utf-8")[-4000:]
+                with suppress(OSError), urlopen(f"http://127.0.0.1:{PORT}/health"):
+                    break
+                time.sleep(1)
+            yield f"http://127.0.0.1:{PORT}"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture
+def default(repository, tmp_path, monkeypatch):
+    """Parameters and data of the default run, its base, and the adapter that is a rival of it."""
+    if not (repository / "data/curated").is_dir():
+        pytest.skip("needs the default's questions: `dvc repro curate`")
+    for name in ("base", "curated", "phantom", "rivals"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(repository / "data" / name)
+    shutil.copyfile(repository / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    params = load_params()
+    params.models, params.benchmarks, params.modes = ["base", "seed_11"], [], ["reasoning"]
+    write_json("data/models/base/base.json", base_pointer(params.base))
+    rivals.write_folder("seed_11", params.rival["seed_11"], Path("data/models/seed_11"))
+    return params
+
+
+def asked(params, url, model):
+    """Completions of a model at a server, as a rival, and of the same weights here."""
+    rival = Rival(label="vLLM", base_url=f"{url}/v1", model=model, timeout_s=600)
+    params = params.model_copy(update={"rival": {"vllm": rival}})
+    rivals.write_folder("vllm", rival, Path("data/models/vllm"))
+    found = []
+    for name in (model if Path("data/models", model).is_dir() else "seed_11", "vllm"):
+        started = time.perf_counter()
+        predictions.infer(name, params)
+        file = predictions_file(name, "reasoning", "silvar_med")
+        found.append([one.completion for one in read_records(file, Prediction)])
+        print(f"{name}: {len(found[-1]) / (time.perf_counter() - started):.0f} questions a second")
+    return found
+
+
+@real
+def test_greedy_texts_of_the_base_and_an_adapter_at_a_server_are_ours(default):
+    command = [PROGRAM, *arguments(("base", "seed_11"), default)]
+    with running(command) as url:
+        for model in ("base", "seed_11"):
+            ours, served = asked(default, url, model)
+            assert len(ours) == 150 and served == ours
+
+
+@real
+@pytest.mark.parametrize("folder", ["data/base", "merged"])
+def test_shipped_and_merged_folders_serve_as_they_are(default, folder):
+    if folder == "merged":
+        merge("seed_11", Path("merged"), default)
+    with running([PROGRAM, "serve", folder, "--served-model-name", Path(folder).name]) as url:
+        ours, served = asked(default, url, Path(folder).name)
+        assert served == ours
