@@ -142,6 +142,7 @@ def check_base(params: Params) -> str:
     check_text_files(where, folder, config)
     family = FAMILIES[config["model_type"]]
     check_wrapped_layer(params, family)
+    check_vllm_family(params, family)
     check_adapter(params, config, _layers(folder, family.vision, where, fix))
     check_context(params, config)
     check_quantization(params)
@@ -155,6 +156,7 @@ def _check_hub_base(params: Params) -> str:
     config = cached_config(source, revision)
     if config:
         check_wrapped_layer(params, FAMILIES[config["model_type"]])
+        check_vllm_family(params, FAMILIES[config["model_type"]])
     check_adapter(params, config, LANGUAGE_LAYERS)
     check_context(params, config)
     check_quantization(params)
@@ -304,6 +306,13 @@ def check_cuda(params: Params) -> None:
         expected = "a C compiler and Python's headers, with which Triton builds the trainers' kernels"
         fix = "install them (Debian, Ubuntu: build-essential and python3-dev), or set model.device to cpu"
         raise UserError("model.device", found, expected, fix)
+
+
+def check_vllm_family(params: Params, family: Family) -> None:
+    """Refuse rollouts by vLLM for other families than the Qwens (https://github.com/huggingface/trl/issues/6294)."""
+    if params.rl.vllm and not family.grid:
+        expected = "a Qwen: of others, TRL 1.16 gives vLLM prompts that contain an image's tokens twice"
+        raise UserError(f"rl.vllm = {params.rl.vllm}", f"a base of {family.name}", expected, "set rl.vllm to null")
 
 
 def check_vllm(params: Params, device: str) -> None:

@@ -16,6 +16,8 @@ from rarl.params import Params, load_params
 from rarl.records import read_json
 
 FOLDER = Path(".cache/vllm")
+#: Values of vLLM's `--max-lora-rank`.
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 #: What TRL's trainer expects of a server (`trl/scripts/vllm_serve.py`).
 ROLLOUTS = ["--weight-transfer-config", '{"backend": "nccl"}', "--logprobs-mode", "processed_logprobs"]
 ROLLOUTS += ["--max-logprobs", "-1", "--enable-scale-out"]
@@ -68,9 +70,11 @@ def arguments(names: tuple[str, ...], params: Params) -> list[str]:
     pointer, model = pointers[names[0]], params.model
     processor = load_processor(pointer["source"], pointer["revision"], model.min_pixels, model.max_pixels)
     link_base(processor, pointer, model.dtype, FOLDER)
-    found = ["serve", str(FOLDER), "--served-model-name", "base", "--generation-config", "vllm"]
+    found = ["serve", str(FOLDER), "--served-model-name", "base", "--dtype", model.dtype]
+    found += ["--generation-config", "vllm"]
     if adapters:
         rank = max(read_json(folder / "adapter_config.json")["r"] for folder in adapters.values())
+        rank = next((most for most in RANKS if most >= rank), rank)
         found += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules"]
         found += [f"{name}={folder}" for name, folder in adapters.items()]
     return found

@@ -21,7 +21,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from rarl.phantom import general, words
 from rarl.pretraining.tiny import build_config, build_processor, train_tokenizer
 from rarl.prompts import render
-from rarl.records import write_json
+from rarl.records import read_json, write_json
 
 THINK_PROMPTS = ("reasoning", "explanation", "short", "open")
 #: How often a thinking prompt is answered in the full format, with the think part only, or with the bare answer: the
@@ -511,12 +511,14 @@ def by_task(rows, values) -> dict:
 
 
 def save_base(model, processor, folder) -> None:
-    """Write weights (fp16), tokenizer and processor in the hub's layout."""
+    """Write weights (fp16), tokenizer and processor in the hub's layout, for stock classes."""
     half = {name: value.to(torch.float16) for name, value in model.state_dict().items()}
     del half["lm_head.weight"]  # tied to the embeddings
     model.save_pretrained(folder, state_dict=half)
     processor.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)  # in a file of its own, from which vLLM reads those of videos too
+    processor.image_processor.save_pretrained(folder)  # also in a file of its own, for vLLM
+    settings = Path(folder) / "processor_config.json"
+    write_json(settings, read_json(settings) | {"processor_class": "Qwen2VLProcessor"})
 
 
 def make_base(folder: Path, seed: int, metrics: Path) -> None:

@@ -92,7 +92,8 @@ def test_the_shipped_base_has_the_image_settings_in_the_file_that_vllm_needs(rep
     save_base(*random_base[1:], tmp_path)
     for folder in (repository / "data/base", tmp_path):
         settings = read_json(folder / "preprocessor_config.json")
-        assert settings == read_json(folder / "processor_config.json")["image_processor"]
+        config = read_json(folder / "processor_config.json")
+        assert settings == config["image_processor"] and config["processor_class"] == "Qwen2VLProcessor"
         assert settings["image_processor_type"] == "Qwen2VLImageProcessor"
 
 
@@ -166,6 +167,6 @@ def test_greedy_texts_of_the_base_and_an_adapter_at_a_server_are_ours(default):
 def test_shipped_and_merged_folders_serve_as_they_are(default, folder):
     if folder == "merged":
         merge("seed_11", Path("merged"), default)
-    with running([PROGRAM, "serve", folder, "--served-model-name", Path(folder).name]) as url:
+    with running([PROGRAM, "serve", folder, "--served-model-name", Path(folder).name, "--dtype", "float32"]) as url:
         ours, served = asked(default, url, Path(folder).name)
         assert served == ours

@@ -480,6 +480,13 @@ def test_vllm_needs_a_gpu(project):
     assert code == 1 and "rl.vllm = colocate" in said and "without a GPU" in said
 
 
+def test_vllm_samples_with_the_qwens_only(project, tmp_path):
+    folder = base(tmp_path / "other")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3"}))
+    code, said = run(base__source=str(folder), rl__vllm="colocate")
+    assert code == 1 and "a base of Gemma 3" in said
+
+
 @pytest.mark.parametrize(
     ("changes", "installed", "found"),
     [
