@@ -12,10 +12,11 @@ from urllib.request import urlopen
 import pytest
 import torch
 from one_step import first_batch
+from trl.generation import vllm_client, vllm_generation
 from trl.trainer import grpo_trainer
 
 from rarl import predictions, rivals
-from rarl.cli.serve import arguments
+from rarl.cli.serve import ROLLOUTS, arguments
 from rarl.model_folder import merge
 from rarl.models.base_files import base_pointer
 from rarl.models.loading import load
@@ -23,6 +24,7 @@ from rarl.params import Rival, load_params
 from rarl.pretraining.training import save_base
 from rarl.records import Prediction, predictions_file, read_json, read_records, write_json
 from rarl.training.rl import prepare, train_rl
+from rarl.training.vllm import check_server
 
 
 class Engine:
@@ -105,7 +107,7 @@ PORT = 8931
 @contextmanager
 def running(command, **environment):
     """A server, from when it answers until the block ends; its log is `server.log`."""
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": "", **environment}
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "PYTHONPATH": "", **environment}
     command = [*command, "--port", str(PORT), "--enforce-eager", "--max-model-len", "1024"]
     with open("server.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **settings})
@@ -124,9 +126,9 @@ def running(command, **environment):
 @pytest.fixture
 def default(repository, tmp_path, monkeypatch):
     """Parameters and data of the default run, its base, and the adapter that is a rival of it."""
-    if not (repository / "data/curated").is_dir():
-        pytest.skip("needs the default's questions: `dvc repro curate`")
-    for name in ("base", "curated", "phantom", "rivals"):
+    if not (repository / "data/features/training").is_dir():
+        pytest.skip("needs the default's questions and features: `dvc repro encode`")
+    for name in ("base", "curated", "features", "phantom", "rivals"):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).symlink_to(repository / "data" / name)
     shutil.copyfile(repository / "params.yaml", tmp_path / "params.yaml")
@@ -154,12 +156,25 @@ def asked(params, url, model):
 
 
 @real
-def test_greedy_texts_of_the_base_and_an_adapter_at_a_server_are_ours(default):
-    command = [PROGRAM, *arguments(("base", "seed_11"), default)]
-    with running(command) as url:
+def test_a_server_gives_our_greedy_texts_and_log_probabilities(default, monkeypatch):
+    """Of the base and an adapter; and through TRL, for a step of GRPO."""
+    with running([PROGRAM, *arguments(("base", "seed_11"), default), *ROLLOUTS], VLLM_SERVER_DEV_MODE="1") as url:
+        check_server(url)
         for model in ("base", "seed_11"):
             ours, served = asked(default, url, model)
             assert len(ours) == 150 and served == ours
+        # TRL copies weights over NCCL, which needs a GPU. Before the first update they are those of the base.
+        for module in (vllm_client, vllm_generation):
+            monkeypatch.setattr(module, "is_vllm_available", lambda: True)
+        monkeypatch.setattr(vllm_client.VLLMClient, "init_communicator", lambda self, device: None)
+        monkeypatch.setattr(vllm_client.VLLMClient, "update_named_params", lambda self, names, weights: [*weights])
+        default.rl.vllm, default.rl.vllm_url = "server", url
+        batch = first_batch(prepare("grpo", default)[1])
+        mask = batch["completion_mask"].bool()
+        assert len(mask) == 32
+        torch.testing.assert_close(
+            batch["sampling_per_token_logps"][mask], batch["old_per_token_logps"][mask], rtol=0, atol=1e-4
+        )
 
 
 @real
