@@ -11,12 +11,14 @@ from urllib.request import urlopen
 
 import pytest
 import torch
+from click.testing import CliRunner
 from one_step import first_batch
 from trl.generation import vllm_client, vllm_generation
 from trl.trainer import grpo_trainer
 
 from rarl import predictions, rivals
 from rarl.cli.serve import ROLLOUTS, arguments
+from rarl.cli.serve import main as serve
 from rarl.model_folder import merge
 from rarl.models.base_files import base_pointer
 from rarl.models.loading import load
@@ -97,6 +99,28 @@ def test_the_shipped_base_has_the_image_settings_in_the_file_that_vllm_needs(rep
         config = read_json(folder / "processor_config.json")
         assert settings == config["image_processor"] and config["processor_class"] == "Qwen2VLProcessor"
         assert settings["image_processor_type"] == "Qwen2VLImageProcessor"
+
+
+def test_serve_prints_the_command_for_the_base_and_its_adapters(project):
+    adapter, whole = Path("data/models/sft"), Path("data/models/grpo/full")
+    pointer = read_json("data/models/base/base.json")
+    write_json(adapter / "base.json", pointer)
+    write_json(adapter / "adapter_config.json", {"r": 12})
+    (project / "params.yaml").write_bytes((Path(__file__).parents[2] / "params.yaml").read_bytes())
+    said = CliRunner().invoke(serve, ["base", "sft", "--vllm", "/opt/vllm", "--print", "--rollouts"]).output
+    assert said.startswith(
+        "VLLM_SERVER_DEV_MODE=1 /opt/vllm serve .cache/vllm --served-model-name base --dtype float32 "
+    )
+    assert "--max-lora-rank 16 --lora-modules sft=data/models/sft " in said and "--enable-scale-out" in said
+    assert Path(".cache/vllm/model.safetensors").resolve() == Path(pointer["source"], "model.safetensors")
+
+    write_json(whole.with_name("base.json"), pointer)
+    whole.mkdir()
+    write_json("data/models/rarl/base.json", {**pointer, "sha256": "other"})
+    write_json("merged/config.json", {})
+    for name, found in {"grpo": "full weights", "rarl": "a model of", "merged": "vllm serve merged"}.items():
+        assert found in CliRunner().invoke(serve, ["base", name, "--print"]).output
+    assert "no such program" in CliRunner().invoke(serve, ["base", "--vllm", "/not/there"]).output
 
 
 PROGRAM = os.environ.get("RARL_VLLM")
