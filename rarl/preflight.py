@@ -327,8 +327,8 @@ def check_vllm(params: Params, device: str) -> None:
         found = f"model.quantization = {quantization}: in 4 bits, a merged adapter is another policy"
         raise UserError(where, found, "a base that is not quantized", fix)
     if importlib.util.find_spec("vllm") is None:
-        expected = "vLLM beside TRL, for a server too"
-        raise UserError(where, "the package vllm is not installed", expected, f"install it (docs/engines.md), or {fix}")
+        found, expected = "the package vllm is not installed", "vLLM beside TRL, for a server too"
+        raise UserError(where, found, expected, f"install it (docs/engines.md), or {fix}")
     if rl.vllm == "server":
         if not is_private(rl.vllm_url):
             expected = "this machine or a private network, because it receives the training images"
