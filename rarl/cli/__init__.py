@@ -65,6 +65,6 @@ main = Commands(
         "portable": ("rarl.cli.portable", "Compare bits with those of emulated processors."),
     },
     name="rarl",
-    help="Reasoning-aware RL for small medical vision-language models.\n\n"
+    help="Reasoning-aware RL for small medical vision-language models. "
     "`dvc repro` runs the pipeline; these commands do the rest.",
 )
