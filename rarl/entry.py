@@ -6,11 +6,12 @@ import gc
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -19,6 +20,8 @@ from rarl.cost import write_cost
 from rarl.errors import UserError
 from rarl.params import load_params
 from rarl.pinning import pin
+from rarl.status import running
+from rarl.stopping import HOW_TO_GO_ON, Stopped
 
 _ACCESS = "give this user access to it"
 #: System errors that the user can put right: a full disk or quota, a limit, a place without access.
@@ -90,14 +93,18 @@ def stage_main(function):
                     pin(params)
                     if function.__module__ == "__main__" and params.bitsandbytes is None:
                         sys.modules["bitsandbytes"] = None  # PEFT would import it, in seconds
-                result = function(*args, **kwargs)
                 name = Path(sys.modules[function.__module__].__file__).stem
                 items = [Path(value).name for value in kwargs.values() if isinstance(value, str | Path)]
+                with running(name, *items) if function.__module__ == "__main__" else nullcontext():
+                    result = function(*args, **kwargs)
                 write_cost([name, *items], time.perf_counter() - started)
                 return result
+        except Stopped as stopped:
+            click.echo(str(stopped), err=True)
+            sys.exit(stopped.status)
         except KeyboardInterrupt:
-            click.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
-            sys.exit(130)
+            click.echo(f"Stopped. What was finished is kept. {HOW_TO_GO_ON}", err=True)
+            sys.exit(128 + signal.SIGINT)
 
     return wrapped
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from rarl.errors import UserError
 from rarl.params import Params
+from rarl.stopping import run_launcher
 
 #: Set in the processes that this module starts.
 STARTED = "RARL_LAUNCHED"
@@ -36,7 +36,7 @@ def on_several_processes(params: Params, module: str, arguments: list[str] | Non
         given = ["--config_file", settings.config] if settings.config else ["--multi_gpu"]
         command = ["accelerate.commands.launch", *given, "--num_processes", count]
     command = [sys.executable, "-m", *command, "-m", module, *(arguments or [])]
-    if code := subprocess.run(command, env=environment).returncode:
+    if code := run_launcher(command, environment):
         raise UserError(
             f"{module} on {settings.processes} processes",
             f"exit code {code}",

@@ -52,6 +52,7 @@ main = Commands(
         "profile": ("rarl.cli.switch_profile", "Switch params.yaml to the paper's settings, or back."),
         "rival": ("rarl.cli.rival", "Add a model of others to the comparison."),
         "memory": ("rarl.cli.memory", "Estimate the memory that training needs."),
+        "watch": ("rarl.cli.watch", "Watch a training from a second terminal."),
         "diff": ("rarl.cli.diff", "What moved between two revisions, and is it beyond noise?"),
         "compare": ("rarl.cli.compare", "Compare experiments: scores, intervals, paired tests."),
         "ask": ("rarl.cli.ask", "Ask a model a question about an image."),

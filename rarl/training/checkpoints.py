@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from rarl.errors import UserError
 from rarl.records import write_json
+from rarl.stopping import StopRequest
 
 #: Written into a checkpoint after everything else: file names and sizes.
 COMPLETE = "whole.json"
@@ -137,20 +137,17 @@ class CheckpointGuard(TrainerCallback):
             write_json(folder / COMPLETE, _sizes(folder))
 
 
-class SaveOnTerm(TrainerCallback):
-    """On SIGTERM, saves a checkpoint after the step and stops training."""
+class StopAfterStep(TrainerCallback):
+    """Saves a checkpoint and stops training after a step in which one of the processes was asked to."""
 
-    terminated = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Wait for the signal."""
-
-        def note(*_):
-            self.terminated = True
-
-        signal.signal(signal.SIGTERM, note)
+    def __init__(self, request: StopRequest, accelerator):
+        self.request, self.accelerator = request, accelerator
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Save and stop if the signal came, where RL has used its completions for the last time."""
-        if self.terminated and state.global_step % getattr(args, "num_iterations", 1) == 0:
+        """Save and stop, where RL has used its completions for the last time."""
+        if self.accelerator.num_processes > 1:  # the signal may reach them in different steps
+            number = torch.tensor(self.request.signal or 0, device=self.accelerator.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            self.request.signal = int(number) or None
+        if self.request.signal and state.global_step % getattr(args, "num_iterations", 1) == 0:
             control.should_save = control.should_training_stop = True

@@ -4,9 +4,9 @@ Checkpoints are in `.cache/training/<key>/`, outside the stage's outputs and nam
 stopped run resumes from its last one, and never from another run's.
 """
 
-import csv
 import json
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,11 +36,13 @@ from rarl.models.loading import Loaded, choose_device, load
 from rarl.models.patching import vision_modules
 from rarl.params import Params, Rl, Sft
 from rarl.prompts import render, template
-from rarl.records import Sample, atomic_file, image_file, read_json, read_records, write_json
-from rarl.registry import REWARDS
-from rarl.training.checkpoints import CheckpointGuard, SaveOnTerm, check_weights, digests, last_complete_checkpoint
+from rarl.records import Sample, image_file, read_json, read_records, write_json
+from rarl.stopping import Stopped, StopRequest
+from rarl.training.checkpoints import CheckpointGuard, StopAfterStep, check_weights, digests, last_complete_checkpoint
 from rarl.training.data import choose
 from rarl.training.health import HealthCallback
+from rarl.training.live import Live, Tracker, trackers
+from rarl.training.rows import LOGGED, first_and_last, named, write_csv
 
 CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
@@ -48,14 +50,6 @@ PROMPT = "reasoning"
 """Of the development split, and of SFT."""
 #: Names of `train.optimizer` in transformers.
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
-#: The trainers' names of logged values, and the names in our logs.
-LOGGED = {
-    "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "entropy", "grad_norm": "grad_norm",
-    "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy",
-    "completions/mean_length": "completion_length", "completions/clipped_ratio": "truncated_share",
-    "frac_reward_zero_std": "zero_signal_share", "clip_ratio/region_mean": "clip_ratio",
-    **{f"rewards/{name}/mean": f"reward_{name}" for name in REWARDS},
-}  # fmt: skip
 
 
 class Run:
@@ -68,6 +62,7 @@ class Run:
         self.pointer = read_json(self.start / "base.json")
         self.full = params.train.trainable == "full"
         announce_format()
+        trackers()  # a mistake in their names ends the run before anything is loaded
         shared = ("model", "lora", "train", "decoding", "accelerate")
         key = key_of(
             *(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start),
@@ -138,6 +133,8 @@ class Run:
             **log,
             **save,
             "output_dir": str(self.folder),
+            "run_name": f"{self.method}-{self.folder.name[:8]}",
+            "project": "rarl",
             "seed": params.seed,
             "data_seed": params.seed,
             "max_grad_norm": train.max_grad_norm,
@@ -158,16 +155,24 @@ class Run:
 
         Raises:
             UserError: the processes are not those asked for, or training has changed no weight.
+            Stopped: a signal has ended it early.
         """
         with self.alone(wait=True):
-            log = self.fit(trainer, loaded)
-            return self.write(trainer, log) if trainer.accelerator.is_main_process else {}
+            try:
+                request = StopRequest(signal.SIGINT, signal.SIGTERM)
+                log = self.fit(trainer, loaded, request, live=True)
+                if request.signal:
+                    done = f"{trainer.state.global_step} of {trainer.args.max_steps} steps"
+                    raise Stopped(f"{self.method}: stopped after {done}, with a checkpoint.", request.signal)
+                return self.write(trainer, log) if trainer.accelerator.is_main_process else {}
+            except UserError:
+                Path(f"metrics/train/{self.method}.json").unlink(missing_ok=True)  # no result
+                raise
 
     def train_ahead(self, trainer, loaded: Loaded) -> None:
         """Train or resume in `folder` alone, until the end or SIGTERM; not where another process trains in it."""
         with suppress(Timeout), self.alone(wait=False):
-            trainer.add_callback(SaveOnTerm())
-            self.fit(trainer, loaded)
+            self.fit(trainer, loaded, StopRequest(signal.SIGTERM), live=False)
 
     @contextmanager
     def alone(self, wait: bool) -> Iterator[None]:
@@ -192,17 +197,25 @@ class Run:
         finally:
             lock.release()
 
-    def fit(self, trainer, loaded: Loaded) -> "Log":
-        """Train or resume, and keep the peak on the development split."""
+    def fit(self, trainer, loaded: Loaded, request: StopRequest, live: bool) -> "Log":
+        """Train or resume until the end or the request, and keep the peak on the development split.
+
+        Args:
+            trainer: TRL's, with our mixins.
+            loaded: its model.
+            request: ends it after a step.
+            live: write each step to `metrics/train`, and to the trackers.
+        """
         self.check(trainer)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)  # prints a line of numbers a step; Log shows a bar
         loaded.shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         log = Log(self, loaded, trainer.model)
-        trainer.add_callback(log)
-        trainer.add_callback(CheckpointGuard(trainer))
         health = HealthCallback(log, trainer.args.max_steps)
-        trainer.add_callback(health)
+        shown = [Live(self, log, trainer), *(Tracker(name, log) for name in trackers())]
+        shown = shown if live and is_main_process() else []
+        for callback in (log, health, *shown, CheckpointGuard(trainer), StopAfterStep(request, trainer.accelerator)):
+            trainer.add_callback(callback)
         trainer.state_name = self.method
         with trainer.accelerator.main_process_first():
             last = last_complete_checkpoint(self.folder)
@@ -211,10 +224,14 @@ class Run:
             # The trainer itself takes one more step wherever the last one does not end an epoch.
             tqdm.write(f"{self.method}: {last} is the last step, nothing is left to train")
             trainer.state = state
+            for event in ("on_train_begin", "on_train_end"):
+                trainer.callback_handler.call_event(event, trainer.args, state, trainer.control)
         else:
             if last:
                 tqdm.write(f"{self.method}: resuming from {last}")
-            trainer.train(resume_from_checkpoint=last)
+            ending = f"{self.method}: ends after this step, with a checkpoint; a second Ctrl-C ends it at once"
+            with request.noted(ending if is_main_process() else None):
+                trainer.train(resume_from_checkpoint=last)
         trainer.accelerator.wait_for_everyone()
         return log
 
@@ -383,37 +400,17 @@ class Log(TrainerCallback):
         right = sum(is_right(answers[s.id], s.answers, s.kind, s.choices, s.question) for s in run.dev)
         return round(100 * right / len(run.dev), 2)
 
+    def with_score(self, logs: dict, step: int) -> dict:
+        """A step's values, with its development score if it has one."""
+        scores = [score["dev_score"] for score in self.scores if score["step"] == step]
+        return {**logs, "dev_score": scores[0]} if scores else logs
+
     def table(self, history: list[dict]) -> list[dict]:
-        """One row a step, under our names; times are left out, so that equal runs have equal logs."""
+        """One row a step, under our names."""
         rows = {}
         for entry in history:
-            values = {ours: entry[theirs] for theirs, ours in LOGGED.items() if entry.get(theirs) is not None}
-            if values:
-                rows.setdefault(entry["step"], {"step": entry["step"]}).update(
-                    {name: float(f"{float(value):.6g}") for name, value in values.items()}
-                )
+            if values := named(entry):
+                rows.setdefault(entry["step"], {"step": entry["step"]}).update(values)
         for score in self.scores:
             rows.setdefault(score["step"], {"step": score["step"]})["dev_score"] = score["dev_score"]
         return [rows[step] for step in sorted(rows)]
-
-
-def first_and_last(rows: list[dict], share: float = 0.2) -> dict:
-    """Mean of each reward over the first and the last fifth of the steps; single steps are too noisy."""
-    metrics = {}
-    for name in ("reward", *(f"reward_{reward}" for reward in REWARDS)):
-        values = [row[name] for row in rows if name in row]
-        if values:
-            n = max(1, round(len(values) * share))
-            metrics[f"{name}_first"] = round(sum(values[:n]) / n, 4)
-            metrics[f"{name}_last"] = round(sum(values[-n:]) / n, 4)
-    return metrics
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Write a run's log."""
-    names = list(dict.fromkeys(["step", "dev_score", *LOGGED.values()]))
-    names = [name for name in names if any(name in row for row in rows) or name == "dev_score"]
-    with atomic_file(path) as file:
-        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

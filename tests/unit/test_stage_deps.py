@@ -35,6 +35,10 @@ PLUMBING = {
     "rarl/rehearsal/bases.py",
     # The folder that vLLM loads, whose weights the training's replace.
     "rarl/hub_layout.py",
+    # What is shown while a stage runs, and how it ends early.
+    "rarl/status.py",
+    "rarl/stopping.py",
+    "rarl/training/live.py",
     *CUDA_ONLY,
 }
 #: Folders whose modules are imported by their names in the registry.

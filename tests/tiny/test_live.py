@@ -1,0 +1,237 @@
+"""The log of a training while it runs, its trackers, and an end by Ctrl-C or SIGTERM."""
+
+import copy
+import csv
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from rarl.errors import UserError
+from rarl.stopping import Stopped
+from rarl.training.live import LIVE, Live, trackers
+
+
+def train(method: str, params):
+    from rarl.training.rl import train_rl
+    from rarl.training.sft import train_sft
+
+    return train_sft(params) if method == "sft" else train_rl(method, params)
+
+
+def outputs(method: str) -> dict:
+    folders = Path("data/models") / method, Path("metrics/train")
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def steps(method: str) -> list[int]:
+    with open(f"metrics/train/{method}.csv", encoding="utf-8") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def short(encoded, params):
+    params = copy.deepcopy(params)
+    params.train.eval_steps, params.rl.learning_rate = 3, 1e-2
+    return params
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Sends this process a signal while it logs a step."""
+
+    def at(step: int, number: int) -> None:
+        on_log, sent = Live.on_log, []
+
+        def send(live, args, state, control, **kwargs):
+            on_log(live, args, state, control, **kwargs)
+            if state.global_step == step and not sent:
+                sent.append(os.kill(os.getpid(), number))
+
+        monkeypatch.setattr(Live, "on_log", send)
+
+    return at
+
+
+@pytest.mark.parametrize("method", ["sft", "rarl"])
+def test_each_step_is_logged_at_once_and_the_end_is_the_same(short, monkeypatch, method):
+    """What grew step by step is, byte for byte, what the run writes at its end."""
+    seen, on_log, on_end = [], Live.on_log, Live.on_train_end
+
+    def look(live, args, state, control, **kwargs):
+        on_log(live, args, state, control, **kwargs)
+        status = json.loads((LIVE / f"{method}.json").read_text())
+        metrics = json.loads(Path(f"metrics/train/{method}.json").read_text())
+        seen.append((steps(method), status["step"], metrics["steps"], len(status["completions"])))
+
+    def end(live, args, state, control, **kwargs):
+        on_end(live, args, state, control, **kwargs)
+        seen.append(live.csv.read_bytes())
+
+    monkeypatch.setattr(Live, "on_log", look)
+    monkeypatch.setattr(Live, "on_train_end", end)
+    train(method, short)
+    *during, whole = seen
+    shown = 0 if method == "sft" else 3
+    assert during[:4] == [([*range(1, step + 1)], step, step, shown) for step in range(1, 5)]
+    assert whole == Path(f"metrics/train/{method}.csv").read_bytes()
+    status = json.loads((LIVE / f"{method}.json").read_text())
+    assert status["outcome"] == "finished" and status["best_step"] in (3, 4) and status["memory_mb"] > 0
+    if method == "rarl":
+        best, middle, worst = (one["advantage"] for one in status["completions"])
+        assert best >= middle >= worst
+        assert set(status["completions"][0]["rewards"]) == {"format", "length", "accuracy", "reasoning"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_a_signal_ends_after_the_step_with_a_checkpoint_and_the_next_run_ends_with_the_same_bits(
+    short, signalled, method, number, capfd, monkeypatch
+):
+    with monkeypatch.context():
+        train(method, short)
+        whole = outputs(method)
+        for folder in (".cache", f"data/models/{method}", "metrics"):
+            shutil.rmtree(folder)
+        signalled(1, number)
+        with pytest.raises(Stopped, match=rf"{method}: stopped after 2 of 4 steps, with a checkpoint") as stop:
+            train(method, short)
+    assert stop.value.status == 128 + number and "ends after this step" in capfd.readouterr().err
+    assert steps(method) == [1, 2] and not Path(f"data/models/{method}").exists()
+    assert json.loads((LIVE / f"{method}.json").read_text())["outcome"] == "stopped"
+    assert [path.parent.name for path in Path(".cache/training").glob("*/*/whole.json")] == ["checkpoint-2"]
+    seen, on_begin = [], Live.on_train_begin
+    monkeypatch.setattr(
+        Live,
+        "on_train_begin",
+        lambda live, *args, **kwargs: (on_begin(live, *args, **kwargs), seen.append(steps(method))),
+    )
+    train(method, short)
+    assert seen == [[1, 2]] and outputs(method) == whole
+
+
+def test_a_signal_in_the_last_step_stops_the_pipeline_too(short, signalled):
+    """Otherwise DVC would start the next stage."""
+    signalled(4, signal.SIGINT)
+    with pytest.raises(Stopped, match="4 of 4 steps"):
+        train("sft", short)
+    assert train("sft", short)["steps"] == 4
+
+
+def test_completions_of_one_batch_end_with_it(short, signalled):
+    """Completions that are used twice are in no checkpoint, so the run goes on to the end of their use."""
+    short.rl.num_iterations = 2
+    signalled(2, signal.SIGINT)
+    with pytest.raises(Stopped, match="stopped after 4 of 4 steps"):
+        train("grpo", short)
+
+
+def test_steps_after_the_checkpoint_are_not_logged_twice(short):
+    """A kill after step 4 of a run whose last checkpoint is that of step 3, with a development score of step 4."""
+    short.train.eval_steps = 2
+    train("sft", short)
+    whole = outputs("sft")
+    (run,) = Path(".cache/training").iterdir()
+    shutil.rmtree(run / "checkpoint-4")
+    assert train("sft", short) and outputs("sft") == whole and steps("sft") == [1, 2, 3, 4]
+
+
+def test_a_run_that_ends_with_an_error_leaves_no_metrics(short):
+    short.sft.learning_rate = 1e-60
+    with pytest.raises(UserError, match="as before training"):
+        train("sft", short)
+    assert not Path("metrics/train/sft.json").exists()
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_trackers_get_one_curve_of_a_resumed_run(short, signalled, monkeypatch):
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("dvclive")
+    monkeypatch.setenv("RARL_REPORT_TO", "tensorboard, dvclive")
+    Path("dvc.yaml").write_text("stages: {}\n")
+    with monkeypatch.context():
+        signalled(1, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            train("grpo", short)
+    train("grpo", short)
+    (folder,) = (LIVE / "tensorboard").iterdir()
+    found = scalars(folder)
+    with open("metrics/train/grpo.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for theirs, ours in (
+        ("train/reward", "reward"),
+        ("train/rewards/accuracy/mean", "reward_accuracy"),
+        ("train/dev_score", "dev_score"),
+    ):
+        logged = [(int(row["step"]), float(row[ours])) for row in rows if row[ours]]
+        assert [step for step, _ in found[theirs]] == [step for step, _ in logged]
+        assert [value for _, value in found[theirs]] == pytest.approx([value for _, value in logged], rel=1e-5)
+        with open(f"dvclive/grpo/plots/metrics/{ours}.tsv", encoding="utf-8") as file:
+            assert [(int(row["step"]), float(row[ours])) for row in csv.DictReader(file, delimiter="\t")] == logged
+    assert json.loads(Path("dvclive/grpo/metrics.json").read_text())["step"] == 4
+    assert Path("dvc.yaml").read_text() == "stages: {}\n"
+
+
+def test_trackers_get_the_steps_of_a_run_that_is_finished_already(short, monkeypatch):
+    """As where it was trained ahead of its stage; and the variable is in no key."""
+    pytest.importorskip("tensorboard")
+    train("sft", short)
+    before = outputs("sft")
+    monkeypatch.setenv("RARL_REPORT_TO", "tensorboard")
+    train("sft", short)
+    (folder,) = (LIVE / "tensorboard").iterdir()
+    assert [step for step, _ in scalars(folder)["train/loss"]] == [1, 2, 3, 4]
+    assert outputs("sft") == before and len(list(Path(".cache/training").iterdir())) == 1
+
+
+def test_a_tracker_that_fails_ends_no_training(short, monkeypatch, capsys):
+    from transformers import TrainerCallback
+
+    from rarl.training import live
+
+    class Broken(TrainerCallback):
+        def on_log(self, args, state, control, **kwargs):
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(live.INTEGRATION_TO_CALLBACK, "wandb", Broken)
+    monkeypatch.setattr(live, "trackers", lambda: ["wandb"])
+    monkeypatch.setattr("rarl.training.run.trackers", lambda: ["wandb"])
+    assert train("sft", short)["steps"] == 4
+    assert capsys.readouterr().out.count("sft: no more reports to wandb: no route to host") == 1
+    assert os.environ["WANDB_MODE"] == "offline"
+
+
+@pytest.mark.parametrize("value, reason", [("tensorbord", "tensorbord"), ("dvclive,mlflow", "mlflow, whose package")])
+def test_an_unknown_or_missing_tracker_is_refused_before_anything_is_loaded(short, monkeypatch, value, reason):
+    from rarl.training import live
+    from rarl.training.run import Run
+
+    monkeypatch.setenv("RARL_REPORT_TO", value)
+    monkeypatch.setattr(live.importlib.util, "find_spec", lambda name: None if name == "mlflow" else name)
+    monkeypatch.setattr(Run, "load", lambda run: pytest.fail("loaded the model"))
+    with pytest.raises(UserError, match=reason):
+        train("sft", short)
+
+
+def test_no_tracker_is_the_default(monkeypatch):
+    monkeypatch.delenv("RARL_REPORT_TO", raising=False)
+    assert trackers() == []
+    monkeypatch.setenv("RARL_REPORT_TO", "none")
+    assert trackers() == []
+
+
+def test_every_tracker_has_a_callback():
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+    from rarl.training.live import TRACKERS
+
+    assert set(TRACKERS) <= set(INTEGRATION_TO_CALLBACK)
