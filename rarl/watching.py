@@ -4,6 +4,7 @@ import csv
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -154,7 +155,7 @@ def curve(numbers: list[float], width: int = WIDTH) -> str:
     """
     count = min(width, len(numbers))
     edges = [len(numbers) * i // count for i in range(count + 1)]
-    means = [sum(numbers[a:b]) / (b - a) for a, b in zip(edges, edges[1:])]
+    means = [sum(numbers[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(means), max(means)
     return "".join(BARS[round((mean - low) / (high - low or 1) * (len(BARS) - 1))] for mean in means)
 

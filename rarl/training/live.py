@@ -67,14 +67,14 @@ class Live(TrainerCallback):
     """Writes each step as soon as it is logged; at the start those of an earlier leg, or trained ahead of the stage.
 
     Args:
-        run: the `Run` that is trained.
-        log: its `Log`, which has the development scores.
+        method: `sft`, `grpo` or `rarl`.
+        log: the run's `Log`, which has the development scores.
         trainer: its last completions are shown, if it samples any.
     """
 
-    def __init__(self, run, log, trainer):
-        self.method, self.log, self.trainer = run.method, log, trainer
-        self.csv, self.json = (Path(f"metrics/train/{run.method}.{kind}") for kind in ("csv", "json"))
+    def __init__(self, method: str, log, trainer):
+        self.method, self.log, self.trainer = method, log, trainer
+        self.csv, self.json = (Path(f"metrics/train/{method}.{kind}") for kind in ("csv", "json"))
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Write the steps so far."""
@@ -85,8 +85,8 @@ class Live(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Write a step."""
-        if self.rows and self.rows[-1]["step"] == state.global_step:
-            return  # the summary after the last step
+        if "train_runtime" in logs:  # the summary after the last step
+            return
         row = {"step": state.global_step} | named(self.log.with_score(logs, state.global_step))
         self.rows.append(row)
         with suppress(OSError):
@@ -143,20 +143,21 @@ def text_of(completion: str | list[dict]) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-class Tracker(TrainerCallback):
-    """Hands the log to one experiment tracker, and leaves it out, with a message, after its first error.
+class Trackers(TrainerCallback):
+    """Hands the log to experiment trackers; one that fails is left out, with a message.
 
     A resumed run is a run of its own there, which begins with the steps of its earlier legs: one curve without a gap.
     """
 
-    def __init__(self, name: str, log):
-        self.name, self.log, self.callback = name, log, None
+    def __init__(self, names: list[str], method: str, log):
+        self.callbacks, self.method, self.log = dict.fromkeys(names), method, log
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Start the tracker, and hand it the steps so far."""
-        with self.tried():
-            self.callback = make_callback(self.name, self.log.run.method, args.run_name)
-            self.callback.on_train_begin(args, state, control, **kwargs)
+        """Start the trackers, and hand them the steps so far."""
+        for name in list(self.callbacks):
+            with self.without_failed(name):
+                self.callbacks[name] = make_callback(name, self.method, args.run_name)
+        self.call("on_train_begin", args, state, control, **kwargs)
         then = copy.copy(state)
         for entry in state.log_history:
             then.global_step = entry["step"]
@@ -164,25 +165,27 @@ class Tracker(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Hand over a step, with the development score if it has one."""
-        if self.callback:
-            with self.tried():
-                logs = self.log.with_score(logs, state.global_step)
-                self.callback.on_log(args, state, control, logs=logs, **kwargs)
+        if "train_runtime" not in logs:  # the summary after the last step
+            self.call("on_log", args, state, control, logs=self.log.with_score(logs, state.global_step), **kwargs)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Close the tracker's run."""
-        if self.callback:
-            with self.tried():
-                self.callback.on_train_end(args, state, control, **kwargs)
+        """Close the trackers' runs."""
+        self.call("on_train_end", args, state, control, **kwargs)
+
+    def call(self, event: str, *args, **kwargs) -> None:
+        """Call an event of each tracker's callback."""
+        for name in list(self.callbacks):
+            with self.without_failed(name):
+                getattr(self.callbacks[name], event)(*args, **kwargs)
 
     @contextmanager
-    def tried(self) -> Iterator[None]:
-        """A block whose error ends the reports and not the training."""
+    def without_failed(self, name: str) -> Iterator[None]:
+        """A block whose error ends what is handed to one tracker, and not the training."""
         try:
             yield
         except Exception as error:
-            self.callback = None
-            tqdm.write(f"{self.log.run.method}: no more reports to {self.name}: {error}")
+            del self.callbacks[name]
+            tqdm.write(f"{self.method}: {name} fails, and gets nothing more of this run: {error}")
 
 
 def make_callback(name: str, method: str, run_name: str) -> TrainerCallback:

@@ -41,7 +41,7 @@ from rarl.stopping import Stopped, StopRequest
 from rarl.training.checkpoints import CheckpointGuard, StopAfterStep, check_weights, digests, last_complete_checkpoint
 from rarl.training.data import choose
 from rarl.training.health import HealthCallback
-from rarl.training.live import Live, Tracker, trackers
+from rarl.training.live import Live, Trackers, trackers
 from rarl.training.rows import LOGGED, first_and_last, named, write_csv
 
 CURATED = Path("data/curated")
@@ -212,7 +212,7 @@ class Run:
         loaded.shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         log = Log(self, loaded, trainer.model)
         health = HealthCallback(log, trainer.args.max_steps)
-        shown = [Live(self, log, trainer), *(Tracker(name, log) for name in trackers())]
+        shown = [Live(self.method, log, trainer), Trackers(trackers(), self.method, log)]
         shown = shown if live and is_main_process() else []
         for callback in (log, health, *shown, CheckpointGuard(trainer), StopAfterStep(request, trainer.accelerator)):
             trainer.add_callback(callback)

@@ -86,8 +86,7 @@ def test_each_step_is_logged_at_once_and_the_end_is_the_same(short, monkeypatch,
         assert set(status["completions"][0]["rewards"]) == {"format", "length", "accuracy", "reasoning"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("method", ["sft", "grpo"])
+@pytest.mark.parametrize("method, number", [("sft", signal.SIGTERM), ("grpo", signal.SIGINT)])
 def test_a_signal_ends_after_the_step_with_a_checkpoint_and_the_next_run_ends_with_the_same_bits(
     short, signalled, method, number, capfd, monkeypatch
 ):
@@ -104,11 +103,12 @@ def test_a_signal_ends_after_the_step_with_a_checkpoint_and_the_next_run_ends_wi
     assert json.loads((LIVE / f"{method}.json").read_text())["outcome"] == "stopped"
     assert [path.parent.name for path in Path(".cache/training").glob("*/*/whole.json")] == ["checkpoint-2"]
     seen, on_begin = [], Live.on_train_begin
-    monkeypatch.setattr(
-        Live,
-        "on_train_begin",
-        lambda live, *args, **kwargs: (on_begin(live, *args, **kwargs), seen.append(steps(method))),
-    )
+
+    def look(live, *args, **kwargs):
+        on_begin(live, *args, **kwargs)
+        seen.append(steps(method))
+
+    monkeypatch.setattr(Live, "on_train_begin", look)
     train(method, short)
     assert seen == [[1, 2]] and outputs(method) == whole
 
@@ -206,7 +206,7 @@ def test_a_tracker_that_fails_ends_no_training(short, monkeypatch, capsys):
     monkeypatch.setattr(live, "trackers", lambda: ["wandb"])
     monkeypatch.setattr("rarl.training.run.trackers", lambda: ["wandb"])
     assert train("sft", short)["steps"] == 4
-    assert capsys.readouterr().out.count("sft: no more reports to wandb: no route to host") == 1
+    assert capsys.readouterr().out.count("sft: wandb fails, and gets nothing more of this run: no route to host") == 1
     assert os.environ["WANDB_MODE"] == "offline"
 
 
