@@ -6,11 +6,17 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from ruamel.yaml import YAML
 
 from rarl.errors import UserError
+from rarl.status import STAGE, read_status
 from rarl.stopping import Stopped
 from rarl.training.live import LIVE, Live, trackers
 
@@ -235,3 +241,89 @@ def test_every_tracker_has_a_callback():
     from rarl.training.live import TRACKERS
 
     assert set(TRACKERS) <= set(INTEGRATION_TO_CALLBACK)
+
+
+ROOT = Path(__file__).parents[2]
+PIPELINE = """
+stages:
+  sft:
+    cmd: python -m stages.sft
+    outs: [data/models/sft]
+    metrics: [metrics/train/sft.json: {cache: false}]
+    plots: [metrics/train/sft.csv: {cache: false, x: step, y: loss}]
+"""
+
+
+@pytest.fixture
+def as_stage(short):
+    """Writes params.yaml, and gives the environment of a stage that computes nothing ahead."""
+    short.model.device, short.sft.epochs, short.train.eval_steps = "cpu", 6, 8
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(short.model_dump(), file)
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    home = {"HOME": str(Path.cwd()), "DVC_SITE_CACHE_DIR": str(Path("site").absolute()), "SHELL": "/bin/sh"}
+    yield os.environ | home | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    os.sched_setaffinity(0, cpus)
+
+
+def start(command: list[str], environment: dict) -> subprocess.Popen:
+    with open("log", "wb") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_for_steps(process: subprocess.Popen) -> None:
+    while read_status("sft").get("step", 0) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen on Linux only")
+def test_ctrl_c_in_dvc_repro_and_plots_meanwhile(as_stage, short):
+    """The real `dvc` in a terminal: it shows the curve while the stage runs, and goes on after Ctrl-C."""
+    train("sft", short)
+    whole = outputs("sft")
+    for folder in (".cache", "data/models/sft", "metrics"):
+        shutil.rmtree(folder)
+    Path("dvc.yaml").write_text(PIPELINE)
+
+    def dvc(*arguments: str) -> str:
+        return subprocess.run(["dvc", *arguments], env=as_stage, capture_output=True, text=True, check=True).stdout
+
+    dvc("init", "--no-scm", "--quiet")
+    repro = start(["dvc", "repro"], as_stage)
+    wait_for_steps(repro)
+    stage = psutil.Process(read_status(STAGE)["pid"])
+    stage.suspend()  # this test waits for DVC's page, and the training for this test
+    seen = steps("sft")
+    page = dvc("plots", "show", "--json")
+    stage.resume()
+    os.killpg(repro.pid, signal.SIGINT)  # as a terminal does
+    assert repro.wait(60) != 0
+    text = Path("log").read_text()
+    assert "ends after this step" in text and "Run the same command again to go on." in text
+    assert "failed to reproduce 'sft'" in text  # exit status 130, or that of the shell in between, by the same signal
+    assert "Traceback" not in text
+    assert seen[:2] == [1, 2] and f'"step": "{seen[-1]}"' in page and f'"step": "{seen[-1] + 1}"' not in page
+    stopped = steps("sft")
+    assert stopped == [*range(1, len(stopped) + 1)] and len(seen) <= len(stopped) < 24
+    assert "resuming from" in dvc("repro")
+    card = Path("data/models/sft/README.md")  # names what dvc.lock has
+    assert outputs("sft") | {card: b""} == whole | {card: b""}
+
+
+def test_two_processes_stop_after_the_same_step(as_stage, short):
+    """Ctrl-C reaches them one after the other, by way of the launcher."""
+    short.accelerate.processes = 2
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(short.model_dump(), file)
+    stage = start([sys.executable, "-m", "stages.sft"], as_stage)
+    wait_for_steps(stage)
+    os.killpg(stage.pid, signal.SIGINT)
+    assert stage.wait(60) == 130
+    assert Path("log").read_text().count("ends after this step") == 1
+    last = steps("sft")[-1]
+    (mark,) = Path(".cache/training").glob(f"*/checkpoint-{last}/whole.json")
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= json.loads(mark.read_text()).keys()
+    assert last < 24 and read_status("sft")["outcome"] == "stopped" and read_status(STAGE)["outcome"] == "stopped"
