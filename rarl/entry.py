@@ -18,6 +18,7 @@ import click
 
 from rarl.cost import write_cost
 from rarl.errors import UserError
+from rarl.launch import is_main_process
 from rarl.params import load_params
 from rarl.pinning import pin
 from rarl.status import running
@@ -100,7 +101,8 @@ def stage_main(function):
                 write_cost([name, *items], time.perf_counter() - started)
                 return result
         except Stopped as stopped:
-            click.echo(str(stopped), err=True)
+            if is_main_process():
+                click.echo(str(stopped), err=True)
             sys.exit(stopped.status)
         except KeyboardInterrupt:
             click.echo(f"Stopped. What was finished is kept. {HOW_TO_GO_ON}", err=True)

@@ -51,7 +51,7 @@ class StopRequest:
             return  # a worker of the data loader, whose parent stops it
         if self.signal is None:
             # A worker of the data loader that the same signal has ended would raise an error in the midst of the step.
-            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if self._message:
                 os.write(2, f"\n{self._message}\n".encode())  # `print` may be interrupted by itself
             self.signal = number
@@ -63,12 +63,12 @@ def run_launcher(command: list[str], environment: dict[str, str]) -> int:
     """Run a launcher of several processes, pass Ctrl-C and SIGTERM on to it, and return its exit status.
 
     It has a process group of its own, so that Ctrl-C reaches it once: at a second signal it would stop to wait for its
-    processes. It then waits for as long as a step takes.
+    processes. It waits for a step of up to an hour.
 
     Raises:
         Stopped: it ended after a signal.
     """
-    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "86400", **environment}
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600", **environment}
     received = []
 
     def pass_on(number: int, _frame) -> None:

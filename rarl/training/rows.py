@@ -8,8 +8,8 @@ from rarl.registry import REWARDS
 
 #: The trainers' names of logged values, and the names in our logs.
 LOGGED = {
-    "dev_score": "dev_score", "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "entropy", "grad_norm": "grad_norm",
-    "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy",
+    "dev_score": "dev_score", "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "entropy",
+    "grad_norm": "grad_norm", "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy",
     "completions/mean_length": "completion_length", "completions/clipped_ratio": "truncated_share",
     "frac_reward_zero_std": "zero_signal_share", "clip_ratio/region_mean": "clip_ratio",
     **{f"rewards/{name}/mean": f"reward_{name}" for name in REWARDS},

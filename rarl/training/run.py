@@ -162,8 +162,10 @@ class Run:
                 request = StopRequest(signal.SIGINT, signal.SIGTERM)
                 log = self.fit(trainer, loaded, request, live=True)
                 if request.signal:
-                    done = f"{trainer.state.global_step} of {trainer.args.max_steps} steps"
-                    raise Stopped(f"{self.method}: stopped after {done}, with a checkpoint.", request.signal)
+                    done, last = trainer.state.global_step, last_complete_checkpoint(self.folder)
+                    saved = f"its last checkpoint is {Path(last).name}" if last else "it has no checkpoint yet"
+                    text = f"{self.method}: stopped after {done} of {trainer.args.max_steps} steps; {saved}."
+                    raise Stopped(text, request.signal)
                 return self.write(trainer, log) if trainer.accelerator.is_main_process else {}
             except UserError:
                 Path(f"metrics/train/{self.method}.json").unlink(missing_ok=True)  # no result
@@ -231,7 +233,11 @@ class Run:
                 tqdm.write(f"{self.method}: resuming from {last}")
             ending = f"{self.method}: ends after this step, with a checkpoint; a second Ctrl-C ends it at once"
             with request.noted(ending if is_main_process() else None):
-                trainer.train(resume_from_checkpoint=last)
+                try:
+                    trainer.train(resume_from_checkpoint=last)
+                except (RuntimeError, OSError, EOFError):
+                    if request.signal is None:  # else it has ended a worker of the data loader within a batch
+                        raise
         trainer.accelerator.wait_for_everyone()
         return log
 

@@ -102,7 +102,9 @@ def test_a_signal_ends_after_the_step_with_a_checkpoint_and_the_next_run_ends_wi
         for folder in (".cache", f"data/models/{method}", "metrics"):
             shutil.rmtree(folder)
         signalled(1, number)
-        with pytest.raises(Stopped, match=rf"{method}: stopped after 2 of 4 steps, with a checkpoint") as stop:
+        with pytest.raises(
+            Stopped, match=rf"{method}: stopped after 2 of 4 steps; its last checkpoint is checkpoint-2\."
+        ) as stop:
             train(method, short)
     assert stop.value.status == 128 + number and "ends after this step" in capfd.readouterr().err
     assert steps(method) == [1, 2] and not Path(f"data/models/{method}").exists()
@@ -311,6 +313,18 @@ def test_ctrl_c_in_dvc_repro_and_plots_meanwhile(as_stage, short):
     assert "resuming from" in dvc("repro")
     card = Path("data/models/sft/README.md")  # names what dvc.lock has
     assert outputs("sft") | {card: b""} == whole | {card: b""}
+
+
+def test_sigterm_of_a_whole_job_ends_it_in_order(as_stage):
+    """As Slurm sends it: the worker that prepares the rows gets it too, dies, and may take its batch along."""
+    stage = start([sys.executable, "-m", "stages.sft"], as_stage)
+    wait_for_steps(stage)
+    os.killpg(stage.pid, signal.SIGTERM)
+    assert stage.wait(60) == 143, Path("log").read_text()
+    text, last = Path("log").read_text(), steps("sft")[-1]
+    saved = [path.parent.name for path in Path(".cache/training").glob("*/*/whole.json")]
+    saved = f"its last checkpoint is {max(saved)}" if saved else "it has no checkpoint yet"
+    assert f"sft: stopped after {last} of 24 steps; {saved}." in text and "Traceback" not in text
 
 
 def test_two_processes_stop_after_the_same_step(as_stage, short):

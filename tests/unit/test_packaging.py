@@ -13,6 +13,7 @@ MODULES = {"pillow": "PIL", "scikit-learn": "sklearn", "ruamel.yaml": "ruamel"}
 NOT_IMPORTED = {
     "bitsandbytes": "transformers loads it if `model.quantization` or `train.optimizer` asks for it",
     "flash-attn": "transformers loads it if `model.attention` asks for it",
+    "tensorboard": "transformers loads it if `RARL_REPORT_TO` asks for it",
     "ruamel.yaml.clib": "DVC reads dvc.lock four times as fast with it",
 }
 #: Imported although it is not declared.
@@ -27,7 +28,9 @@ NOT_DECLARED = {
 def test_dependencies_that_are_declared_are_used_and_those_used_are_declared(repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    optional = [text for extra in ("flash", "quantization", "rate") for text in extras[extra]]
+    optional = [
+        text for extra in ("dvclive", "flash", "quantization", "rate", "tensorboard") for text in extras[extra]
+    ]
     names = [re.match(r"[\w.-]+", text)[0] for text in (*project["dependencies"], *optional)]
     declared = {MODULES.get(name, name.replace("-", "_")): name for name in names}
     imported = set()
