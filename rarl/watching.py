@@ -85,8 +85,8 @@ def render(snapshot: Snapshot, now: float) -> Group:
 def stage_line(stage: dict, now: float) -> str:
     """What the pipeline does.
 
-    >>> stage_line({"stage": "infer", "items": ["base"], "started": 0, "ended": 90, "outcome": "finished"}, 100)
-    'stage infer (base) finished 10 s ago, after 90 s'
+    >>> stage_line({"stage": "infer", "items": ["base"], "started": 0, "ended": 60, "outcome": "finished"}, 70)
+    'stage infer (base) finished 10 s ago, after 60 s'
     """
     if not stage:
         return "no stage has run in this folder yet"

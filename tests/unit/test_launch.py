@@ -1,9 +1,7 @@
 """How stages are started on several processes; that they work together is tested in tests/tiny/test_processes.py."""
 
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
@@ -22,10 +20,10 @@ def started(monkeypatch):
     def run(command, env):
         assert env[launch.STARTED] == "1"
         lines.append(" ".join(command[1:]))
-        return SimpleNamespace(returncode=0)
+        return 0
 
     monkeypatch.delenv(launch.STARTED, raising=False)
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(launch, "run_launcher", run)
     return lines
 
 
@@ -117,7 +115,7 @@ def test_deepspeed_that_is_not_installed_is_missed_at_once(params, repository, m
 def test_a_process_that_fails_ends_the_stage(params, monkeypatch):
     monkeypatch.delenv(launch.STARTED, raising=False)
     params.model.device, params.accelerate.processes = "cpu", 2
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=3))
+    monkeypatch.setattr(launch, "run_launcher", lambda command, environment: 3)
     with pytest.raises(UserError, match="exit code 3"):
         launch.on_several_processes(params, "stages.sft")
 
