@@ -120,9 +120,11 @@ def training_line(snapshot: Snapshot, now: float) -> Text:
     return Text(" · ".join(parts))
 
 
-def bar(training: dict) -> ProgressBar:
+def bar(training: dict) -> Table:
     """How far the training is."""
-    return ProgressBar(total=training["max_steps"], completed=training["step"])
+    line = Table.grid(expand=True)  # a bar by itself does not end its line
+    line.add_row(ProgressBar(total=training["max_steps"], completed=training["step"]))
+    return line
 
 
 def values(snapshot: Snapshot) -> Table:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-from rarl.cost import peak_memory_mb
+from rarl.cost import note, peak_memory_mb
 from rarl.errors import UserError
 from rarl.status import LIVE, publish, write_status
 from rarl.training.rows import named, write_csv
@@ -78,7 +78,7 @@ class Live(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Write the steps so far."""
-        self.began, self.first = time.time(), state.global_step
+        self.began, self.first, self.spent = time.time(), state.global_step, 0.0
         self.rows = [row for row in self.log.table(state.log_history) if row["step"] <= state.global_step]
         self.columns = write_csv(self.csv, self.rows) if self.rows else []
         self.publish(state)
@@ -87,6 +87,7 @@ class Live(TrainerCallback):
         """Write a step."""
         if "train_runtime" in logs:  # the summary after the last step
             return
+        start = time.perf_counter()
         row = {"step": state.global_step} | named(self.log.with_score(logs, state.global_step))
         self.rows.append(row)
         with suppress(OSError):
@@ -96,9 +97,13 @@ class Live(TrainerCallback):
             else:
                 self.columns = write_csv(self.csv, self.rows)
         self.publish(state)
+        self.spent += time.perf_counter() - start
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Tell `rarl watch` that no further step comes."""
+        """Tell `rarl watch` that no further step comes, and note the cost of a step's log in `metrics/cost`."""
+        if steps := state.global_step - self.first:
+            each = {"step_ms": (time.time() - self.began) / steps, "log_ms": self.spent / steps}
+            note(**{name: round(1000 * seconds, 2) for name, seconds in each.items()})
         self.publish(state, "finished" if state.global_step >= state.max_steps else "stopped")
 
     def publish(self, state, outcome: str = "running") -> None:
