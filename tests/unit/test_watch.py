@@ -56,7 +56,7 @@ def test_during_a_training_it_shows_how_it_goes(project):
     assert "best development score 36.4 at step 25" in output and "peak memory 2.0 GB" in output
     lines = {line.strip().split("  ")[0]: line for line in output.splitlines()}
     assert lines["reward"].split()[1:3] == ["3", "2.9"] and "▁" in lines["reward"] and "█" in lines["reward"]
-    assert lines["last"].split("  ")[-1].strip() == "from first to last step" and "━" not in lines["last"]
+    assert lines["last"].strip().split("  ")[-1] == "from first to last step" and "━" not in lines["last"]
     assert "25 %" in lines["truncated completions"] and "50 %" in lines["groups without signal"]
     assert "format 1, accuracy 0; advantage +1.50" in output
 
