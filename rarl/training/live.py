@@ -115,7 +115,7 @@ class Live(TrainerCallback):
         each = (now - self.began) / (step - self.first) if step > self.first else None
         status = {"pid": os.getpid(), "started": self.began, "updated": now, "outcome": outcome}
         status |= {"step": step, "max_steps": state.max_steps, "seconds_per_step": each}
-        status |= {"row": self.rows[-1] if self.rows else {}, **best, "memory_mb": peak_memory_mb()}
+        status |= {**best, "memory_mb": peak_memory_mb()}
         if torch.cuda.is_initialized():
             status["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
         write_status(self.method, status | {"completions": completions(self.trainer)})
