@@ -133,9 +133,7 @@ def judge_mode(
     for why, count in unscored.most_common(5):
         click.echo(f"  unscored {count} times: {why}")
     if asked and unscored:
-        click.echo(
-            f"  `dvc repro -s -f judge@{model}` asks again where a response is missing; the others are kept"
-        )
+        click.echo(f"  `dvc repro -s -f judge@{model}` asks again where a response is missing; the others are kept")
 
 
 def ask_once(params: Params, name: str, model: str) -> dict[tuple[str, str], list[Verdict]]:
