@@ -5,7 +5,9 @@ const byId = (id) => document.getElementById(id);
 const models = Object.keys(head.models);
 const PAGE = 60;
 let state = { set: head.own, mode: head.mode, model: "", judge: "0", show: "all", text: "", id: "" };
-let data = null, found = [], shown = PAGE;
+// The cases of a set come in parts. `cases` are those of the parts unpacked so far, `found` those of them that fit, and
+// the list has those from `first` to `shown`.
+let cases = [], parts = 0, found = [], first = 0, shown = PAGE, search = 0;
 // How images are shown: magnification, brightness and contrast; kept from case to case, as on a reading screen.
 const NEUTRAL = { zoom: 1, brightness: 1, contrast: 1 };
 let view = { ...NEUTRAL };
@@ -17,8 +19,10 @@ function make(tag, className, text) {
   return node;
 }
 
-async function unpack(name) {
-  const bytes = Uint8Array.from(atob(byId("set-" + name).textContent.trim()), (c) => c.charCodeAt(0));
+const part = () => byId(`set-${state.set}-${parts}`);
+
+async function unpack(node) {
+  const bytes = Uint8Array.from(atob(node.textContent.trim()), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).json();
 }
@@ -43,13 +47,33 @@ const TESTS = {
   unscored: (item) => asked().some((m) => score(item, m) === null),
 };
 
-function filter() {
+function fits(item) {
   const words = state.text.toLowerCase();
-  found = data.cases.filter((item) => TESTS[state.show](item) && (!words ||
-    [item.id, item.question, ...item.answers, ...asked().map((m) => (item.said[key(m)] || [""])[0])].join("\n").toLowerCase().includes(words)));
-  shown = PAGE;
-  if (!found.some((item) => item.id === state.id)) state.id = found.length ? found[0].id : "";
+  return TESTS[state.show](item) && (!words ||
+    [item.id, item.question, ...item.answers, ...asked().map((m) => (item.said[key(m)] || [""])[0])].join("\n").toLowerCase().includes(words));
+}
+
+const place = () => found.findIndex((item) => item.id === state.id);
+
+// Unpack parts until there are enough cases to show and one to go on to, and, if it is sought, the one of the address.
+async function seek(sought) {
+  const mine = ++search;
+  while (part() && (found.length <= Math.max(shown, place() + 1) || (sought && place() < 0))) {
+    byId("count").textContent = `Unpacking, ${cases.length} of ${head.counts[state.set]} questions …`;
+    const more = await unpack(part());
+    if (mine !== search) return;
+    parts += 1;
+    cases.push(...more);
+    found.push(...more.filter(fits));
+  }
+  if (place() < 0) state.id = found.length ? found[0].id : "";
   draw();
+}
+
+function filter() {
+  found = cases.filter(fits);
+  [first, shown] = [0, PAGE];
+  return seek();
 }
 
 // A mark with its meaning in words, for those who hear the page.
@@ -60,12 +84,16 @@ function marked(score, text) {
 }
 
 function draw() {
-  byId("count").textContent = found.length + " of " + data.cases.length + " questions. ✓ right, ✗ wrong, ? unscored, by the chosen judge.";
+  const all = head.counts[state.set];
+  byId("count").textContent = (part() ? `${found.length} of the first ${cases.length} questions (${all} in all)` : `${found.length} of ${all} questions`) +
+    ". ✓ right, ✗ wrong, ? unscored, by the chosen judge.";
   const list = byId("list");
   const focus = list.contains(document.activeElement) ? ".here" : document.activeElement?.dataset?.step && `[data-step="${document.activeElement.dataset.step}"]`;
-  const at = found.findIndex((item) => item.id === state.id);
+  const at = place();
+  // Far on, as from a link, the list begins shortly before the case.
+  if (at >= shown + PAGE || (at >= 0 && at < first)) first = Math.max(0, at - PAGE / 2);
   shown = Math.max(shown, at + 1);
-  list.replaceChildren(...found.slice(0, shown).map((item) => {
+  list.replaceChildren(...found.slice(first, shown).map((item) => {
     const row = make("button", "row" + (item.id === state.id ? " here" : ""));
     row.type = "button";
     if (item.id === state.id) row.setAttribute("aria-current", "true");
@@ -86,10 +114,10 @@ function draw() {
   if (location.hash.slice(1) !== wanted) history.replaceState(null, "", "#" + wanted);
 }
 
-function open(id) { state.id = id; draw(); byId("list").querySelector(".here")?.scrollIntoView({ block: "nearest" }); }
+async function open(id) { state.id = id; await seek(); byId("list").querySelector(".here")?.scrollIntoView({ block: "nearest" }); }
 
 function step(by) {
-  const at = found.findIndex((item) => item.id === state.id) + by;
+  const at = place() + by;
   if (found[at]) open(found[at].id);
 }
 
@@ -104,9 +132,9 @@ function detail(item, at) {
     top.append(button);
   }
   top.append(make("code", "soft", item.id));
-  const source = data.pictures[item.picture];
+  const source = byId("picture-" + item.picture)?.textContent;
   let picture = make("div", "gone", "image left out or not readable");
-  if (typeof source === "string" && source.startsWith("data:image/jpeg;base64,")) {
+  if (source?.startsWith("data:image/jpeg;base64,")) {
     const image = make("img");
     image.src = source;
     image.alt = "Image of the question";
@@ -219,18 +247,24 @@ async function load() {
   byId("show").value = state.show in TESTS ? state.show : "all";
   state.show = byId("show").value;
   byId("text").value = state.text;
-  data = await unpack(state.set);
-  filter();
+  [cases, found, parts, first, shown] = [[], [], 0, 0, PAGE];
+  return seek(state.id);
 }
 
 function read() {
+  state.id = "";
   for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (name in state) state[name] = value;
 }
 
 for (const id of ["set", "mode", "model", "judge", "show"])
-  byId(id).addEventListener("change", (event) => { state[id] = event.target.value; id === "set" ? load() : filter(); });
+  byId(id).addEventListener("change", (event) => {
+    state[id] = event.target.value;
+    if (id !== "set") return filter();
+    state.id = "";
+    load();
+  });
 byId("text").addEventListener("input", (event) => { state.text = event.target.value; filter(); });
-byId("more").addEventListener("click", () => { shown += PAGE; draw(); });
+byId("more").addEventListener("click", () => { shown += PAGE; seek(); });
 window.addEventListener("hashchange", () => { read(); load(); });
 document.addEventListener("keydown", (event) => {
   if (["INPUT", "SELECT"].includes(event.target.tagName) || event.target.className === "frame") return;

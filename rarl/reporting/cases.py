@@ -1,28 +1,33 @@
 """The page of single cases: every question of every test set with image, reference, answers and verdicts.
 
-One file that needs no network. The cases of a test set are gzipped JSON in base64, unpacked when the set is chosen:
-the text of models, data sets and judges is never part of the page's markup, and the script inserts it as text only. A
-content policy lets the browser run that script and no other.
+One file that needs no network. The cases of a test set are gzipped JSON in base64, in parts that the script unpacks
+when it shows or searches them, so that a hundred thousand cases open as fast as a hundred. The text of models, data
+sets and judges is never part of the page's markup, and the script inserts it as text only. A content policy lets the
+browser run that script and no other.
 """
 
 import base64
 import gzip
 import hashlib
 import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from rarl.cache import CACHE
 from rarl.images import thumbnail
-from rarl.records import Prediction, Verdict, atomic_file, image_file
+from rarl.records import Prediction, Verdict, atomic_file, batches, image_file
 from rarl.reporting.inputs import Run
 from rarl.reporting.tables import SETS
 
+#: Cases of a part.
+PART = 1000
 #: Images of the page, in bytes. The rest are left out; no text is.
 MOST_PICTURES = 24_000_000
 #: Longest side of an image in pixels: the first at which all of them fit, or the last.
 SIDES = (512, 224)
+OPENED_TOGETHER = 64
 SCRIPT = Path(__file__).with_name("cases.js")
 
 
@@ -30,11 +35,13 @@ def context(run: Run) -> dict:
     """Return what the template `cases.html` shows."""
     pictures = thumbnails(run)
     script = SCRIPT.read_text(encoding="utf-8")
+    shown = {name: len(run.samples[name]) for name in run.params.test_sets if run.samples[name]}
     return {
         "script": script,
         "script_hash": script_hash(script),
         "head": {
-            "sets": {name: SETS[name] for name in run.params.test_sets if run.samples[name]},
+            "sets": {name: SETS[name] for name in shown},
+            "counts": shown,
             "own": run.params.own_test,
             "models": run.labels,
             "asked": {model: run.params.modes_of(model) for model in run.models},
@@ -42,9 +49,12 @@ def context(run: Run) -> dict:
             "judges": run.judges,
             "mode": run.main_mode,
         },
-        "chunks": {name: packed(cases(run, name, pictures)) for name in run.params.test_sets if run.samples[name]},
-        "questions": sum(map(len, run.samples.values())),
-        "pictures": len(pictures),
+        "parts": {
+            name: [packed(cases(run, name, rows)) for rows in batches(range(count), PART)]
+            for name, count in shown.items()
+        },
+        "questions": sum(shown.values()),
+        "pictures": pictures,
         "left_out": sum(picture is None for picture in pictures.values()),
     }
 
@@ -70,14 +80,16 @@ def thumbnails(run: Run, most: int = MOST_PICTURES) -> dict[str, str | None]:
         for s in run.samples[name]
     }
     for side in SIDES:
+        found, size = dict.fromkeys(images), 0
         with ThreadPoolExecutor() as pool:
-            uris = list(pool.map(partial(_small, side), images, images.values()))
-        if sum(len(uri or "") for uri in uris) <= most:
+            for some in batches([*images], OPENED_TOGETHER):
+                if size > most:  # no more of them would fit, so they need not be opened
+                    break
+                for picture, uri in zip(some, pool.map(partial(_small, side), some, map(images.get, some))):
+                    size += len(uri or "")
+                    found[picture] = uri if size <= most else None
+        if size <= most:
             break
-    found, size = {}, 0
-    for picture, uri in zip(images, uris):
-        size += len(uri or "")
-        found[picture] = uri if size <= most else None
     return found
 
 
@@ -92,11 +104,12 @@ def _small(side: int, picture: str, path: Path) -> str | None:
     return uri
 
 
-def cases(run: Run, name: str, pictures: dict[str, str | None]) -> dict:
-    """Return the cases of one test set; `said` and `rated` are by "mode model", as lists to keep the page small."""
+def cases(run: Run, name: str, rows: Iterable[int]) -> list[dict]:
+    """Return some cases of one test set; `said` and `rated` are by "mode model", as lists to keep the page small."""
     places = [(mode, model) for model in run.models for mode, test_set in run.places_of(model) if test_set == name]
     found = []
-    for i, sample in enumerate(run.samples[name]):
+    for i in rows:
+        sample = run.samples[name][i]
         case = {key: getattr(sample, key) for key in ("id", "question", "answers", "choices", "reasoning")}
         case["facts"] = [fact for fact in (sample.kind, sample.modality, sample.category, sample.origin) if fact]
         case |= {"picture": sample.image_sha256, "said": {}, "rated": {}}
@@ -105,7 +118,7 @@ def cases(run: Run, name: str, pictures: dict[str, str | None]) -> dict:
             case["said"][f"{mode} {model}"] = _said(run.predictions[model, mode, name][i])
             case["rated"][f"{mode} {model}"] = [_rated(verdict) for verdict in verdicts]
         found.append(case)
-    return {"pictures": {s.image_sha256: pictures[s.image_sha256] for s in run.samples[name]}, "cases": found}
+    return found
 
 
 def _said(prediction: Prediction) -> list:

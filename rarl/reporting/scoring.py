@@ -1,7 +1,7 @@
 """One model's scores by every judge, each with its interval and its counts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -101,8 +101,17 @@ class Judged:
 
     def cell(self, judge: str, rows: Sequence[int], confidence: float) -> dict:
         """Return the scores over some of the rows."""
-        columns = (self.predictions, self.verdicts[judge], [sample.image_sha256 for sample in self.samples])
-        return score_cell(*([column[i] for i in rows] for column in columns), confidence, self.marks)
+        predictions, verdicts = ([column[i] for i in rows] for column in (self.predictions, self.verdicts[judge]))
+        images = [self.samples[i].image_sha256 for i in rows]
+        return score_cell(predictions, verdicts, images, confidence, self.marks)
+
+    def groups(self) -> Iterator[tuple[str, str, list[int]]]:
+        """Yield each field of `GROUPINGS` with each of its values, in order, and the rows that have it."""
+        for by in GROUPINGS:
+            rows: dict[str, list[int]] = {}
+            for i, sample in enumerate(self.samples):
+                rows.setdefault(getattr(sample, by), []).append(i)
+            yield from ((by, value, rows[value]) for value in sorted(rows))
 
     def cells(self, rows: Sequence[int], confidence: float) -> dict[str, dict]:
         """Return judge -> scores over some of the rows."""
@@ -133,12 +142,7 @@ def breakdown(judged: list[Judged], params: Params) -> pd.DataFrame:
     """Return the main numbers of each part of a test set, by each of `GROUPINGS` and judge."""
     lines = []
     for part in judged:
-        groups = [
-            (by, value, [i for i, sample in enumerate(part.samples) if getattr(sample, by) == value])
-            for by in GROUPINGS
-            for value in sorted({getattr(sample, by) for sample in part.samples})
-        ]
-        for judge, (by, value, rows) in product(part.verdicts, groups):
+        for judge, (by, value, rows) in product(part.verdicts, part.groups()):
             cell = part.cell(judge, rows, params.report.confidence)
             lines.append((part.mode, part.name, judge, by, value, *(cell[key] for key in BROKEN_DOWN)))
     return pd.DataFrame(lines, columns=["mode", "set", "judge", "by", "value", *BROKEN_DOWN])

@@ -210,6 +210,50 @@ def test_the_focus_stays_on_next_and_leaves_it_at_the_last_case(cases):
     assert focused(cases).strip() == "-1", "there is no next one"
 
 
+@pytest.fixture
+def in_parts(full, opened, monkeypatch, tmp_path):
+    """The page of cases with ten cases in a part."""
+    from rarl.params import load_params
+    from rarl.reporting import cases, page
+    from rarl.reporting.inputs import Run
+
+    monkeypatch.chdir(full[0])
+    monkeypatch.setattr(cases, "PART", 10)
+    file = tmp_path / "cases.html"
+    file.write_text(page.render_cases(Run(load_params())), encoding="utf-8")
+
+    def go(state: str = ""):
+        tab = opened(file)
+        tab.goto(file.as_uri() + state)
+        tab.wait_for_selector("#list .row")
+        return tab
+
+    return go
+
+
+def test_parts_are_unpacked_as_they_are_needed(in_parts):
+    tab = in_parts("#set=slake")  # 80 cases, of which the list shows 60
+    assert tab.evaluate("[parts, found.length, document.querySelectorAll('#list .row').length]") == [7, 70, 60]
+    assert "70 of the first 70 questions (80 in all)" in tab.inner_text("#count")
+    tab.click("#more")
+    tab.wait_for_function("parts === 8")
+    assert tab.locator("#list .row").count() == 80 and tab.locator("#more").is_hidden()
+    assert "80 of 80 questions" in tab.inner_text("#count")
+
+
+def test_a_link_opens_a_case_of_a_later_part(in_parts):
+    tab = in_parts("#set=vqa_rad&id=vqa_rad/test/55")
+    assert tab.inner_text("#case code") == "vqa_rad/test/55"
+    assert tab.locator("#list .row.here").count() == 1
+
+
+def test_a_search_reads_the_parts_until_it_has_found_enough(in_parts):
+    tab = in_parts("#set=vqa_rad")
+    tab.fill("#text", "vqa_rad/test/57")
+    tab.wait_for_function("found.length === 1 && !part()")
+    assert tab.inner_text("#case code") == "vqa_rad/test/57" and "1 of 60" in tab.inner_text("#count")
+
+
 def test_marks_name_their_model(cases):
     text = cases.locator(".marks").first.text_content()
     marks = re.findall(r"(Base|SFT|RL \+ LoRA|RARL) ([✓✗?]) (right|wrong|unscored)", text)

@@ -48,9 +48,11 @@ def inside(full, monkeypatch):
     return Run(load_params()), html
 
 
-def unpacked(html: str, name: str) -> dict:
-    chunk = re.search(rf'id="set-{name}">([A-Za-z0-9+/=]*)</script>', html).group(1)
-    return json.loads(gzip.decompress(base64.b64decode(chunk)))
+def unpacked(html: str, name: str) -> list[dict]:
+    """The cases of one test set, from all of its parts."""
+    parts = re.findall(rf'id="set-{name}-(\d+)">([A-Za-z0-9+/=]*)</script>', html)
+    assert [int(number) for number, _ in parts] == [*range(len(parts))]
+    return [case for _, part in parts for case in json.loads(gzip.decompress(base64.b64decode(part)))]
 
 
 # Single cases ---------------------------------------------------------------------------------------
@@ -63,10 +65,11 @@ def test_every_question_is_there_with_every_answer_and_verdict(inside):
         if not run.samples[name]:
             assert f"set-{name}" not in html
             continue
-        data = unpacked(html, name)
-        assert [case["id"] for case in data["cases"]] == [s.id for s in run.samples[name]]
-        assert set(data["pictures"]) == {s.image_sha256 for s in run.samples[name]}
-    case = unpacked(html, OWN_TEST)["cases"][3]
+        assert [case["id"] for case in unpacked(html, name)] == [s.id for s in run.samples[name]]
+    pictures = dict(re.findall(r'id="picture-(\w+)">(.*?)</script>', html))
+    assert set(pictures) == {s.image_sha256 for samples in run.samples.values() for s in samples}
+    assert all(uri.startswith("data:image/jpeg;base64,") for uri in pictures.values())
+    case = unpacked(html, OWN_TEST)[3]
     assert not [image for image in case.values() if image == run.samples[OWN_TEST][3].image], "no path"
     assert set(case["said"]) == {f"{mode} {m}" for mode in run.params.modes for m in run.params.models}
     said = run.predictions["sft", "direct", OWN_TEST][3]
@@ -148,6 +151,23 @@ def test_pictures_that_do_not_fit_are_left_out_and_said(inside, monkeypatch):
     assert f"{len(some)} of {len(some)} images are left out" in page.render_cases(run)
 
 
+def test_images_that_cannot_fit_are_not_opened(inside, monkeypatch):
+    run, _ = inside
+    opened, small = [], cases._small
+    monkeypatch.setattr(cases, "OPENED_TOGETHER", 1)
+    monkeypatch.setattr(cases, "_small", lambda side, *image: opened.append(side) or small(side, *image))
+    assert list(cases.thumbnails(run, most=10).values()).count(None) > 10
+    assert opened == list(cases.SIDES), "the first image of each size exceeds the limit"
+
+
+def test_records_of_a_run_share_the_set_of_their_fields(inside):
+    run, _ = inside
+    first, second = run.verdicts["rarl", "reasoning", OWN_TEST, "lexical"][:2]
+    assert first.__pydantic_fields_set__ is second.__pydantic_fields_set__
+    path = f"data/verdicts/rarl/lexical/reasoning/{OWN_TEST}.jsonl"
+    assert read_records(path, Verdict)[:2] == [first, second]
+
+
 def test_links_from_the_report_open_a_case_that_is_there(inside):
     run, html = inside
     ids = {(name, s.id) for name in run.params.test_sets for s in run.samples[name]}
@@ -196,13 +216,13 @@ def test_hostile_text_breaks_no_page(hostile):
     assert "<img src=x" not in hostile and "<svg onload" not in hostile
     assert "&lt;/script&gt;&lt;script&gt;document.title" in hostile and "{{ 7 * 7 }}" in hostile
     html = Path("data/report/cases.html").read_text(encoding="utf-8")
-    kinds = Counter(re.findall(r"<script([^>]*)>", html))
+    kinds = Counter(re.sub("picture-[0-9a-f]{64}", "picture", kind) for kind in re.findall(r"<script([^>]*)>", html))
     assert set(kinds) == {
-        "", ' type="application/json" id="head"', ' type="text/plain" id="set-silvar_med"',
-        ' type="text/plain" id="set-slake"',
+        "", ' type="application/json" id="head"', ' type="text/plain" id="set-silvar_med-0"',
+        ' type="text/plain" id="set-slake-0"', ' type="text/plain" id="picture"',
     }  # fmt: skip
     assert "owned" not in html and "onerror" not in html
-    case = unpacked(html, OWN_TEST)["cases"][0]
+    case = unpacked(html, OWN_TEST)[0]
     assert case["question"] == case["said"]["reasoning base"][0] == HOSTILE[0]
 
 
