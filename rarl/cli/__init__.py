@@ -51,6 +51,7 @@ main = Commands(
         "download": ("rarl.cli.download", "Fetch a release of images and questions."),
         "profile": ("rarl.cli.switch_profile", "Switch params.yaml to the paper's settings, or back."),
         "rival": ("rarl.cli.rival", "Add a model of others to the comparison."),
+        "plan": ("rarl.cli.plan", "Estimate time, memory, disk and judges' cost of a run."),
         "memory": ("rarl.cli.memory", "Estimate the memory that training needs."),
         "watch": ("rarl.cli.watch", "Watch a training from a second terminal."),
         "diff": ("rarl.cli.diff", "What moved between two revisions, and is it beyond noise?"),
@@ -66,6 +67,5 @@ main = Commands(
         "portable": ("rarl.cli.portable", "Compare bits with those of emulated processors."),
     },
     name="rarl",
-    help="Reasoning-aware RL for small medical vision-language models. "
-    "`dvc repro` runs the pipeline; these commands do the rest.",
+    help="Reasoning-aware RL for small medical models: commands beside `dvc repro`.",
 )
