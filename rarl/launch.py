@@ -50,18 +50,14 @@ def check_config(params: Params) -> None:
     """Check Accelerate's config file, if there is one, for settings that fail later or silently have no effect.
 
     Raises:
-        UserError: the file cannot be read; weights cannot be saved whole (ZeRO stage 3, FSDP 1); FSDP or DeepSpeed
-            without a GPU, where Accelerate silently runs DDP, or with bitsandbytes; or DeepSpeed is not installed.
+        UserError: the file cannot be read; weights cannot be saved whole (FSDP 1); FSDP or DeepSpeed without a GPU,
+            where Accelerate silently runs DDP, or with bitsandbytes; or DeepSpeed is not installed.
     """
     if (path := params.accelerate.config) is None:
         return
-    kind, fsdp_version, zero_stage = _read_config(path)
+    kind, fsdp_version = _read_config(path)
     deepspeed, fsdp = kind == "DEEPSPEED", kind == "FSDP"
-    if deepspeed and zero_stage == "3":
-        found = "DeepSpeed ZeRO stage 3, whose weights cannot be saved whole here"
-        expected = "ZeRO stage 1 or 2, or FSDP 2, which shards the weights as stage 3 does"
-        fix = "use rarl/accelerate/fsdp.yaml, or set zero_stage to 2"
-    elif fsdp and fsdp_version != "2":
+    if fsdp and fsdp_version != "2":
         found, expected = f"fsdp_version {fsdp_version}", "fsdp_version 2"
         fix = "use rarl/accelerate/fsdp.yaml, or choose version 2 in `accelerate config`"
     elif (deepspeed or fsdp) and _without_gpu(params):
@@ -78,15 +74,14 @@ def check_config(params: Params) -> None:
     raise UserError(f"accelerate.config = {path}", found, expected, fix)
 
 
-def _read_config(path: str) -> tuple[str | None, str, str]:
-    """Distributed type, FSDP version and ZeRO stage of Accelerate's config file, or of DeepSpeed's that it names."""
+def _read_config(path: str) -> tuple[str | None, str]:
+    """Distributed type and FSDP version of Accelerate's config file; DeepSpeed's that it names can be read, too."""
     try:
         config = YAML(typ="safe").load(Path(path))
         fsdp, zero = config.get("fsdp_config") or {}, config.get("deepspeed_config") or {}
         if file := zero.get("deepspeed_config_file"):
-            zero = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {})
-            zero = {"zero_stage": zero.get("stage")}
-        return config.get("distributed_type"), str(fsdp.get("fsdp_version", 1)), str(zero.get("zero_stage"))
+            json.loads(Path(file).read_text(encoding="utf-8"))
+        return config.get("distributed_type"), str(fsdp.get("fsdp_version", 1))
     except (YAMLError, AttributeError, OSError, ValueError) as error:
         found = f"cannot be read: {error}" if os.path.isfile(path) else "no such file"
         expected = "a file that `accelerate config` writes, or one of rarl/accelerate/"

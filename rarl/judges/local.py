@@ -1,11 +1,16 @@
 """The local judge: a chat model on this machine through transformers, without an endpoint.
 
 Prompt and parsing are the LLM judge's (`rubric`); greedy decoding. Nothing leaves the machine. Responses are kept in
-`.cache/llm` (`journal`), so that a stopped run resumes.
+`.cache/llm` (`journal`), so that a stopped run resumes. With `accelerate.processes`, processes on several GPUs share
+the batches, each with its own copy of the model; batches, and so verdicts, are those of one process.
 """
 
+import multiprocessing
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -20,9 +25,15 @@ from rarl.records import Prediction, Sample, Verdict, batches
 
 
 def judge(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], settings: Judge, *, name: str = "local", **_
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    settings: Judge,
+    *,
+    name: str = "local",
+    processes: int = 1,
+    **_,
 ) -> list[Verdict]:
-    """Rate each prediction by the model's response; equal questions are asked once.
+    """Rate each prediction by the model's response, on `processes` processes; equal questions are asked once.
 
     Raises:
         UserError: the model is missing, or is not a chat model.
@@ -33,25 +44,27 @@ def judge(
     source = settings.model
     folder = Path(source).is_dir()
     weights = hash_path(source) if folder else settings.revision
-    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
 
     def key_for(messages: rubric.Messages) -> str:
         model = weights if folder else f"{source}@{weights}"
         return key_of(model=model, max_tokens=settings.max_tokens, dtype=dtype, messages=messages)
 
     def ask(ahead: list[rubric.Case], _total: int) -> dict[str, str]:
-        loaded = _load(name, settings, device, dtype)
-        while ahead:  # twice at most: the question, and the repair of an unusable response
-            click.echo(f"judge {name}: {len(ahead)} questions for {source} on {device}")
-            # Similar lengths together: less padding.
-            chats = [rubric.outcome(case, journal.known) for case in ahead]
-            chats.sort(key=lambda messages: sum(len(message["content"]) for message in messages))
-            with tqdm(total=len(chats), desc=f"judge {name}", unit="", disable=None) as bar:
-                for batch in batches(chats, settings.batch_size):
-                    for messages, (text, cut) in zip(batch, _respond(*loaded, batch, settings)):
-                        journal.add(Answer(key=key_for(messages), text=text, cut=cut, model=source))
-                    bar.update(len(batch))
-            ahead = rubric.unanswered(ahead, journal.known)
+        devices = devices_of(processes)
+        with _responder(name, settings, dtype, devices) as respond:
+            while ahead:  # twice at most: the question, and the repair of an unusable response
+                click.echo(f"judge {name}: {len(ahead)} questions for {source} on {', '.join(devices)}")
+                # Similar lengths together: less padding.
+                chats = [rubric.outcome(case, journal.known) for case in ahead]
+                chats.sort(key=lambda messages: sum(len(message["content"]) for message in messages))
+                with tqdm(total=len(chats), desc=f"judge {name}", unit="", disable=None) as bar:
+                    together = list(batches(chats, settings.batch_size))
+                    for batch, responses in zip(together, respond(together)):
+                        for messages, (text, cut) in zip(batch, responses):
+                            journal.add(Answer(key=key_for(messages), text=text, cut=cut, model=source))
+                        bar.update(len(batch))
+                ahead = rubric.unanswered(ahead, journal.known)
         return {}
 
     with Journal("transformers", source, key_for) as journal:
@@ -83,6 +96,47 @@ def check(name: str, settings: Judge) -> None:
         )
 
 
+def devices_of(processes: int) -> list[str]:
+    """The device of each process; without a GPU one process uses all threads."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ["cpu"]
+    return [f"cuda:{number % torch.cuda.device_count()}" for number in range(processes)]
+
+
+@contextmanager
+def _responder(name: str, settings: Judge, dtype: str, devices: list[str]) -> Iterator[Callable]:
+    """A function that maps batches of chats to their responses, in order, with a copy of the model on each device."""
+    if len(devices) == 1:
+        yield partial(map, partial(_respond, *_load(name, settings, devices[0], dtype), settings))
+        return
+    context = multiprocessing.get_context("spawn")  # CUDA does not work in a forked process
+    free = context.Queue()
+    for device in devices:
+        free.put(device)
+    pool = ProcessPoolExecutor(len(devices), context, _take_device, (free,))
+    try:
+        yield partial(pool.map, partial(_respond_there, name, settings, dtype))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+#: The device of this process of a pool, and what `_load` returned.
+_device, _loaded = None, None
+
+
+def _take_device(free) -> None:
+    global _device
+    _device = free.get()
+
+
+def _respond_there(name: str, settings: Judge, dtype: str, chats: list[rubric.Messages]):
+    global _loaded
+    _loaded = _loaded or _load(name, settings, _device, dtype)
+    return _respond(*_loaded, settings, chats)
+
+
 def _load(name: str, settings: Judge, device: str, dtype: str):
     """Tokenizer (padding on the left, for generation) and model."""
     where = f"judge.{name}.model = {settings.model}"
@@ -103,7 +157,7 @@ def _load(name: str, settings: Judge, device: str, dtype: str):
     return tokenizer, model.to(device).eval()
 
 
-def _respond(tokenizer, model, chats: list[rubric.Messages], settings: Judge):
+def _respond(tokenizer, model, settings: Judge, chats: list[rubric.Messages]):
     """For each chat the text, and whether the token limit cut it off."""
     import torch
     from transformers import GenerationConfig

@@ -163,10 +163,9 @@ def judged(
     params: Params, name: str, samples: list[Sample], predictions: list[Prediction], place: str | None = None
 ) -> list[Verdict]:
     """Judge predictions; `place` is their `<model>/<mode>/<set>`, if they have only one."""
-    settings = params.judge[name]
-    return judge_of(settings.kind)(
-        samples, predictions, settings, name=name, place=place, encoder=params.encoder, truth_file=TRUTH
-    )
+    settings, processes = params.judge[name], params.accelerate.processes
+    others = {"name": name, "place": place, "encoder": params.encoder, "truth_file": TRUTH, "processes": processes}
+    return judge_of(settings.kind)(samples, predictions, settings, **others)
 
 
 def cached_file(params: Params, name: str, questions: Path, predicted: Path) -> Path:

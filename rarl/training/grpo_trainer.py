@@ -7,6 +7,7 @@ Unsupported options fall back to stock TRL, which is logged once.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from rarl.models.shared_prefix.decode import decode, unsupported_settings
 from rarl.models.shared_prefix.layers import patch_layers
 from rarl.models.shared_prefix.layout import Prefix, group_by_prefix
 from rarl.training.log_probs import packed_log_probs
+from rarl.training.sharding import with_whole_weights
 
 #: Losses that are sums over rows, which do not depend on how a step's rows are split into passes.
 LOSSES_OF_ROWS = frozenset({"grpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"})
@@ -69,8 +71,9 @@ class SharedPrefixMixin:
         with unwrapped as model, self.accelerator.autocast():
             training = model.training
             model.eval()  # without dropout: samples are the policy's own
+            sample = partial(decode, without_peft(model), prefixes, suffixes, self.generation_config)
             try:
-                return decode(without_peft(model), prefixes, suffixes, self.generation_config), None
+                return with_whole_weights(self.model_wrapped, sample), None
             finally:
                 model.train(training)
 
@@ -80,8 +83,8 @@ class SharedPrefixMixin:
         options += [name for name, value in kwargs.items() if value]
         if self.use_transformers_continuous_batching:
             options.append("continuous batching")
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            options.append("weights shared among processes")
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.reshard_after_forward:
+            options.append("fsdp_reshard_after_forward is true")
         return options
 
     def _prepare_inputs(self, generation_batch):

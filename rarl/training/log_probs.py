@@ -79,8 +79,8 @@ def packed_log_probs(
 def frozen_head(network) -> torch.Tensor | None:
     """The head's weight if `token_scores` can replace TRL's fused head, which has fused kernels for a GPU."""
     head = network.get_output_embeddings()
-    if isinstance(head, FSDPModule):  # whole only inside a forward pass of the wrapped model
-        return None
+    if isinstance(head, FSDPModule) or hasattr(head.weight, "ds_id"):  # ZeRO stage 3
+        return None  # whole only inside a forward pass of the wrapped model
     weight = head.weight
     fits = weight.device.type == "cpu" and weight.dtype == torch.float32
     return weight if fits and not (weight.requires_grad or torch.is_autocast_enabled("cpu")) else None

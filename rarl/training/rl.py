@@ -100,7 +100,7 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
         peft_config=run.lora(),
     )
     if trainer.ref_model is not None:  # full weights: a second model, with the same vision tower
-        FeatureStore.load(FEATURES).attach(trainer.ref_model)
+        FeatureStore.load(FEATURES).attach(trainer.accelerator.unwrap_model(trainer.ref_model))
     return run, trainer, loaded
 
 

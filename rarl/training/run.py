@@ -17,7 +17,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from peft import LoraConfig
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
@@ -43,6 +42,7 @@ from rarl.training.data import choose
 from rarl.training.health import HealthCallback
 from rarl.training.live import Live, Trackers, trackers
 from rarl.training.rows import LOGGED, first_and_last, named, write_csv
+from rarl.training.sharding import gathered, shards_weights
 
 CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
@@ -211,7 +211,7 @@ class Run:
         self.check(trainer)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)  # prints a line of numbers a step; Log shows a bar
-        loaded.shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        loaded.shared = shards_weights(trainer.accelerator)
         log = Log(self, loaded, trainer.model)
         health = HealthCallback(log, trainer.args.max_steps)
         shown = [Live(self.method, log, trainer), Trackers(trackers(), self.method, log)]
@@ -373,8 +373,7 @@ class Log(TrainerCallback):
         """Write the weights and check what was written; returns whether training has changed them (main process)."""
         weights = None
         if self.loaded.shared:
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not self.run.full)
-            weights = get_model_state_dict(self.network, options=options)
+            weights = gathered(self.network, trainable_only=not self.run.full)
         if not is_main_process():
             return False
         shutil.rmtree(folder, ignore_errors=True)
