@@ -15,8 +15,8 @@ not a measurement; a test counts what a layer of a small model keeps. Assumption
   products. `train.optimizer: adamw_8bit` keeps both states in 8 bits.
 * RL shares a prompt within its group (`rarl/models/shared_prefix`): a pass has `micro_prompts` x (prompt +
   `group_size` x completion) tokens, and sampling keeps the keys and values of `prompts_per_step` prompts once and
-  those of all completions. SFT and fallbacks to stock TRL (sampling under FSDP and DeepSpeed, unsupported models)
-  have full rows. Sliding windows count like full attention.
+  those of all completions. SFT and fallbacks to stock TRL (unsupported models, sampling where FSDP reshards) have full
+  rows. Sliding windows count like full attention.
 * Gradient checkpointing keeps `hidden` values per token and layer, and one layer in full (`kept_activations`).
 * TRL 1.16 never materializes the logits of the whole vocabulary: its fused head works in tiles of 4,096 tokens x
   32,768 vocabulary entries. A trained embedding briefly has its gradient in float32 there.
@@ -308,8 +308,7 @@ class Footprint:
 
     def sampling(self) -> float:
         """Generate a step's completions."""
-        # If the weights are sharded, stock TRL samples, which repeats the prompt for each row.
-        repeated = not self.rows.shared or _weights_are_sharded(self.params)
+        repeated = not self.rows.shared or _reshards_after_forward(self.params)
         prompts = self.sampled if repeated else self.prompts_per_step
         return self.decoding(prompts, self.sampled, self.rows.completion, self.compute) + self.autocast_copies()
 
@@ -394,12 +393,13 @@ def estimate(config: PreTrainedConfig, params: Params, stage: str = "rarl", devi
     )
 
 
-def _weights_are_sharded(params: Params) -> bool:
-    """Whether processes share the weights; sampling then falls back to stock TRL."""
+def _reshards_after_forward(params: Params) -> bool:
+    """Whether FSDP reshards weights after each forward pass; stock TRL then samples, with the prompt in each row."""
     if params.accelerate.config is None:
         return False
     config = YAML(typ="safe").load(Path(params.accelerate.config).read_text(encoding="utf-8"))
-    return config.get("distributed_type") in ("FSDP", "DEEPSPEED")
+    fsdp = config.get("distributed_type") == "FSDP"
+    return fsdp and (config.get("fsdp_config") or {}).get("fsdp_reshard_after_forward", True)
 
 
 def relief(config, params: Params, method: str, device: str, limit: float) -> list[tuple[str, float]]:

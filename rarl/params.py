@@ -495,8 +495,8 @@ class Accelerate(Block):
 
     processes: Annotated[int, Field(gt=0, le=1024)] = 1
     config: Place | None = None
-    """Config file of Hugging Face Accelerate (`accelerate config`, or one of `rarl/accelerate/`): FSDP 2, or DeepSpeed
-    up to ZeRO stage 2, on GPUs; None for DDP."""
+    """Config file of Hugging Face Accelerate (`accelerate config`, or one of `rarl/accelerate/`): FSDP 2 or DeepSpeed,
+    on GPUs; None for DDP."""
 
     def per_pass(self, per_step: int, most: int) -> int:
         """Rows in a pass of one process: at most `most`, and at most its share of a step."""

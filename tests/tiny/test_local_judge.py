@@ -83,13 +83,25 @@ def test_a_chat_model_on_this_machine_judges_and_its_replies_are_kept(tmp_path, 
     settings = Judge(kind="local", model=str(folder), max_tokens=8, batch_size=2)
     seen = []
     respond = local._respond
-    monkeypatch.setattr(local, "_respond", lambda t, m, chats, s: seen.extend(chats) or respond(t, m, chats, s))
+    monkeypatch.setattr(local, "_respond", lambda t, m, s, chats: seen.extend(chats) or respond(t, m, s, chats))
     verdicts = local.judge(*rows(5), settings, name="own")
     assert [(v.id, v.reasoning_score, v.prediction_score) for v in verdicts] == [(f"x/{i}", 1, 0) for i in range(5)]
     assert verdicts[0].evaluation == "fine" and len(seen) == 5
     assert local.judge(*rows(5), settings, name="own") == verdicts and len(seen) == 5
     local.judge(*rows(6), settings, name="own")
     assert len(seen) == 6
+
+
+def test_two_processes_give_the_bytes_of_one(tmp_path, monkeypatch):
+    settings = Judge(kind="local", model=str(make_model(tmp_path / "judge", USABLE)), max_tokens=8, batch_size=2)
+    monkeypatch.setattr(local, "devices_of", lambda processes: ["cpu"] * processes)
+    found = []
+    for processes in (1, 2):
+        verdicts = local.judge(*rows(5), settings, processes=processes)
+        (journal,) = Path(".cache/llm").glob("*.jsonl")
+        found.append((verdicts, journal.read_bytes()))
+        journal.unlink()
+    assert found[0] == found[1] and len(found[0][0]) == 5
 
 
 def test_control_tokens_in_an_answer_are_no_control_tokens(tmp_path):

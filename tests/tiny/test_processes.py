@@ -71,18 +71,15 @@ def test_grpo_and_inference_on_two_processes(short):
     from stages import infer
 
     FeatureStore().save("data/features/benchmarks")
+    short.decoding.batch_size = 2
     write_params(short)
     assert CliRunner().invoke(infer.main, ["--model", "base"], catch_exceptions=False).exit_code == 0
     one = Path("data/predictions/base/direct/silvar_med.jsonl").read_bytes()
     for path in Path(".cache/predictions").iterdir():
         path.unlink()
     short.accelerate.processes = 2
-    short.decoding.batch_size = 2
     run("stages.infer", short, "--model", "base")
-    two = Path("data/predictions/base/direct/silvar_med.jsonl").read_bytes()
-    assert [json.loads(line)["id"] for line in two.splitlines()] == [
-        json.loads(line)["id"] for line in one.splitlines()
-    ]
+    assert Path("data/predictions/base/direct/silvar_med.jsonl").read_bytes() == one
     assert len(list(Path(".cache/predictions").iterdir())) == 2, "each process has a file of its own"
     run("stages.grpo", short)
     metrics = json.loads(Path("metrics/train/grpo.json").read_text())

@@ -168,13 +168,18 @@ def test_a_prompt_is_counted_once_a_group(paper):
     assert more == pytest.approx(8 * tokens * 2 * (3 * 8960 + 4 * 1536) / 1e9, rel=1e-6)
 
 
-def test_sampling_keeps_a_prompts_keys_once_unless_weights_are_shared(paper, repository):
+def test_sampling_keeps_a_prompts_keys_once_unless_weights_are_resharded(paper, repository, tmp_path):
     key_values = 2 * 2 * 2 * 128 * 28  # bytes a token: keys and values, 2 heads of 128, bfloat16
     before = estimate(qwen2_vl_2b(), paper).passes["sampling 32 completions"]
     paper.rl.max_completion_length += 100
     after = estimate(qwen2_vl_2b(), paper).passes["sampling 32 completions"]
     assert after - before == pytest.approx(32 * 100 * key_values / 1e9)
     paper.accelerate.config = str(repository / "rarl/accelerate/fsdp.yaml")
+    assert estimate(qwen2_vl_2b(), paper).passes["sampling 32 completions"] == after
+    file = Path(paper.accelerate.config).read_text(encoding="utf-8")
+    paper.accelerate.config = str(tmp_path / "fsdp.yaml")
+    resharded = file.replace("reshard_after_forward: false", "reshard_after_forward: true")
+    Path(paper.accelerate.config).write_text(resharded, encoding="utf-8")
     stock = estimate(qwen2_vl_2b(), paper).passes["sampling 32 completions"]
     assert stock - after > 28 * 671 * key_values / 1e9
 
