@@ -36,7 +36,7 @@ def train(params, *methods, **environment):
     """The trainings' exit code and output; `engine_on_cpu` asserts in each step that the weights are sharded."""
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params.model_dump(), file)
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *sys.path])
     environment |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-m", "engine_on_cpu", *methods],
