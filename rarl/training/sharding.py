@@ -7,6 +7,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from trl.distributed import DistributedBackend
 
+from rarl.launch import is_main_process
+
 T = TypeVar("T")
 
 
@@ -40,17 +42,16 @@ def with_whole_weights(model, work: Callable[[], T]) -> T:
 
 
 def gathered(model, trainable_only: bool) -> dict:
-    """The state dict of a sharded model, gathered one by one; called in all processes, complete in the main one."""
-    if any(hasattr(weight, "ds_id") for weight in model.parameters()):
-        import deepspeed
+    """The state dict of a sharded model, on the CPU and in the main process; all processes have to call it."""
+    if not any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)
+        return get_model_state_dict(model, options=options)
+    import deepspeed
 
-        wanted = {
-            name: weight for name, weight in model.named_parameters() if weight.requires_grad or not trainable_only
-        }
-        state = {}
-        for name, weight in wanted.items():
+    state = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad or not trainable_only:
             with deepspeed.zero.GatheredParameters([weight]):
-                state[name] = weight.detach().cpu().clone()
-        return state
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)
-    return get_model_state_dict(model, options=options)
+                if is_main_process():
+                    state[name] = weight.detach().to("cpu", copy=True)
+    return state
