@@ -42,7 +42,7 @@ from rarl.training.data import choose
 from rarl.training.health import HealthCallback
 from rarl.training.live import Live, Trackers, trackers
 from rarl.training.rows import LOGGED, first_and_last, named, write_csv
-from rarl.training.sharding import gathered, shards_weights
+from rarl.training.sharding import count_trainable, gathered, shards_weights
 
 CURATED = Path("data/curated")
 FEATURES = Path("data/features/training")
@@ -263,7 +263,7 @@ class Run:
         rows = log.table(trainer.state.log_history)
         metrics = {
             "steps": steps,
-            "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "trainable_parameters": count_trainable(trainer.model),
             "best_step": best["step"],
             "dev_score": best["dev_score"],
             **({"planned_steps": trainer.args.max_steps} if steps < trainer.args.max_steps else {}),

@@ -55,3 +55,8 @@ def gathered(model, trainable_only: bool) -> dict:
                 if is_main_process():
                     state[name] = weight.detach().to("cpu", copy=True)
     return state
+
+
+def count_trainable(model) -> int:
+    """Number of trainable parameters, those of other processes included."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
