@@ -470,7 +470,7 @@ def needed(model: str, params: Params, stage: str) -> float:
     folder = Path("data/models") / model
     if not (folder / "base.json").is_file():
         return 0.0
-    config, device, _ = _context(folder, params)
+    config, device, _ = _context(folder, params, stage)
     return 0.0 if config is None else estimate(config, params, stage, device).total
 
 
