@@ -518,6 +518,8 @@ class Params(Block):
     seed: Seed = 7
     data: Data = Data()
     own: Own = Own()
+    annotations: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    """Digest of the physicians' annotations that `curate` joins (`rarl annotate --export`); None for none."""
     phantom: Phantom = Phantom()
     base: Base = Base()
     model: Model = Model()

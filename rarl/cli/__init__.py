@@ -61,6 +61,7 @@ main = Commands(
         "serve": ("rarl.cli.serve", "Serve the base and its adapters with vLLM."),
         "publish": ("rarl.cli.publish", "Push a model and its card to the Hugging Face Hub."),
         "rate": ("rarl.cli.rate", "Rate the models' answers in the browser."),
+        "annotate": ("rarl.cli.annotate", "Write or approve the reasoning to learn from, in the browser."),
         "study": ("rarl.cli.study", "Studies of the rewards, the judges and the intervals."),
         "rehearse": ("rarl.cli.rehearse", "Run every part once at a base's real size, with random weights."),
         "bench": ("rarl.cli.bench", "Time a step against stock TRL and transformers."),

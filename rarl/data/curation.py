@@ -31,6 +31,7 @@ def curate(params: Params) -> None:
         UserError: There is no usable training row, or the release is not as declared.
     """
     from rarl.data.adapters import load_adapter
+    from rarl.data.annotations import join
     from rarl.data.audit import compare_with_declared, own_splits_apart, refuse, report_losses, require_images
     from rarl.data.release import Images, require_root
 
@@ -51,12 +52,13 @@ def curate(params: Params) -> None:
             "check which rows were refused, and that the images exist",
         )
     own_splits_apart(root, releases)
+    joined = {"annotations": join(releases, params.annotations)} if params.annotations else {}
     unmatched = adapter.unmatched(adapter.explanations(root), releases.values()) if source == "silvar_med" else []
     _write(releases, unmatched)
     counts = {split: _counts(release) for split, release in releases.items()}
-    more = _source_counts(params, releases)
+    more = _source_counts(params, releases) | joined
     write_json(METRICS, {**counts, **more})
-    _report(params, counts, more.get("explanations", {}), unmatched)
+    _report(params, counts, more, unmatched)
     click.echo(f"curate: done in {time.monotonic() - start:.1f} s")
 
 
@@ -65,12 +67,12 @@ _IDLE = {
     "test": ": reasoning scores will read `not annotated`.",
 }
 _ANNOTATE = {
-    "silvar_med": "Put Silvar-Med's explanations in silvar_med/ below data.root.",
-    "own": "Write explanations into the column `reasoning` of your table.",
+    "silvar_med": "Put Silvar-Med's explanations in silvar_med/ below data.root, or write some: `rarl annotate`.",
+    "own": "Write explanations into the column `reasoning` of your table, or on the page of `rarl annotate`.",
 }
 
 
-def _report(params: Params, counts: dict, joined: dict, unmatched: list) -> None:
+def _report(params: Params, counts: dict, more: dict, unmatched: list) -> None:
     """Print the counts, and a note where something is missing."""
     for split, count in counts.items():
         click.echo(f"  {split:<6}" + ", ".join(f"{value} {name}" for name, value in count.items()))
@@ -81,8 +83,9 @@ def _report(params: Params, counts: dict, joined: dict, unmatched: list) -> None
     wanted, total = params.train.samples, counts["train"]["total"]
     if wanted and wanted > total:
         click.echo(f"  NOTE: train.samples is {wanted}, but there are only {total} train rows; all are used.")
-    if joined.get("read"):
-        click.echo("  explanations: " + ", ".join(f"{value} {name}" for name, value in joined.items()))
+    for source in ("explanations", "annotations"):
+        if any(more.get(source, {}).values()):
+            click.echo(f"  {source}: " + ", ".join(f"{value} {name}" for name, value in more[source].items()))
     if unmatched:
         click.echo(f"  WARNING: {len(unmatched)} explanations have no row, see {UNMATCHED}")
 

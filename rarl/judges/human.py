@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from rarl.chat.journal import outside_copy
 from rarl.errors import UserError
 from rarl.judges.failures import infrastructure_failure
-from rarl.records import Prediction, Record, Sample, Verdict
+from rarl.records import Prediction, R, Record, Sample, Verdict
 
 RATER = re.compile(r"[a-z0-9_]{1,40}")
 NOT_RATED = "not rated"
@@ -96,25 +96,25 @@ def read_ratings(rater: str | None = None) -> dict[str, Ratings]:
     return raters
 
 
-def read_lines(path: Path) -> list[Rating]:
-    """Read every line of a ratings file, except a last one that a crash cut off.
+def read_lines(path: Path, kind: type[R] = Rating) -> list[R]:
+    """Read every line of a rater's file, except a last one that a crash cut off.
 
     Raises:
-        UserError: a line is not a rating.
+        UserError: a line is not a record of this kind.
     """
-    ratings = []
+    found = []
     whole = path.read_bytes().rpartition(b"\n")[0]
     for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
         try:
-            ratings.append(Rating.model_validate_json(line))
+            found.append(kind.model_validate_json(line))
         except ValidationError as error:
             raise UserError(
                 f"{path}, line {number}",
                 error.errors()[0]["msg"],
-                "a rating as the rating page writes it",
+                f"{kind.__name__}, a record as its page writes it",
                 "correct this line, or delete it: the others stay as they are",
             ) from None
-    return ratings
+    return found
 
 
 def last_of_each(ratings: Iterable[Rating]) -> Ratings:

@@ -1,4 +1,4 @@
-"""ASGI middleware of the rating page: who may open it, and which paths of Gradio's server are served.
+"""ASGI middleware of the rating and the annotation page: who may open it, and which paths are served.
 
 | request | response |
 |---|---|
@@ -20,9 +20,8 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'self'"
 )
-NO_TOKEN = "Open the rating page by the whole address, token included, that `rarl rate` printed.\n"
 LOCAL = ("127.0.0.1", "localhost", "::1")
-#: The paths of Gradio's server that the page uses; a name that ends in / includes all below it.
+#: The paths of Gradio's server that the rating page uses; a name that ends in / includes all below it.
 SERVED = (
     "/", "/config", "/theme.css", "/favicon.ico", "/login", "/login/", "/assets/", "/static/",
     "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/heartbeat/", "/gradio_api/app_id",
@@ -36,15 +35,25 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-def middleware(host: str, port: int, token: str, names: tuple[str, ...] = ()) -> list:
-    """The value for `app_kwargs["middleware"]` of `gradio.Blocks.launch`; `names` are as for `hosts_of`."""
+def middleware(
+    host: str,
+    port: int,
+    token: str,
+    names: tuple[str, ...] = (),
+    command: str = "rate",
+    served: tuple[str, ...] = SERVED,
+) -> list:
+    """The middleware of a Starlette application, which Gradio's is too.
+
+    `names` are as for `hosts_of`, `served` the paths that the page of `rarl <command>` uses.
+    """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     return [
         Middleware(SecurityHeaders),
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts_of(host, names), www_redirect=False),
-        Middleware(TokenRequired, token=token, cookie=f"rarl_rate_{port}"),
+        Middleware(TokenRequired, token=token, port=port, command=command, served=served),
     ]
 
 
@@ -72,8 +81,10 @@ def address(host: str, port: int, token: str) -> str:
 class TokenRequired:
     """Requires the token or its cookie, and serves the page's paths only."""
 
-    def __init__(self, app, token: str, cookie: str):
-        self.app, self.token, self.cookie = app, token, cookie
+    def __init__(self, app, token: str, port: int, command: str, served: tuple[str, ...]):
+        self.app, self.token, self.served = app, token, served
+        self.cookie = f"rarl_{command}_{port}"
+        self.refusal = f"Open the page by the whole address, token included, that `rarl {command}` printed.\n"
 
     async def __call__(self, scope, receive, send):
         """Handle one ASGI connection."""
@@ -88,9 +99,9 @@ class TokenRequired:
             response = RedirectResponse("./", status_code=303)
             response.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
         elif not self.is_token(request.cookies.get(self.cookie)):
-            response = PlainTextResponse(NO_TOKEN, status_code=403)
-        elif not is_served(scope["path"]):
-            response = PlainTextResponse("The rating page does not use this.\n", status_code=404)
+            response = PlainTextResponse(self.refusal, status_code=403)
+        elif not is_served(scope["path"], self.served):
+            response = PlainTextResponse("The page does not use this.\n", status_code=404)
         else:
             response = self.app
         await response(scope, receive, send)
@@ -100,13 +111,13 @@ class TokenRequired:
         return secrets.compare_digest((given or "").encode(), self.token.encode())
 
 
-def is_served(path: str) -> bool:
+def is_served(path: str, served: tuple[str, ...] = SERVED) -> bool:
     """Whether the page uses a path.
 
     >>> is_served("/config"), is_served("/assets/index.js"), is_served("/gradio_api/upload")
     (True, True, False)
     """
-    return any(path == name or (len(name) > 1 and name.endswith("/") and path.startswith(name)) for name in SERVED)
+    return any(path == name or (len(name) > 1 and name.endswith("/") and path.startswith(name)) for name in served)
 
 
 class SecurityHeaders:

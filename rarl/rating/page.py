@@ -273,12 +273,17 @@ def html_of(part: str, *values: object) -> str:
 
 
 def image_html(path: Path) -> str:
-    """The image as PNG: lossless, and without the file's metadata."""
+    """The image, or why it cannot be shown."""
+    return html_of("image", *png_of(path))
+
+
+def png_of(path: Path) -> tuple[str, str]:
+    """The image as PNG in base64, lossless and without the file's metadata; or "" and why it cannot be shown."""
     try:
         shown = open_rgb(path)
     except OSError as error:
-        return html_of("image", "", error.strerror or "not a readable image")
+        return "", error.strerror or "not a readable image"
     shown.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     shown.save(buffer, format="PNG")
-    return html_of("image", base64.b64encode(buffer.getvalue()).decode("ascii"), "")
+    return base64.b64encode(buffer.getvalue()).decode("ascii"), ""

@@ -1,10 +1,10 @@
 """One rater's work: what is rated, what is next, and saving it."""
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rarl.judges.human import Rating, last_of_each, ratings_file, read_lines
+from rarl.rating.lines import append, locked
 from rarl.rating.worklist import Item
 
 
@@ -62,13 +62,6 @@ class Session:
         if item.key in self.ratings and fields == before.model_dump():
             return
         rating = Rating(**fields | {"at": datetime.now(UTC).isoformat(timespec="seconds")})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Remove a last line that a crash cut off, or the new one would be appended to it.
-        whole = self.path.read_bytes() if self.path.is_file() else b""
-        if whole and not whole.endswith(b"\n"):
-            os.truncate(self.path, whole.rfind(b"\n") + 1)
-        with self.path.open("ab") as file:
-            file.write(rating.model_dump_json().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with locked(self.path):
+            append(self.path, rating)
         self.ratings[item.key] = rating

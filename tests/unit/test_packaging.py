@@ -21,16 +21,14 @@ NOT_DECLARED = {
     "dvc_data": "a part of DVC, pinned by it",
     "dvc_objects": "a part of DVC, pinned by it",
     "hydra": "DVC reads the values of -S with it, and pins it",
-    "starlette": "Gradio's web framework",
 }
 
 
 def test_dependencies_that_are_declared_are_used_and_those_used_are_declared(repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    optional = [
-        text for extra in ("dvclive", "flash", "quantization", "rate", "tensorboard") for text in extras[extra]
-    ]
+    used = ("annotate", "dvclive", "flash", "quantization", "rate", "tensorboard")
+    optional = [text for extra in used for text in extras[extra]]
     names = [re.match(r"[\w.-]+", text)[0] for text in (*project["dependencies"], *optional)]
     declared = {MODULES.get(name, name.replace("-", "_")): name for name in names}
     imported = set()

@@ -1,0 +1,150 @@
+"""What `rarl annotate` runs and prints: serve the page until Ctrl-C, compute agreement, or export."""
+
+import hashlib
+from collections.abc import Mapping
+
+import click
+
+from rarl.annotating import plan
+from rarl.annotating.agreement import agreement, overlaps, reason
+from rarl.annotating.session import Annotations, Item, Proposal, Session, annotations_file, read_annotations
+from rarl.data.annotations import content_key, folder
+from rarl.errors import UserError
+from rarl.model_card import NOT_CLINICAL
+from rarl.params import Params
+from rarl.records import Sample, read_records, write_json
+
+AGREEMENT = "agreement.json"
+
+
+def samples_of(split: str) -> dict[str, Sample]:
+    """Content -> row of a split, as `curate` has written it."""
+    return {content_key(sample): sample for sample in read_records(f"data/curated/{split}.jsonl", Sample)}
+
+
+def planned(params: Params, rater: str, options: Mapping[str, object]) -> plan.Plan:
+    """The plan in its file, or a new one from the options; None stands for an option that is not given.
+
+    Raises:
+        UserError: an option is not what the plan has.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    known = plan.read()
+    if known:
+        for key, value in given.items():
+            if value != getattr(known, key):
+                found, fix = f"{value}, but {plan.file()} has {getattr(known, key)}", "leave the option out, or delete"
+                fix += f" {plan.file()} to plan again; annotations stay"
+                raise UserError(f"--{key}", found, "the option that the plan was made with", fix)
+        return known
+    from rarl.annotating.drafts import answers_of
+
+    defaults = {"raters": (rater,), "overlap": 0.2, "order": "random", "seed": params.seed}
+    wanted = plan.Plan(**defaults | given)
+    samples = list(samples_of(wanted.split).values())
+    answers = answers_of(params, samples) if wanted.order == "useful" else {}
+    annotated = {content for own in read_annotations().values() for content in own}
+    made = plan.make(wanted, samples, answers, annotated)
+    click.echo(f"{plan.file()}: {len(made.rows)} rows for {', '.join(made.raters)}, {made.order} order.")
+    return made
+
+
+def queue_of(params: Params, rater: str, made: plan.Plan, drafts: str | None) -> list[Item]:
+    """The rows of a rater with a model's drafts, as far as the rows are still there."""
+    samples = samples_of(made.split)
+    rows = [samples[row.content] for row in made.of(rater) if row.content in samples]
+    if gone := len(made.of(rater)) - len(rows):
+        click.echo(f"{gone} planned rows are not in data/curated/{made.split}.jsonl any more, or have changed.")
+    proposals = {}
+    if drafts:
+        from rarl.annotating.drafts import proposals as ask_for
+
+        proposals = ask_for(drafts, params, rows)
+    return [Item(row, proposals.get(content_key(row), ())) for row in rows]
+
+
+def disputed(rater: str, made: plan.Plan, raters: Mapping[str, Annotations]) -> list[Item]:
+    """The rows on which others disagree, their annotations in an order that does not reveal the rater.
+
+    Raises:
+        UserError: the rater has rows of their own to finish, and is blind to others until then.
+    """
+    samples = samples_of(made.split)
+    if rater in made.raters:
+        own = raters.get(rater, {})
+        left = [row for row in made.of(rater) if row.content not in own or own[row.content].verdict is None]
+        if left:
+            found = f"{len(left)} unfinished rows of their own"
+            raise UserError(f"--rater {rater} --adjudicate", found, "a reader who has finished", "finish these first")
+    items = []
+    for row in overlaps(raters, {content: sample.image_sha256 for content, sample in samples.items()}):
+        elsewhere = any(
+            own[row.content].adjudicates for name, own in raters.items() if name != rater and row.content in own
+        )
+        if rater in row.by or elsewhere or not reason(row):
+            continue
+        order = sorted(row.by, key=lambda name: hashlib.sha256(f"{row.content} {name}".encode()).digest())
+        proposals = [Proposal(name, one.text, one.findings, one.verdict) for name in order for one in [row.by[name]]]
+        items.append(Item(samples[row.content], tuple(proposals), tuple(sorted(row.by))))
+    return items
+
+
+def annotate(params: Params, rater: str, drafts: str | None, adjudicate: bool, port: int, **options) -> None:
+    """Serve the page until Ctrl-C; the arguments are the options of `rarl annotate`."""
+    annotations_file(rater)
+    click.echo(NOT_CLINICAL)
+    made = planned(params, rater, options)
+    items = disputed(rater, made, read_annotations()) if adjudicate else queue_of(params, rater, made, drafts)
+    if not items:
+        click.echo("There is nothing to decide." if adjudicate else f"There are no rows for {rater}.")
+        return
+    from rarl.annotating.page import Page, Served
+
+    session = Session(rater, items)
+    page = Page(session, params.data.root, f"{len(items)} rows of {made.split}.jsonl.")
+    served = Served(page, port)
+    click.echo(f"{session.done} of {len(items)} rows are finished.\nAnnotate at {served.address}")
+    click.echo("Everything is saved as it is typed; Ctrl-C ends.")
+    try:
+        served.run()
+    except KeyboardInterrupt:
+        click.echo()
+    session.reload()
+    click.echo(
+        f"{session.done} of {len(items)} rows are finished; `rarl annotate --export` brings them into training."
+    )
+
+
+def print_agreement(params: Params) -> None:
+    """Print the agreement of raters with common rows, and write it to `data/annotations/agreement.json`.
+
+    Raises:
+        UserError: no row has been finished by several raters.
+    """
+    made = plan.read()
+    samples = samples_of(made.split if made else "train")
+    rows = overlaps(read_annotations(), {content: sample.image_sha256 for content, sample in samples.items()})
+    if not rows:
+        found, fix = "no row that several raters have finished", "annotate with --raters and --overlap above 0"
+        raise UserError(str(folder() / "raters"), found, "common rows", fix)
+    found = agreement(rows, params.seed)
+    for group in found:
+        click.echo(f"{', '.join(group['raters'])}: {group['rows']} common rows, {group['images']} images")
+        for name, what in (("findings_kappa", "findings"), ("verdict_kappa", "verdict"), ("text_f1", "text")):
+            measure = "F1 of clinical facts" if what == "text" else f"{group['kappa']}'s kappa"
+            value, low, high = group[name]
+            shown = "undefined: all ratings are the same" if value is None else f"{value:.2f}"
+            click.echo(f"  {what}: {measure} {shown}" + (f" [{low:.2f}, {high:.2f}]" if low is not None else ""))
+        reasons = ", ".join(f"{count} {why}" for why, count in group["disagreements"].items())
+        click.echo(f"  for a third reader: {reasons or 'none'}")
+    write_json(folder() / AGREEMENT, {"groups": found})
+
+
+def export_annotations() -> None:
+    """Write the table and name it in `params.yaml`."""
+    from rarl.annotating.export import export
+
+    digest, rows, disputed_rows = export(read_annotations())
+    click.echo(f"{folder() / digest}.jsonl: {rows} rows. params.yaml names it; now run `dvc repro`.")
+    if disputed_rows:
+        click.echo(f"{disputed_rows} disputed rows are left out: `rarl annotate --adjudicate` decides.")

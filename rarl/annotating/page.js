@@ -1,0 +1,222 @@
+// The annotation page: shows a row, saves every change, and follows the keys.
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const text = byId("text"), alertBox = byId("alert");
+  const KEYS = {
+    Enter: "explained", v: "not_visible", w: "wrong_question", Backspace: "previous", n: "next", u: "open",
+    g: "in-text", e: "edit-0", r: "reject",
+  };
+  let row = null, pending = {}, sending = null, timer = null, since = performance.now(), visible = true, seconds = 0;
+
+  // What is typed and not saved yet survives a reload of this tab.
+  const store = () => "text of " + row.content;
+  const unsaved = () => Object.keys(pending).length > 0;
+
+  function make(tag, content, attributes = {}) {
+    const node = document.createElement(tag);
+    node.textContent = content;
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  }
+
+  function button(content, key, action, attributes = {}) {
+    const node = make("button", content, { type: "button", ...attributes });
+    if (key) node.append(make("kbd", key));
+    node.addEventListener("click", action);
+    return node;
+  }
+
+  function complain(message, ...actions) {
+    alertBox.hidden = !message;
+    alertBox.replaceChildren(message, ...actions);
+  }
+
+  // Time on this row while the page is in view, by a clock that never goes back.
+  function count() {
+    if (visible) seconds += (performance.now() - since) / 1000;
+    [visible, since] = [!document.hidden, performance.now()];
+  }
+  document.addEventListener("visibilitychange", count);
+
+  function change(changes, wait = 0) {
+    Object.assign(pending, changes);
+    if ("text" in changes) sessionStorage.setItem(store(), changes.text);
+    byId("status").textContent = "Saving …";
+    clearTimeout(timer);
+    if (!wait) return save();
+    timer = setTimeout(save, wait);
+  }
+
+  const request = (changes, options = {}) => fetch("case/" + row.position, {
+    method: "POST", headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ ...changes, revision: row.annotation.revision, seconds }), ...options,
+  });
+
+  // One request at a time; true once everything is saved.
+  function save() {
+    sending ??= send().finally(() => { sending = null; });
+    return sending;
+  }
+
+  async function send() {
+    while (unsaved()) {
+      const changes = pending;
+      pending = {};
+      count();
+      let response, state;
+      try {
+        response = await request(changes);
+        state = await response.json();
+      } catch {
+        state = {};
+      }
+      if (response?.ok) {
+        seconds = 0;
+        row = { ...row, ...state };
+        if (!unsaved()) sessionStorage.removeItem(store());
+        complain("");
+        show("take" in changes);
+      } else if (response?.status === 422) {
+        complain(state.error);
+        if ("text" in changes) pending = { text: changes.text, ...pending };
+        show(false);
+        return false;
+      } else if (response?.status === 409) {
+        pending = { ...changes, ...pending };
+        const keep = () => { row.annotation.revision = state.annotation.revision; save(); };
+        const other = () => { pending = {}; sessionStorage.removeItem(store()); row = { ...row, ...state }; complain(""); show(true); };
+        complain(state.error, button("Keep what is here", "", keep), button("Show the other", "", other));
+        return false;
+      } else {
+        pending = { ...changes, ...pending };
+        const restarted = "The server has been started again: open the address that it printed in another tab.";
+        const why = response?.status === 403 ? restarted : state.error ?? "NOT SAVED: the server cannot be reached.";
+        complain(why + " What you typed stays here, and is saved as soon as that is possible.");
+        timer = setTimeout(save, 1500);
+        return false;
+      }
+    }
+    return true;
+  }
+
+  const VERDICTS = { explained: "Finished.", not_visible: "Finished: cannot be seen.", wrong_question: "Finished: the question is wrong." };
+  const ORIGINS = { own: "", accepted: " The text is the draft as it was.", edited: " The text is an edited draft.", rejected: " The draft was rejected." };
+
+  function show(replaceText) {
+    const { annotation, position, total, done } = row;
+    byId("place").textContent = `${position + 1} of ${total}`;
+    byId("progress").max = total;
+    byId("progress").value = done;
+    const end = done === total ? ` All ${total} rows are finished. Thank you!` : "";
+    byId("status").textContent = `${done} finished. Saved. ${VERDICTS[annotation.verdict] ?? "This row is not finished."}${ORIGINS[annotation.origin]}${end}`;
+    if (replaceText) text.value = annotation.text;
+    for (const verdict of Object.keys(VERDICTS)) byId(verdict).setAttribute("aria-pressed", annotation.verdict === verdict);
+    byId("findings").replaceChildren(...annotation.findings.map((tag) => {
+      const item = make("li", "");
+      item.append(button(tag + " ×", "", () => change({ findings: row.annotation.findings.filter((other) => other !== tag) }), { "aria-label": "Remove " + tag }));
+      return item;
+    }));
+    byId("in-text").hidden = !row.in_text.length;
+    byId("in-text").replaceChildren("Add from text: " + row.in_text.join(", "), make("kbd", "G"));
+    // A draft that was rejected, or is the text by now, is not shown again as one that nobody has checked.
+    const settled = ["accepted", "rejected"].includes(annotation.origin);
+    byId("proposals").replaceChildren(...row.proposals.map(proposal).filter((box) => !(settled && box.draft)));
+  }
+
+  function proposal(draft, number) {
+    const box = make("section", "", { class: "panel draft", "aria-label": draft.title });
+    box.draft = draft.title.startsWith("Draft");
+    box.append(make("h2", draft.title));
+    box.append(make("p", draft.verdict === "explained" ? draft.text : VERDICTS[draft.verdict].replace("Finished: ", "")));
+    if (draft.findings.length) box.append(make("p", "Findings: " + draft.findings.join(", "), { class: "note" }));
+    if (draft.answer) box.append(make("p", "Its answer: " + draft.answer, { class: "note" }));
+    const actions = make("div", "", { class: "row" });
+    actions.append(button("Accept as it is", number + 1, () => finish(draft.verdict, { take: number }), { id: "accept-" + number }));
+    if (draft.verdict === "explained") actions.append(button("Edit", number ? "" : "E", async () => { await change({ take: number }); text.focus(); }, { id: "edit-" + number }));
+    if (box.draft) actions.append(button("Reject", "R", async () => { await change({ reject: true }); text.focus(); }, { id: "reject" }));
+    box.append(actions);
+    return box;
+  }
+
+  async function open(position) {
+    if (row && !(await save())) return;
+    const response = await fetch("case/" + position).catch(() => null);
+    if (!response?.ok) {
+      complain(response?.status === 403 ? "The server has been started again: open the address that it printed." : "The server cannot be reached. Try again.");
+      return;
+    }
+    row = await response.json();
+    [seconds, since] = [0, performance.now()];
+    history.replaceState(null, "", "#" + (position + 1));
+    byId("question").textContent = row.sample.question + row.sample.choices.filter((choice) => !row.sample.question.includes(choice)).map((choice) => "\n– " + choice).join("");
+    byId("answers").textContent = row.sample.answers.join(" / ");
+    byId("frame").replaceChildren(row.problem ? make("p", `The image cannot be shown: ${row.problem}.`, { class: "banner" }) : make("img", "", { src: "data:image/png;base64," + row.image, alt: "The image of the question" }));
+    complain("");
+    show(true);
+    window.scrollTo(0, 0);
+    document.querySelector("h1").focus({ preventScroll: true });  // leaves the text, and is read out
+    const typed = sessionStorage.getItem(store());
+    if (typed !== null && typed !== row.annotation.text) {
+      text.value = typed;
+      change({ text: typed });
+    }
+  }
+
+  // A verdict, and on to the next row.
+  async function finish(verdict, changes = {}) {
+    const position = row.position;
+    if ((await change({ ...changes, verdict })) && row.annotation.verdict === verdict) await step(position + 1, "This was the last row.");
+  }
+
+  async function step(position, end) {
+    if (position >= 0 && position < row.total) await open(position);
+    else byId("status").textContent += " " + end;
+  }
+
+  text.addEventListener("input", () => change({ text: text.value.toWellFormed?.() ?? text.value }, 250));
+  text.addEventListener("blur", () => { if (unsaved()) save(); });
+  byId("finding").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    if (event.target.value.trim()) change({ add: event.target.value });
+    event.target.value = "";
+  });
+  const actions = {
+    explained: () => finish("explained"), not_visible: () => finish("not_visible"), wrong_question: () => finish("wrong_question"),
+    previous: () => step(row.position - 1, "This is the first row."), next: () => step(row.position + 1, "This is the last row."),
+    open: () => row.open === null ? step(-1, "All rows are finished.") : open(row.open), "in-text": () => change({ add: row.in_text.join(". ") }),
+  };
+  for (const [id, action] of Object.entries(actions)) byId(id).addEventListener("click", action);
+  for (const id of ["zoom", "brightness", "contrast"]) byId(id).addEventListener("input", () => look(id, byId(id).value));
+
+  function look(name, value) {
+    const frame = byId("frame");
+    byId(name).value = value;
+    frame.style.setProperty("--" + name, value);
+    if (name === "zoom") frame.scrollTo((frame.scrollWidth - frame.clientWidth) / 2, (frame.scrollHeight - frame.clientHeight) / 2);
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") document.activeElement.blur();
+    if (event.target === text && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      finish("explained");
+    }
+    if (!row || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("textarea, input, select, summary") || !byId("keys").checked) return;
+    if (event.key === "Enter" && event.target.closest("button")) return;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const pressed = byId(/^[1-9]$/.test(key) ? "accept-" + (key - 1) : KEYS[key] ?? "");
+    const field = { t: text, f: byId("finding") }[key];
+    if (field || key === "z" || pressed) event.preventDefault();
+    if (event.repeat) return;
+    if (field) field.focus();
+    else if (key === "z") look("zoom", byId("zoom").value > 1 ? 1 : 3);
+    else if (pressed && !pressed.hidden) pressed.click();
+  });
+  document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  window.addEventListener("pagehide", () => { if (unsaved()) request(pending, { keepalive: true }); });
+  window.addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
+
+  const asked = Number(location.hash.slice(1)) - 1;
+  open(asked >= 0 ? asked : Number(document.body.dataset.first));
+})();

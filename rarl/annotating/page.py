@@ -1,0 +1,131 @@
+"""The annotation page and its server: a Starlette application, behind the token of the rating page.
+
+| request | response |
+|---|---|
+| `GET /` | the page, without anything of a row |
+| `GET /case/<n>` | the n-th row of the rater's queue as JSON, with its image as a PNG without metadata |
+| `POST /case/<n>` | saves a change, and returns what has become of the annotation |
+
+The browser knows a row by its place in the queue. It is told to load nothing from any other host, and texts are set as
+text, never as HTML.
+"""
+
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rarl.annotating.session import NAMES, Session, Stale, tags
+from rarl.errors import UserError
+from rarl.rating import access
+from rarl.rating.page import png_of
+from rarl.records import image_file
+from rarl.reporting.page import template
+
+HERE = Path(__file__).parent
+#: The paths of `access.is_served`.
+PATHS = ("/", "/page.js", "/case/")
+STALE = "This row was changed in another window."
+
+
+class Page:
+    """The application of one rater's session; `root` is the folder that the images' paths start from."""
+
+    def __init__(self, session: Session, root: str | Path, about: str = ""):
+        self.session, self.root, self.about, self.template = session, root, about, template("page.html", HERE)
+
+    def html(self) -> str:
+        """The page, which opens the first unfinished row."""
+        return self.template.render(session=self.session, terms=NAMES, about=self.about)
+
+    def application(self, middleware: Sequence = ()):
+        """The Starlette application."""
+        from starlette.applications import Starlette
+        from starlette.responses import FileResponse, HTMLResponse
+        from starlette.routing import Route
+
+        routes = [
+            Route("/", lambda request: HTMLResponse(self.html())),
+            Route("/page.js", lambda request: FileResponse(HERE / "page.js", media_type="text/javascript")),
+            Route("/case/{position:int}", self.show),
+            Route("/case/{position:int}", self.save, methods=["POST"]),
+        ]
+        return Starlette(routes=routes, middleware=list(middleware))
+
+    async def show(self, request):
+        """One row with its image."""
+        from starlette.responses import JSONResponse
+
+        position = request.path_params["position"]
+        if position >= len(self.session.items):
+            return JSONResponse({"error": "There is no such row; reload the page."}, 404)
+        sample = self.session.items[position].sample
+        image, problem = png_of(image_file(self.root, sample.image))
+        shown = sample.model_dump(include={"question", "choices", "answers"})
+        return JSONResponse(self.state(position) | {"sample": shown, "image": image, "problem": problem})
+
+    async def save(self, request):
+        """Save a change; 409 if the row was changed elsewhere, 422 if it is not possible, 507 if it is not written."""
+        from starlette.responses import JSONResponse
+
+        position = request.path_params["position"]
+        try:
+            changes = await request.json()
+            self.session.save(position, changes.pop("revision"), changes, changes.pop("seconds", 0.0))
+        except Stale:
+            return JSONResponse(self.state(position) | {"error": STALE}, 409)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            return JSONResponse({"error": f"Not saved: {error}."}, 422)
+        except OSError as error:
+            return JSONResponse({"error": f"NOT SAVED: {error.strerror or error}."}, 507)
+        return JSONResponse(self.state(position))
+
+    def state(self, position: int) -> dict:
+        """What a change of a row can change, and what is proposed for it."""
+        session = self.session
+        item, annotation = session.items[position], session.annotation(position)
+        proposals = [asdict(proposal) for proposal in item.proposals]
+        for number, proposal in enumerate(proposals):
+            by = proposal.pop("by")  # of a reader, not even the pseudonym
+            reader = f"Reader {'ABCDEFGH'[number % 8]}"
+            proposal["title"] = reader if item.adjudicates else f"Draft by {by}: nobody has checked it"
+        return {
+            "position": position,
+            "total": len(session.items),
+            "done": session.done,
+            "open": session.next_open(position),
+            "content": item.content,
+            "annotation": annotation.model_dump(include={"text", "findings", "verdict", "origin", "revision"}),
+            "in_text": [tag for tag in tags(annotation.text) if tag not in annotation.findings],
+            "proposals": proposals,
+        }
+
+
+class Served:
+    """The server of a page: `address` to open, `run` until Ctrl-C or `stop`.
+
+    Raises:
+        UserError: the port is taken.
+    """
+
+    def __init__(self, page: Page, port: int):
+        import uvicorn
+
+        try:
+            self.socket = socket.create_server((access.LOCAL[0], port))
+        except OSError:
+            found, fix = "the port is taken", "name another with --port"
+            raise UserError(f"--port {port}", found, "a free port of this machine", fix) from None
+        port = self.socket.getsockname()[1]
+        token = access.new_token()
+        guard = access.middleware(access.LOCAL[0], port, token, command="annotate", served=PATHS)
+        config = uvicorn.Config(page.application(guard), log_level="warning", timeout_graceful_shutdown=1)
+        self.server, self.address = uvicorn.Server(config), access.address(access.LOCAL[0], port, token)
+
+    def run(self) -> None:
+        """Serve."""
+        self.server.run(sockets=[self.socket])
+
+    def stop(self) -> None:
+        """End `run`."""
+        self.server.should_exit = True

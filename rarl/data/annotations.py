@@ -1,0 +1,118 @@
+"""Joins the physicians' annotations (`rarl annotate --export`) to the rows of the training source.
+
+`data/annotations/<digest>.jsonl` is a table of `Reasoning`, named by its content: `annotations` in `params.yaml` names
+the table in use, so that DVC sees every change, and an earlier table can be used again.
+
+A row gets the reasoning of its content, not of its id: the image, the question and the answers that the physician saw.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from rarl.chat.journal import outside_copy
+from rarl.data.release import Release, fold
+from rarl.errors import UserError
+from rarl.records import Record, Sample, read_records
+
+#: Explained; or the answer cannot be seen in this image; or the question, or its answer, is wrong.
+Verdict = Literal["explained", "not_visible", "wrong_question"]
+#: Own words; a model's draft as it was, or edited; own words after the draft was rejected.
+Origin = Literal["own", "accepted", "edited", "rejected"]
+#: In the target of SFT these would end the think text (`rarl/answers/completion.py`).
+_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+
+
+class Reasoning(Record):
+    """The annotation of one row that training may use: finished by a physician, and undisputed or adjudicated."""
+
+    content: str
+    """`content_key` of the row."""
+    id: str
+    """The id of the row when it was annotated."""
+    verdict: Verdict
+    text: str
+    """The reasoning as it was typed; empty unless the verdict is `explained`."""
+    findings: tuple[str, ...] = ()
+    origin: Origin
+    by: str = ""
+    """The model whose draft was shown, or the reader whose text the third reader took."""
+    rater: str
+    """Pseudonym of who wrote or approved the text."""
+    raters: tuple[str, ...]
+    """Everybody who annotated the row."""
+    at: str
+    seconds: float
+
+
+def folder() -> Path:
+    """The folder of the annotations: the repository's own, also in DVC's copies of it."""
+    return outside_copy("data/annotations")
+
+
+def content_key(sample: Sample) -> str:
+    """Key of what an annotator sees of a row."""
+    seen = [sample.image_sha256, sample.question, sample.choices, sample.answers]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+
+
+def digest_of(path: Path) -> str:
+    """The name of a table by its content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def read_table(digest: str) -> list[Reasoning]:
+    """Read the table that `annotations` names.
+
+    Raises:
+        UserError: it is missing, or has other content than its name says.
+    """
+    path = folder() / f"{digest}.jsonl"
+    found = digest_of(path) if path.is_file() else None
+    if found != digest:
+        raise UserError(
+            f"params.yaml: annotations = {digest}",
+            f"{path} with other content ({found})" if found else f"no file {path}",
+            "the table that `rarl annotate --export` wrote",
+            "restore it from your backup, export again, or set annotations to null",
+        )
+    return read_records(path, Reasoning)
+
+
+def join(releases: Mapping[str, Release], digest: str) -> dict:
+    """Give the rows their annotated reasoning, in place of the release's own, and return the counts."""
+    table = {row.content: row for row in read_table(digest)}
+    used, raters, sources, verdicts = set(), Counter(), Counter(), Counter()
+    for release in releases.values():
+        for number, sample in enumerate(release.samples):
+            row = table.get(content_key(sample))
+            if row:
+                used.add(row.content)
+                verdicts[row.verdict] += 1
+            if row and row.verdict == "explained":
+                release.samples[number] = sample.model_copy(update={"reasoning": usable(row.text)})
+                raters[row.rater] += 1
+                sources[row.origin] += 1
+            elif sample.reasoning is not None:
+                sources["release"] += 1
+    return {
+        "table": digest,
+        "rows_joined": sum(verdicts.values()),
+        **{verdict: verdicts[verdict] for verdict in ("explained", "not_visible", "wrong_question")},
+        "without_a_row": len(table) - len(used),
+        "by_rater": dict(sorted(raters.items())),
+        "by_source": dict(sorted(sources.items())),
+    }
+
+
+def usable(text: str) -> str | None:
+    """A text as reasoning to train on: white space folded, without the tags of a completion.
+
+    >>> usable("A spot.</think> <answer>no</answer>  It is round.")
+    'A spot. no It is round.'
+    """
+    return fold(_TAG.sub(" ", text)) or None
