@@ -6,7 +6,7 @@
     Enter: "explained", v: "not_visible", w: "wrong_question", Backspace: "previous", n: "next", u: "open",
     g: "in-text", e: "edit-0", r: "reject",
   };
-  let row = null, pending = {}, sending = null, timer = null, since = performance.now(), visible = true, seconds = 0;
+  let row = null, pending = {}, sending = null, timer = null, moving = false, since = performance.now(), visible = true, seconds = 0;
 
   // What is typed and not saved yet survives a reload of this tab.
   const store = () => "text of " + row.content;
@@ -75,7 +75,7 @@
         row = { ...row, ...state };
         if (!unsaved()) sessionStorage.removeItem(store());
         complain("");
-        show("take" in changes);
+        show(false);
       } else if (response?.status === 422) {
         complain(state.error);
         if ("text" in changes) pending = { text: changes.text, ...pending };
@@ -83,8 +83,8 @@
         return false;
       } else if (response?.status === 409) {
         pending = { ...changes, ...pending };
-        const keep = () => { row.annotation.revision = state.annotation.revision; save(); };
-        const other = () => { pending = {}; sessionStorage.removeItem(store()); row = { ...row, ...state }; complain(""); show(true); };
+        const keep = async () => { await sending; row.annotation.revision = state.annotation.revision; save(); };
+        const other = async () => { await sending; pending = {}; sessionStorage.removeItem(store()); row = { ...row, ...state }; complain(""); show(true); };
         complain(state.error, button("Keep what is here", "", keep), button("Show the other", "", other));
         return false;
       } else {
@@ -131,11 +131,18 @@
     if (draft.findings.length) box.append(make("p", "Findings: " + draft.findings.join(", "), { class: "note" }));
     if (draft.answer) box.append(make("p", "Its answer: " + draft.answer, { class: "note" }));
     const actions = make("div", "", { class: "row" });
-    actions.append(button("Accept as it is", number + 1, () => finish(draft.verdict, { take: number }), { id: "accept-" + number }));
-    if (draft.verdict === "explained") actions.append(button("Edit", number ? "" : "E", async () => { await change({ take: number }); text.focus(); }, { id: "edit-" + number }));
-    if (box.draft) actions.append(button("Reject", "R", async () => { await change({ reject: true }); text.focus(); }, { id: "reject" }));
+    const take = () => { text.value = draft.text; return { take: number }; };
+    actions.append(button("Accept as it is", number + 1, () => finish(draft.verdict, take()), { id: "accept-" + number }));
+    if (draft.verdict === "explained") actions.append(button("Edit", number ? "" : "E", () => { text.focus(); change(take()); }, { id: "edit-" + number }));
+    if (box.draft) actions.append(button("Reject", "R", () => { text.focus(); change({ reject: true }); }, { id: "reject" }));
     box.append(actions);
     return box;
+  }
+
+  // Nothing is taken for another row: from leaving one until the next is shown, keys and clicks do nothing.
+  async function moved(action) {
+    moving = true;
+    try { await action(); } finally { moving = false; }
   }
 
   async function open(position) {
@@ -163,10 +170,9 @@
   }
 
   // A verdict, and on to the next row.
-  async function finish(verdict, changes = {}) {
-    const position = row.position;
-    if ((await change({ ...changes, verdict })) && row.annotation.verdict === verdict) await step(position + 1, "This was the last row.");
-  }
+  const finish = (verdict, changes = {}) => moved(async () => {
+    if ((await change({ ...changes, verdict })) && row.annotation.verdict === verdict) await step(row.position + 1, "This was the last row.");
+  });
 
   async function step(position, end) {
     if (position >= 0 && position < row.total) await open(position);
@@ -183,8 +189,8 @@
   });
   const actions = {
     explained: () => finish("explained"), not_visible: () => finish("not_visible"), wrong_question: () => finish("wrong_question"),
-    previous: () => step(row.position - 1, "This is the first row."), next: () => step(row.position + 1, "This is the last row."),
-    open: () => row.open === null ? step(-1, "All rows are finished.") : open(row.open), "in-text": () => change({ add: row.in_text.join(". ") }),
+    previous: () => moved(() => step(row.position - 1, "This is the first row.")), next: () => moved(() => step(row.position + 1, "This is the last row.")),
+    open: () => moved(() => step(row.open ?? -1, "All rows are finished.")), "in-text": () => change({ add: row.in_text.join(". ") }),
   };
   for (const [id, action] of Object.entries(actions)) byId(id).addEventListener("click", action);
   for (const id of ["zoom", "brightness", "contrast"]) byId(id).addEventListener("input", () => look(id, byId(id).value));
@@ -194,6 +200,15 @@
     byId(name).value = value;
     frame.style.setProperty("--" + name, value);
     if (name === "zoom") frame.scrollTo((frame.scrollWidth - frame.clientWidth) / 2, (frame.scrollHeight - frame.clientHeight) / 2);
+  }
+
+  for (const kind of ["click", "keydown"]) {
+    document.addEventListener(kind, (event) => {
+      if (moving && event.key !== "Tab") {
+        event.preventDefault();
+        event.stopImmediatePropagation();
+      }
+    }, true);
   }
 
   document.addEventListener("keydown", (event) => {

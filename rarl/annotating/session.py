@@ -13,6 +13,7 @@ from pathlib import Path
 from rarl.data.annotations import Origin, Verdict, content_key, folder
 from rarl.judges.human import RATER, ratings_file, read_lines
 from rarl.rating.lines import append, locked
+from rarl.rating.progress import Progress
 from rarl.records import Record, Sample
 from rarl.rewards.terms import TERMS, facts
 
@@ -100,7 +101,7 @@ def last_of_each(path: Path) -> Annotations:
 
 
 @dataclass
-class Session:
+class Session(Progress):
     """A rater's rows and their annotations so far; rows that are not in the queue stay untouched.
 
     Raises:
@@ -133,16 +134,6 @@ class Session:
     def adjudicating(self) -> bool:
         """Whether the rater decides between others."""
         return any(item.adjudicates for item in self.items)
-
-    @property
-    def done(self) -> int:
-        """Number of finished rows."""
-        return sum(map(self.is_done, range(len(self.items))))
-
-    def next_open(self, position: int = -1) -> int | None:
-        """The first unfinished row after a position, wrapping to the start; None if all are finished."""
-        places = [*range(position + 1, len(self.items)), *range(position + 1)]
-        return next((place for place in places if not self.is_done(place)), None)
 
     def save(self, position: int, revision: int, changes: Mapping[str, object], seconds: float = 0.0) -> None:
         """Append the annotation of a row with changes, unless they change nothing.
@@ -180,16 +171,16 @@ def changed(before: Annotation, item: Item, changes: Mapping[str, object]) -> di
     Raises:
         ValueError: a value is not possible, such as the verdict `explained` without a text.
     """
-    fields = before.model_dump() | {key: changes[key] for key in ("text", "findings") if key in changes}
-    drafts = {proposal.by: proposal.text for proposal in item.proposals}
+    fields, drafts = before.model_dump(), {proposal.by: proposal.text for proposal in item.proposals}
     fields |= {"adjudicates": item.adjudicates, "by": before.by or ("" if item.adjudicates else "".join(drafts))}
-    if "add" in changes:
-        fields["findings"] = added(fields["findings"], changes["add"])
     if "take" in changes:
         taken = item.proposals[changes["take"]]
         fields |= {"by": taken.by, "text": taken.text, "findings": taken.findings, "origin": "accepted"}
     elif changes.get("reject") and before.origin == "own":
         fields["origin"] = "rejected"
+    fields |= {key: changes[key] for key in ("text", "findings") if key in changes}
+    if "add" in changes:
+        fields["findings"] = added(fields["findings"], changes["add"])
     if fields["origin"] in ("accepted", "edited"):
         fields["origin"] = "accepted" if fields["text"] == drafts.get(fields["by"]) else "edited"
     fields["findings"] = tuple(fields["findings"])

@@ -4,7 +4,8 @@
 |---|---|
 | `worklist` | which answers a rater sees, in which order |
 | `lines` | appends a record to a file: locked, whole or not at all |
-| `session` | one rater's work: what is rated, what is next, saving |
+| `session` | one rater's work: what is rated, saving |
+| `progress` | what is finished, and what is next |
 | `page` | the Gradio page (`page.html`, `page.css`, `page.js`) |
 | `access` | who may open the page: hosts, token, and the paths that are served |
 | `blinding` | random tokens instead of models' names |

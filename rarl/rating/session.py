@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 
 from rarl.judges.human import Rating, last_of_each, ratings_file, read_lines
 from rarl.rating.lines import append, locked
+from rarl.rating.progress import Progress
 from rarl.rating.worklist import Item
 
 
-class Session:
+class Session(Progress):
     """A rater's queue and their ratings so far.
 
     Each change appends a line to the rater's file, which is on disk (fsync) before the page shows it. Ratings of
@@ -34,16 +35,6 @@ class Session:
         """Whether an answer is rated."""
         item = self.items[position]
         return item.is_done(self.ratings.get(item.key))
-
-    @property
-    def done(self) -> int:
-        """How many answers are rated."""
-        return sum(map(self.is_done, range(len(self.items))))
-
-    def next_open(self, position: int = -1) -> int | None:
-        """The first unrated answer after a position, wrapping to the start; None if all are rated."""
-        places = [*range(position + 1, len(self.items)), *range(position + 1)]
-        return next((place for place in places if not self.is_done(place)), None)
 
     def save(self, position: int, **changes: int | str) -> None:
         """Append a line for an answer, unless it repeats the last one.

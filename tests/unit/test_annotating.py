@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from sample_images import draw_bars
 from test_datasets_stages import project as releases
 from test_datasets_stages import run
+from test_rating import empty_folder
 
 from rarl.annotating import agreement, console, drafts, export, plan, session
 from rarl.annotating.session import Annotation, Item, Proposal, Session, Stale, annotations_file, read_annotations
@@ -25,7 +26,7 @@ from rarl.params import load_params
 from rarl.records import Prediction, Sample, predictions_file, read_json, read_records, write_records
 from stages.curate import main as curate
 
-__all__ = ["releases"]  # a fixture
+__all__ = ["empty_folder", "releases"]  # the fixtures
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = (
@@ -49,20 +50,13 @@ def items_of(count: int = 4, *proposals: Proposal) -> list[Item]:
     return [Item(a_sample(number), proposals) for number in range(count)]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Annotations of the tests are in a folder of their own."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
-def project(folder):
+def project(empty_folder):
     """params.yaml, and twenty training rows about ten images, of which four have reasoning."""
-    (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (empty_folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     rows = [a_sample(n, reasoning="From the release." if n < 4 else None) for n in range(20)]
     write_records("data/curated/train.jsonl", rows)
-    return folder
+    return empty_folder
 
 
 def a_plan(**fields) -> plan.Plan:
@@ -72,7 +66,7 @@ def a_plan(**fields) -> plan.Plan:
 # The plan -------------------------------------------------------------------------------------------
 
 
-def test_the_plan_shares_the_rows_and_repeats(folder):
+def test_the_plan_shares_the_rows_and_repeats(empty_folder):
     samples = [a_sample(n) for n in range(50)]
     made = plan.make(a_plan(), samples, {})
     both = [row for row in made.rows if len(row.raters) == 2]
@@ -87,7 +81,7 @@ def test_the_plan_shares_the_rows_and_repeats(folder):
     )
 
 
-def test_rows_with_reasoning_are_left_out_unless_it_is_an_annotation(folder):
+def test_rows_with_reasoning_are_left_out_unless_it_is_an_annotation(empty_folder):
     samples = [a_sample(0, reasoning="Known."), a_sample(1, reasoning="Annotated and joined."), a_sample(2)]
     made = plan.make(a_plan(), samples, {}, annotated=[content_key(samples[1])])
     assert {row.id for row in made.rows} == {"x/train/1", "x/train/2"}
@@ -95,12 +89,12 @@ def test_rows_with_reasoning_are_left_out_unless_it_is_an_annotation(folder):
         plan.make(a_plan(), samples[:1], {})
 
 
-def test_equal_rows_are_annotated_once(folder):
+def test_equal_rows_are_annotated_once(empty_folder):
     again = a_sample(0, id="x/train/0-2")
     assert len(plan.make(a_plan(), [a_sample(0), again], {}).rows) == 1
 
 
-def test_useful_rows_come_first_with_random_ones_between(folder):
+def test_useful_rows_come_first_with_random_ones_between(empty_folder):
     samples = [a_sample(n) for n in range(40)] + [a_sample(40, question="Is there a hernia?")]
     split_on = content_key(samples[17])
     made = plan.make(a_plan(order="useful"), samples, {split_on: ["yes", "no"], content_key(samples[3]): ["yes"]})
@@ -351,7 +345,7 @@ def test_kappa_is_cohens_for_two_and_fleiss_for_more():
     assert agreement.kappa(fleiss, 5) == pytest.approx(0.210, abs=5e-4)
 
 
-def test_agreement_counts_common_rows_with_intervals_by_image(folder):
+def test_agreement_counts_common_rows_with_intervals_by_image(empty_folder):
     samples = [a_sample(n) for n in range(12)]
     for n, sample in enumerate(samples):
         finished("anna", sample, findings=("nodule",) if n % 2 else ("no nodule",), text="A nodule.")
@@ -511,15 +505,15 @@ def test_reasoning_of_the_release_is_counted_as_such(releases):
 
 
 @pytest.fixture
-def annotated(folder):
+def annotated(empty_folder):
     """Six rows with a draft, on the page of a real server: the session, and the address with its token."""
     pytest.importorskip("uvicorn")
     from rarl.annotating.page import Page, Served
 
     for number in range(6):
-        draw_bars(folder / f"{number}.png", number)
+        draw_bars(empty_folder / f"{number}.png", number)
     own = Session("anna", items_of(6, DRAFT))
-    served = Served(Page(own, folder), 0)
+    served = Served(Page(own, empty_folder), 0)
     thread = threading.Thread(target=served.run)
     thread.start()
     yield own, served.address
@@ -567,11 +561,11 @@ def test_the_server_says_why_it_has_not_saved(annotated, monkeypatch):
     assert shown["proposals"][0]["title"] == "Draft by sft: nobody has checked it"
 
 
-def test_the_third_reader_does_not_see_who_wrote_what(folder):
+def test_the_third_reader_does_not_see_who_wrote_what(empty_folder):
     from rarl.annotating.page import Page
 
     item = Item(a_sample(), (Proposal("quinta", "One."), Proposal("zeno", "Two.")), ("quinta", "zeno"))
-    page = Page(Session("cara", [item]), folder)
+    page = Page(Session("cara", [item]), empty_folder)
     shown = json.dumps(page.state(0)) + page.html()
     assert "Reader A" in shown and "quinta" not in shown and "zeno" not in shown and "Adjudication" in shown
 

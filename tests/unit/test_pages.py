@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from test_annotating import HOSTILE, annotated
 from test_audit import project as releases
 from test_audit import run as run_audit
 from test_rating import empty_folder, served
 
-__all__ = ["empty_folder", "releases", "served"]  # the fixtures
+__all__ = ["annotated", "empty_folder", "releases", "served"]  # the fixtures
 
 #: What axe-core finds at these levels fails a test.
 GRAVE = ("serious", "critical")
@@ -161,6 +162,110 @@ def test_the_rating_page_saves_and_goes_on_by_keys_alone(served, opened, empty_f
     page.wait_for_function("document.querySelector('#top')?.textContent.includes('1 rated')")
     assert len((empty_folder / "data/ratings/anna.jsonl").read_text().splitlines()) == 2
     assert not refused
+
+
+def shows_row(page, number: int) -> None:
+    page.wait_for_function(f"document.querySelector('#place').textContent.startsWith('{number} of')")
+
+
+def is_saved(page) -> None:
+    page.wait_for_function("document.querySelector('#status').textContent.includes('Saved.')")
+
+
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_axe_finds_nothing_grave_on_the_annotation_page(annotated, opened, theme, width):
+    page = opened(annotated[1], theme, width)
+    shows_row(page, 1)
+    page.keyboard.press("e")
+    page.keyboard.type(" No effusion.")
+    page.wait_for_selector("#in-text:not([hidden])")
+    page.evaluate("document.querySelector('details').open = true")
+    assert faults(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no scrolling sidewards"
+    landmarks = page.evaluate(
+        "[...document.querySelectorAll('header, main, section, form')].map((one) => one.ariaLabel)"
+    )
+    assert {"Image", "Your annotation", "Draft by sft: nobody has checked it"} <= {*landmarks}
+    assert page.get_by_role("textbox", name="Your reasoning").count() == 1
+    assert page.get_by_role("combobox", name="Findings").count() == 1
+
+
+def test_rows_are_annotated_by_keys_alone(annotated, opened):
+    own, address = annotated
+    page = opened(address)
+    shows_row(page, 1)
+    assert "token" not in page.url
+    keys = page.keyboard
+    for number, press in enumerate(("1", "v", "w"), 1):
+        shows_row(page, number)
+        keys.press(press)
+    shows_row(page, 4)
+    keys.press("r")
+    page.wait_for_function("document.activeElement.id === 'text'")
+    keys.insert_text(HOSTILE)
+    is_saved(page)
+    page.reload()
+    shows_row(page, 4)
+    assert page.input_value("#text") == HOSTILE and page.locator("script").count() == 1
+    for key in ("Escape", "f"):
+        keys.press(key)
+    keys.type("no pleural effusion")
+    keys.press("Enter")
+    page.wait_for_selector("#findings button")
+    for key in ("Escape", "z", "z", "Enter"):
+        keys.press(key)
+    shows_row(page, 5)
+    keys.press("Enter")
+    page.wait_for_selector("#alert:not([hidden])")
+    assert "no text" in page.inner_text("#alert")
+    keys.press("Backspace")
+    shows_row(page, 4)
+    keys.press("u")
+    shows_row(page, 5)
+    own.reload()
+    found = [own.annotation(number) for number in range(6)]
+    verdicts = ["explained", "not_visible", "wrong_question", "explained", None, None]
+    assert [one.verdict for one in found] == verdicts
+    assert [one.origin for one in found] == ["accepted", "own", "own", "rejected", "own", "own"]
+    assert (found[3].text, found[3].findings) == (HOSTILE, ("no effusion",)) and found[0].seconds > 0
+    lines = own.path.read_text().splitlines()
+    assert len(lines) == len({*lines}) == sum(one.revision for one in found), "nothing twice"
+
+
+def test_what_cannot_be_saved_stays_and_is_saved_later(annotated, opened):
+    own, address = annotated
+    page = opened(address)
+    shows_row(page, 1)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.route("**/case/*", lambda route: route.abort() if route.request.method == "POST" else route.continue_())
+    page.keyboard.press("t")
+    page.keyboard.type("Typed while the server was away.")
+    page.wait_for_selector("#alert:not([hidden])")
+    assert "NOT SAVED" in page.inner_text("#alert")
+    page.keyboard.press("Escape")
+    page.keyboard.press("n")
+    page.reload()
+    shows_row(page, 1)
+    assert page.input_value("#text") == "Typed while the server was away.", "not left, and not lost"
+    page.unroute_all()
+    is_saved(page)
+    own.reload()
+    assert own.annotation(0).text == "Typed while the server was away."
+
+
+@pytest.mark.parametrize(("choice", "text"), [("Keep what is here", "Here."), ("Show the other", "Other.")])
+def test_two_windows_of_one_row_are_reported(annotated, opened, choice, text):
+    own, address = annotated
+    page = opened(address)
+    shows_row(page, 1)
+    own.save(0, 0, {"text": "Other."})
+    page.keyboard.press("t")
+    page.keyboard.type("Here.")
+    page.click(f"#alert button:has-text('{choice}')")
+    is_saved(page)
+    assert page.input_value("#text") == text and page.locator("#alert").is_hidden()
+    own.reload()
+    assert own.annotation(0).text == text
 
 
 def test_the_page_says_where_it_was_made_only_where_that_is_known(full, opened, tmp_path):
