@@ -2,9 +2,10 @@
 
 Only rows that several raters have finished count, each by itself and blind to the others (`plan.Plan.overlap`).
 
-* **Findings**: a unit is a pair of a row and a term that any rater used in any row; a rater affirms it, denies it, or
-  says nothing of it. Cohen's kappa for two raters, Fleiss' for more, by statsmodels. Most pairs are agreed to be
-  absent, which kappa corrects for, but the number depends on the lexicon: compare it within this project only.
+* **Findings**: those that a rater has tagged or, without any tag, those that the text states. A unit is a pair of a
+  row and a term that any rater used in any row; a rater affirms it, denies it, or says nothing of it. Cohen's kappa
+  for two raters, Fleiss' for more, by statsmodels. Most pairs are agreed to be absent, which kappa corrects for, but
+  the number depends on the lexicon: compare it within one project only.
 * **Verdicts**: the same over explained, not visible and wrong question.
 * **Text**: F1 of the clinical facts (term, affirmed or denied) that two texts state, which is symmetric; the mean over
   pairs of raters and rows that both have explained.
@@ -20,7 +21,7 @@ from itertools import combinations
 import numpy as np
 
 from rarl.annotating.session import Annotation, Annotations, tags
-from rarl.rewards.terms import opposites
+from rarl.rewards.terms import Fact, opposites
 
 RESAMPLES = 1000
 #: Below this F1 of their findings, raters disagree on a row.
@@ -48,7 +49,13 @@ def overlaps(raters: Mapping[str, Annotations], images: Mapping[str, str]) -> li
     return found
 
 
-def facts_of(findings: Sequence[str]) -> frozenset[tuple[str, bool]]:
+def stated(annotation: Annotation) -> frozenset[Fact]:
+    """The facts that an annotation tags or, if it tags none, states in its text."""
+    text = annotation.text if annotation.verdict == "explained" else ""
+    return facts_of(annotation.findings or tags(text))
+
+
+def facts_of(findings: Sequence[str]) -> frozenset[Fact]:
     """Tags as facts.
 
     >>> sorted(facts_of(["left", "no effusion"]))
@@ -76,7 +83,7 @@ def differ(first: Annotation, second: Annotation) -> str | None:
         return "verdict"
     if first.verdict != "explained":
         return None
-    one, two = facts_of(first.findings), facts_of(second.findings)
+    one, two = stated(first), stated(second)
     if any((two - one) & opposites(fact, one, two) for fact in one - two):
         return "opposite findings"
     return "other findings" if f1(one, two) < DISAGREE else None
@@ -134,7 +141,7 @@ def agreement(rows: Sequence[Overlap], seed: int = 0) -> list[dict]:
 def of_group(raters: tuple[str, ...], rows: Sequence[Overlap], seed: int) -> dict:
     """Agreement of raters on rows that all of them have finished."""
     verdicts = ["explained", "not_visible", "wrong_question"]
-    said = {row.content: {rater: facts_of(row.by[rater].findings) for rater in raters} for row in rows}
+    said = {row.content: {rater: stated(row.by[rater]) for rater in raters} for row in rows}
     terms = sorted({term for of_row in said.values() for facts in of_row.values() for term, _ in facts})
     units = {}
     for content, of in said.items():

@@ -80,15 +80,18 @@
         complain(state.error);
         if ("text" in changes) pending = { text: changes.text, ...pending };
         show(false);
+        byId("status").textContent = "Not saved.";
         return false;
       } else if (response?.status === 409) {
         pending = { ...changes, ...pending };
+        byId("status").textContent = "Not saved.";
         const keep = async () => { await sending; row.annotation.revision = state.annotation.revision; save(); };
         const other = async () => { await sending; pending = {}; sessionStorage.removeItem(store()); row = { ...row, ...state }; complain(""); show(true); };
         complain(state.error, button("Keep what is here", "", keep), button("Show the other", "", other));
         return false;
       } else {
         pending = { ...changes, ...pending };
+        byId("status").textContent = "Not saved.";
         const restarted = "The server has been started again: open the address that it printed in another tab.";
         const why = response?.status === 403 ? restarted : state.error ?? "NOT SAVED: the server cannot be reached.";
         complain(why + " What you typed stays here, and is saved as soon as that is possible.");
