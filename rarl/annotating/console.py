@@ -127,17 +127,26 @@ def print_agreement(params: Params) -> None:
     if not rows:
         found, fix = "no row that several raters have finished", "annotate with --raters and --overlap above 0"
         raise UserError(str(folder() / "raters"), found, "common rows", fix)
-    found = agreement(rows, params.seed)
-    for group in found:
-        click.echo(f"{', '.join(group['raters'])}: {group['rows']} common rows, {group['images']} images")
-        for name, what in (("findings_kappa", "findings"), ("verdict_kappa", "verdict"), ("text_f1", "text")):
-            measure = "F1 of clinical facts" if what == "text" else f"{group['kappa']}'s kappa"
-            value, low, high = group[name]
-            shown = "undefined: all ratings are the same" if value is None else f"{value:.2f}"
-            click.echo(f"  {what}: {measure} {shown}" + (f" [{low:.2f}, {high:.2f}]" if low is not None else ""))
-        reasons = ", ".join(f"{count} {why}" for why, count in group["disagreements"].items())
-        click.echo(f"  for a third reader: {reasons or 'none'}")
-    write_json(folder() / AGREEMENT, {"groups": found})
+    found = {"all": agreement(rows, params.seed)}
+    if made and made.order == "useful":  # a selection of hard rows: only those at random stand for the whole
+        at_random = {row.content for row in made.rows if row.chosen == "random"}
+        found["random"] = agreement([row for row in rows if row.content in at_random], params.seed)
+    for which, groups in found.items():
+        for group in groups:
+            print_group(which, group)
+    write_json(folder() / AGREEMENT, found)
+
+
+def print_group(which: str, group: Mapping) -> None:
+    """Print the agreement of some raters on `all` their common rows, or on the `random` ones."""
+    click.echo(f"{', '.join(group['raters'])}: {which} common rows, {group['rows']}, of {group['images']} images")
+    for name, what in (("findings_kappa", "findings"), ("verdict_kappa", "verdict"), ("text_f1", "text")):
+        measure = "F1 of clinical facts" if what == "text" else f"{group['kappa']}'s kappa"
+        value, low, high = group[name]
+        shown = "undefined" if value is None else f"{value:.2f}"
+        click.echo(f"  {what}: {measure} {shown}" + (f" [{low:.2f}, {high:.2f}]" if low is not None else ""))
+    reasons = ", ".join(f"{count} {why}" for why, count in group["disagreements"].items())
+    click.echo(f"  for a third reader: {reasons or 'none'}")
 
 
 def export_annotations() -> None:

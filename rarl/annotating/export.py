@@ -32,6 +32,9 @@ def table(raters: Mapping[str, Annotations]) -> tuple[list[Reasoning], int]:
         chosen = decided or given
         rater = min(chosen, key=lambda name: hashlib.sha256(f"{content} {name}".encode()).digest())
         one = chosen[rater]
+        taken = given.get(one.by) if one.adjudicates and one.origin == "accepted" else None
+        if taken and (taken.text, taken.verdict) == (one.text, one.verdict):
+            rater, one = one.by, taken  # whose text it is, and where that came from
         fields = one.model_dump(include={"content", "id", "verdict", "findings", "origin", "by", "at", "seconds"})
         text = one.text if one.verdict == "explained" else ""
         rows.append(Reasoning(**fields, text=text, rater=rater, raters=tuple(sorted(given))))

@@ -8,6 +8,7 @@ says so: a verdict. A change of the text takes the verdict back, and what has no
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from rarl.data.annotations import Origin, Verdict, content_key, folder
@@ -70,7 +71,7 @@ class Item:
     proposals: tuple[Proposal, ...] = ()
     adjudicates: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def content(self) -> str:
         """Key of the row."""
         return content_key(self.sample)

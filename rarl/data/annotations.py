@@ -21,7 +21,7 @@ from rarl.records import Record, Sample, read_records
 
 #: Explained; or the answer cannot be seen in this image; or the question, or its answer, is wrong.
 Verdict = Literal["explained", "not_visible", "wrong_question"]
-#: Own words; a model's draft as it was, or edited; own words after the draft was rejected.
+#: Own words; a draft as it was, or edited; own words after the draft was rejected.
 Origin = Literal["own", "accepted", "edited", "rejected"]
 #: In the target of SFT these would end the think text (`rarl/answers/completion.py`).
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
@@ -40,7 +40,7 @@ class Reasoning(Record):
     findings: tuple[str, ...] = ()
     origin: Origin
     by: str = ""
-    """The model whose draft was shown, or the reader whose text the third reader took."""
+    """The model whose draft was shown, or the reader whose text the third reader has edited."""
     rater: str
     """Pseudonym of who wrote or approved the text."""
     raters: tuple[str, ...]

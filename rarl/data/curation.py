@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from itertools import starmap
 from pathlib import Path
 
 import click
@@ -85,9 +86,14 @@ def _report(params: Params, counts: dict, more: dict, unmatched: list) -> None:
         click.echo(f"  NOTE: train.samples is {wanted}, but there are only {total} train rows; all are used.")
     for source in ("explanations", "annotations"):
         if any(more.get(source, {}).values()):
-            click.echo(f"  {source}: " + ", ".join(f"{value} {name}" for name, value in more[source].items()))
+            click.echo(f"  {source}: " + ", ".join(starmap(_shown, more[source].items())))
     if unmatched:
         click.echo(f"  WARNING: {len(unmatched)} explanations have no row, see {UNMATCHED}")
+
+
+def _shown(name: str, value: int | str | dict) -> str:
+    parts = ", ".join(f"{key} {count}" for key, count in value.items()) if isinstance(value, dict) else ""
+    return f"{name} ({parts})" if parts else f"{value} {name}"
 
 
 def _source_counts(params: Params, releases: dict) -> dict:

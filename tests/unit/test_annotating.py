@@ -415,7 +415,13 @@ def test_the_command_prints_the_agreement(project):
     result = CliRunner().invoke(annotate, ["--agreement"])
     assert result.exit_code == 0, result.output
     assert "findings: Cohen's kappa" in result.output and "verdict: Cohen's kappa undefined" in result.output
-    assert read_json("data/annotations/agreement.json")["groups"][0]["rows"] == 6
+    assert read_json("data/annotations/agreement.json")["all"][0]["rows"] == 6
+    made = console.planned(load_params(), "anna", {"raters": ("anna", "ben"), "order": "useful"})
+    assert CliRunner().invoke(annotate, ["--agreement"]).exit_code == 0
+    done = {one.content for one in read_annotations()["anna"].values()}
+    at_random = [row for row in made.rows if row.chosen == "random" and row.content in done]
+    of_them = read_json("data/annotations/agreement.json")["random"]
+    assert sum(group["rows"] for group in of_them) == len(at_random)
 
 
 # Export and training --------------------------------------------------------------------------------
@@ -437,6 +443,11 @@ def test_only_finished_and_undisputed_annotations_are_exported(project):
     finished("cara", samples[2], text="Decided.", adjudicates=("anna", "ben"))
     rows, disputed = export.table(read_annotations())
     assert disputed == 0 and {row.text for row in rows if row.id == samples[2].id} == {"Decided."}
+    finished("ben", samples[2], text="Ben's.", findings=("no nodule",), origin="edited", by="sft")
+    finished("cara", samples[2], text="Ben's.", origin="accepted", by="ben", adjudicates=("anna", "ben"))
+    [row] = [row for row in export.table(read_annotations())[0] if row.id == samples[2].id]
+    assert (row.rater, row.origin, row.by) == ("ben", "edited", "sft"), "an edited draft stays one"
+    assert row.raters == ("anna", "ben", "cara")
 
 
 def test_the_export_names_its_content_and_keeps_the_comments(project):
@@ -486,7 +497,7 @@ def test_curate_joins_the_annotations_and_counts_them(releases):
         "table": load_params().annotations, "rows_joined": 3, "explained": 2, "not_visible": 0, "wrong_question": 1,
         "without_a_row": 1, "by_rater": {"anna": 1, "ben": 1}, "by_source": {"edited": 1, "own": 1},
     }  # fmt: skip
-    assert "annotations: " in result.output
+    assert "by_rater (anna 1, ben 1)" in result.output
 
 
 def test_reasoning_of_the_release_is_counted_as_such(releases):
