@@ -78,10 +78,8 @@ def disputed(rater: str, made: plan.Plan, raters: Mapping[str, Annotations]) -> 
             raise UserError(f"--rater {rater} --adjudicate", found, "a reader who has finished", "finish these first")
     items = []
     for row in overlaps(raters, {content: sample.image_sha256 for content, sample in samples.items()}):
-        elsewhere = any(
-            own[row.content].adjudicates for name, own in raters.items() if name != rater and row.content in own
-        )
-        if rater in row.by or elsewhere or not reason(row):
+        others = [own[row.content] for name, own in raters.items() if name != rater and row.content in own]
+        if rater in row.by or any(one.adjudicates for one in others) or not reason(row):
             continue
         order = sorted(row.by, key=lambda name: hashlib.sha256(f"{row.content} {name}".encode()).digest())
         proposals = [Proposal(name, one.text, one.findings, one.verdict) for name in order for one in [row.by[name]]]
@@ -93,8 +91,11 @@ def annotate(params: Params, rater: str, drafts: str | None, adjudicate: bool, p
     """Serve the page until Ctrl-C; the arguments are the options of `rarl annotate`."""
     annotations_file(rater)
     click.echo(NOT_CLINICAL)
-    made = planned(params, rater, options)
-    items = disputed(rater, made, read_annotations()) if adjudicate else queue_of(params, rater, made, drafts)
+    made = plan.read() if adjudicate else planned(params, rater, options)
+    if adjudicate:
+        items = disputed(rater, made, read_annotations()) if made else []
+    else:
+        items = queue_of(params, rater, made, drafts)
     if not items:
         click.echo("There is nothing to decide." if adjudicate else f"There are no rows for {rater}.")
         return
@@ -110,9 +111,7 @@ def annotate(params: Params, rater: str, drafts: str | None, adjudicate: bool, p
     except KeyboardInterrupt:
         click.echo()
     session.reload()
-    click.echo(
-        f"{session.done} of {len(items)} rows are finished; `rarl annotate --export` brings them into training."
-    )
+    click.echo(f"{session.done} of {len(items)} rows are finished. Next: `rarl annotate --export`, then `dvc repro`.")
 
 
 def print_agreement(params: Params) -> None:

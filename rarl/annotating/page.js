@@ -9,7 +9,7 @@
   let row = null, pending = {}, sending = null, timer = null, moving = false, since = performance.now(), visible = true, seconds = 0;
 
   // What is typed and not saved yet survives a reload of this tab.
-  const store = () => "text of " + row.content;
+  const store = () => document.body.dataset.rater + " " + row.content;
   const unsaved = () => Object.keys(pending).length > 0;
 
   function make(tag, content, attributes = {}) {

@@ -311,8 +311,11 @@ def test_an_endpoint_is_asked_once_and_by_what_asks_for_consent(project, monkeyp
 
 
 def test_an_unknown_model_is_refused(project):
-    with pytest.raises(UserError, match="no such model"):
-        drafts.proposals("gpt", load_params(), [a_sample(4)])
+    for name in ("gpt", "../base", "/etc"):
+        with pytest.raises(UserError, match="no such model"):
+            drafts.proposals(name, load_params(), [a_sample(4)])
+    with pytest.raises(UserError, match="data/models"):
+        drafts.proposals("sft", load_params(), [a_sample(4)])
 
 
 # Agreement and adjudication ---------------------------------------------------------------------------
@@ -594,4 +597,6 @@ def test_the_command_needs_a_rater_and_a_free_port(project):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = CliRunner().invoke(annotate, ["--rater", "anna", "--port", str(taken.getsockname()[1])])
     assert result.exit_code == 1 and "the port is taken" in result.output
+    plan.file().unlink()
     assert "nothing to decide" in CliRunner().invoke(annotate, ["--rater", "cara", "--adjudicate"]).output
+    assert plan.read() is None, "the third reader plans nothing"
