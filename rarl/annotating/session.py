@@ -112,14 +112,18 @@ class Session(Progress):
     rater: str
     items: Sequence[Item]
     saved: Annotations = field(default_factory=dict)
+    size: int = 0
+    """Of the file, when it was read or written last."""
 
     def __post_init__(self):
         self.path = annotations_file(self.rater)
         self.reload()
 
     def reload(self) -> None:
-        """Read the file, which another process may have changed."""
-        self.saved = last_of_each(self.path)
+        """Read the file again if another process has added to it."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size != self.size:
+            self.saved, self.size = last_of_each(self.path), size
 
     def annotation(self, position: int) -> Annotation:
         """The annotation of a row so far; an empty one if there is none."""
@@ -163,7 +167,7 @@ class Session(Progress):
             fields |= {"revision": revision + 1, "at": datetime.now(UTC).isoformat(timespec="seconds")}
             annotation = Annotation(**fields)
             append(self.path, annotation)
-            self.saved[annotation.content] = annotation
+            self.saved[annotation.content], self.size = annotation, self.path.stat().st_size
 
 
 def changed(before: Annotation, item: Item, changes: Mapping[str, object]) -> dict:
