@@ -158,11 +158,11 @@ class Session(Progress):
         with locked(self.path):
             self.reload()
             before = self.annotation(position)
+            fields = changed(before, self.items[position], changes)
+            if fields == before.model_dump():  # also what is sent again because the response was lost
+                return
             if revision != before.revision:
                 raise Stale
-            fields = changed(before, self.items[position], changes)
-            if fields == before.model_dump():
-                return
             fields["seconds"] = round(before.seconds + min(max(seconds, 0.0), MOST_SECONDS), 1)
             fields |= {"revision": revision + 1, "at": datetime.now(UTC).isoformat(timespec="seconds")}
             annotation = Annotation(**fields)

@@ -212,6 +212,15 @@ def test_two_windows_do_not_overwrite_each_other():
     assert [line.text for line in first.saved.values()] == ["Second.", "Other row."]
 
 
+def test_what_is_sent_again_because_the_response_was_lost_is_saved_once():
+    one = Session("anna", items_of(4, DRAFT))
+    for changes in ({"take": 0, "verdict": "explained"}, {"text": "A nodule."}, {"verdict": "not_visible"}):
+        revision = one.annotation(0).revision
+        for _ in range(2):
+            one.save(0, revision, changes, 1.0)
+    assert one.annotation(0).revision == 3 == one.annotation(0).seconds == len(one.path.read_text().splitlines())
+
+
 def test_two_writers_at_once_lose_nothing_and_double_nothing():
     def write(start):
         own = Session("anna", items_of(40))
