@@ -64,9 +64,13 @@ class Run:
         announce_format()
         trackers()  # a mistake in their names ends the run before anything is loaded
         shared = ("model", "lora", "train", "decoding", "accelerate")
+        self.train = read_records(CURATED / "train.jsonl", Sample)
+        uses_reasoning = method == "sft" or settings["rewards"]["reasoning"]
         key = key_of(
-            *(CURATED / "train.jsonl", CURATED / "dev.jsonl", FEATURES, self.start),
+            *(CURATED / "dev.jsonl", FEATURES, self.start),
             *filter(None, [params.accelerate.config]),
+            # More annotations are no reason to train again where nothing reads them.
+            rows=[row.model_dump_json(exclude=None if uses_reasoning else {"reasoning"}) for row in self.train],
             method=method,
             seed=params.seed,
             settings=settings,
@@ -78,7 +82,6 @@ class Run:
         )
         self.folder = CACHE / "training" / key
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.train = read_records(CURATED / "train.jsonl", Sample)
         self.dev = read_records(CURATED / "dev.jsonl", Sample)[: params.train.dev_samples]
         if not self.train:
             fix = "see metrics/curate.json for what became of the release's rows"

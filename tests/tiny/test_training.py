@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from rarl.models.features import FeatureStore
 from rarl.models.loading import load
 from rarl.params import Rewards
-from rarl.records import Prediction, Sample, read_records
+from rarl.records import Prediction, Sample, read_records, write_records
 from rarl.training.data import prompt_of, schedule, target
 
 
@@ -116,6 +116,20 @@ def test_full_training_moves_the_language_model_and_not_the_tower(encoded, param
     after = load(f"data/models/{method}", params.model).model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if "visual" not in name}
+
+
+def test_more_annotations_change_the_key_of_the_trainings_that_read_them(encoded, params):
+    from rarl.training.run import CURATED, Run
+
+    def keys():
+        return [Run(name, params, getattr(params, name).model_dump()).folder for name in ("sft", "grpo", "rarl")]
+
+    before, path = keys(), CURATED / "train.jsonl"
+    rows = read_records(path, Sample)
+    write_records(path, [row.model_copy(update={"reasoning": "A mass is seen."}) for row in rows])
+    assert [old == new for old, new in zip(before, keys())] == [False, True, False]
+    write_records(path, rows[1:])
+    assert not {*before} & {*keys()}
 
 
 def test_full_training_in_float32_takes_no_features_that_were_computed_in_bfloat16(project, params):
