@@ -30,8 +30,6 @@ def find(name: str) -> Path:
 
 def open_model(folder: Path, params: Params):
     """Load a model folder of the pipeline, or whole weights in the hub's layout; a UserError if files are damaged."""
-    from safetensors import SafetensorError
-
     from rarl.models.loading import load
 
     try:
@@ -40,7 +38,7 @@ def open_model(folder: Path, params: Params):
         with TemporaryDirectory() as pointer:
             write_json(Path(pointer) / "base.json", {"source": str(folder), "revision": None, "sha256": None})
             return load(pointer, params.model)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except json.JSONDecodeError as error:
         raise UserError(str(folder), str(error), "whole files of a model", "copy or fetch the folder again") from None
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from rarl import params as P
 from rarl.errors import UserError, no_cuda
-from rarl.models.base_files import DOWNLOAD_WHOLE, fingerprint
+from rarl.models.base_files import fingerprint
 from rarl.models.families import FAMILIES
 from rarl.models.patching import embed_patches, replace_forward, vision_modules
 from rarl.models.processor import load_processor
@@ -146,7 +146,7 @@ def _load_base(folder: Path, model: P.Model, attention: str):
         elif isinstance(error, ImportError):
             expected, fix = "the packages that this base needs", "install what is named, or choose another base"
         elif isinstance(error, SafetensorError):
-            expected, fix = "whole weights", DOWNLOAD_WHOLE
+            expected, fix = "whole weights", "copy or fetch the folder again"
         raise UserError(where, " ".join(str(error).split())[:300], expected, fix) from None
     _check_complete(source, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     return network, processor

@@ -65,7 +65,7 @@ class Run:
         trackers()  # a mistake in their names ends the run before anything is loaded
         shared = ("model", "lora", "train", "decoding", "accelerate")
         self.train = read_records(CURATED / "train.jsonl", Sample)
-        uses_reasoning = method == "sft" or settings["rewards"]["reasoning"]
+        uses_reasoning = method == "sft" or getattr(params, method).rewards.reasoning
         key = key_of(
             *(CURATED / "dev.jsonl", FEATURES, self.start),
             *filter(None, [params.accelerate.config]),

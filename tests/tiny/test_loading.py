@@ -366,7 +366,9 @@ print(kept())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set is glibc's")
-@pytest.mark.parametrize(("setting", "least", "most"), [("", 100, 200), ("keep_freed_memory(quantized=True)", -1, 50)])
+@pytest.mark.parametrize(
+    ("setting", "least", "most"), [("keep_freed_memory()", 100, 200), ("keep_freed_memory(quantized=True)", -1, 50)]
+)
 def test_large_blocks_do_not_fragment_the_heap_of_a_quantized_model(setting, least, most):
     """glibc keeps blocks of up to 32 MB once it has freed one of their size, if smaller ones after them are in use."""
     code = f"""

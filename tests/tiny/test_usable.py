@@ -469,9 +469,9 @@ def test_ask_names_a_folder_that_is_not_whole(trained):
     weights.write_bytes(weights.read_bytes()[:-1000])
     shutil.copytree(trained, "copy")
     Path("copy/base.json").write_text("{")
-    for model in ("merged", "copy"):
+    for model, where in (("merged", "base.source = merged"), ("copy", "copy")):
         result = asked("--model", model, "--image", good, "--question", "What?")
-        assert result.exit_code == 1 and f"Error: {model}\n" in result.stderr, result.output
+        assert result.exit_code == 1 and f"Error: {where}\n" in result.stderr, result.output
         assert "copy or fetch the folder again" in result.stderr
 
 

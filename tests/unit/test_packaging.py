@@ -18,6 +18,8 @@ NOT_IMPORTED = {
 }
 #: Imported although it is not declared.
 NOT_DECLARED = {
+    "deepspeed": "for the engine that `accelerate.config` names: docs/gpu.md says how to install it",
+    "playwright": "`rarl bench scale` measures a page in a browser where it is installed",
     "dvc_data": "a part of DVC, pinned by it",
     "dvc_objects": "a part of DVC, pinned by it",
     "hydra": "DVC reads the values of -S with it, and pins it",

@@ -435,9 +435,8 @@ def test_page_is_self_contained_and_escapes_what_models_say(full):
     _, html, output = full
     beside = r"cases\.html|report\.md|disagreements\.csv|\.\./\.\./metrics/cost/cost\.js"
     assert not re.search(rf"""(src|href)=["'](?!data:|#|{beside})""", html)
-    assert (
-        "@import" not in html and html.count("<script") == 2 and "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
-    )
+    links = re.sub(r'xmlns(:\w+)?="[^"]*"', "", html).replace("http://localhost:8000", "")  # a parameter
+    assert "@import" not in html and html.count("<script") == 2 and "://" not in links
     shown = html.count('<article class="sample')
     assert html.count("data:image/jpeg;base64,") == shown > page.GALLERY
     assert "maybe &lt;b&gt;ring" in html and "<b>ring" not in html and "<i>bright" not in html
