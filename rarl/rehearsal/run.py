@@ -21,6 +21,7 @@ from rarl.cost import hardware
 from rarl.errors import UserError, warn
 from rarl.memory_plan import FIXED_WITHOUT_TRAINING, GB, available, compute_device, count_parameters, estimate
 from rarl.models.families import FAMILIES
+from rarl.models.quantization import require_bitsandbytes
 from rarl.params import Params
 from rarl.preflight import RESOURCES
 from rarl.records import atomic_file, read_json, write_json
@@ -55,6 +56,8 @@ def rehearse(base: str, params: Params, pixels: int, prompts: int, group: int, t
         expected = "a Qwen: the embedded base's tokenizer has no image tokens of other families"
         raise UserError(f"--base {base}", f"a {content['model_type']}", expected, "`rarl memory --base` plans it")
     params = rehearsal_params(params, pixels, prompts, group, tokens)
+    if params.bitsandbytes:
+        require_bitsandbytes(params.bitsandbytes)
     device = compute_device(params)
     plans, weights = plan_parts(content, params, device)
     CACHE.mkdir(exist_ok=True)

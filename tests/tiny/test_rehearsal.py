@@ -112,6 +112,10 @@ def test_what_has_no_room_is_refused_before_anything_is_written(workspace, monke
         run.rehearse("qwen2_vl_2b", *arguments)
     with pytest.raises(UserError, match=r"a gemma3\n.*a Qwen"):
         run.rehearse("gemma3_4b", *arguments)
+    arguments[0].model.quantization = "nf4"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="bitsandbytes is not installed"):
+        run.rehearse("qwen2_vl_2b", *arguments)
     assert not list((workspace / ".cache").glob("rehearsal-*"))
 
 
