@@ -1,5 +1,6 @@
 """README, docs/ and the other pages: links, paths, commands and figures hold."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -152,3 +153,10 @@ def test_versions_agree():
     assert YAML(typ="safe").load(ROOT / "CITATION.cff")["version"] == version
     releases = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert releases[0] == version
+
+
+def test_the_largest_deviations_from_stock_are_in_the_page():
+    found = json.loads((ROOT / "metrics/bench/deviations.json").read_text(encoding="utf-8")).values()
+    text = " ".join((ROOT / "docs/training.md").read_text(encoding="utf-8").split())
+    largest = [max(one[key] for one in found) for key in ("log-probabilities", "LoRA gradients, of the largest")]
+    assert f"at most {largest[0]} in a log-probability and {largest[1]} of the largest LoRA gradient" in text
