@@ -34,8 +34,8 @@ SHOWN = {
 }
 PERCENT = {"zero_signal_share", "truncated_share", "token_accuracy"}
 BARS = "▁▂▃▄▅▆▇█"
-#: Characters of a curve.
-WIDTH = 40
+#: Characters of a curve: the table then fits into 80 columns.
+WIDTH = 32
 
 
 @dataclass

@@ -38,8 +38,8 @@ def log(status: dict, root: Path = Path()) -> None:
     (root / "metrics/train/grpo.csv").write_text("\n".join(ROWS) + "\n")
 
 
-def shown() -> str:
-    result = CliRunner().invoke(main, [], catch_exceptions=False, env={"COLUMNS": "160"})
+def shown(columns: int = 160) -> str:
+    result = CliRunner().invoke(main, [], catch_exceptions=False, env={"COLUMNS": str(columns)})
     assert result.exit_code == 0
     return result.output
 
@@ -59,6 +59,12 @@ def test_during_a_training_it_shows_how_it_goes(project):
     assert lines["last"].strip().split("  ")[-1] == "from first to last step" and "━" not in lines["last"]
     assert "25 %" in lines["truncated completions"] and "50 %" in lines["groups without signal"]
     assert "format 1, accuracy 0; advantage +1.50" in output
+
+
+def test_the_table_fits_into_80_columns(project, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROWS", ROWS + [f"{step},,0.0123456,,,," for step in range(31, 121)])
+    log(TRAINING)
+    assert "recent mean" in shown(80) and "…" not in shown(80)
 
 
 def test_no_control_character_of_a_completion_reaches_the_terminal(project):
