@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,9 @@ def test_on_a_terminal_it_follows_until_ctrl_c(project):
 
     log(TRAINING)
     terminal, other = pty.openpty()
-    code = "from rarl.cli.watch import main; main(['--seconds', '0.1'])"
+    # A process that was started in the background inherits that Ctrl-C is ignored.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from rarl.cli.watch import main; main(['--seconds', '0.1'])"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=other,
@@ -170,5 +173,8 @@ def test_on_a_terminal_it_follows_until_ctrl_c(project):
     write_status("grpo", TRAINING | {"step": 31})
     read_until("step 31 of 120")
     process.send_signal(2)
+    with suppress(OSError):  # the end of a pseudo-terminal; unread, its buffer would block the process
+        while rest := os.read(terminal, 65536):
+            seen += rest.decode(errors="replace")
     assert process.wait(20) == 0 and "Traceback" not in seen
     os.close(terminal)
