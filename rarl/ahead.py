@@ -84,23 +84,24 @@ def later_work(method: str, params: Params) -> list[partial]:
     if not any(name in params.models for name in METHODS[place + 1 :]):
         ready += [name for name in params.models if name in params.rival and not params.rival[name].base_url]
     trainings = [partial(train, name, params) for name in after if name in params.models]
-    return with_room(trainings + [partial(do, name, params, 1) for do in (ask, judge) for name in ready], method)
+    return with_room(
+        trainings + [partial(do, name, params, 1) for do in (ask, judge) for name in ready], method, params
+    )
 
 
 def work_after_last(method: str, params: Params) -> list[partial]:
     """Predictions and verdicts of the model that `method` trains, on all cores, if no other is trained after it."""
     trained = [name for name in METHODS if name in params.models]
-    return with_room([partial(do, method, params) for do in (ask, judge) if trained[-1:] == [method]], method)
+    return with_room([partial(do, method, params) for do in (ask, judge) if trained[-1:] == [method]], method, params)
 
 
-def with_room(tasks: list[partial], method: str) -> list[partial]:
+def with_room(tasks: list[partial], method: str, params: Params) -> list[partial]:
     """The tasks that fit into free memory beside the training of `method`, by the memory plan."""
     plan = import_module("rarl.memory_plan")
+    room = plan.available("cpu") - plan.needed("base", params, method)
 
-    def fits(do, name: str, params: Params, *_) -> bool:
-        stage = name if do is train else "infer"
-        needed = plan.needed(name if name in params.rival else "base", params, stage)
-        return needed + plan.needed("base", params, method) <= plan.available("cpu")
+    def fits(do, name: str, *_) -> bool:
+        return plan.needed(name if name in params.rival else "base", params, name if do is train else "infer") <= room
 
     return [task for task in tasks if fits(task.func, *task.args)]
 

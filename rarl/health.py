@@ -97,9 +97,14 @@ def _format_only(log: History) -> str | None:
     return None
 
 
-def _kl(log: History) -> str | None:
-    kl = log.now("kl")
-    return f"the KL to the reference is {kl:.2f} nats per token" if kl and kl > limit("kl") else None
+def _above(column: str, name: str, text: str) -> Callable[[History], str | None]:
+    """A rule: the mean of a column over the last window is above a limit."""
+
+    def find(log: History) -> str | None:
+        value = log.now(column)
+        return text.format(value) if value and value > limit(name) else None
+
+    return find
 
 
 def _entropy(log: History) -> str | None:
@@ -109,21 +114,11 @@ def _entropy(log: History) -> str | None:
     return f"the entropy of a token went from {start:.3f} to {now:.3f} nats"
 
 
-def _no_signal(log: History) -> str | None:
-    share = log.now("zero_signal_share")
-    return f"{share:.0%} of the groups have equal rewards" if share and share > limit("no_signal") else None
-
-
 def _length(log: History) -> str | None:
     ends = log.change("completion_length")
     if ends and ends[1] >= limit("length") * ends[0] and (flat := log.flat_accuracy()):
         return f"completions went from {ends[0]:.0f} to {ends[1]:.0f} tokens, {flat}"
     return None
-
-
-def _truncated(log: History) -> str | None:
-    share = log.now("truncated_share")
-    return f"{share:.0%} of the completions are cut off" if share and share > limit("truncated") else None
 
 
 def _learning_rate(log: History) -> str | None:
@@ -170,11 +165,15 @@ RULES = {
         _format_only,
         "raise {method}.rewards.accuracy or lower {method}.rewards.format; if the KL is high, lower rl.learning_rate",
     ),
-    "kl": Rule("The KL runs away", _kl, "lower rl.learning_rate or raise rl.beta"),
+    "kl": Rule(
+        "The KL runs away",
+        _above("kl", "kl", "the KL to the reference is {:.2f} nats per token"),
+        "lower rl.learning_rate or raise rl.beta",
+    ),
     "entropy": Rule("The entropy collapses", _entropy, "lower rl.learning_rate, or raise rl.beta or rl.epsilon_high"),
     "no_signal": Rule(
         "Most groups have no signal",
-        _no_signal,
+        _above("zero_signal_share", "no_signal", "{:.0%} of the groups have equal rewards"),
         "raise rl.group_size or rl.temperature, or weight a reward that differs in a group ({method}.rewards)",
     ),
     "length": Rule(
@@ -184,7 +183,7 @@ RULES = {
     ),
     "truncated": Rule(
         "Completions are cut off",
-        _truncated,
+        _above("truncated_share", "truncated", "{:.0%} of the completions are cut off"),
         "raise rl.max_completion_length or lower {method}.rewards.length",
     ),
     "learning_rate": Rule(
