@@ -30,7 +30,7 @@ def main(context: click.Context, steps: int, threads: int, only: tuple[str, ...]
               default=((10_000, 1_000), (30_000, 3_000), (100_000, 10_000)), help="Repeatable.")  # fmt: skip
 @OUTPUT
 def scale(sizes: tuple[tuple[int, int], ...], output: Path) -> None:
-    """Measure time and memory from curate to report on synthetic rows and images (10 minutes).
+    """Measure time and memory from curate to report on synthetic rows and images (3 to 10 minutes).
 
     The results are metrics/bench/scale.json and scale.md.
     """
