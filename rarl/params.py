@@ -208,6 +208,8 @@ class Train(Block):
     general-domain set of the paper's Table 2."""
     samples: Positive | None = None
     """Train on the first N rows of a seeded shuffle; None for all."""
+    annotated_share: Share = 1.0
+    """Use the reasoning of this share of the annotated training rows, chosen at random (`rarl study annotation`)."""
     trainable: Literal["lora", "full"] = "lora"
     start: Literal["base", "sft"] = "base"
     """RL starts from the base (paper) or from the SFT adapter."""

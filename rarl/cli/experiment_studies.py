@@ -77,6 +77,23 @@ def losses(losses: str, seeds: str, settings: tuple[str, ...], **options) -> Non
     run("losses", [f"rl.loss={losses}", f"seed={seeds}", *settings], **options)
 
 
+def shares(_context, _option, value: str) -> str:
+    """Return the shares as text, sorted, with 0: what the others are compared with."""
+    try:
+        found = sorted({0.0, *map(float, value.split(","))})
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers from 0 to 1, such as 0,0.25,1") from None
+    return ",".join(f"{share:g}" for share in found)
+
+
+@command("annotation", "Train with the reasoning of a share of the annotated rows: how many annotations are enough?")
+@click.option("--share", "shares", default="0,0.1,0.25,0.5,1", show_default=True, callback=shares, help="The shares.")
+@click.option("--seeds", default="7,8,9", show_default=True, help="The seeds, separated by commas.")
+def annotation(shares: str, seeds: str, settings: tuple[str, ...], **options) -> None:
+    """Run the command."""
+    run("annotation", [f"train.annotated_share={shares}", f"seed={seeds}", *settings], **options)
+
+
 @command("sweep", "Run all combinations of parameters: `-S lora.r=4,8,16 -S rl.beta=0,0.04` are six experiments.")
 def sweep(**options) -> None:
     """Run the command."""

@@ -29,10 +29,15 @@ SETTINGS = {
         "train.samples=500,1000,5000",
     ),
     "losses": ("rl.loss=grpo",),
+    "annotation": (
+        "phantom.annotated_share=1.0",
+        "train.annotated_share=0,0.1,0.25,0.5,1",
+        "rarl.rewards.reasoning=0.0,1.0",
+    ),
     "sweep": (),
 }
 #: Study -> the last stage that it needs; the whole pipeline without one.
-TARGETS = {"table2": "score", "losses": "score"}
+TARGETS = {"table2": "score", "losses": "score", "annotation": "score"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class Design:
             params = with_settings(sweep)
             if study == "table2" and "train.samples" not in chosen and too_few_rows(params):
                 self.left_out += [one for one in sweep if key_of(one) == "train.samples" and one not in self.left_out]
+            elif study == "annotation" and trained_elsewhere(params):
+                continue
             elif params not in (one.params for one in self.combinations):
                 name = name_of(study, [one for one in sweep if key_of(one) in named])
                 values = tuple((key_of(one), one.split("=", 1)[1]) for one in sweep if key_of(one) in self.varied)
@@ -112,7 +119,8 @@ class Design:
         made = self.workspace.made
         deps = {
             dep.def_path
-            for stage in self.workspace.stages.values()
+            for model in self.workspace.params["models"]
+            for stage in self.workspace.chain(model).values()
             for dep in stage.deps
             if not isinstance(dep, ParamsDependency) and dep.def_path not in made
         }
@@ -158,6 +166,16 @@ def key_of(setting: str) -> str:
 def too_few_rows(params: Params) -> bool:
     """Return whether the phantoms of SAT, the training source of Table 2, have fewer rows than `train.samples`."""
     return Path(params.data.root) == Path(Data().root) and params.phantom.sat_rows < (params.train.samples or 0)
+
+
+def trained_elsewhere(params: Params) -> bool:
+    """Return whether another cell of the annotation study trains the same models.
+
+    Without annotations the reasoning reward has nothing to compare with. Without the reasoning reward RARL reads no
+    annotation, unless it starts from the SFT adapter.
+    """
+    share, reward = params.train.annotated_share, params.rarl.rewards.reasoning
+    return bool(reward) if share == 0 else not reward and params.train.start == "base"
 
 
 def name_of(study: str, settings: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from statistics import fmean
 
-from rarl.experiments.runs import cells, finals, main_judge, questions, seed_spread
+from rarl.experiments.runs import cells, scores_by_id, main_judge, questions, seed_spread
 from rarl.records import verdicts_file
 from rarl.registry import METHODS, MODELS
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
@@ -62,7 +62,7 @@ def noise(run, model: str, mode: str, name: str, judge: str) -> tuple[float, ...
     """
     images = {id: asked[0] for id, asked in questions(run, name).items()}
     scores = {
-        other: finals(run.tracked(verdicts_file(other, judge, mode, name).as_posix()) or "")
+        other: scores_by_id(run.tracked(verdicts_file(other, judge, mode, name).as_posix()) or "")
         for other in run.params["models"]
         if other in MODELS
     }

@@ -24,6 +24,7 @@ from rarl.records import atomic_file, predictions_file, verdicts_file
 from rarl.registry import JUDGE_KINDS, MODELS, rival_of
 from rarl.reporting import page
 from rarl.reporting.formats import records
+from rarl.reporting.inputs import FIELDS
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
 from rarl.reporting.stats import holm, over_seeds, paired
 from rarl.reporting.tables import GAP
@@ -146,10 +147,12 @@ def compared(
     same: str | None,
     images: Callable[[str], dict],
     confidence: float,
+    score: str = "final",
 ) -> dict:
     """Return the column `test` of one row, and the paired test if there is one; `missing` says what a test lacks.
 
-    `place` is model, mode and test set; `images` returns `shared_images` of a test set.
+    `place` is model, mode and test set; `images` returns `shared_images` of a test set; `score` is `final` or
+    `reasoning`.
     """
     model, mode, name = place
     ends = first, run = sides[0][0], sides[1][0]
@@ -171,7 +174,7 @@ def compared(
         [one for one in side if found[one][1] and questions(one, name) == questions(side[0], name)] for side in sides
     ]
     missing = [f"verdicts on the same questions of {one.name}" for one in found if one not in (*used[0], *used[1])]
-    series = ([finals(found[one][1]) for one in side] for side in used)
+    series = ([scores_by_id(found[one][1], score) for one in side] for side in used)
     test = paired_by_id(*series, images(name), confidence)
     if not test:
         return {"test": "other questions"}
@@ -189,11 +192,12 @@ def seed_spread(run) -> dict[tuple[str, str, str], float]:
     }
 
 
-def finals(text: str) -> dict[str, int]:
-    """Return the final score by question id from a file of verdicts; empty if the file is damaged."""
+def scores_by_id(text: str, score: str = "final") -> dict[str, int]:
+    """Return the final or reasoning score by question id from a file of verdicts; empty if the file is damaged."""
+    field = FIELDS[score]
     try:
         lines = [json.loads(line) for line in text.splitlines()]
-        return {v["id"]: v["prediction_score"] for v in lines if v["prediction_score"] is not None}
+        return {v["id"]: v[field] for v in lines if v[field] is not None}
     except (ValueError, KeyError, TypeError):
         return {}
 

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import click
@@ -37,12 +38,16 @@ RL = ("grpo", "rarl")
 #: The columns of `losses`.
 LOSSES = ["loss", "model", "mode", "set", "seeds", "final", "final_low", "final_high", "final_sd", *runs.FORM]
 LOSSES += ["test", "difference", "difference_low", "difference_high", "p", "p_holm", "differs"]
+#: The columns of `annotation`.
+ANNOTATION = ["share", "rows", "model", "reasoning_reward", "score", "judge", "seeds"]
+ANNOTATION += ["mean", "mean_low", "mean_high", "mean_sd", *LOSSES[LOSSES.index("test") :]]
 #: Study -> the command that runs its experiments.
 COMMANDS = {
     "table2": "rarl study table2",
     "grid": "rarl study grid",
     "seeds": "rarl study seeds --seeds 7,8,9",
     "losses": "rarl study losses --losses grpo,dr_grpo,gspo --seeds 7,8,9",
+    "annotation": "rarl study annotation --share 0,0.1,0.25,0.5,1 --seeds 7,8,9",
     "sweep": "rarl study sweep -S lora.r=4,8,16 -S rl.beta=0,0.04",
     "runs": "rarl study sweep -S lora.r=4,16",
 }
@@ -77,8 +82,10 @@ def write(study: str, frame: pd.DataFrame, folder: Path = OUTPUT) -> str:
             # Alone in its file, it has no page to take colours and fonts from.
             svg = svg.replace("var(--line)", "#d0d0d0").replace("inherit", "sans-serif")
             file.write(svg.replace("<svg", '<svg style="background: #fff"', 1))
+    notes = study_tables.annotation_notes(records(frame)) if study == "annotation" else []
+    listed = "".join(f"- {note}\n" for note in notes) + "\n" * bool(notes)
     with atomic_file(folder / f"{study}.md") as file:
-        file.write(f"# {study}\n\nMade by a command such as `{COMMANDS[study]}`.\n\n{image}{text}\n")
+        file.write(f"# {study}\n\nMade by a command such as `{COMMANDS[study]}`.\n\n{listed}{image}{text}\n")
     return text
 
 
@@ -284,15 +291,15 @@ def sweep(settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def mean_of_seeds(cells: Sequence[dict]) -> tuple[pd.Series, float]:
+def mean_of_seeds(cells: Sequence[dict], score: str = "final") -> tuple[pd.Series, float]:
     """Return the means over seeds of a score, its interval and the form, and the score's standard deviation.
 
     >>> means, sd = mean_of_seeds([{"final": 60.0}, {"final": 70.0}])
     >>> float(means["final"]), float(sd)
     (65.0, 7.07)
     """
-    scores = pd.DataFrame(cells).reindex(columns=["final", "final_low", "final_high", *runs.FORM]).astype(float)
-    return scores.mean().round(2), scores["final"].std().round(2)
+    scores = pd.DataFrame(cells).reindex(columns=[score, f"{score}_low", f"{score}_high", *runs.FORM]).astype(float)
+    return scores.mean().round(2), scores[score].std().round(2)
 
 
 def losses(settings: Settings) -> pd.DataFrame:
@@ -313,16 +320,54 @@ def losses(settings: Settings) -> pd.DataFrame:
                     continue
                 means, sd = mean_of_seeds([one.get((mode, name), {}) for one in cells])
                 test = runs.compared((first, found), (model, mode, name), judge, same, images, confidence)
-                ends = {f"difference_{end}": test.get(end) for end in ("low", "high")}
                 place = {"loss": found[0].params["rl"]["loss"], "model": model, "mode": mode, "set": name}
-                lines.append(test | place | {"seeds": len(found), **means, "final_sd": sd} | ends)
-    runs.correct(lines, 1 - confidence)
-    frame = pd.DataFrame(lines, columns=LOSSES)
-    frame.insert(0, "profile", first[0].params["profile"])
+                lines.append(test | place | {"seeds": len(found), **means, "final_sd": sd})
+    return tested(lines, LOSSES, first[0])
+
+
+def tested(lines: list[dict], columns: list[str], run: Experiment) -> pd.DataFrame:
+    """Return lines with paired tests as a table; Holm's family are all of them."""
+    runs.correct(lines, 1 - run.params["report"]["confidence"])
+    for line in lines:
+        line |= {f"difference_{end}": line.get(end) for end in ("low", "high")}
+    frame = pd.DataFrame(lines, columns=columns)
+    frame.insert(0, "profile", run.params["profile"])
     digits = dict.fromkeys(("difference", "difference_low", "difference_high"), 2) | {"p": 5, "p_holm": 5}
     return frame.astype(dict.fromkeys(digits, float)).round(digits)
 
 
+def annotation(settings: Settings) -> pd.DataFrame:
+    """Return the final and the reasoning score of SFT and RARL on the own test set by annotated share, main mode.
+
+    Each with the paired difference to the training without annotations, over questions and seeds. The reasoning score
+    is by the main judge and, where it is asked, by the truth rater. RARL without its reasoning reward reads no
+    annotation, so it has one row, the share 0, unless it starts from the SFT adapter.
+    """
+    first, lines, seen = settings[0][1], [], set()
+    main, confidence = runs.main_judge(first[0]), first[0].params["report"]["confidence"]
+    truth = [name for name in first[0].params["judges"] if first[0].params["judge"][name]["kind"] == "truth"]
+    scores = dict.fromkeys([("final", main), ("reasoning", main), *(("reasoning", judge) for judge in truth)])
+    for _, found in settings:
+        params, curated = found[0].params, found[0].json("metrics/curate.json").get("train", {})
+        share, reward = params["train"]["annotated_share"], bool(params["rarl"]["rewards"]["reasoning"])
+        images = cache(partial(runs.shared_images, first[0], found[0]))
+        for model, (score, judge) in product(("sft", "rarl"), scores):
+            place = model, params["modes"][0], params["train"]["source"]
+            rewarded = None if model == "sft" else "yes" if reward else "no"
+            key = {"share": share, "model": model, "reasoning_reward": rewarded, "score": score, "judge": judge}
+            if model not in params["models"] or (*key.values(),) in seen:
+                continue
+            seen.add((*key.values(),))
+            cells = [runs.cells(run, model, judge).get(place[1:], {}) for run in found]
+            means, sd = mean_of_seeds(cells, score)
+            same = runs.status((first, found), model, judge, judge)
+            test = runs.compared((first, found), place, judge, same, images, confidence, score)
+            mean = {"mean": means[score], "mean_low": means[f"{score}_low"], "mean_high": means[f"{score}_high"]}
+            rows = {"rows": round(share * curated.get("annotated", 0)), "seeds": len(found)}
+            lines.append(test | key | rows | mean | {"mean_sd": sd})
+    return tested(lines, ANNOTATION, first[0])
+
+
 #: Studies whose tables take `Settings`.
-OVER_SETTINGS = {"sweep": sweep, "losses": losses}
+OVER_SETTINGS = {"sweep": sweep, "losses": losses, "annotation": annotation}
 STUDIES = {"table2": table2, "grid": grid, "seeds": seeds, "runs": runs.scores}

@@ -27,6 +27,7 @@ def report(run: Run, frames: dict[str, pd.DataFrame]) -> str:
             for name in ("table3", "table6")
         },
         labels=run.labels | tables.BASELINES,
+        annotation=study("annotation", run.params.profile),
         grid=study("grid", run.params.profile),
         seeds=study("seeds", run.params.profile),
         sweep=study("sweep", run.params.profile),

@@ -109,7 +109,8 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
     """Return what the template shows."""
     params, phantom = run.params, is_phantom(run)
     script = SCRIPT.read_text(encoding="utf-8")
-    grid, seeds, sweep = (study_tables.study(name, params.profile) for name in ("grid", "seeds", "sweep"))
+    names = ("annotation", "grid", "seeds", "sweep")
+    annotation, grid, seeds, sweep = (study_tables.study(name, params.profile) for name in names)
     seeds = [row for row in seeds if row["mode"] == run.main_mode]
     totals, noise = table2(params.profile), study_tables.training_noise(run, frames["own_test"])
     return {
@@ -131,9 +132,16 @@ def context(run: Run, frames: dict[str, pd.DataFrame]) -> dict:
         "cards": cards(run, frames, noise),
         "claims": claim_cards(frames["claims"]),
         "table2": totals,
-        "studies": {"grid": grid, "seeds": pivot(seeds, ["set"]), "sweep": study_tables.sweep_blocks(sweep)},
+        "studies": {
+            "annotation": annotation,
+            "grid": grid,
+            "seeds": pivot(seeds, ["set"]),
+            "sweep": study_tables.sweep_blocks(sweep),
+        },
+        "annotation_notes": study_tables.annotation_notes(annotation),
         "study_figures": {
             "table2": study_plots.table2(totals),
+            "annotation": study_plots.annotation(annotation),
             "grid": study_plots.grid(grid),
             "seeds": study_plots.seeds(seeds, run.models),
             "sweep": study_plots.sweep(sweep, run.models),

@@ -9,7 +9,7 @@ from rarl.registry import MODELS, Model
 from rarl.reporting import plots
 from rarl.reporting.formats import as_text
 from rarl.reporting.scoring import WITHOUT_OWN_TEST
-from rarl.reporting.study_tables import sweep_blocks
+from rarl.reporting.study_tables import annotation_score, sweep_blocks
 from rarl.reporting.tables import SETS
 
 
@@ -79,5 +79,21 @@ def losses(rows: list[dict]) -> str:
     return plots.dots(cells, MODELS, SETS.get(test_set, test_set), "losses")
 
 
+def annotation(rows: list[dict]) -> str:
+    """Plot SFT's and RARL's scores on the own test set over the annotated share of the training rows."""
+    panels: dict[str, tuple] = {}
+    for row in rows:
+        if row["mean"] is None:
+            continue
+        lines, without = panels.setdefault(annotation_score(row), ({}, None))
+        reference = row["share"] == 0 and row["reasoning_reward"] == "no"
+        if row["reasoning_reward"] != "no" or reference:
+            point = (100 * row["share"], row["mean"], row["mean_low"], row["mean_high"])
+            lines.setdefault(row["model"], []).append(point)
+        if reference:
+            panels[annotation_score(row)] = lines, row["mean"]
+    return plots.by_share(panels) if panels else ""
+
+
 #: Study -> its figure.
-FIGURES = {"losses": losses, "seeds": seeds, "grid": grid, "table2": table2, "sweep": sweep}
+FIGURES = {"annotation": annotation, "losses": losses, "seeds": seeds, "grid": grid, "table2": table2, "sweep": sweep}

@@ -17,6 +17,14 @@ def choose(samples: list[Sample], count: int | None, seed: int) -> list[Sample]:
     return shuffled if count is None else shuffled[:count]
 
 
+def with_share(samples: list[Sample], share: float, seed: int) -> list[Sample]:
+    """The samples, with the reasoning of only a share of the annotated ones; a larger share contains the smaller ones."""
+    annotated = [index for index, sample in enumerate(samples) if sample.reasoning is not None]
+    random.Random(f"{seed}/annotated").shuffle(annotated)
+    without = {*annotated[round(share * len(annotated)) :]}
+    return [s.model_copy(update={"reasoning": None}) if i in without else s for i, s in enumerate(samples)]
+
+
 def prompt_of(prompts: list[str], index: int, epoch: int) -> str:
     """The prompt of the sample at `index` in an epoch: each sample meets one prompt after the other (paper, 3.3).
 

@@ -38,7 +38,7 @@ from rarl.prompts import render, template
 from rarl.records import Sample, image_file, read_json, read_records, write_json
 from rarl.stopping import Stopped, StopRequest
 from rarl.training.checkpoints import CheckpointGuard, StopAfterStep, check_weights, digests, last_complete_checkpoint
-from rarl.training.data import choose
+from rarl.training.data import choose, with_share
 from rarl.training.health import HealthCallback
 from rarl.training.live import Live, Trackers, trackers
 from rarl.training.rows import LOGGED, first_and_last, named, write_csv
@@ -64,7 +64,8 @@ class Run:
         announce_format()
         trackers()  # a mistake in their names ends the run before anything is loaded
         shared = ("model", "lora", "train", "decoding", "accelerate")
-        self.train = read_records(CURATED / "train.jsonl", Sample)
+        train, annotated = read_records(CURATED / "train.jsonl", Sample), params.train.annotated_share
+        self.train = with_share(train, annotated, params.seed)
         uses_reasoning = method == "sft" or getattr(params, method).rewards.reasoning
         key = key_of(
             *(CURATED / "dev.jsonl", FEATURES, self.start),
@@ -78,7 +79,7 @@ class Run:
             code=code_key(method, params.model.device),
             packages=packages(params),
             rules=hash_code((ROOT / "rarl/health.py").read_text(encoding="utf-8")) if params.train.stop_when else None,
-            **{name: getattr(params, name).model_dump() for name in shared},
+            **{name: getattr(params, name).model_dump(exclude={"annotated_share"}) for name in shared},  # in `rows`
         )
         self.folder = CACHE / "training" / key
         self.folder.mkdir(parents=True, exist_ok=True)
