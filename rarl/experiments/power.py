@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from statistics import fmean
 
-from rarl.experiments.runs import cells, scores_by_id, main_judge, questions, seed_spread
+from rarl.experiments.runs import cells, main_judge, questions, scores_by_id, seed_spread
 from rarl.records import verdicts_file
 from rarl.registry import METHODS, MODELS
 from rarl.reporting.scoring import WITHOUT_OWN_TEST

@@ -214,24 +214,26 @@ def by_samples(
     return _svg(figure, "samples", f"{title} over the number of training samples")
 
 
-def by_share(panels: dict[str, tuple[dict[str, list[tuple[float, ...]]], float | None]]) -> str:
+def by_share(panels: dict[str, dict[str, list[tuple[float, ...]]]], styles: dict[str, tuple[str, str]]) -> str:
     """Plot scores with their intervals over the annotated share of the training rows.
 
     Args:
-        panels: title -> (model -> (share in percent, score, low, high) of each training; the score of RARL without
-            its reasoning reward, plotted as a line over all shares, or None).
+        panels: title -> label -> (share in percent, score, low, high) of each training. A label with one training is a
+            horizontal line.
+        styles: label -> the model whose colour it has, and the style of its line.
     """
     figure, axes = _figure(4.4, 0.6 + 2.2 * len(panels), len(panels), 1, sharex=True)
-    for axis, (title, (lines, without)) in zip(axes.flat, panels.items()):
-        if without is not None:
-            label = f"{MODELS['rarl'].label}, no reasoning reward"
-            axis.axhline(without, color=COLOURS["rarl"], linewidth=1.1, linestyle=":", label=label)
-        for rank, (model, points) in enumerate(lines.items()):
+    for axis, (title, lines) in zip(axes.flat, panels.items()):
+        for rank, (label, points) in enumerate(lines.items()):
+            model, dashes = styles[label]
+            style = {"color": COLOURS[model], "linewidth": 1.3, "linestyle": dashes, "label": label}
+            if len(points) == 1:
+                axis.axhline(points[0][1], **style)
+                continue
             share, score, low, high = zip(*points)
             x = [value + 0.8 * (rank - (len(lines) - 1) / 2) for value in share]  # side by side
             ends = [[a - b for a, b in zip(score, low)], [b - a for a, b in zip(score, high)]]
-            style = {"color": COLOURS[model], "linewidth": 1.3, "elinewidth": 1, "label": MODELS[model].label}
-            axis.errorbar(x, score, yerr=ends, fmt="o-", markersize=4, **style)
+            axis.errorbar(x, score, yerr=ends, fmt="o", markersize=4, elinewidth=1, **style)
         axis.set(title=title, ylim=(0, 100), ylabel="percent")
         axis.set_xticks(sorted({point[0] for points in lines.values() for point in points}))
     axes[-1, 0].set_xlabel("annotated share of the training rows, percent")

@@ -81,18 +81,19 @@ def losses(rows: list[dict]) -> str:
 
 def annotation(rows: list[dict]) -> str:
     """Plot SFT's and RARL's scores on the own test set over the annotated share of the training rows."""
-    panels: dict[str, tuple] = {}
+    plain = f"{MODELS['rarl'].label}, no reasoning reward"
+    styles = {MODELS[model].label: (model, "-") for model in ("sft", "rarl")} | {plain: ("rarl", ":")}
+    panels: dict[str, dict[str, list]] = {}
     for row in rows:
-        if row["mean"] is None:
+        if row["mean_low"] is None:
             continue
-        lines, without = panels.setdefault(annotation_score(row), ({}, None))
-        reference = row["share"] == 0 and row["reasoning_reward"] == "no"
-        if row["reasoning_reward"] != "no" or reference:
-            point = (100 * row["share"], row["mean"], row["mean_low"], row["mean_high"])
-            lines.setdefault(row["model"], []).append(point)
-        if reference:
-            panels[annotation_score(row)] = lines, row["mean"]
-    return plots.by_share(panels) if panels else ""
+        lines = panels.setdefault(annotation_score(row), {})
+        point = (100 * row["share"], row["mean"], row["mean_low"], row["mean_high"])
+        if row["reasoning_reward"] != "no" or row["share"] == 0:
+            lines.setdefault(MODELS[row["model"]].label, []).append(point)
+        if row["reasoning_reward"] == "no":
+            lines.setdefault(plain, []).append(point)
+    return plots.by_share(panels, styles) if panels else ""
 
 
 #: Study -> its figure.

@@ -18,7 +18,7 @@ def choose(samples: list[Sample], count: int | None, seed: int) -> list[Sample]:
 
 
 def with_share(samples: list[Sample], share: float, seed: int) -> list[Sample]:
-    """The samples, with the reasoning of only a share of the annotated ones; a larger share contains the smaller ones."""
+    """The samples with the reasoning of a share of the annotated ones; a larger share contains the smaller ones."""
     annotated = [index for index, sample in enumerate(samples) if sample.reasoning is not None]
     random.Random(f"{seed}/annotated").shuffle(annotated)
     without = {*annotated[round(share * len(annotated)) :]}

@@ -120,6 +120,39 @@ def test_losses_are_compared_with_the_first_over_seeds(measured):  # noqa: F811
     assert "| 30.0 (" in shown and "<svg" in Path("metrics/studies/losses.svg").read_text(encoding="utf-8")
 
 
+def test_the_annotation_study_trains_nothing_twice(repository):  # noqa: F811
+    def cells(*settings):
+        found = Design("annotation", settings).combinations
+        return [(one.params.train.annotated_share, one.params.rarl.rewards.reasoning) for one in found]
+
+    assert cells("train.annotated_share=0,0.5,1") == [(0, 0), (0.5, 1), (1, 1)]
+    assert cells("train.annotated_share=0,1", "train.start=sft") == [(0, 0), (1, 0), (1, 1)], "SFT has read them"
+    shown = dry_run("annotation", "--share", "1,0.25", "--seeds", "7,8").output
+    assert "study annotation: 6 experiments" in shown and "train.annotated_share=0.25" in shown
+    assert "numbers from 0 to 1" in dry_run("annotation", "--share", "all").output
+    assert "train.annotated_share" in dry_run("annotation", "--share", "2").output
+
+
+def test_the_annotation_study_compares_each_share_with_none(measured):  # noqa: F811
+    for share, reward, seed, right in ((0, 0, 7, 30), (0, 0, 8, 32), (1, 1, 7, 50), (1, 1, 8, 48)):
+        measured(right)
+        changes = {"train.annotated_share": share, "rarl.rewards.reasoning": reward, "seed": seed}
+        write(changes, {"base": 40.0, "rarl": round(100 * right / 60, 2)})
+        Path("metrics/curate.json").write_text(json.dumps({"train": {"total": 716, "annotated": 358}}))
+        commit(f"share{share}-{seed}")
+    groups = [({}, [Experiment(name, name) for name in (f"share{s}-7", f"share{s}-8")]) for s in (0, 1)]
+    frame = sweeps.annotation(groups)
+    rarl = frame[(frame["model"] == "rarl") & (frame["score"] == "final")].set_index("share")
+    assert list(rarl["reasoning_reward"]) == ["no", "yes"] and list(rarl["rows"]) == [0, 358]
+    assert rarl.loc[1, "difference"] == 30.0 and rarl.loc[1, "differs"]
+    assert frame["difference"].count() == 1, "no verdict of SFT, and none has a reasoning score"
+    assert (frame["model"] == "sft").sum() == 6, "no second time for another reward of RARL"
+    text = sweeps.write("annotation", frame)
+    page = Path("metrics/studies/annotation.md").read_text(encoding="utf-8")
+    assert "- 1 of 1 differences" in page and "RARL, 100 % annotated (358 rows), final score, lexical: +30.0" in page
+    assert text in page and "<svg" in Path("metrics/studies/annotation.svg").read_text(encoding="utf-8")
+
+
 def test_losses_that_cannot_differ_are_announced(repository):  # noqa: F811
     shown = dry_run("losses", "--losses", "gspo,grpo,dapo", "--seeds", "7,8").output
     assert "study losses: 6 experiments, 6 to run" in shown and "rl.loss=gspo, seed=8: to run" in shown
