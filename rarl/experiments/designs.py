@@ -30,6 +30,7 @@ SETTINGS = {
     ),
     "losses": ("rl.loss=grpo",),
     "annotation": (
+        "models=[base,sft,rarl]",
         "phantom.annotated_share=1.0",
         "train.annotated_share=0,0.1,0.25,0.5,1",
         "rarl.rewards.reasoning=0.0,1.0",
