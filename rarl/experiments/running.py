@@ -27,8 +27,11 @@ from rarl.experiments.revisions import Experiment, git
 LOCK = Path(".dvc/tmp/rarl-study.lock")
 #: The branch and changes of the workspace while an experiment is queued.
 WORKSPACE = Path(".dvc/tmp/rarl-study.workspace")
-#: Seconds between two looks at the queue, until workers are started again, and until a task without a process is lost.
-TICK, RESTART, LOST = 0.5, 15, 5
+#: Seconds between two looks at the queue, and until workers are started again.
+TICK, RESTART = 0.5, 15
+#: Looks in a row that find no process of a task until it is lost: a worker that takes it hides it from the queue for a
+#: moment. Not seconds, because on a busy machine a look can take many.
+LOST = 10
 #: Attempts to start workers before giving up.
 STARTS = 4
 #: Lines of the log of a failed experiment that are printed.
@@ -93,9 +96,10 @@ class Task:
     combination: Combination
     name: str
     revision: str
-    seen: float
-    """When a process of it, or progress, was last seen; seconds as in `time.monotonic`."""
+    unseen: int = 0
+    """Looks in a row that found neither a process of it nor progress."""
     started: float | None = None
+    """Seconds as in `time.monotonic`."""
 
 
 class Running:
@@ -136,7 +140,7 @@ class Running:
             free = [one for one in same if one not in (task.combination for task in self.tasks)]
             named = any(re.fullmatch(rf"{re.escape(one.name)}(-\d+)?", task["name"] or "") for one in self.missing)
             if task["status"] in ("Queued", "Running") and free:
-                self.tasks.append(Task(free[0], task["name"], revision, time.monotonic()))
+                self.tasks.append(Task(free[0], task["name"], revision))
             elif (task["status"] == "Failed" and same) or (task["status"] == "Queued" and named):
                 self.queue.remove(revision)
 
@@ -160,7 +164,7 @@ class Running:
             fix = "correct that; `make identity` sets git's user name and email"
             raise UserError(f"dvc exp run --queue -n {name}", printed(), "a queued experiment", fix)
         self.progress.event(f"{name}: queued")
-        return Task(combination, name, new[0], time.monotonic())
+        return Task(combination, name, new[0])
 
     def wait(self) -> None:
         """Wait until each experiment is in `finished` or `failed`, by its combination's name or its own."""
@@ -189,16 +193,17 @@ class Running:
 
     def _look_at(self, task: Task, status: str | None, workers: set[int], states: dict[str, dict]) -> None:
         """Act on the state of one task."""
-        now = time.monotonic()
+        task.unseen += 1
         if status == "Running":
             process = self.queue.process(task.revision)
             if process and self._parent(process) in workers:
-                task.seen, task.started = now, task.started or now - (time.time() - process.create_time())
+                task.unseen = 0
+                task.started = task.started or time.monotonic() - (time.time() - process.create_time())
             busy = sum(one["status"] == "Running" for one in states.values())
-            if busy > len(workers) and now - task.seen > LOST:
+            if busy > len(workers) and task.unseen > LOST:
                 self._again(task)
         elif status == "Queued":
-            task.seen = now
+            task.unseen = 0
         elif status == "Success" and (run := self.design.result(task.name, task.combination)):
             self.finished[task.combination.name] = run
             self._end(task, "finished")
@@ -206,7 +211,7 @@ class Running:
             self._fail(task, "without the scores of all models")
         elif status == "Failed":
             self._fail(task, reason(self.queue.log(task.revision)))
-        elif now - task.seen > LOST:
+        elif task.unseen > LOST:
             self._fail(task, "as it was removed from DVC's queue")
 
     @staticmethod

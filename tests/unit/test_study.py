@@ -193,6 +193,17 @@ def test_without_a_terminal_each_event_is_a_line(capsys):
     assert capsys.readouterr().err == "a: FAILED in stage sft after 70 s (1 of 2)\n    no memory\n"
 
 
+def test_a_task_that_a_worker_is_taking_is_not_taken_for_removed(repository):  # noqa: F811
+    study = object.__new__(running.Running)
+    task = running.Task(Design("seeds", ["seed=7,8"]).combinations[0], "seeds-seed_7", "a" * 40)
+    study.tasks, study.failed, study.progress = [task], {}, Progress(1, 1, None)
+    for status in [*[None] * running.LOST, "Queued", *[None] * running.LOST]:
+        study._look_at(task, status, set(), {})
+    assert not study.failed
+    study._look_at(task, None, set(), {})
+    assert "removed from DVC's queue" in study.failed["seeds-seed_7"] and not study.tasks
+
+
 def test_a_study_needs_dvc(repository):  # noqa: F811
     with pytest.raises(UserError, match="a DVC repository"), running.only_study():
         pass
