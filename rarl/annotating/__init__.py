@@ -3,8 +3,10 @@
 | module | what it does |
 |---|---|
 | `plan` | which rows are annotated, by whom and in which order, fixed in a file |
+| `usefulness` | the parts of which the order `useful` is made |
 | `session` | one rater's work: the annotation of each row, saving, drafts |
 | `drafts` | drafts by a model, asked before the page opens |
+| `sources` | the DICOM file that an image was made of |
 | `page` | the page (`page.html`, `page.js`) and its server |
 | `agreement` | agreement of the raters, and the rows on which they disagree |
 | `export` | the table that `curate` joins, and its digest in `params.yaml` |

@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
 import click
 
 from rarl.annotating import plan
 from rarl.annotating.agreement import agreement, overlaps, reason
 from rarl.annotating.session import Annotations, Item, Proposal, Session, annotations_file, read_annotations
-from rarl.data.annotations import content_key, folder
+from rarl.data.annotations import content_key, folder, left_out_file
 from rarl.errors import UserError
 from rarl.model_card import NOT_CLINICAL
 from rarl.params import Params
@@ -18,12 +20,15 @@ AGREEMENT = "agreement.json"
 
 
 def samples_of(split: str) -> dict[str, Sample]:
-    """Content -> row of a split, as `curate` has written it."""
-    return {content_key(sample): sample for sample in read_records(f"data/curated/{split}.jsonl", Sample)}
+    """Content -> row of a split, as `curate` has written it, with those that it has left out by their verdict."""
+    files = [Path(f"data/curated/{split}.jsonl"), *filter(Path.is_file, [left_out_file(split)])]
+    return {content_key(sample): sample for path in files for sample in read_records(path, Sample)}
 
 
-def planned(params: Params, rater: str, options: Mapping[str, object]) -> plan.Plan:
+def planned(params: Params, rater: str, options: Mapping[str, object], ask: tuple[str, ...] = ()) -> plan.Plan:
     """The plan in its file, or a new one from the options; None stands for an option that is not given.
+
+    For a new plan in the order `useful`, the models `ask` are asked about all rows.
 
     Raises:
         UserError: an option is not what the plan has.
@@ -37,14 +42,13 @@ def planned(params: Params, rater: str, options: Mapping[str, object]) -> plan.P
                 fix += f" {plan.file()} to plan again; annotations stay"
                 raise UserError(f"--{key}", found, "the option that the plan was made with", fix)
         return known
-    from rarl.annotating.drafts import answers_of
+    from rarl.annotating.usefulness import usefulness
 
     defaults = {"raters": (rater,), "overlap": 0.2, "order": "random", "seed": params.seed}
     wanted = plan.Plan(**defaults | given)
     samples = list(samples_of(wanted.split).values())
-    answers = answers_of(params, samples) if wanted.order == "useful" else {}
     annotated = {content for own in read_annotations().values() for content in own}
-    made = plan.make(wanted, samples, answers, annotated)
+    made = plan.make(wanted, samples, partial(usefulness, params, ask), annotated)
     click.echo(f"{plan.file()}: {len(made.rows)} rows for {', '.join(made.raters)}, {made.order} order.")
     return made
 
@@ -87,11 +91,13 @@ def disputed(rater: str, made: plan.Plan, raters: Mapping[str, Annotations]) -> 
     return items
 
 
-def annotate(params: Params, rater: str, drafts: str | None, adjudicate: bool, port: int, **options) -> None:
+def annotate(
+    params: Params, rater: str, drafts: str | None, adjudicate: bool, port: int, ask: tuple[str, ...] = (), **options
+) -> None:
     """Serve the page until Ctrl-C; the arguments are the options of `rarl annotate`."""
     annotations_file(rater)
     click.echo(NOT_CLINICAL)
-    made = plan.read() if adjudicate else planned(params, rater, options)
+    made = plan.read() if adjudicate else planned(params, rater, options, ask)
     if adjudicate:
         items = disputed(rater, made, read_annotations()) if made else []
     else:
@@ -100,9 +106,11 @@ def annotate(params: Params, rater: str, drafts: str | None, adjudicate: bool, p
         click.echo("There is nothing to decide." if adjudicate else f"There are no rows for {rater}.")
         return
     from rarl.annotating.page import Page, Served
+    from rarl.annotating.sources import dicom_files
 
     session = Session(rater, items)
-    page = Page(session, params.data.root, f"{len(items)} rows of {made.split}.jsonl.")
+    dicom = dicom_files(params.data.root, {item.sample.image for item in items})
+    page = Page(session, params.data.root, f"{len(items)} rows of {made.split}.jsonl.", dicom)
     served = Served(page, port)
     click.echo(f"{session.done} of {len(items)} rows are finished.\nAnnotate at {served.address}")
     click.echo("Everything is saved as it is typed; Ctrl-C ends.")

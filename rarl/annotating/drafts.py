@@ -5,8 +5,7 @@ asks it, with the prompt of the main mode, and its completions are kept in `.cac
 asked under the rules of `rarl/chat`: with consent, key and budget, and nothing is paid for twice.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -79,12 +78,12 @@ def ask(model: str, params: Params, samples: Iterable[Sample]) -> dict[str, Pred
     return answered(kept)
 
 
-def answers_of(params: Params, samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """Content -> the answers of every model that has been asked about it, by the pipeline or for drafts."""
-    found = defaultdict(list)
-    asked = [made(model, params, samples) for model in params.models]
-    asked += [answered(path) for path in sorted(KEPT.glob("*/*.jsonl"))]
-    for predictions in asked:
-        for content, prediction in predictions.items():
-            found[content] += [] if prediction.error else [prediction.answer]
-    return found
+def answered_by(params: Params, samples: Collection[Sample]) -> dict[str, dict[str, Prediction]]:
+    """Model, or file of drafts -> content -> its answer, of all that have been asked about some of the samples."""
+    contents = {content_key(sample) for sample in samples}
+    asked = {model: made(model, params, samples) for model in params.models}
+    asked |= {path.as_posix(): answered(path) for path in sorted(KEPT.glob("*/*.jsonl"))}
+    return {
+        model: {content: one for content, one in given.items() if content in contents and not one.error}
+        for model, given in asked.items()
+    }

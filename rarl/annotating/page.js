@@ -6,6 +6,7 @@
     Enter: "explained", v: "not_visible", w: "wrong_question", Backspace: "previous", n: "next", u: "open",
     g: "in-text", e: "edit-0", r: "reject",
   };
+  const LIGHT = { b: ["brightness", 1], d: ["brightness", -1], k: ["contrast", 1], l: ["contrast", -1] };
   let row = null, pending = {}, sending = null, timer = null, moving = false, since = performance.now(), visible = true, seconds = 0;
 
   // What is typed and not saved yet survives a reload of this tab.
@@ -160,7 +161,10 @@
     history.replaceState(null, "", "#" + (position + 1));
     byId("question").textContent = row.sample.question + row.sample.choices.filter((choice) => !row.sample.question.includes(choice)).map((choice) => "\n– " + choice).join("");
     byId("answers").textContent = row.sample.answers.join(" / ");
+    dicom = row.sample.window;
+    for (const node of document.querySelectorAll(".raw, .eight")) node.hidden = node.classList.contains("raw") !== Boolean(dicom);
     byId("frame").replaceChildren(row.problem ? make("p", `The image cannot be shown: ${row.problem}.`, { class: "banner" }) : make("img", "", { src: "data:image/png;base64," + row.image, alt: "The image of the question" }));
+    if (dicom) windows();
     complain("");
     show(true);
     window.scrollTo(0, 0);
@@ -205,6 +209,69 @@
     if (name === "zoom") frame.scrollTo((frame.scrollWidth - frame.clientWidth) / 2, (frame.scrollHeight - frame.clientHeight) / 2);
   }
 
+  // The window of a DICOM image. Its server computes it of the values in the file, one image at a time.
+  let dicom = null, wanted = null, drawing = false, preset = 0;
+
+  function windows() {
+    const { low, high, presets } = dicom, reach = high - low;
+    [wanted, drawing, preset] = [null, false, 0];
+    for (const [id, min, max] of [["centre", low, high], ["width", 1, 2 * reach]]) Object.assign(byId(id), { min, max, step: reach > 100 ? 1 : "any" });
+    for (const [, [centre, width]] of presets) {
+      for (const [id, value] of [["centre", centre], ["width", width]]) Object.assign(byId(id), { min: Math.min(byId(id).min, value), max: Math.max(byId(id).max, value) });
+    }
+    byId("presets").replaceChildren(...presets.map(([name, [centre, width]], number) => button(`${name} ${Math.round(centre)} / ${Math.round(width)}`, "", () => { preset = number; see(centre, width); })));
+    see(...presets[0][1], false);
+  }
+
+  function see(centre, width, draws = true) {
+    for (const [id, value] of [["centre", centre], ["width", width]]) {
+      byId(id).value = value;
+      byId(id + "-value").textContent = Math.round(byId(id).value);
+    }
+    if (draws) wanted = new URLSearchParams({ centre: byId("centre").value, width: byId("width").value });
+    draw();
+  }
+
+  async function draw() {
+    const image = byId("frame").querySelector("img");
+    if (!wanted || !image || drawing) return;
+    drawing = true;
+    const next = new Image();
+    next.src = `case/${row.position}/image?${wanted}`;
+    wanted = null;
+    const shown = await next.decode().then(() => true, () => false);
+    if (!image.isConnected) return;  // another row by now
+    if (shown) image.src = next.src;
+    else complain("The server cannot be reached, or cannot read the DICOM file: the window has not changed.");
+    drawing = false;
+    draw();
+  }
+
+  // Brighter or darker, more or less contrast, by a twentieth of the slider or of the width.
+  function nudge(what, by) {
+    if (!dicom) return look(what, Number(byId(what).value) + by * 0.1);
+    const [centre, width] = ["centre", "width"].map((id) => Number(byId(id).value));
+    if (what === "brightness") see(centre - by * width / 20, width);
+    else see(centre, width * 0.9 ** by);
+  }
+
+  function nextWindow() {
+    if (dicom) byId("presets").children[preset = (preset + 1) % dicom.presets.length].click();
+    else for (const id of ["brightness", "contrast"]) look(id, 1);
+  }
+
+  for (const id of ["centre", "width"]) byId(id).addEventListener("input", () => see(byId("centre").value, byId("width").value));
+  byId("frame").addEventListener("pointerdown", (event) => {
+    if (!dicom || event.pointerType !== "mouse" || event.button) return;
+    event.preventDefault();
+    byId("frame").focus({ preventScroll: true });
+    byId("frame").setPointerCapture(event.pointerId);
+    const start = [event.clientX, event.clientY, Number(byId("centre").value), Number(byId("width").value)];
+    const reach = start[3] / 200;  // of a pixel
+    byId("frame").onpointermove = ({ clientX, clientY }) => see(start[2] + (clientY - start[1]) * reach, Math.max(start[3] + (clientX - start[0]) * reach, 1));
+  });
+  for (const end of ["pointerup", "pointercancel"]) byId("frame").addEventListener(end, () => { byId("frame").onpointermove = null; });
+
   for (const kind of ["click", "keydown"]) {
     document.addEventListener(kind, (event) => {
       if (moving && event.key !== "Tab") {
@@ -224,10 +291,12 @@
     if (event.key === "Enter" && event.target.closest("button")) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const pressed = byId(/^[1-9]$/.test(key) ? "accept-" + (key - 1) : KEYS[key] ?? "");
-    const field = { t: text, f: byId("finding") }[key];
-    if (field || key === "z" || pressed) event.preventDefault();
+    const field = { t: text, f: byId("finding") }[key], light = LIGHT[key];
+    if (field || light || key === "z" || key === "p" || pressed) event.preventDefault();
+    if (light) return nudge(...light);
     if (event.repeat) return;
     if (field) field.focus();
+    else if (key === "p") nextWindow();
     else if (key === "z") look("zoom", byId("zoom").value > 1 ? 1 : 3);
     else if (pressed && !pressed.hidden) pressed.click();
   });

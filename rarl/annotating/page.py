@@ -4,35 +4,50 @@
 |---|---|
 | `GET /` | the page, without anything of a row |
 | `GET /case/<n>` | the n-th row of the rater's queue as JSON, with its image as a PNG without metadata |
+| `GET /case/<n>/image?centre=<c>&width=<w>` | its DICOM image in that window, of the values in the file |
 | `POST /case/<n>` | saves a change, and returns what has become of the annotation |
 
 The browser knows a row by its place in the queue. It is told to load nothing from any other host, and texts are set as
 text, never as HTML.
 """
 
+import io
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rarl.annotating.session import NAMES, Session, Stale, tags
+from rarl.data.dicom import to_image, values_of
 from rarl.errors import UserError
 from rarl.rating import access
-from rarl.rating.page import png_of
-from rarl.records import image_file
+from rarl.rating.page import SIDE, png_of
+from rarl.records import Sample, image_file
 from rarl.reporting.page import template
 
 HERE = Path(__file__).parent
 #: The paths of `access.is_served`.
 PATHS = ("/", "/page.js", "/case/")
 STALE = "This row was changed in another window."
+#: Usual windows of CT images, in Hounsfield units.
+CT = {"Lung": (-600, 1500), "Soft tissue": (40, 400), "Bone": (400, 1800), "Brain": (40, 80)}
+#: Of a CT image whose values are Hounsfield units, the lowest is that of air or of padding.
+AIR = -500
 
 
 class Page:
-    """The application of one rater's session; `root` is the folder that the images' paths start from."""
+    """The application of one rater's session.
 
-    def __init__(self, session: Session, root: str | Path, about: str = ""):
+    Args:
+        session: the rater's rows.
+        root: the folder that the images' paths start from.
+        about: a sentence about the rows.
+        dicom: image -> the DICOM file that it was made of (`rarl.annotating.sources`).
+    """
+
+    def __init__(self, session: Session, root: str | Path, about: str = "", dicom: Mapping[str, Path] | None = None):
         self.session, self.root, self.about, self.template = session, root, about, template("page.html", HERE)
+        self.dicom = dicom or {}
 
     def html(self) -> str:
         """The page, which opens the first unfinished row."""
@@ -48,6 +63,7 @@ class Page:
             Route("/", lambda request: HTMLResponse(self.html())),
             Route("/page.js", lambda request: FileResponse(HERE / "page.js", media_type="text/javascript")),
             Route("/case/{position:int}", self.show),
+            Route("/case/{position:int}/image", self.windowed),
             Route("/case/{position:int}", self.save, methods=["POST"]),
         ]
         return Starlette(routes=routes, middleware=list(middleware))
@@ -61,8 +77,38 @@ class Page:
             return JSONResponse({"error": "There is no such row; reload the page."}, 404)
         sample = self.session.items[position].sample
         image, problem = png_of(image_file(self.root, sample.image))
-        shown = sample.model_dump(include={"question", "choices", "answers"})
+        shown = sample.model_dump(include={"question", "choices", "answers"}) | {"window": self.window_of(sample)}
         return JSONResponse(self.state(position) | {"sample": shown, "image": image, "problem": problem})
+
+    def window_of(self, sample: Sample) -> dict | None:
+        """The range of a DICOM image's values and its windows, by name; None where there is nothing to window."""
+        try:
+            values = values_of(self.dicom[sample.image])
+        except (KeyError, ValueError):  # no DICOM image, or changed since `curate` has read it
+            return None
+        if values is None or values.high - values.low < 1:
+            return None
+        *header, whole = values.windows
+        presets = {f"Header {number}": window for number, window in enumerate(header, 1)}
+        presets |= CT if sample.modality == "ct" and values.low < AIR else {}
+        return {"low": values.low, "high": values.high, "presets": [*(presets | {"All": whole}).items()]}
+
+    def windowed(self, request):
+        """A DICOM image in a window; 404 if there is none, 422 if the window is not possible."""
+        from starlette.responses import PlainTextResponse, Response
+
+        try:
+            image = self.session.items[request.path_params["position"]].sample.image
+            window = (float(request.query_params["centre"]), max(float(request.query_params["width"]), 1.0))
+            shown = to_image(self.dicom[image], window)
+        except (KeyError, IndexError):
+            return PlainTextResponse("No DICOM image.\n", 404)
+        except ValueError as error:
+            return PlainTextResponse(f"{error}\n", 422)
+        shown.thumbnail((SIDE, SIDE))
+        buffer = io.BytesIO()
+        shown.save(buffer, format="PNG", compress_level=1)
+        return Response(buffer.getvalue(), media_type="image/png", headers={"Cache-Control": "no-store"})
 
     async def save(self, request):
         """Save a change; 409 if the row was changed elsewhere, 422 if it is not possible, 507 if it is not written."""

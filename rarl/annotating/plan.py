@@ -8,21 +8,17 @@ In the order `useful`, every `RANDOM_EVERY`-th row is taken at random from those
 others are a selection, and say nothing about the whole.
 """
 
-import math
 import random
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from rarl.answers.matching import is_right
 from rarl.data.annotations import content_key, folder
 from rarl.errors import UserError
 from rarl.judges.human import ratings_file
 from rarl.records import Record, Sample, atomic_file
-from rarl.rewards.terms import facts
 
 #: In the order `useful`, one in so many rows is random.
 RANDOM_EVERY = 5
@@ -35,6 +31,8 @@ class Planned(Record):
     id: str
     raters: tuple[str, ...]
     chosen: Literal["random", "useful"]
+    why: Mapping[str, float] = Field(default_factory=dict)
+    """In the order `useful`, the parts of the row's usefulness (`rarl.annotating.usefulness`), without those of 0."""
 
 
 class Plan(Record):
@@ -81,15 +79,19 @@ def read() -> Plan | None:
         raise UserError(str(file()), found, "the plan as `rarl annotate` wrote it", fix) from None
 
 
+#: Content -> the parts of a row's usefulness, of the rows by their content.
+Usefulness = Callable[[Mapping[str, Sample]], Mapping[str, Mapping[str, float]]]
+
+
 def make(
-    wanted: Plan, samples: Sequence[Sample], answers: Mapping[str, Sequence[str]], annotated: Iterable[str] = ()
+    wanted: Plan, samples: Sequence[Sample], usefulness: Usefulness | None = None, annotated: Iterable[str] = ()
 ) -> Plan:
     """Write a plan for the rows without reasoning.
 
     Args:
         wanted: its settings, without rows.
         samples: the rows of the split.
-        answers: content -> the answers of the models, as far as they were asked; for the order `useful`.
+        usefulness: computes the parts of the rows' usefulness, for the order `useful`.
         annotated: contents that were annotated before, which stay in the plan even if `curate` has joined them.
 
     Raises:
@@ -104,9 +106,10 @@ def make(
         raise UserError(f"data/curated/{wanted.split}.jsonl", found, "rows to annotate", "name another --split")
     at_random = sorted(rows)
     random.Random(f"{wanted.seed}/annotate").shuffle(at_random)
-    order = [(content, "random") for content in at_random]
+    order, parts = [(content, "random") for content in at_random], {}
     if wanted.order == "useful":
-        use = usefulness(rows, answers)
+        parts = usefulness({content: rows[content] for content in sorted(rows)})
+        use = {content: sum(of_row.values()) for content, of_row in parts.items()}
         order = interleaved(sorted(at_random, key=lambda content: use[content], reverse=True), at_random)
     order = order[: wanted.sample]
     places = [*range(len(order))]
@@ -116,7 +119,8 @@ def make(
     planned = []
     for place, (content, chosen) in enumerate(order):
         raters = wanted.raters if place in by_all else (wanted.raters[alone[place] % len(wanted.raters)],)
-        planned.append(Planned(content=content, id=rows[content].id, raters=raters, chosen=chosen))
+        why = {name: round(part, 3) for name, part in parts.get(content, {}).items() if part}
+        planned.append(Planned(content=content, id=rows[content].id, raters=raters, chosen=chosen, why=why))
     plan = wanted.model_copy(update={"rows": tuple(planned)})
     with atomic_file(file()) as written:
         written.write(plan.model_dump_json(indent=1) + "\n")
@@ -136,27 +140,3 @@ def interleaved(useful: Sequence[str], at_random: Sequence[str]) -> list[tuple[s
         taken.add(content)
         order.append((content, chosen))
     return order
-
-
-def usefulness(rows: Mapping[str, Sample], answers: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Content -> how useful its annotation is: how far the models disagree, plus how rare its findings are.
-
-    Disagreement is 4 p (1 - p) for a share p of right answers among the models: 0 if all or none are right. Rarity is
-    the surprisal of the rarest clinical term in question and answer, -log of its share of rows, over that of one row.
-    """
-    terms = {content: terms_of(sample) for content, sample in rows.items()}
-    counts = Counter(term for found in terms.values() for term in found)
-    use = {}
-    for content, sample in rows.items():
-        given = answers.get(content, [])
-        of = sample.answers, sample.kind, sample.choices, sample.question
-        share = sum(is_right(answer, *of) for answer in given) / max(len(given), 1)
-        rarest = min((counts[term] for term in terms[content]), default=len(rows))
-        use[content] = 4 * share * (1 - share) + math.log(len(rows) / rarest) / math.log(len(rows) + 1)
-    return use
-
-
-def terms_of(sample: Sample) -> set[str]:
-    """The clinical terms in a row's question and first answer."""
-    text = f"{sample.question.rstrip('? ')}. {sample.answers[0]}"
-    return {term for term, _ in facts(text)}

@@ -4,6 +4,7 @@
 the table in use, so that DVC sees every change, and an earlier table can be used again.
 
 A row gets the reasoning of its content, not of its id: the image, the question and the answers that the physician saw.
+Rows of which physicians say that the answer cannot be seen, or that the question is wrong, are not trained on.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ from rarl.records import Record, Sample, read_records
 Verdict = Literal["explained", "not_visible", "wrong_question"]
 #: Own words; a draft as it was, or edited; own words after the draft was rejected.
 Origin = Literal["own", "accepted", "edited", "rejected"]
+#: The verdicts after which a row is not trained on.
+DOUBTS = ("not_visible", "wrong_question")
 #: In the target of SFT these would end the think text (`rarl/answers/completion.py`).
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 
@@ -54,6 +57,11 @@ def folder() -> Path:
     return outside_copy("data/annotations")
 
 
+def left_out_file(split: str) -> Path:
+    """The rows that `curate` has left out of a split because of their verdict; there is no file if there are none."""
+    return Path(f"data/curated/{split}_left_out.jsonl")
+
+
 def content_key(sample: Sample) -> str:
     """Key of what an annotator sees of a row."""
     seen = [sample.image_sha256, sample.question, sample.choices, sample.answers]
@@ -83,30 +91,57 @@ def read_table(digest: str) -> list[Reasoning]:
     return read_records(path, Reasoning)
 
 
-def join(releases: Mapping[str, Release], digest: str) -> dict:
-    """Give the rows their annotated reasoning, in place of the release's own, and return the counts."""
+def join(releases: Mapping[str, Release], digest: str) -> tuple[dict, dict[str, list[Sample]]]:
+    """Give the rows their annotated reasoning, in place of the release's own, and take out those not to train on.
+
+    Test rows stay whatever their verdict, so that scores stay comparable; they are counted.
+
+    Returns:
+        The counts, and split -> the rows that were taken out of it.
+
+    Raises:
+        UserError: the table is missing or has changed, or no training row is left.
+    """
     table = {row.content: row for row in read_table(digest)}
     used, raters, sources, verdicts = set(), Counter(), Counter(), Counter()
-    for release in releases.values():
-        for number, sample in enumerate(release.samples):
+    doubted, left_out = {split: Counter() for split in releases}, {split: [] for split in releases}
+    for split, release in releases.items():
+        kept = []
+        for sample in release.samples:
             row = table.get(content_key(sample))
             if row:
                 used.add(row.content)
                 verdicts[row.verdict] += 1
+            if row and row.verdict in DOUBTS:
+                doubted[split][row.verdict] += 1
+                if split != "test":
+                    left_out[split].append(sample)
+                    continue
             if row and row.verdict == "explained":
-                release.samples[number] = sample.model_copy(update={"reasoning": usable(row.text)})
+                sample = sample.model_copy(update={"reasoning": usable(row.text)})
                 raters[row.rater] += 1
                 sources[row.origin] += 1
             elif sample.reasoning is not None:
                 sources["release"] += 1
-    return {
+            kept.append(sample)
+        release.samples = kept
+    if not releases["train"].samples:
+        found = f"every training row as {' or '.join(DOUBTS)}"
+        fix = "see the rows' verdicts in the table, or set annotations to null"
+        raise UserError(f"params.yaml: annotations = {digest}", found, "rows to train on", fix)
+    counts = {
         "table": digest,
         "rows_joined": sum(verdicts.values()),
-        **{verdict: verdicts[verdict] for verdict in ("explained", "not_visible", "wrong_question")},
+        **{verdict: verdicts[verdict] for verdict in ("explained", *DOUBTS)},
         "without_a_row": len(table) - len(used),
         "by_rater": dict(sorted(raters.items())),
         "by_source": dict(sorted(sources.items())),
+        **{
+            f"{'kept_in' if split == 'test' else 'left_out_of'}_{split}": {doubt: found[doubt] for doubt in DOUBTS}
+            for split, found in doubted.items()
+        },
     }
+    return counts, left_out
 
 
 def usable(text: str) -> str | None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import click
 
+from rarl.data.annotations import left_out_file
 from rarl.errors import UserError
 from rarl.params import Params
-from rarl.records import write_json, write_records
+from rarl.records import Sample, write_json, write_records
 from rarl.spreadsheet import write_csv
 
 OUTPUT = Path("data/curated")
@@ -53,13 +54,14 @@ def curate(params: Params) -> None:
             "check which rows were refused, and that the images exist",
         )
     own_splits_apart(root, releases)
-    joined = {"annotations": join(releases, params.annotations)} if params.annotations else {}
+    joined, left_out = join(releases, params.annotations) if params.annotations else ({}, {})
     unmatched = adapter.unmatched(adapter.explanations(root), releases.values()) if source == "silvar_med" else []
-    _write(releases, unmatched)
+    _write(releases, unmatched, left_out)
     counts = {split: _counts(release) for split, release in releases.items()}
-    more = _source_counts(params, releases) | joined
+    more = _source_counts(params, releases) | ({"annotations": joined} if joined else {})
     write_json(METRICS, {**counts, **more})
     _report(params, counts, more, unmatched)
+    _report_doubts(left_out, joined)
     click.echo(f"curate: done in {time.monotonic() - start:.1f} s")
 
 
@@ -91,6 +93,15 @@ def _report(params: Params, counts: dict, more: dict, unmatched: list) -> None:
         click.echo(f"  WARNING: {len(unmatched)} explanations have no row, see {UNMATCHED}")
 
 
+def _report_doubts(left_out: dict[str, list[Sample]], annotations: dict) -> None:
+    """Print how many rows physicians call not visible or wrong, and what has become of them."""
+    for split, samples in left_out.items():
+        if samples:
+            click.echo(f"  NOTE: {len(samples)} {split} rows are left out by annotation: {left_out_file(split)}")
+    if kept := sum(annotations.get("kept_in_test", {}).values()):
+        click.echo(f"  NOTE: {kept} test rows are scored, though annotated as not visible or wrong question")
+
+
 def _shown(name: str, value: int | str | dict) -> str:
     parts = ", ".join(f"{key} {count}" for key, count in value.items()) if isinstance(value, dict) else ""
     return f"{name} ({parts})" if parts else f"{value} {name}"
@@ -116,15 +127,20 @@ def _source_counts(params: Params, releases: dict) -> dict:
     return more
 
 
-def _write(releases: dict, unmatched: list) -> None:
-    """Write the folder atomically, with the unpacked images that its rows name and no others."""
+def _write(releases: dict, unmatched: list, left_out: dict[str, list[Sample]]) -> None:
+    """Write the folder atomically, with the unpacked images that its rows name and no others.
+
+    `left_out`: split -> the rows that annotations have taken out of it; in files of their own, where there are any.
+    """
     partial = OUTPUT.with_name(OUTPUT.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         named = set()
-        for split, release in releases.items():
-            write_records(partial / f"{split}.jsonl", release.samples)
-            named |= {sample.image for sample in release.samples}
+        files = {f"{split}.jsonl": release.samples for split, release in releases.items()}
+        files |= {left_out_file(split).name: samples for split, samples in left_out.items() if samples}
+        for name, samples in files.items():
+            write_records(partial / name, samples)
+            named |= {sample.image for sample in samples}
         rows = [(of.file, of.row, of.image, of.question) for of in unmatched]
         write_csv(partial / UNMATCHED.name, [("file", "row", "image", "question"), *rows])
         if IMAGES.is_dir():

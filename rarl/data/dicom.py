@@ -12,8 +12,11 @@ so that an optional package makes more files readable but changes the pixels of 
 import io
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pydicom
@@ -38,8 +41,23 @@ PALETTE = "PALETTE COLOR"
 DECODERS = ("pydicom", "pillow", "pylibjpeg")
 
 
+#: The centre and the width of a window, in the values after the modality LUT (Hounsfield units of a CT image).
+Window = tuple[float, float]
+T = TypeVar("T")
+
+
 class _Unusable(ValueError):
     """A file that cannot be used; the message does not quote it."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a file's values are, for a viewer that windows them."""
+
+    low: float
+    high: float
+    windows: list[Window]
+    """Those of the header, if it has any, and the whole range."""
 
 
 def to_png(path: str | Path) -> bytes:
@@ -51,11 +69,31 @@ def to_png(path: str | Path) -> bytes:
     Raises:
         ValueError: The file cannot be used; the message is one line and quotes nothing of the header.
     """
+    out = io.BytesIO()
+    to_image(path).save(out, "PNG")
+    return out.getvalue()
+
+
+def to_image(path: str | Path, window: Window | None = None) -> Image.Image:
+    """Convert as `to_png`, with another window if one is given; the width is at least 1."""
+    return Image.fromarray(_computed(path, lambda data: _shown(data, window)))
+
+
+def values_of(path: str | Path) -> Values | None:
+    """Return the range of a file's values and its windows; None for colours, and for 8 bits a pixel or fewer.
+
+    Raises:
+        ValueError: As `to_png`.
+    """
+    return _computed(path, _values_of)
+
+
+def _computed(path: str | Path, compute: Callable[[pydicom.Dataset], T]) -> T:
+    """Return what is computed of a file's elements; all errors are a ValueError that quotes nothing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote odd values
-            data = pydicom.dcmread(path, specific_tags=ELEMENTS)
-            image = Image.fromarray(_shown(data))
+            return compute(pydicom.dcmread(path, specific_tags=ELEMENTS))
     except _Unusable:
         raise
     except pydicom.errors.InvalidDicomError:
@@ -65,9 +103,6 @@ def to_png(path: str | Path) -> bytes:
     except Exception:
         # pydicom raises nearly everything on a truncated file, and quotes its content.
         raise ValueError("a DICOM file that is cut off or damaged") from None
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
 
 
 def burned_in(path: str | Path) -> bool:
@@ -81,12 +116,12 @@ def burned_in(path: str | Path) -> bool:
             return False
 
 
-def _shown(data):
+def _shown(data, window: Window | None):
     """Return the image as a uint8 array, (rows, columns) or (rows, columns, 3)."""
     interpretation = _require_image(data)
     pixels = _decoded(data)
     if interpretation in GREY:
-        return _grey(data, pixels)
+        return _grey(data, pixels, window)
     return _palette(data, pixels) if interpretation == PALETTE else _eight_bits(data, pixels)
 
 
@@ -119,7 +154,18 @@ def _decoded(data):
     raise _Unusable(f"its compression does not decode here: {install}export it uncompressed (transfer syntax {name})")
 
 
-def _grey(data, pixels):
+def _values_of(data) -> Values | None:
+    if _require_image(data) not in GREY or data.BitsStored <= 8:
+        return None
+    values, padding = _rescaled(data, _decoded(data))
+    low, high = _range(values, padding)
+    header = [np.atleast_1d(data.get(name, [])) for name in ("WindowCenter", "WindowWidth")]
+    windows = [(float(centre), float(width)) for centre, width in zip(*header)]
+    return Values(low, high, [*windows, ((low + high + 1) / 2, high - low + 1)])
+
+
+def _rescaled(data, pixels):
+    """Return the values after the modality LUT, and a mask of the padding."""
     _take_functional_groups(data)
     for names in (("RescaleSlope", "RescaleIntercept"), ("WindowCenter", "WindowWidth")):
         if any(data.get(name) in (None, "") for name in names):  # one without the other has no meaning
@@ -129,6 +175,20 @@ def _grey(data, pixels):
     values = apply_modality_lut(pixels, data).astype(np.float64)
     if not np.isfinite(values).all():
         raise _Unusable("rescaled values that are no numbers")
+    return values, padding
+
+
+def _range(values, padding) -> tuple[float, float]:
+    """Return the lowest and the highest value outside the padding."""
+    inside = values[~padding] if not padding.all() else values
+    return float(inside.min()), float(inside.max())
+
+
+def _grey(data, pixels, window: Window | None):
+    values, padding = _rescaled(data, pixels)
+    if window:
+        data.VOILUTSequence = None
+        data.WindowCenter, data.WindowWidth = (f"{value:.8g}" for value in window)
     if data.get("VOILUTSequence"):
         values, low, high = _voi_lut(data, values)
     elif "WindowWidth" in data:
@@ -136,8 +196,7 @@ def _grey(data, pixels):
             low, high = apply_windowing(np.array([-1e12, 1e12]), data)
             values = apply_windowing(values, data)
     else:
-        inside = values[~padding] if not padding.all() else values
-        low, high = inside.min(), inside.max()
+        low, high = _range(values, padding)
     share = (values - low) / (high - low) if high != low else np.zeros_like(values)
     grey = (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
     if data.PhotometricInterpretation == "MONOCHROME1":  # the lowest value is white

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK
 from rarl.cost import note, peak_memory_mb
 from rarl.errors import UserError
 from rarl.status import LIVE, publish, write_status
+from rarl.training import groups
 from rarl.training.rows import named, write_csv
 
 #: Names of trackers, separated by commas.
@@ -81,6 +83,9 @@ class Live(TrainerCallback):
         self.began, self.first, self.spent = time.time(), state.global_step, 0.0
         self.rows = [row for row in self.log.table(state.log_history) if row["step"] <= state.global_step]
         self.columns = write_csv(self.csv, self.rows) if self.rows else []
+        self.groups = Path(args.output_dir) / groups.NAME
+        with suppress(OSError, ValueError):
+            groups.forget_after(state.global_step, self.groups)
         self.publish(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -96,6 +101,7 @@ class Live(TrainerCallback):
                     csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(row)
             else:
                 self.columns = write_csv(self.csv, self.rows)
+            groups.add(state.global_step, groups_of(self.trainer, state.global_step), self.groups)
         self.publish(state)
         self.spent += time.perf_counter() - start
 
@@ -133,6 +139,27 @@ def completions(trainer) -> list[dict]:
             "rewards": {name: values[row] for name, values in logs["rewards"].items()},
         }
         for row in rows
+    ]
+
+
+def groups_of(trainer, step: int) -> list[groups.Group]:
+    """The groups of completions that a step has sampled; empty if it has sampled none, or without accuracy reward.
+
+    TRL's log does not name the rows. They come in the order of the data set, which is checked by their prompts.
+    """
+    logs = getattr(trainer, "_logs", None) or {}
+    if "accuracy" not in logs.get("rewards", ()) or (step - 1) % trainer.num_iterations:
+        return []
+    accuracy, size = [*logs["rewards"]["accuracy"]], trainer.num_generations
+    count = len(accuracy) // size
+    first = (step - 1) // trainer.num_iterations * count
+    rows = trainer.train_dataset.with_format(None)[first : first + count]
+    if [*map(text_of, rows["prompt"])] != [text_of(prompt) for prompt in [*logs["prompt"]][::size]]:
+        return []
+    keys = map(groups.row_key, rows["path"], rows["question"], rows["choices"], rows["answers"])
+    return [
+        (key, round(statistics.pstdev(accuracy[number * size : (number + 1) * size]), 4))
+        for number, key in enumerate(keys)
     ]
 
 

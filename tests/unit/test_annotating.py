@@ -68,30 +68,30 @@ def a_plan(**fields) -> plan.Plan:
 
 def test_the_plan_shares_the_rows_and_repeats(empty_folder):
     samples = [a_sample(n) for n in range(50)]
-    made = plan.make(a_plan(), samples, {})
+    made = plan.make(a_plan(), samples)
     both = [row for row in made.rows if len(row.raters) == 2]
     assert len(made.rows) == 50 and len(both) == 10
     assert {len(made.of(rater)) for rater in ("anna", "ben")} == {30}
-    assert plan.read() == made == plan.make(a_plan(), samples[::-1], {}), "whatever the order of the rows"
-    assert plan.make(a_plan(seed=8), samples, {}).rows != made.rows
-    assert len(plan.make(a_plan(raters=("anna",)), samples, {}).of("anna")) == 50, "nobody to share with"
-    assert plan.make(a_plan(sample=10), samples, {}).rows[:10] == tuple(
+    assert plan.read() == made == plan.make(a_plan(), samples[::-1]), "whatever the order of the rows"
+    assert plan.make(a_plan(seed=8), samples).rows != made.rows
+    assert len(plan.make(a_plan(raters=("anna",)), samples).of("anna")) == 50, "nobody to share with"
+    assert plan.make(a_plan(sample=10), samples).rows[:10] == tuple(
         row.model_copy(update={"raters": new.raters})
-        for row, new in zip(made.rows, plan.make(a_plan(sample=10), samples, {}).rows)
+        for row, new in zip(made.rows, plan.make(a_plan(sample=10), samples).rows)
     )
 
 
 def test_rows_with_reasoning_are_left_out_unless_it_is_an_annotation(empty_folder):
     samples = [a_sample(0, reasoning="Known."), a_sample(1, reasoning="Annotated and joined."), a_sample(2)]
-    made = plan.make(a_plan(), samples, {}, annotated=[content_key(samples[1])])
+    made = plan.make(a_plan(), samples, annotated=[content_key(samples[1])])
     assert {row.id for row in made.rows} == {"x/train/1", "x/train/2"}
     with pytest.raises(UserError, match="no row without reasoning"):
-        plan.make(a_plan(), samples[:1], {})
+        plan.make(a_plan(), samples[:1])
 
 
 def test_equal_rows_are_annotated_once(empty_folder):
     again = a_sample(0, id="x/train/0-2")
-    assert len(plan.make(a_plan(), [a_sample(0), again], {}).rows) == 1
+    assert len(plan.make(a_plan(), [a_sample(0), again]).rows) == 1
 
 
 def test_useful_rows_come_first_with_random_ones_between(empty_folder):

@@ -38,6 +38,7 @@ PLUMBING = {
     # What is shown while a stage runs, and how it ends early.
     "rarl/status.py",
     "rarl/stopping.py",
+    "rarl/training/groups.py",
     "rarl/training/live.py",
     *CUDA_ONLY,
 }
