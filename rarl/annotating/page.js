@@ -7,7 +7,7 @@
     g: "in-text", e: "edit-0", r: "reject",
   };
   const LIGHT = { b: ["brightness", 1], d: ["brightness", -1], k: ["contrast", 1], l: ["contrast", -1] };
-  let row = null, pending = {}, sending = null, timer = null, moving = false, since = performance.now(), visible = true, seconds = 0;
+  let row = null, pending = {}, unanswered = null, sending = null, timer = null, moving = false, since = performance.now(), visible = true, seconds = 0, saying = null;
 
   // What is typed and not saved yet survives a reload of this tab.
   const store = () => document.body.dataset.rater + " " + row.content;
@@ -30,6 +30,12 @@
   function complain(message, ...actions) {
     alertBox.hidden = !message;
     alertBox.replaceChildren(message, ...actions);
+  }
+
+  // What a screen reader reads out: not every save while somebody types, but the last one.
+  function say(message, wait = 0) {
+    clearTimeout(saying);
+    saying = setTimeout(() => { byId("said").textContent = message; }, wait);
   }
 
   // Time on this row while the page is in view, by a clock that never goes back.
@@ -70,13 +76,21 @@
         state = await response.json();
       } catch {
         state = {};
+        unanswered = changes;
       }
-      if (response?.ok) {
-        seconds = 0;
+      const arrived = unanswered && (unanswered.text ?? row.proposals[unanswered.take]?.text);
+      if (response?.status === 409 && arrived === state.annotation.text) {
+        // It was saved before, and the response was lost: the other window is this one.
+        row.annotation.revision = state.annotation.revision;
+        pending = { ...changes, ...pending };
+        unanswered = null;
+      } else if (response?.ok) {
+        [seconds, unanswered] = [0, null];
         row = { ...row, ...state };
         if (!unsaved()) sessionStorage.removeItem(store());
         complain("");
         show(false);
+        say("Saved.", 1500);
       } else if (response?.status === 422) {
         complain(state.error);
         if ("text" in changes) pending = { text: changes.text, ...pending };
@@ -113,11 +127,17 @@
     byId("progress").value = done;
     const end = done === total ? ` All ${total} rows are finished. Thank you!` : "";
     byId("status").textContent = `${done} finished. Saved. ${VERDICTS[annotation.verdict] ?? "This row is not finished."}${ORIGINS[annotation.origin]}${end}`;
-    if (replaceText) text.value = annotation.text;
+    if (replaceText) {
+      text.value = annotation.text;
+      say(byId("status").textContent);
+    }
     for (const verdict of Object.keys(VERDICTS)) byId(verdict).setAttribute("aria-pressed", annotation.verdict === verdict);
     byId("findings").replaceChildren(...annotation.findings.map((tag) => {
       const item = make("li", "");
-      item.append(button(tag + " ×", "", () => change({ findings: row.annotation.findings.filter((other) => other !== tag) }), { "aria-label": "Remove " + tag }));
+      item.append(button(tag + " ×", "", (event) => {
+        if (!event.detail) byId("finding").focus();  // by key: the button is gone then
+        change({ findings: row.annotation.findings.filter((other) => other !== tag) });
+      }, { "aria-label": "Remove " + tag }));
       return item;
     }));
     byId("in-text").hidden = !row.in_text.length;
@@ -157,11 +177,12 @@
       return;
     }
     row = await response.json();
+    unanswered = null;
     [seconds, since] = [0, performance.now()];
     history.replaceState(null, "", "#" + (position + 1));
     byId("question").textContent = row.sample.question + row.sample.choices.filter((choice) => !row.sample.question.includes(choice)).map((choice) => "\n– " + choice).join("");
     byId("answers").textContent = row.sample.answers.join(" / ");
-    dicom = row.sample.window;
+    dicom = row.window;
     for (const node of document.querySelectorAll(".raw, .eight")) node.hidden = node.classList.contains("raw") !== Boolean(dicom);
     byId("frame").replaceChildren(row.problem ? make("p", `The image cannot be shown: ${row.problem}.`, { class: "banner" }) : make("img", "", { src: "data:image/png;base64," + row.image, alt: "The image of the question" }));
     if (dicom) windows();
@@ -183,7 +204,10 @@
 
   async function step(position, end) {
     if (position >= 0 && position < row.total) await open(position);
-    else byId("status").textContent += " " + end;
+    else {
+      byId("status").textContent += " " + end;
+      say(end);
+    }
   }
 
   text.addEventListener("input", () => change({ text: text.value.toWellFormed?.() ?? text.value }, 250));

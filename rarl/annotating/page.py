@@ -12,6 +12,7 @@ text, never as HTML.
 """
 
 import io
+import math
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -77,8 +78,11 @@ class Page:
             return JSONResponse({"error": "There is no such row; reload the page."}, 404)
         sample = self.session.items[position].sample
         image, problem = png_of(image_file(self.root, sample.image))
-        shown = sample.model_dump(include={"question", "choices", "answers"}) | {"window": self.window_of(sample)}
-        return JSONResponse(self.state(position) | {"sample": shown, "image": image, "problem": problem})
+        row = {
+            "sample": sample.model_dump(include={"question", "choices", "answers"}),
+            "window": self.window_of(sample),
+        }
+        return JSONResponse(self.state(position) | row | {"image": image, "problem": problem})
 
     def window_of(self, sample: Sample) -> dict | None:
         """The range of a DICOM image's values and its windows, by name; None where there is nothing to window."""
@@ -99,8 +103,10 @@ class Page:
 
         try:
             image = self.session.items[request.path_params["position"]].sample.image
-            window = (float(request.query_params["centre"]), max(float(request.query_params["width"]), 1.0))
-            shown = to_image(self.dicom[image], window)
+            centre, width = (float(request.query_params[name]) for name in ("centre", "width"))
+            if not (math.isfinite(centre) and math.isfinite(width)):
+                raise ValueError("no number")
+            shown = to_image(self.dicom[image], (centre, max(width, 1.0)))
         except (KeyError, IndexError):
             return PlainTextResponse("No DICOM image.\n", 404)
         except ValueError as error:

@@ -1,13 +1,11 @@
 """How useful the annotation of a row is, for the order `useful`: the sum of four parts, each from 0 to 1.
 
-| part | what it is |
-|---|---|
-| `no_signal` | mean of 1 - 2 s over the row's groups of completions in trainings, s the standard deviation of a group's
-accuracy reward |
-| `models_disagree` | 4 p (1 - p), p the share of right answers among the models |
-| `judges_unsure` | mean of 4 p (1 - p) over the models' answers, p the share of judges that call an answer right |
-| `rare_finding` | surprisal of the rarest clinical term in question and answer: -log of its share of rows, over that
-of one row |
+* `no_signal`: the mean of 1 - 2 s over the row's groups of completions in trainings, where s is the standard deviation
+  of the accuracy reward in a group.
+* `models_disagree`: 4 p (1 - p), where p is the share of right answers among the models.
+* `judges_unsure`: the mean of 4 p (1 - p) over the models' answers, where p is the share of judges that accept it.
+* `rare_finding`: the surprisal of the rarest clinical term in question and answer, -log of its share of rows, over
+  that of one row.
 
 What is not known of a row counts 0. Groups are recorded while a training runs (`rarl/training/groups.py`); answers are
 predictions of the own test set, and drafts. The judges are those of `params.yaml`: `lexical` and `semantic` are asked

@@ -13,4 +13,4 @@ def test_a_model_drafts_once_and_again_only_after_a_change(project, params, monk
     monkeypatch.setattr("rarl.model_folder.open_model", None)
     renamed = [row.model_copy(update={"id": f"renamed/{row.id}"}) for row in rows]
     assert drafts.ask("base", params, renamed).items() >= made.items()
-    assert sum(map(len, drafts.answers_of(params, rows).values())) == 4
+    assert sum(map(len, drafts.answered_by(params, rows).values())) == 4

@@ -1,5 +1,6 @@
 """Annotation: the plan, the session, the page, agreement, adjudication, the export and what `curate` joins."""
 
+import io
 import json
 import resource
 import sys
@@ -8,22 +9,39 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import requests
 from click.testing import CliRunner
+from PIL import Image
 from sample_images import draw_bars
 from test_datasets_stages import project as releases
 from test_datasets_stages import run
+from test_dicom import make
 from test_rating import empty_folder
 
-from rarl.annotating import agreement, console, drafts, export, plan, session
+from rarl.annotating import agreement, console, drafts, export, plan, session, sources
 from rarl.annotating.session import Annotation, Item, Proposal, Session, Stale, annotations_file, read_annotations
+from rarl.annotating.usefulness import MARGIN, models_disagree, rare_finding, usefulness
 from rarl.cli.annotate import main as annotate
 from rarl.data import annotations
+from rarl.data.adapters import own as own_data
 from rarl.data.annotations import content_key
+from rarl.data.release import Images, read
 from rarl.errors import UserError
+from rarl.judges import semantic
 from rarl.params import load_params
-from rarl.records import Prediction, Sample, predictions_file, read_json, read_records, write_records
+from rarl.records import (
+    Prediction,
+    Sample,
+    Verdict,
+    predictions_file,
+    read_json,
+    read_records,
+    verdicts_file,
+    write_records,
+)
+from rarl.training import groups
 from stages.curate import main as curate
 
 __all__ = ["empty_folder", "releases"]  # the fixtures
@@ -44,6 +62,10 @@ def a_sample(number: int = 0, **fields) -> Sample:
 
 
 DRAFT = Proposal("sft", "A small nodule in the left lung.", ("left", "lung", "nodule", "small"), answer="Yes")
+
+
+def answer(sample: Sample, text: str) -> Prediction:
+    return Prediction(id=sample.id, completion="", answer=text)
 
 
 def items_of(count: int = 4, *proposals: Proposal) -> list[Item]:
@@ -96,14 +118,72 @@ def test_equal_rows_are_annotated_once(empty_folder):
 
 def test_useful_rows_come_first_with_random_ones_between(empty_folder):
     samples = [a_sample(n) for n in range(40)] + [a_sample(40, question="Is there a hernia?")]
-    split_on = content_key(samples[17])
-    made = plan.make(a_plan(order="useful"), samples, {split_on: ["yes", "no"], content_key(samples[3]): ["yes"]})
+    answers = {"one": {content_key(samples[n]): answer(samples[n], "yes") for n in (3, 17)}}
+    answers["two"] = {content_key(samples[17]): answer(samples[17], "no")}
+
+    def useful(rows):
+        parts = {"models_disagree": models_disagree(rows, answers), "rare_finding": rare_finding(rows)}
+        return {content: {name: part.get(content, 0.0) for name, part in parts.items()} for content in rows}
+
+    made = plan.make(a_plan(order="useful"), samples, useful)
     assert [row.id for row in made.rows[:2]] == ["x/train/17", "x/train/40"], "disagreement, then the rare finding"
+    assert made.rows[0].why == {"models_disagree": 1.0, "rare_finding": 0.007}
     assert [n for n, row in enumerate(made.rows) if row.chosen == "random"] == list(range(4, 41, 5))
     assert len({row.content for row in made.rows}) == 41
-    assert made == plan.make(
-        a_plan(order="useful"), samples, {split_on: ["yes", "no"], content_key(samples[3]): ["yes"]}
+    assert plan.read() == made == plan.make(a_plan(order="useful"), samples[::-1], useful)
+    at_random = [row.id for row in plan.make(a_plan(), samples).rows]
+    chosen = [row.id for row in made.rows if row.chosen == "random"]
+    assert chosen == [id for id in at_random if id in chosen], "random ones in the order of the seed, not of their use"
+
+
+def test_usefulness_is_measured_from_what_trainings_models_and_judges_have_left(project):
+    """The groups of a training, answers on which models and judges disagree, and verdicts that were paid for."""
+    open_row = {"kind": "open", "answers": ["Pleural effusion"], "question": "What is seen?"}
+    samples = [a_sample(0), a_sample(1), a_sample(2, **open_row), a_sample(4, **open_row)]
+    rows = {content_key(sample): sample for sample in samples}
+    keys = [groups.row_key(one.image, one.question, one.choices, one.answers) for one in samples]
+    for folder, steps in {"a": [[(keys[0], 0.5), (keys[1], 0.0)], [(keys[0], 0.25)]], "b": [[(keys[1], 0.0)]]}.items():
+        Path(f".cache/training/{folder}").mkdir(parents=True)
+        for step, found in enumerate(steps, 1):
+            groups.add(step, found, Path(f".cache/training/{folder}/groups.jsonl"))
+    params, paraphrase = load_params(), "Fluid in the pleural space"
+    for model, texts in {
+        "base": ["no", "yes", "Pleural effusion", paraphrase],
+        "sft": ["yes", "yes", "Pleural effusion", "Pleural effusion"],
+    }.items():
+        given = [answer(one, text) for one, text in zip(samples, texts)]
+        write_records(predictions_file(model, params.main_mode, params.own_test), given)
+    scores = [Verdict(id=one.id, prediction_score=score) for one, score in zip(samples, (0, 1, 1, None))]
+    write_records(verdicts_file("base", "truth", params.main_mode, params.own_test), scores)
+    vectors = semantic.embed([paraphrase, "Pleural effusion"], params.encoder.source)
+    near = semantic.similarity(vectors, paraphrase, "Pleural effusion", exact=True)
+    params.judge["semantic"].threshold = near + MARGIN / 2  # a lower threshold would accept it
+    made = usefulness(params, (), rows)
+    of = [made[content_key(sample)] for sample in samples]
+    assert [round(one["no_signal"], 3) for one in of] == [0.25, 1.0, 0.0, 0.0]
+    assert [one["models_disagree"] for one in of] == [1.0, 0.0, 0.0, 1.0]
+    unsure = [0.0, 0.0, 0.0, (4 * 1 / 4 * 3 / 4 + 0) / 2]  # one of four judges accepts one of two answers
+    assert [one["judges_unsure"] for one in of] == unsure
+    assert of[0]["rare_finding"] == of[1]["rare_finding"] > 0
+    write_records(verdicts_file("base", "truth", params.main_mode, params.own_test), [
+        verdict.model_copy(update={"prediction_score": 1}) for verdict in scores
+    ])  # fmt: skip
+    changed = usefulness(params, (), rows)[content_key(samples[0])]["judges_unsure"]
+    assert changed == pytest.approx((4 * 1 / 5 * 4 / 5) / 2), "the verdict of a judge that is not asked here"
+
+
+def test_a_new_useful_plan_asks_models_about_all_rows_first(project, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "rarl.annotating.usefulness.proposals", lambda model, _, rows: asked.append((model, len(rows)))
     )
+    options = ["--rater", "anna", "--order", "useful", "--ask", "base,sft"]
+    monkeypatch.setattr("rarl.annotating.page.Served.run", lambda self: None)
+    result = CliRunner().invoke(annotate, [*options, "--port", "0"])
+    assert result.exit_code == 0, result.output
+    assert asked == [("base", 16), ("sft", 16)] and "known of so many of 16 rows" in result.output
+    CliRunner().invoke(annotate, [*options, "--port", "0"])
+    assert len(asked) == 2, "the plan is there"
 
 
 def test_a_plan_is_followed_and_other_options_are_refused(project):
@@ -295,7 +375,7 @@ def test_predictions_of_the_pipeline_are_drafts(project):
         content_key(rows[0]): (Proposal("sft", thinks[0], ("nodule",), answer="yes"),),
         content_key(rows[2]): (Proposal("sft", thinks[2], ("no nodule",), answer="yes"),),
     }
-    assert drafts.answers_of(params, rows)[content_key(rows[1])] == ["yes"]
+    assert drafts.answered_by(params, rows)["sft"][content_key(rows[1])].answer == "yes"
     assert drafts.proposals("sft", params, []) == {}
 
 
@@ -316,7 +396,8 @@ def test_an_endpoint_is_asked_once_and_by_what_asks_for_consent(project, monkeyp
         [draft] = drafts.proposals("far", load_params(), [a_sample(4)])[content_key(a_sample(4))]
     assert draft == Proposal("far", "A mass.", ("mass",), answer="no")
     assert asked == [("far", [content_key(a_sample(4))])]
-    assert drafts.answers_of(load_params(), [a_sample(4)])[content_key(a_sample(4))] == ["no"]
+    *_, found = drafts.answered_by(load_params(), [a_sample(4)]).values()
+    assert found[content_key(a_sample(4))].answer == "no"
 
 
 def test_an_unknown_model_is_refused(project):
@@ -343,7 +424,6 @@ def images_of(samples):
 
 
 def test_kappa_is_cohens_for_two_and_fleiss_for_more():
-    import numpy as np
     from sklearn.metrics import cohen_kappa_score
 
     rng = np.random.default_rng(1)
@@ -502,14 +582,45 @@ def test_curate_joins_the_annotations_and_counts_them(releases):
     assert result.exit_code == 0, result.output
     joined = {split: read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "test")}
     assert joined["train"][0].reasoning == "The crop is even.", "without the tags that would end it in SFT"
-    assert joined["train"][1] == samples["train"][1] and joined["test"][0].reasoning == "It is even."
+    assert joined["test"][0].reasoning == "It is even."
     metrics = read_json("metrics/curate.json")
     assert metrics["train"]["annotated"] == metrics["test"]["annotated"] == 1
     assert metrics.pop("annotations") == {
         "table": load_params().annotations, "rows_joined": 3, "explained": 2, "not_visible": 0, "wrong_question": 1,
         "without_a_row": 1, "by_rater": {"anna": 1, "ben": 1}, "by_source": {"edited": 1, "own": 1},
+        "left_out_of_train": {"not_visible": 0, "wrong_question": 1},
+        "left_out_of_dev": {"not_visible": 0, "wrong_question": 0},
+        "kept_in_test": {"not_visible": 0, "wrong_question": 0},
     }  # fmt: skip
     assert "by_rater (anna 1, ben 1)" in result.output
+
+
+def test_rows_that_physicians_doubt_are_not_trained_on_and_are_accounted_for(releases):
+    assert run(curate).exit_code == 0
+    before = {split: read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev", "test")}
+    finished("anna", before["train"][0], verdict="wrong_question", text="")
+    finished("anna", before["dev"][0], verdict="not_visible", text="")
+    finished("anna", before["test"][0], verdict="wrong_question", text="")
+    assert CliRunner().invoke(annotate, ["--export"]).exit_code == 0
+    result = run(curate)
+    assert result.exit_code == 0, result.output
+    assert read_records("data/curated/train.jsonl", Sample) == before["train"][1:]
+    for split in ("train", "dev"):
+        assert read_records(f"data/curated/{split}_left_out.jsonl", Sample) == before[split][:1]
+    assert read_records("data/curated/test.jsonl", Sample) == before["test"], "scores stay comparable"
+    counts = read_json("metrics/curate.json")
+    found = counts["annotations"]
+    assert found["left_out_of_train"] == {"not_visible": 0, "wrong_question": 1}
+    assert found["left_out_of_dev"] == {"not_visible": 1, "wrong_question": 0}
+    assert found["kept_in_test"] == {"not_visible": 0, "wrong_question": 1}
+    assert counts["train"]["total"] + 1 == len(before["train"]), "every row is accounted for"
+    assert "1 train rows are left out by annotation: data/curated/train_left_out.jsonl" in result.output
+    assert "1 test rows are scored, though annotated as" in result.output
+    assert len(console.samples_of("train")) == len(before["train"]), "the raters can still open them"
+    finished("anna", before["train"][1], verdict="wrong_question", text="")
+    assert CliRunner().invoke(annotate, ["--export"]).exit_code == 0
+    result = run(curate)
+    assert result.exit_code == 1 and "every training row as not_visible or wrong_question" in result.output
 
 
 def test_reasoning_of_the_release_is_counted_as_such(releases):
@@ -582,6 +693,84 @@ def test_the_server_says_why_it_has_not_saved(annotated, monkeypatch):
     assert shown["annotation"]["text"] == "A nodule." and shown["in_text"] == ["nodule"]
     assert shown["sample"] == {"question": "Is there a nodule, 1?", "choices": [], "answers": ["Yes"]}
     assert shown["proposals"][0]["title"] == "Draft by sft: nobody has checked it"
+
+
+def a_ct(path: Path) -> Path:
+    """A CT image in 12 bits, air to bone, with two windows in its header."""
+    values = np.linspace(0, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    windows = {"WindowCenter": [40, 400], "WindowWidth": [80, 1800]}
+    return make(path, values, BitsStored=12, HighBit=11, RescaleSlope=1, RescaleIntercept=-1024, **windows)
+
+
+@pytest.fixture
+def scans(empty_folder, monkeypatch):
+    """Three rows of own data: a CT image in DICOM, one of 8 bits, and a PNG; curated, and on the page of a server."""
+    pytest.importorskip("uvicorn")
+    own = empty_folder / "raw/own/Gizzard^Wilhelmina"
+    own.mkdir(parents=True)
+    a_ct(own / "a.dcm")
+    make(own / "b.dcm")
+    draw_bars(own / "c.png", 1)
+    lines = [f"{own.name}/{name},Is it bent?,no,CT" for name in ("a.dcm", "b.dcm", "c.png")]
+    (own.parent / "rows.csv").write_text("\n".join(["image,question,answer,modality", *lines]))
+    images = Images(empty_folder / "raw", Path("data/curated/pictures"))
+    samples = read(own_data, empty_folder / "raw", "test", images=images, table="rows.csv").samples
+    write_records("data/curated/train.jsonl", samples)
+    return samples
+
+
+def test_the_dicom_file_of_an_image_is_found_by_its_content_and_in_no_record(scans, monkeypatch):
+    images = {sample.image for sample in scans}
+    found = sources.dicom_files("raw", images)
+    assert {path.name: image for image, path in found.items()} == {"a.dcm": scans[0].image, "b.dcm": scans[1].image}
+    assert "Gizzard" not in "".join(sample.model_dump_json() for sample in scans[:2])
+    assert sources.KEPT.stat().st_mode & 0o077 == 0, "names may identify a person"
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "to_png", None)
+        assert sources.dicom_files("raw", images) == found, "kept"
+    assert sources.dicom_files("raw", {scans[2].image}) == sources.dicom_files("elsewhere", images) == {}
+    sources.KEPT.write_text("{")
+    (Path("raw/own") / "broken.dcm").write_bytes(b"no")
+    assert sources.dicom_files("raw", images) == found, "a damaged file is made again"
+
+
+def test_the_page_windows_the_values_of_a_dicom_file(scans):
+    from rarl.annotating.page import Page, Served
+
+    dicom = sources.dicom_files("raw", {sample.image for sample in scans})
+    served = Served(Page(Session("anna", [*map(Item, scans)]), "raw", dicom=dicom), 0)
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    bare = served.address.partition("?")[0]
+    try:
+        with requests.Session() as browser:
+            browser.get(served.address)
+            shown = [browser.get(f"{bare}case/{n}").json()["window"] for n in range(3)]
+            assert shown[1:] == [None, None], "8 bits are all that there is"
+            assert (shown[0]["low"], shown[0]["high"]) == (-1024, 2976)
+            presets = dict(map(tuple, shown[0]["presets"]))
+            assert [*presets] == ["Header 1", "Header 2", "Lung", "Soft tissue", "Bone", "Brain", "All"]
+            assert presets["Header 2"] == [400, 1800] and presets["All"] == [976.5, 4001]
+
+            def image(centre, width, number=0):
+                response = browser.get(f"{bare}case/{number}/image", params={"centre": centre, "width": width})
+                assert response.status_code == 200 and response.headers["Cache-Control"] == "no-store"
+                return np.asarray(Image.open(io.BytesIO(response.content))).astype(int)
+
+            as_the_model_sees_it = np.asarray(Image.open(scans[0].image)).astype(int)
+            assert (image(*presets["Header 1"]) == as_the_model_sees_it).all()
+            values = np.linspace(0, 4000, 64 * 64).astype(np.uint16).astype(float) - 1024
+            expected = np.clip((values - 399.5) / 1799 + 0.5, 0, 1) * 255  # PS3.3, C.11.2.1.2.1
+            assert np.abs(image(400, 1800).ravel() - expected).max() <= 0.51
+            assert {*np.unique(image(40, 0.001))} == {0, 255}, "the narrowest window has two values"
+            for query, status in {"centre=x&width=1": 422, "centre=nan&width=9": 422, "width=1": 404}.items():
+                assert browser.get(f"{bare}case/0/image?{query}").status_code == status
+            for number in (2, 9):
+                assert browser.get(f"{bare}case/{number}/image?centre=1&width=9").status_code == 404
+            assert requests.get(f"{bare}case/0/image?centre=1&width=9").status_code == 403
+    finally:
+        served.stop()
+        thread.join()
 
 
 def test_the_third_reader_does_not_see_who_wrote_what(empty_folder):

@@ -80,6 +80,27 @@ def table(name, entries, first, depth, values):
     return {name: [item]}
 
 
+def test_a_viewer_gets_the_range_and_the_windows_of_more_than_8_bits(tmp_path):
+    pixels = (RAMP.astype(np.int16) - 100) * 8
+    path = make(tmp_path / "a.dcm", pixels, WindowCenter=["40", "-600"], WindowWidth=["400", "1500"],
+                PixelPaddingValue=-800)  # fmt: skip
+    found = dicom.values_of(path)
+    assert (found.low, found.high) == (-792, 1240), "without the padding"
+    assert found.windows == [(40, 400), (-600, 1500), (224.5, 2033)]
+    assert (np.asarray(dicom.to_image(path, found.windows[0])) == shown(path)).all()
+    whole = np.asarray(dicom.to_image(path, found.windows[-1])).astype(int)
+    assert (whole.ravel()[0], whole.ravel()[1], whole.ravel()[-1]) == (0, 0, 255) and whole.ravel()[128] == 128
+    table_first = make(tmp_path / "b.dcm", RAMP.astype(np.uint16), **table("VOILUTSequence", 256, 0, 8, [7] * 256))
+    assert len(np.unique(shown(table_first))) == 1, "by its table"
+    assert len(np.unique(np.asarray(dicom.to_image(table_first, (128, 256))))) == 256, "by the window instead"
+    negative = make(tmp_path / "c.dcm", RAMP.astype(np.uint16), "MONOCHROME1")
+    assert np.asarray(dicom.to_image(negative, (128, 256))).ravel()[[0, -1]].tolist() == [255, 0]
+    for eight in (make(tmp_path / "d.dcm"), make(tmp_path / "e.dcm", np.stack([RAMP] * 3, -1), "RGB")):
+        assert dicom.values_of(eight) is None
+    with pytest.raises(ValueError, match="not a DICOM file"):
+        dicom.values_of(__file__)
+
+
 def refusal(path) -> str:
     with pytest.raises(ValueError) as error:
         to_png(path)

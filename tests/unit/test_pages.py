@@ -4,16 +4,26 @@ Debian and Ubuntu: `chromium`. The browser runs without a window and reaches not
 """
 
 import re
+import subprocess
+import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from test_annotating import HOSTILE, annotated
+from sample_images import draw_bars
+from test_annotating import HOSTILE, a_sample, annotated, scans
 from test_audit import project as releases
 from test_audit import run as run_audit
 from test_rating import empty_folder, served
 
-__all__ = ["annotated", "empty_folder", "releases", "served"]  # the fixtures
+from rarl.annotating import sources
+from rarl.annotating.session import Item, Session, annotations_file, read_annotations
+from rarl.records import write_records
+
+__all__ = ["annotated", "empty_folder", "releases", "scans", "served"]  # the fixtures
+
+ROOT = Path(__file__).parents[2]
 
 #: What axe-core finds at these levels fails a test.
 GRAVE = ("serious", "critical")
@@ -228,7 +238,7 @@ def test_rows_are_annotated_by_keys_alone(annotated, opened):
     verdicts = ["explained", "not_visible", "wrong_question", "explained", None, None]
     assert [one.verdict for one in found] == verdicts
     assert [one.origin for one in found] == ["accepted", "own", "own", "rejected", "own", "own"]
-    assert (found[3].text, found[3].findings) == (long, ("no effusion",)) and found[0].seconds > 0
+    assert (found[3].text, found[3].findings) == (long, ("no effusion",)) and found[3].seconds > 0
     lines = own.path.read_text().splitlines()
     assert len(lines) == len({*lines}) == sum(one.revision for one in found), "nothing twice"
 
@@ -252,6 +262,157 @@ def test_what_cannot_be_saved_stays_and_is_saved_later(annotated, opened):
     is_saved(page)
     own.reload()
     assert own.annotation(0).text == "Typed while the server was away."
+
+
+def test_an_answer_that_was_lost_is_no_conflict(annotated, opened):
+    """The server saves and is killed before it answers; meanwhile the rater goes on typing."""
+    own, address = annotated
+    page = opened(address)
+    shows_row(page, 1)
+
+    def lose(route):
+        if route.request.method == "POST":
+            route.fetch()
+            return route.abort()
+        return route.continue_()
+
+    page.route("**/case/*", lose)
+    page.keyboard.press("t")
+    page.keyboard.type("First. ")
+    page.wait_for_selector("#alert:not([hidden])")
+    page.keyboard.type("Second.")
+    page.unroute_all()
+    page.wait_for_function("document.querySelector('#alert').hidden")
+    is_saved(page)
+    own.reload()
+    assert own.annotation(0).text == "First. Second."
+
+
+@pytest.fixture
+def started():
+    """Starts `rarl annotate` as people do, and returns its process and the address that it prints."""
+    processes = []
+
+    def start(*arguments: str, port: int = 0):
+        command = [sys.executable, "-u", "-m", "rarl", "annotate", "--port", str(port), *arguments]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        lines = []
+        for line in processes[-1].stdout:
+            lines.append(line)
+            if "Annotate at " in line:
+                return processes[-1], line.split()[-1]
+        raise AssertionError("".join(lines))
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_two_raters_annotate_by_keys_alone_while_pages_are_reloaded_and_the_server_is_killed(
+    started, opened, empty_folder
+):
+    """Twenty rows each: nothing is lost, and nothing is there twice."""
+    (empty_folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (empty_folder / "data/phantom").mkdir(parents=True)
+    for number in range(20):
+        draw_bars(empty_folder / f"data/phantom/{number}.png", number)
+    write_records("data/curated/train.jsonl", [a_sample(number) for number in range(20)])
+
+    def text_of(rater: str, number: int) -> str:
+        return f"{rater}, row {number}: a nodule. {HOSTILE if number == 3 else ''}"
+
+    for rater in ("anna", "ben"):
+        process, address = started("--rater", rater, "--raters", "anna,ben", "--overlap", "1")
+        page = opened(address)
+        page.on("dialog", lambda dialog: dialog.accept())
+        keys = page.keyboard
+        for number in range(1, 21):
+            shows_row(page, number)
+            if number % 7 == 5:
+                keys.press("w" if number % 2 else "v")
+                continue
+            keys.press("t")
+            keys.insert_text(text_of(rater, number))
+            if number == 4:
+                page.reload()
+                shows_row(page, 4)
+                assert page.input_value("#text") == text_of(rater, number)
+                keys.press("t")
+            if number == 8:
+                process.kill()
+                process.wait()
+                keys.type(" Typed meanwhile.")
+                page.wait_for_selector("#alert:not([hidden])")
+                process, address = started("--rater", rater, port=int(re.search(r":(\d+)/", address)[1]))
+                page.context.new_page().goto(address)  # as the page asks for
+                page.wait_for_function("document.querySelector('#alert').hidden")
+                is_saved(page)
+            keys.press("Control+Enter")
+        page.wait_for_function("document.querySelector('#said').textContent.includes('last row')")
+        assert "All 20 rows are finished" in page.inner_text("#status")
+        process.kill()
+    for rater, own in read_annotations().items():
+        assert len(own) == 20 and all(one.verdict for one in own.values())
+        lines = annotations_file(rater).read_text().splitlines()
+        assert len(lines) == len({*lines}) == sum(one.revision for one in own.values()), "nothing twice"
+        texts = sorted(one.text for one in own.values() if one.verdict == "explained")
+        typed = [number for number in range(1, 21) if number % 7 != 5]
+        meanwhile = {8: " Typed meanwhile."}
+        assert texts == sorted(text_of(rater, number) + meanwhile.get(number, "") for number in typed)
+    assert {*read_annotations()} == {"anna", "ben"}
+
+
+def test_a_dicom_image_is_windowed_by_keys_by_the_mouse_and_by_sliders(scans, opened):
+    from rarl.annotating.page import Page, Served
+
+    dicom = sources.dicom_files("raw", {sample.image for sample in scans})
+    served = Served(Page(Session("anna", [*map(Item, scans)]), "raw", dicom=dicom), 0)
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    try:
+        page = opened(served.address)
+        shows_row(page, 1)
+        assert page.locator("#brightness").is_hidden()
+
+        def image() -> str:
+            return page.get_attribute("#frame img", "src")
+
+        def window() -> tuple[float, float]:
+            return tuple(float(page.input_value(f"#{name}")) for name in ("centre", "width"))
+
+        assert image().startswith("data:") and window() == (40, 80), "as the model sees it"
+        page.keyboard.press("p")
+        page.wait_for_function("document.querySelector('#frame img').src.includes('centre=400&width=1800')")
+        assert window() == (400, 1800)
+        page.keyboard.press("b")
+        assert window() == (310, 1800)
+        page.keyboard.press("k")
+        page.wait_for_function("document.querySelector('#frame img').src.includes('centre=310&width=1620')")
+        frame = page.locator("#frame").bounding_box()
+        page.mouse.move(frame["x"] + 100, frame["y"] + 100)
+        page.mouse.down()
+        page.mouse.move(frame["x"] + 200, frame["y"] + 60)
+        page.mouse.up()
+        page.mouse.move(frame["x"] + 5, frame["y"] + 5)
+        centre, width = window()
+        assert centre < 310 and width > 1620
+        page.get_by_label("Window centre").fill("500")
+        page.wait_for_function("document.querySelector('#frame img').src.includes('centre=500&')")
+        page.get_by_role("button", name="Lung").click()
+        page.wait_for_function("document.querySelector('#frame img').src.includes('centre=-600&width=1500')")
+        assert page.evaluate("document.querySelector('#frame img').naturalWidth") == 64
+        assert faults(page) == []
+        page.keyboard.press("n")
+        shows_row(page, 2)
+        assert page.locator("#centre").is_hidden() and image().startswith("data:")
+        page.keyboard.press("b")
+        assert page.input_value("#brightness") == "1.1"
+        page.keyboard.press("p")
+        assert page.input_value("#brightness") == "1"
+    finally:
+        served.stop()
+        thread.join()
 
 
 @pytest.mark.parametrize(("choice", "text"), [("Keep what is here", "Here."), ("Show the other", "Other.")])
