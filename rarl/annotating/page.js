@@ -22,7 +22,10 @@
 
   function button(content, key, action, attributes = {}) {
     const node = make("button", content, { type: "button", ...attributes });
-    if (key) node.append(make("kbd", key));
+    if (key) {
+      node.append(make("kbd", key, { "aria-hidden": true }));
+      node.setAttribute("aria-keyshortcuts", key);
+    }
     node.addEventListener("click", action);
     return node;
   }
@@ -35,6 +38,7 @@
   // What a screen reader reads out: not every save while somebody types, but the last one.
   function say(message, wait = 0) {
     clearTimeout(saying);
+    byId("said").textContent = "";  // the same words again are read out again
     saying = setTimeout(() => { byId("said").textContent = message; }, wait);
   }
 
@@ -141,7 +145,7 @@
       return item;
     }));
     byId("in-text").hidden = !row.in_text.length;
-    byId("in-text").replaceChildren("Add from text: " + row.in_text.join(", "), make("kbd", "G"));
+    byId("in-text").replaceChildren("Add from text: " + row.in_text.join(", "), make("kbd", "G", { "aria-hidden": true }));
     // A draft that was rejected, or is the text by now, is not shown again as one that nobody has checked.
     const settled = ["accepted", "rejected"].includes(annotation.origin);
     byId("proposals").replaceChildren(...row.proposals.map(proposal).filter((box) => !(settled && box.draft)));
@@ -311,7 +315,7 @@
       event.preventDefault();
       finish("explained");
     }
-    if (!row || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("textarea, input, select, summary") || !byId("keys").checked) return;
+    if (!row || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("textarea, input:not([type=range]), select, summary") || !byId("keys").checked) return;
     if (event.key === "Enter" && event.target.closest("button")) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const pressed = byId(/^[1-9]$/.test(key) ? "accept-" + (key - 1) : KEYS[key] ?? "");

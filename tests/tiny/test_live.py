@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -16,8 +17,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from rarl.errors import UserError
+from rarl.records import Sample, read_records
 from rarl.status import STAGE, read_status
 from rarl.stopping import Stopped
+from rarl.training.groups import row_key, spreads
 from rarl.training.live import LIVE, Live, trackers
 
 
@@ -31,6 +34,10 @@ def train(method: str, params):
 def outputs(method: str) -> dict:
     folders = Path("data/models") / method, Path("metrics/train")
     return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def groups_files() -> list[bytes]:
+    return [path.read_bytes() for path in Path(".cache/training").glob("*/groups.jsonl")]
 
 
 def steps(method: str) -> list[int]:
@@ -92,13 +99,46 @@ def test_each_step_is_logged_at_once_and_the_end_is_the_same(short, monkeypatch,
         assert set(status["completions"][0]["rewards"]) == {"format", "length", "accuracy", "reasoning"}
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_the_spread_of_accuracy_is_recorded_for_each_row(short, monkeypatch, iterations):
+    """For `rarl annotate --order useful`: as the reward gave it, under the rows that were asked about."""
+    from rarl.rewards import accuracy
+
+    make_reward, given = accuracy.make_reward, []
+
+    def watched(settings, get_scorer):
+        reward = make_reward(settings, get_scorer)
+
+        def keep(completions, **columns):
+            given.append((columns["path"], columns["question"], rewards := reward(completions, **columns)))
+            return rewards
+
+        return keep
+
+    monkeypatch.setattr(accuracy, "make_reward", watched)
+    short.rl.num_iterations = iterations
+    train("grpo", short)
+    size, expected = short.rl.group_size, {}
+    for images, questions, rewards in given:
+        for first in range(0, len(rewards), size):
+            row = images[first], questions[first]
+            expected.setdefault(row, []).append(round(statistics.pstdev(rewards[first : first + size]), 4))
+    rows, found = {}, spreads()
+    for sample in read_records("data/curated/train.jsonl", Sample):
+        key = row_key(sample.image, sample.question, sample.choices, sample.answers)
+        rows[sample.image, sample.question] = found.get(key, [])
+    assert {row: spread for row, spread in rows.items() if spread} == expected
+    assert len(given) == 4 // iterations and any(max(spread) > 0 for spread in expected.values())
+
+
 @pytest.mark.parametrize("method, number", [("sft", signal.SIGTERM), ("grpo", signal.SIGINT)])
 def test_a_signal_ends_after_the_step_with_a_checkpoint_and_the_next_run_ends_with_the_same_bits(
     short, signalled, method, number, capfd, monkeypatch
 ):
     with monkeypatch.context():
         train(method, short)
-        whole = outputs(method)
+        whole, recorded = outputs(method), groups_files()
+        assert len(recorded) == (method == "grpo")
         for folder in (".cache", f"data/models/{method}", "metrics"):
             shutil.rmtree(folder)
         signalled(1, number)
@@ -118,7 +158,7 @@ def test_a_signal_ends_after_the_step_with_a_checkpoint_and_the_next_run_ends_wi
 
     monkeypatch.setattr(Live, "on_train_begin", look)
     train(method, short)
-    assert seen == [[1, 2]] and outputs(method) == whole
+    assert seen == [[1, 2]] and outputs(method) == whole and groups_files() == recorded
 
 
 def test_a_signal_in_the_last_step_stops_the_pipeline_too(short, signalled):
