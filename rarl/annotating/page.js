@@ -247,7 +247,7 @@
     for (const [, [centre, width]] of presets) {
       for (const [id, value] of [["centre", centre], ["width", width]]) Object.assign(byId(id), { min: Math.min(byId(id).min, value), max: Math.max(byId(id).max, value) });
     }
-    byId("presets").replaceChildren(...presets.map(([name, [centre, width]], number) => button(`${name} ${Math.round(centre)} / ${Math.round(width)}`, "", () => { preset = number; see(centre, width); })));
+    byId("presets").replaceChildren(...presets.map(([name, [centre, width]], number) => button(`${name} ${Math.round(centre)} / ${Math.round(width)}`, "", () => { preset = number; see(centre, width); })), make("kbd", "P", { "aria-hidden": true }));
     see(...presets[0][1], false);
   }
 

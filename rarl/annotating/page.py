@@ -94,7 +94,8 @@ class Page:
             return None
         *header, whole = values.windows
         presets = {f"Header {number}": window for number, window in enumerate(header, 1)}
-        presets |= CT if sample.modality == "ct" and values.low < AIR else {}
+        usual = CT if sample.modality == "ct" and values.low < AIR else {}
+        presets |= {name: window for name, window in usual.items() if window not in header}
         return {"low": values.low, "high": values.high, "presets": [*(presets | {"All": whole}).items()]}
 
     def windowed(self, request):
