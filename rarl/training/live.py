@@ -77,15 +77,14 @@ class Live(TrainerCallback):
     def __init__(self, method: str, log, trainer):
         self.method, self.log, self.trainer = method, log, trainer
         self.csv, self.json = (Path(f"metrics/train/{method}.{kind}") for kind in ("csv", "json"))
+        # By itself, because a training ahead of its stage has no other callback of this module.
+        trainer.add_callback(Groups(trainer))
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Write the steps so far."""
         self.began, self.first, self.spent = time.time(), state.global_step, 0.0
         self.rows = [row for row in self.log.table(state.log_history) if row["step"] <= state.global_step]
         self.columns = write_csv(self.csv, self.rows) if self.rows else []
-        self.groups = Path(args.output_dir) / groups.NAME
-        with suppress(OSError, ValueError):
-            groups.forget_after(state.global_step, self.groups)
         self.publish(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -101,7 +100,6 @@ class Live(TrainerCallback):
                     csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(row)
             else:
                 self.columns = write_csv(self.csv, self.rows)
-            groups.add(state.global_step, groups_of(self.trainer, state.global_step), self.groups)
         self.publish(state)
         self.spent += time.perf_counter() - start
 
@@ -125,6 +123,25 @@ class Live(TrainerCallback):
         if torch.cuda.is_initialized():
             status["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
         write_status(self.method, status | {"completions": completions(self.trainer)})
+
+
+class Groups(TrainerCallback):
+    """Records how far each group of completions differs in accuracy (`rarl/training/groups.py`)."""
+
+    def __init__(self, trainer):
+        self.trainer, self.file = trainer, Path(trainer.args.output_dir) / groups.NAME
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Drop the steps that a resumed run takes again."""
+        if state.is_world_process_zero:
+            with suppress(OSError, ValueError):
+                groups.forget_after(state.global_step, self.file)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Record the groups of a step."""
+        if state.is_world_process_zero and "train_runtime" not in logs:
+            with suppress(OSError):
+                groups.add(state.global_step, groups_of(self.trainer, state.global_step), self.file)
 
 
 def completions(trainer) -> list[dict]:

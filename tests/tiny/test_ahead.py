@@ -17,6 +17,7 @@ from rarl.ahead import ahead_of_later_stages, later_work, work_after_last
 from rarl.judges import verdicts
 from rarl.models.features import FeatureStore
 from rarl.records import write_json
+from rarl.training.groups import spreads
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 
@@ -73,11 +74,12 @@ def test_a_training_that_began_ahead_ends_with_the_same_bits(encoded, params, mo
     assert "grpo" in ahead.LOG.read_text()
     train_rl("grpo", params)
     assert f"resuming from .cache/training/{next(Path('.cache/training').iterdir()).name}" in capfd.readouterr().out
-    resumed = outputs()
+    resumed, recorded = outputs(), spreads()
     for folder in (".cache", "data/models/grpo", "metrics"):
         shutil.rmtree(folder)
     train_rl("grpo", params)
     assert resumed == outputs()
+    assert recorded == spreads() and sum(map(len, recorded.values())) == 40 * params.rl.prompts_per_step
 
 
 def test_predictions_that_were_made_ahead_are_not_made_again(encoded, params, monkeypatch):
