@@ -46,6 +46,9 @@ def planned(params: Params, rater: str, options: Mapping[str, object], ask: tupl
 
     defaults = {"raters": (rater,), "overlap": 0.2, "order": "random", "seed": params.seed}
     wanted = plan.Plan(**defaults | given)
+    if ask and wanted.order != "useful":
+        found, fix = "the order is random", "add --order useful, or leave --ask out"
+        raise UserError(f"--ask {','.join(ask)}", found, "an order that depends on the models' answers", fix)
     samples = list(samples_of(wanted.split).values())
     annotated = {content for own in read_annotations().values() for content in own}
     made = plan.make(wanted, samples, partial(usefulness, params, ask), annotated)

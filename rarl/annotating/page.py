@@ -32,7 +32,7 @@ PATHS = ("/", "/page.js", "/case/")
 STALE = "This row was changed in another window."
 #: Usual windows of CT images, in Hounsfield units.
 CT = {"Lung": (-600, 1500), "Soft tissue": (40, 400), "Bone": (400, 1800), "Brain": (40, 80)}
-#: Of a CT image whose values are Hounsfield units, the lowest is that of air or of padding.
+#: A CT image whose lowest value is below this has Hounsfield units: it shows some air.
 AIR = -500
 
 

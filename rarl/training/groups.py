@@ -1,7 +1,7 @@
 """How far the completions of a group differ in accuracy, row by row: for what `rarl annotate` puts first.
 
-Each training records it in `.cache/training/<key>/groups.jsonl` (`rarl.training.live.Groups`), under hashes of the rows.
-No weight depends on it.
+Each training records it in `.cache/training/<key>/groups.jsonl` (`rarl.training.live.Groups`), under hashes of
+the rows. No weight depends on it.
 """
 
 import hashlib

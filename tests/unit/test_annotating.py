@@ -177,6 +177,8 @@ def test_a_new_useful_plan_asks_models_about_all_rows_first(project, monkeypatch
     monkeypatch.setattr(
         "rarl.annotating.usefulness.proposals", lambda model, _, rows: asked.append((model, len(rows)))
     )
+    result = CliRunner().invoke(annotate, ["--rater", "anna", "--ask", "sft"])
+    assert result.exit_code == 1 and "the order is random" in result.output and not asked
     options = ["--rater", "anna", "--order", "useful", "--ask", "base,sft"]
     monkeypatch.setattr("rarl.annotating.page.Served.run", lambda self: None)
     result = CliRunner().invoke(annotate, [*options, "--port", "0"])
