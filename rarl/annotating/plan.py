@@ -4,8 +4,8 @@ The first call of `rarl annotate` writes the plan to `data/annotations/plan.json
 training has changed in between: an order by usefulness depends on predictions, and two raters must not have two plans.
 A row is planned by its content (`rarl.data.annotations.content_key`), so that rows with equal content are one.
 
-In the order `useful`, every `RANDOM_EVERY`-th row is taken at random from those that are left, and marked as such: the
-others are a selection, and say nothing about the whole.
+In the order `useful`, every `RANDOM_EVERY`-th row is taken at random from all rows, and marked as such: the others are
+a selection, and say nothing about the whole.
 """
 
 import random
@@ -110,7 +110,8 @@ def make(
     if wanted.order == "useful":
         parts = usefulness({content: rows[content] for content in sorted(rows)})
         use = {content: sum(of_row.values()) for content, of_row in parts.items()}
-        order = interleaved(sorted(at_random, key=lambda content: use[content], reverse=True), at_random)
+        by_use = sorted(at_random, key=lambda content: use[content], reverse=True)
+        order = interleaved(by_use, at_random, min(wanted.sample or len(rows), len(rows)))
     order = order[: wanted.sample]
     places = [*range(len(order))]
     random.Random(f"{wanted.seed}/overlap").shuffle(places)
@@ -127,16 +128,15 @@ def make(
     return plan
 
 
-def interleaved(useful: Sequence[str], at_random: Sequence[str]) -> list[tuple[str, str]]:
-    """The useful rows in their order, with the next random one in every `RANDOM_EVERY`-th place.
+def interleaved(useful: Sequence[str], at_random: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """The first rows at random in every `RANDOM_EVERY`-th place, and of the others the most useful between them.
 
-    >>> interleaved("abcdef", "fedcba")
-    [('a', 'useful'), ('b', 'useful'), ('c', 'useful'), ('d', 'useful'), ('f', 'random'), ('e', 'useful')]
+    A row at random is not moved to the front if it is useful too: the random ones would no longer stand for the whole.
+
+    >>> interleaved("abcdef", "afedcb", 6)
+    [('b', 'useful'), ('c', 'useful'), ('d', 'useful'), ('e', 'useful'), ('a', 'random'), ('f', 'useful')]
     """
-    queues, taken, order = {"useful": iter(useful), "random": iter(at_random)}, set(), []
-    for number in range(1, len(useful) + 1):
-        chosen = "useful" if number % RANDOM_EVERY else "random"
-        content = next(content for content in queues[chosen] if content not in taken)
-        taken.add(content)
-        order.append((content, chosen))
-    return order
+    drawn = at_random[: count // RANDOM_EVERY]
+    queues = {"useful": iter([content for content in useful if content not in {*drawn}]), "random": iter(drawn)}
+    chosen = ["useful" if number % RANDOM_EVERY else "random" for number in range(1, count + 1)]
+    return [(next(queues[which]), which) for which in chosen]

@@ -132,8 +132,11 @@ def test_useful_rows_come_first_with_random_ones_between(empty_folder):
     assert len({row.content for row in made.rows}) == 41
     assert plan.read() == made == plan.make(a_plan(order="useful"), samples[::-1], useful)
     at_random = [row.id for row in plan.make(a_plan(), samples).rows]
-    chosen = [row.id for row in made.rows if row.chosen == "random"]
-    assert chosen == [id for id in at_random if id in chosen], "random ones in the order of the seed, not of their use"
+    for count in (10, 24, 41, None):
+        some = plan.make(a_plan(order="useful", sample=count), samples, useful)
+        assert len(some.rows) == (count or 41)
+        chosen = [row.id for row in some.rows if row.chosen == "random"]
+        assert chosen == at_random[: len(some.rows) // 5], "drawn from all rows, useful or not"
 
 
 def test_usefulness_is_measured_from_what_trainings_models_and_judges_have_left(project):
