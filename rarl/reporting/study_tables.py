@@ -127,13 +127,13 @@ def annotation_notes(rows: list[dict]) -> list[str]:
         halves = [(row["difference_high"] - row["difference_low"]) / 2 for row in of]
         notes.append(
             f"{score.capitalize()}: with {seeds} seeds the intervals of the differences are {min(halves):.0f} to "
-            f"{max(halves):.0f} points to each side. Smaller effects do not show, so a flat curve is no proof that "
-            "annotations are of no use."
+            f"{max(halves):.0f} points to each side."
         )
     if {row["share"] for row in rows if row["reasoning_reward"] == "no"} == {0}:
-        notes.append("RARL without its reasoning reward reads no annotation: at every share it has the scores of 0.")
+        notes.append("RARL without its reasoning reward reads no annotation: at every share it has the scores of share 0.")
     return [
         *notes,
+        "Smaller effects do not show, so a flat curve is no proof that annotations are of no use.",
         "On phantoms the annotations are made from what the image shows, without errors and in one style; those of "
         "physicians may need more rows, or fewer.",
         "The annotated rows are a random share. The order of `rarl annotate --order useful` is not tested here.",
