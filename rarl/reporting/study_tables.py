@@ -130,7 +130,9 @@ def annotation_notes(rows: list[dict]) -> list[str]:
             f"{max(halves):.0f} points to each side."
         )
     if {row["share"] for row in rows if row["reasoning_reward"] == "no"} == {0}:
-        notes.append("RARL without its reasoning reward reads no annotation: at every share it has the scores of share 0.")
+        notes.append(
+            "RARL without its reasoning reward reads no annotation: at every share it has the scores of share 0."
+        )
     return [
         *notes,
         "Smaller effects do not show, so a flat curve is no proof that annotations are of no use.",

@@ -77,8 +77,6 @@ class Live(TrainerCallback):
     def __init__(self, method: str, log, trainer):
         self.method, self.log, self.trainer = method, log, trainer
         self.csv, self.json = (Path(f"metrics/train/{method}.{kind}") for kind in ("csv", "json"))
-        # By itself, because a training ahead of its stage has no other callback of this module.
-        trainer.add_callback(Groups(trainer))
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Write the steps so far."""

@@ -40,7 +40,7 @@ from rarl.stopping import Stopped, StopRequest
 from rarl.training.checkpoints import CheckpointGuard, StopAfterStep, check_weights, digests, last_complete_checkpoint
 from rarl.training.data import choose, with_share
 from rarl.training.health import HealthCallback
-from rarl.training.live import Live, Trackers, trackers
+from rarl.training.live import Groups, Live, Trackers, trackers
 from rarl.training.rows import LOGGED, first_and_last, named, write_csv
 from rarl.training.sharding import count_trainable, gathered, shards_weights
 
@@ -220,7 +220,8 @@ class Run:
         health = HealthCallback(log, trainer.args.max_steps)
         shown = [Live(self.method, log, trainer), Trackers(trackers(), self.method, log)]
         shown = shown if live and is_main_process() else []
-        for callback in (log, health, *shown, CheckpointGuard(trainer), StopAfterStep(request, trainer.accelerator)):
+        stop = StopAfterStep(request, trainer.accelerator)
+        for callback in (log, health, Groups(trainer), *shown, CheckpointGuard(trainer), stop):
             trainer.add_callback(callback)
         trainer.state_name = self.method
         with trainer.accelerator.main_process_first():
