@@ -68,6 +68,7 @@ class Client(Generic[Case]):
         pending: gives the chat that a case still needs a response to; None if the journal has all.
         most_tokens: the token limit of a response.
         schema: JSON schema of the responses; None for free text.
+        stops: whether Ctrl-C ends the run; if not, that is left to whoever handles it now.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class Client(Generic[Case]):
         pending: Callable[[Case], Messages | None],
         most_tokens: int,
         schema: dict | None = None,
+        stops: bool = True,
     ):
         self.remote, self.settings, self.journal, self.pending = remote, remote.settings, journal, pending
-        self.most_tokens = most_tokens
+        self.most_tokens, self.stops = most_tokens, stops
         self.endpoint = Endpoint(remote, most_tokens, schema)
         self.error, self.clean = remote.error, self.endpoint.clean
         self.failures: dict[int, str] = {}
@@ -101,10 +103,12 @@ class Client(Generic[Case]):
             UserError: the endpoint cannot or must not be asked any more. The responses so far are kept.
         """
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-            loop.add_signal_handler(signal.SIGINT, self._interrupt, loop)
+        if self.stops:
+            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+                loop.add_signal_handler(signal.SIGINT, self._interrupt, loop)
         waiting = iter(enumerate(cases))
-        with tqdm(total=len(cases), desc=self.remote.title, unit="", disable=None) as bar:
+        # Under a training's bar (leave=None) it is removed at the end.
+        with tqdm(total=len(cases), desc=self.remote.title, unit="", leave=None, disable=None) as bar:
             async with self.endpoint.sdk, asyncio.TaskGroup() as group:
                 for _ in range(min(self.settings.concurrency, len(cases))):
                     group.create_task(self._work(waiting, bar))

@@ -65,8 +65,8 @@ class Remote:
         """Make a `UserError` about this model from what was found, what was expected and what to do."""
         return partial(UserError, self.key)
 
-    def check(self) -> None:
-        """Check what is needed before anything may be asked. Sends nothing.
+    def check(self, quiet: bool = False) -> None:
+        """Check what is needed before anything may be asked, and warn (unless `quiet`). Sends nothing.
 
         Raises:
             UserError: consent is not given, or the key is not in the environment.
@@ -88,7 +88,7 @@ class Remote:
                 "https://",
                 f"correct {key}.base_url, or set api_key_env to null if no key is needed",
             )
-        if plain:
+        if plain and not quiet:
             read = self.role.read + (" and the key" if settings.api_key_env else "")
             warn(f"{key}.base_url: http:// to another machine, where anybody on the way can read {read}")
         self.secret()

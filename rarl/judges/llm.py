@@ -16,6 +16,7 @@ the next run.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import click
@@ -36,28 +37,49 @@ JUDGE = Role(
     read="the texts",
     instead="a judge on your own machine (kind `local`, or `llm` at a server of your own)",
 )
+#: The same in a training, where it grades the reasoning (`rarl/training/judged.py`).
+REWARD = replace(
+    JUDGE,
+    listed="reward.judge",
+    unit="think texts",
+    sends="{whose} of the policy, with the question, the reference answers and the annotated reasoning; no image, no "
+    "file name, no id. What these texts themselves say about a patient is sent unchanged.",
+)
 
 
 def judge(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], settings: Judge, *, name: str = "llm", **_
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    settings: Judge,
+    *,
+    name: str = "llm",
+    in_training: bool = False,
+    **_,
 ) -> list[Verdict]:
     """Rate each prediction by the model's response; equal questions are asked once.
 
-    Best called once for all predictions of a run: the estimate and the limits then apply to all of them.
+    Best called once for all predictions of a run: the estimate and the limits then apply to all of them. A training
+    (`in_training`) asks at each step: nothing is printed, Ctrl-C is left to it, and a missing response is an error.
 
     Raises:
         UserError: consent, key or budget are missing, or the endpoint cannot be asked.
     """
     from rarl.chat import client
 
-    remote = Remote(JUDGE, name, settings)
+    remote = Remote(REWARD if in_training else JUDGE, name, settings)
 
     def ask(ahead: list[rubric.Case], total: int) -> dict[str, str]:
-        remote.check()
+        remote.check(quiet=in_training)
+        asked = client.Client(remote, journal, pending, settings.max_tokens, rubric.SCHEMA, not in_training)
+        if in_training:
+            if failures := asyncio.run(asked.run(ahead)):
+                found = f"{len(failures)} of {len(ahead)} {remote.role.unit} without a response: "
+                found += next(iter(failures.values()))
+                raise remote.error(found, "a response to each", "look at the endpoint's state")
+            return {}
         click.echo(remote.disclosure(len(ahead)))
         sent = sum(client.tokens(case.messages) for case in ahead)
         click.echo(remote.estimate(len(ahead), total, sent, client.USUAL_RESPONSE * len(ahead), journal))
-        asked = client.Client(remote, journal, pending, settings.max_tokens, rubric.SCHEMA)
         failures = asyncio.run(asked.run(ahead))
         click.echo(f"{remote.title}: {journal.calls} calls on record, {journal.cost(settings):.4f} USD")
         return {journal.key_for(ahead[number].messages): why for number, why in failures.items()}
@@ -70,17 +92,16 @@ def judge(
 
 
 def key_for(settings: Judge, messages: Messages) -> str:
-    """Key of one response: everything that determines it, and nothing else (no API key, no rate limit)."""
-    return key_of(
-        endpoint=address(settings),
-        model=settings.model,
-        temperature=settings.temperature,
-        max_tokens=settings.max_tokens,
-        response_format=settings.response_format,
-        messages=messages,
-    )
+    """Key of one response: everything that determines it, and nothing else."""
+    return key_of(**depends(settings), messages=messages)
 
 
-def check(name: str, settings: Judge) -> None:
+def depends(settings: Judge) -> dict:
+    """What responses depend on beside the chat (no API key, no rate limit)."""
+    names = ("model", "temperature", "max_tokens", "response_format")
+    return {"endpoint": address(settings), **{name: getattr(settings, name) for name in names}}
+
+
+def check(name: str, settings: Judge, role: Role = JUDGE) -> None:
     """Check what this judge needs before it may ask anything (`Remote.check`)."""
-    Remote(JUDGE, name, settings).check()
+    Remote(role, name, settings).check()

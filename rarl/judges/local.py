@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import click
@@ -31,34 +31,32 @@ def judge(
     *,
     name: str = "local",
     processes: int = 1,
+    in_training: bool = False,
     **_,
 ) -> list[Verdict]:
     """Rate each prediction by the model's response, on `processes` processes; equal questions are asked once.
+
+    A training (`in_training`) asks at each step, on its own device: the model stays loaded, and nothing is printed.
 
     Raises:
         UserError: the model is missing, or is not a chat model.
     """
     check(name, settings)
-    import torch
-
-    source = settings.model
-    folder = Path(source).is_dir()
-    weights = hash_path(source) if folder else settings.revision
-    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    source, identity = settings.model, depends(settings)
 
     def key_for(messages: rubric.Messages) -> str:
-        model = weights if folder else f"{source}@{weights}"
-        return key_of(model=model, max_tokens=settings.max_tokens, dtype=dtype, messages=messages)
+        return key_of(**identity, messages=messages)
 
     def ask(ahead: list[rubric.Case], _total: int) -> dict[str, str]:
         devices = devices_of(processes)
-        with _responder(name, settings, dtype, devices) as respond:
+        with _responder(name, settings, identity["dtype"], devices, in_training) as respond:
             while ahead:  # twice at most: the question, and the repair of an unusable response
-                click.echo(f"judge {name}: {len(ahead)} questions for {source} on {', '.join(devices)}")
+                if not in_training:
+                    click.echo(f"judge {name}: {len(ahead)} questions for {source} on {', '.join(devices)}")
                 # Similar lengths together: less padding.
                 chats = [rubric.outcome(case, journal.known) for case in ahead]
                 chats.sort(key=lambda messages: sum(len(message["content"]) for message in messages))
-                with tqdm(total=len(chats), desc=f"judge {name}", unit="", disable=None) as bar:
+                with tqdm(total=len(chats), desc=f"judge {name}", unit="", leave=None, disable=None) as bar:
                     together = list(batches(chats, settings.batch_size))
                     for batch, responses in zip(together, respond(together)):
                         for messages, (text, cut) in zip(batch, responses):
@@ -69,6 +67,19 @@ def judge(
 
     with Journal("transformers", source, key_for) as journal:
         return rubric.rate(samples, predictions, journal, ask)
+
+
+def depends(settings: Judge) -> dict:
+    """What responses depend on beside the chat."""
+    import torch
+
+    source = settings.model
+    model = _content(source) if Path(source).is_dir() else f"{source}@{settings.revision}"
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    return {"model": model, "max_tokens": settings.max_tokens, "dtype": dtype}
+
+
+_content = cache(hash_path)  # a training asks at each step
 
 
 def check(name: str, settings: Judge) -> None:
@@ -102,14 +113,21 @@ def devices_of(processes: int) -> list[str]:
 
     if not torch.cuda.is_available():
         return ["cpu"]
+    if processes == 1:
+        return [f"cuda:{torch.cuda.current_device()}"]  # in a training, that of its process
     return [f"cuda:{number % torch.cuda.device_count()}" for number in range(processes)]
 
 
 @contextmanager
-def _responder(name: str, settings: Judge, dtype: str, devices: list[str]) -> Iterator[Callable]:
-    """A function that maps batches of chats to their responses, in order, with a copy of the model on each device."""
+def _responder(name: str, settings: Judge, dtype: str, devices: list[str], stays: bool) -> Iterator[Callable]:
+    """A function that maps batches of chats to their responses, in order, with a copy of the model on each device.
+
+    If it `stays`, the one of a single device is not loaded again.
+    """
     if len(devices) == 1:
-        yield partial(map, partial(_respond, *_load(name, settings, devices[0], dtype), settings))
+        load = _load_once if stays else _load
+        model = load(name, settings.model, settings.revision, devices[0], dtype)
+        yield partial(map, partial(_respond, *model, settings))
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not work in a forked process
     free = context.Queue()
@@ -122,8 +140,8 @@ def _responder(name: str, settings: Judge, dtype: str, devices: list[str]) -> It
         pool.shutdown(cancel_futures=True)
 
 
-#: The device of this process of a pool, and what `_load` returned.
-_device, _loaded = None, None
+#: The device of this process of a pool.
+_device = None
 
 
 def _take_device(free) -> None:
@@ -132,22 +150,30 @@ def _take_device(free) -> None:
 
 
 def _respond_there(name: str, settings: Judge, dtype: str, chats: list[rubric.Messages]):
-    global _loaded
-    _loaded = _loaded or _load(name, settings, _device, dtype)
-    return _respond(*_loaded, settings, chats)
+    return _respond(*_load_once(name, settings.model, settings.revision, _device, dtype), settings, chats)
 
 
-def _load(name: str, settings: Judge, device: str, dtype: str):
+def _load(name: str, source: str, revision: str | None, device: str, dtype: str):
     """Tokenizer (padding on the left, for generation) and model."""
-    where = f"judge.{name}.model = {settings.model}"
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    where = f"judge.{name}.model = {source}"
+    import torch
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoTokenizer,
+    )
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(settings.model, revision=settings.revision, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
+        with torch.random.fork_rng([] if device == "cpu" else [device]):  # a training goes on with its random numbers
+            causal = type(AutoConfig.from_pretrained(source, revision=revision)) in MODEL_FOR_CAUSAL_LM_MAPPING
+            auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText  # which reads texts alone, too
+            model = auto.from_pretrained(source, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
         found, fix = " ".join(str(error).split())[:300], "download the whole repository, or name another model"
-        raise UserError(where, found, "a causal language model in the hub's layout", fix) from None
+        raise UserError(where, found, "a language model in the hub's layout", fix) from None
     if not tokenizer.chat_template:
         raise UserError(
             where, "no chat template", "an instruction-tuned (chat) model", "name the model's chat variant"
@@ -155,6 +181,9 @@ def _load(name: str, settings: Judge, device: str, dtype: str):
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, model.to(device).eval()
+
+
+_load_once = lru_cache(1)(_load)
 
 
 def _respond(tokenizer, model, settings: Judge, chats: list[rubric.Messages]):
