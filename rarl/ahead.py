@@ -76,14 +76,15 @@ def ahead_of_later_stages(method: str, params: Params) -> Iterator[None]:
 def later_work(method: str, params: Params) -> list[partial]:
     """The trainings after `method`, then predictions and verdicts of the models before it, among those in params.yaml.
 
-    DVC trains in the order of `METHODS`.
+    DVC trains in the order of `METHODS`. No judge is asked ahead, which may cost money in vain.
     """
     place = METHODS.index(method)
     after = METHODS[place + 1 :] if params.train.start != method else ()
     ready = [name for name in ("base", *METHODS[:place]) if name in params.models]
     if not any(name in params.models for name in METHODS[place + 1 :]):
         ready += [name for name in params.models if name in params.rival and not params.rival[name].base_url]
-    trainings = [partial(train, name, params) for name in after if name in params.models]
+    after = [name for name in after if name in params.models and not params.reasoning_judge(name)]
+    trainings = [partial(train, name, params) for name in after]
     return with_room(
         trainings + [partial(do, name, params, 1) for do in (ask, judge) for name in ready], method, params
     )

@@ -259,6 +259,9 @@ class Footprint:
         found["images of a step"] = 2 * self.images(max(self.sampled, self.rows.groups))
         if self.reference and self.full:
             found["reference policy"] = (count.language + count.tower) * self.weight
+        if (slug := self.params.reasoning_judge(self.stage)) and self.params.judge[slug].kind == "local":
+            files = Path(self.params.judge[slug].model).glob("*.safetensors")  # none of a hub id: unknown
+            found["judge of the reasoning reward"] = sum(file.stat().st_size for file in files)
         return found
 
     def language_model(self) -> dict[str, float]:

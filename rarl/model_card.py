@@ -152,7 +152,10 @@ def _prompt() -> str:
 
 def _parameters(method: str, params: Params) -> list[tuple[str, str]]:
     blocks = [block for block in BLOCKS[method] if block != "lora" or params.train.trainable != "full"]
-    return _leaves("", {"seed": params.seed} | {block: getattr(params, block).model_dump() for block in blocks})
+    values = {"seed": params.seed} | {block: getattr(params, block).model_dump() for block in blocks}
+    if slug := params.reasoning_judge(method):
+        values["judge"] = {slug: params.judge[slug].model_dump(include={"kind", "model", "revision"})}
+    return _leaves("", values)
 
 
 def _leaves(prefix: str, block: dict) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ name the source of the choice. The shipped `params.yaml` is the `embedded` profi
 paper` switches to the paper's settings.
 """
 
+import math
 import re
 import reprlib
 from collections.abc import Callable, Iterator
@@ -295,6 +296,12 @@ class Rl(Block):
     vllm_url: Address = "http://localhost:8000"
     """`server`: its address, on this machine or in a private network, because it receives the training images."""
 
+    def batches(self, rows: int) -> int:
+        """Batches of `prompts_per_step` prompts that a training on `rows` rows samples."""
+        if self.max_steps > 0:
+            return math.ceil(self.max_steps / self.num_iterations)
+        return math.ceil(rows * self.epochs / self.prompts_per_step)
+
     def _faults(self):
         if self.max_steps * self.prompts_per_step > 10**6:
             yield "max_steps x prompts_per_step of at most 1,000,000: all rows of a run are held in memory"
@@ -339,11 +346,14 @@ class Reward(Block):
     """Length reward per completion token (paper, 2.2.2)."""
     length_cap: Weight = 1.0
     """Maximum length reward (paper, 2.2.2)."""
-    reasoning: Literal["bertscore", "terms", "mix"] = "bertscore"
+    reasoning: Literal["bertscore", "terms", "mix", "judge"] = "bertscore"
     """How the think text is compared with the annotation. Ours: the paper names the reward without a formula;
-    `metrics/studies/reasoning_reward.md` compares the three."""
+    `metrics/studies/reasoning_reward.md` compares them."""
     terms_share: Share = 0.5
     """Weight of the terms in `mix`; the rest is BERTScore F1 (ours)."""
+    judge: Slug | None = None
+    """The judge of `reasoning: judge`, a slug under `judge:` of kind `llm` or `local`; docs/training.md says what it
+    sends and costs."""
     guards: Guards = Guards()
 
 
@@ -563,6 +573,11 @@ class Params(Block):
         yield from self._unusable_rivals()
         if self.own_test in self.benchmarks:
             yield f"benchmarks: '{self.own_test}' is the training source (train.source) and tested as such"
+        if self.reward.reasoning == "judge" or self.reward.judge is not None:
+            asks = [slug for slug, judge in self.judge.items() if JUDGE_KINDS[judge.kind].asks]
+            if self.reward.judge not in asks:
+                there = f"a judge of kind llm or local that is defined under `judge:` (there: {', '.join(asks)})"
+                yield f"reward.judge: {there}, not {self.reward.judge}"
         if self.report.main_judge not in self.judges:
             yield f"report.main_judge: '{self.report.main_judge}' is not in judges {self.judges}"
         known = {path.stem for path in (Path(__file__).parent / "prompts").glob("*.txt")}
@@ -594,6 +609,11 @@ class Params(Block):
             if per_step % (rows := per_pass * processes):
                 reason = f"{processes} processes with {per_pass} per pass: accelerate.processes, {micro}"
                 yield f"{key}: a multiple of {rows}, not {per_step} ({reason})"
+
+    def reasoning_judge(self, method: str) -> str | None:
+        """The judge that grades the reasoning in the training of `method`; None if none does."""
+        weighted = method in ("grpo", "rarl") and getattr(self, method).rewards.reasoning
+        return self.reward.judge if weighted and self.reward.reasoning == "judge" else None
 
     @property
     def all_models(self) -> dict[str, EvaluatedModel]:

@@ -32,10 +32,14 @@ from rarl.models.quantization import require_bitsandbytes
 from rarl.params import Params
 from rarl.pinning import applies, unportable
 from rarl.records import write_json
-from rarl.registry import DATA_SETS
+from rarl.registry import DATA_SETS, METHODS
+from rarl.training import judged
 from rarl.training.vllm import check_server
 
 PHANTOM = Path("data/phantom")
+#: What the trainings' rewards by a judge depend on, one file for each method; without a judge a constant.
+REWARD_JUDGE = Path("data/reward_judge")
+RL_METHODS = tuple(method for method in METHODS if method != "sft")
 #: Free memory and disk in GB that a run needs, estimated generously: (memory, disk).
 #: A 2B base: 9 GB of float32 weights, gradients and activations on a CPU; features of 1.6 MB per image, twice, as
 #: DVC's cache has a copy where the file system cannot share blocks.
@@ -61,6 +65,7 @@ def check(params: Params) -> None:
     click.echo(f"  base      {check_base(params)}")
     check_encoder(params)
     check_judges(params)
+    check_reasoning_judge(params)
     check_rivals(params)
     device = check_device(params)
     check_vllm(params, device)
@@ -68,6 +73,8 @@ def check(params: Params) -> None:
     check_portable(params)
     check_site_cache(params)
     write_json("data/check.json", {"params": "valid"})
+    for method in RL_METHODS:
+        write_json(REWARD_JUDGE / f"{method}.json", judged.depends(params, method))
 
 
 def _on_phantoms(params: Params) -> bool:
@@ -376,6 +383,18 @@ def check_judges(params: Params) -> None:
             from rarl.judges import llm, local
 
             {"llm": llm, "local": local}[settings.kind].check(slug, settings)
+
+
+def check_reasoning_judge(params: Params) -> None:
+    """Look for what the judge of the reasoning reward needs, and print what the trainings send to it at most."""
+    for method in RL_METHODS:
+        for line in judged.check(params, method, params.train.samples):
+            click.echo(f"  {line}")
+    if params.reward.reasoning == "judge" and params.reward.judge in params.judges:
+        warn(
+            f"judge {params.reward.judge} makes the reasoning reward and is listed under `judges`: trained models are "
+            "rated by what they were trained to please; compare them by another judge"
+        )
 
 
 def check_rivals(params: Params) -> None:

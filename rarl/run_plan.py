@@ -28,8 +28,6 @@ from time import perf_counter, process_time
 from ruamel.yaml import YAML
 from transformers import PreTrainedConfig
 
-from rarl.chat import client
-from rarl.chat.journal import cost
 from rarl.cost import COSTS, read_cost
 from rarl.data.adapters import load_adapter
 from rarl.errors import UserError
@@ -51,6 +49,7 @@ from rarl.records import Prediction, Sample, batches, read_json
 from rarl.registry import JUDGE_KINDS, METHODS
 from rarl.rehearsal.bases import slugs
 from rarl.reporting.formats import markdown_table
+from rarl.training import judged
 
 #: Tokens of a question and of the chat template, and the mean length of completions as a share of the limit.
 QUESTION, SHARE = 24, 0.5
@@ -201,8 +200,7 @@ def steps(params: Params, method: str, rows: int) -> int:
     """Return the optimizer steps of a training."""
     if method == "sft":
         return math.ceil(rows * params.sft.epochs / params.sft.batch_size)
-    batches = math.ceil(rows * params.rl.epochs / params.rl.prompts_per_step)
-    return params.rl.max_steps if params.rl.max_steps > 0 else batches * params.rl.num_iterations
+    return params.rl.max_steps if params.rl.max_steps > 0 else params.rl.batches(rows) * params.rl.num_iterations
 
 
 def plan(config: PreTrainedConfig, params: Params, counts: Counts, machine: Machine) -> list[Stage]:
@@ -342,11 +340,10 @@ def judges(params: Params, counts: Counts) -> list[str]:
         if not JUDGE_KINDS[settings.kind].asks:
             lines.append(f"{name}: {calls:,} verdicts on this machine, free")
             continue
-        sent, received = calls * client.tokens(messages), calls * client.USUAL_RESPONSE
-        line = f"{name}: at most {calls:,} calls, {sent / 1e6:.1f} M tokens in, {received / 1e6:.1f} M out"
-        priced = settings.price_per_million_input is not None
-        most = f" (max_cost_usd: {settings.max_cost_usd:g})" if settings.max_cost_usd is not None else ""
-        lines.append(line + (f", {cost(settings, sent, received):.2f} USD{most}" if priced else ", no price set"))
+        lines.append(f"{name}: {judged.priced(settings, calls, messages)}")
+    for method in METHODS:
+        if name := params.reasoning_judge(method):
+            lines.append(f"{name}, reasoning reward of {method}: {judged.bill(params, method, counts.train)}")
     return lines
 
 

@@ -2,6 +2,8 @@
 
 Validates `params.yaml` as a whole, and looks for the releases, the base model, the packages, memory and
 disk that it asks for; deletes nothing. Writes a constant (`data/check.json`), so that nothing re-runs because of it.
+`data/reward_judge/<method>.json` is a constant, too, unless a judge makes the training's reasoning reward: then it has
+all that the judge's grades depend on.
 """
 
 from rarl.entry import stage

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 
 def reward_functions(
-    rewards: Rewards, scorer_factory: Callable[[], BertScorer], settings: Reward | None = None
+    rewards: Rewards,
+    scorer_factory: Callable[[], BertScorer],
+    settings: Reward | None = None,
+    grade: Callable | None = None,
 ) -> tuple[list[Callable], list[float]]:
     """Return the reward functions with a weight above 0, and their weights, in the order of the registry.
 
@@ -35,6 +38,7 @@ def reward_functions(
         rewards: weights of one method.
         scorer_factory: makes the BERTScorer; called at most once, and only if a reward needs it.
         settings: how each reward is computed; None for the paper's formulas.
+        grade: the judge of `settings.reasoning = judge`, a `rarl.training.judged.Grader`.
 
     >>> from rarl.params import Rewards
     >>> functions, weights = reward_functions(Rewards(accuracy=0), lambda: None)
@@ -47,7 +51,10 @@ def reward_functions(
     functions = {}
     for name in weights:
         module = import_module(f"{__name__}.{name}")
-        functions[name] = module.make_reward(settings, get_scorer) if hasattr(module, "make_reward") else module.reward
+        by_judge = name == "reasoning" and settings.reasoning == "judge"
+        makes = hasattr(module, "make_reward")
+        scorer = (lambda: grade) if by_judge else get_scorer
+        functions[name] = module.make_reward(settings, scorer) if makes else module.reward
         functions[name].__name__ = name
     for name, guard, limit in _guards(settings.guards):
         if name in functions:

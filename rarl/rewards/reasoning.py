@@ -17,15 +17,16 @@ def make_reward(settings: Reward, get_scorer) -> Callable[..., list[float | None
     """Make the reasoning reward: similarity of the `<think>` text and the annotated reasoning (section 2.2.2).
 
     A row without annotation gets None, which TRL leaves out of the sum: section 3.3 rewards "only the final answer"
-    there. A completion without a closed `<think>` gets 0.
+    there. A completion without a closed `<think>` gets 0, and no judge is asked about it.
 
     Args:
         settings: `reasoning` (the measure) and `terms_share`, see `score_reasoning`.
-        get_scorer: returns what has `f1(pairs) -> list[float]`, see `rarl.rewards.bertscore.BertScorer`; not called
-            for `terms`.
+        get_scorer: returns what has `f1(pairs) -> list[float]`, see `rarl.rewards.bertscore.BertScorer`; for `judge`
+            a `rarl.training.judged.Grader`; not called for `terms`.
 
     Returns:
-        The reward, with values in [0, 1] or None. It reads the column `reasoning` (the annotation or None).
+        The reward, with values in [0, 1] or None. It reads the column `reasoning` (the annotation or None), and for
+        `judge` also `question` and `answers`.
 
     >>> from rarl.params import Reward
     >>> class Half:
@@ -39,14 +40,18 @@ def make_reward(settings: Reward, get_scorer) -> Callable[..., list[float | None
     """
     scorer = None if settings.reasoning == "terms" else get_scorer()
 
-    def reward(completions, reasoning, **kwargs) -> list[float | None]:
+    def reward(completions, reasoning, **columns) -> list[float | None]:
         thoughts = [read_completion(text)[0] for text in texts(completions)]
         rewards = [0.0 if annotation else None for annotation in reasoning]
         rows = [row for row, thought in enumerate(thoughts) if thought and reasoning[row]]
-        pairs = [(thoughts[row], reasoning[row]) for row in rows]
-        for row, score in zip(
-            rows, score_reasoning(pairs, scorer, settings.reasoning, settings.terms_share), strict=True
-        ):
+        if settings.reasoning == "judge":
+            scores = scorer(
+                [(columns["question"][row], columns["answers"][row], reasoning[row], thoughts[row]) for row in rows]
+            )
+        else:
+            pairs = [(thoughts[row], reasoning[row]) for row in rows]
+            scores = score_reasoning(pairs, scorer, settings.reasoning, settings.terms_share)
+        for row, score in zip(rows, scores, strict=True):
             rewards[row] = score
         return rewards
 

@@ -5,6 +5,7 @@ Plain GRPO and RARL differ in rewards and prompts only (`params.grpo`, `params.r
 
 import math
 import os
+from importlib import import_module
 from pathlib import Path
 
 from trl import GRPOConfig, GRPOTrainer
@@ -53,14 +54,14 @@ def work_ahead(name: str, params: Params) -> None:
 def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
     """The run of `grpo` or `rarl`, its trainer and its model, ready to start."""
     rl, method = params.rl, getattr(params, name)
-    settings = {"rl": rl, "reward": params.reward, "encoder": params.encoder}
-    settings = {key: value.model_dump() for key, value in settings.items()}
+    settings = {"rl": rl.model_dump(), "reward": params.reward.model_dump(), "encoder": params.encoder.model_dump()}
+    # Imported by name: a training without a judge does not depend on its code.
+    judged = import_module("rarl.training.judged") if params.reasoning_judge(name) else None
+    settings["reward"]["judge"] = judged and judged.depends(params, name)
     run = Run(name, params, {**settings, **method.model_dump()})
     samples = choose(run.train, params.train.samples, params.seed)
     announce(name, method, samples)
-    batches = math.ceil(len(samples) * rl.epochs / rl.prompts_per_step)
-    if rl.max_steps > 0:
-        batches = math.ceil(rl.max_steps / rl.num_iterations)
+    batches = rl.batches(len(samples))
     epochs = math.ceil(batches * rl.prompts_per_step / len(samples))
     rows = [
         {
@@ -74,6 +75,7 @@ def prepare(name: str, params: Params) -> tuple[Run, Trainer, Loaded]:
         method.rewards,
         lambda: BertScorer(params.encoder.source, params.encoder.num_layers, str(choose_device(params.model))),
         params.reward,
+        judged and judged.grader(params, name, len(samples)),
     )
     loaded = run.load()
     batch = run.batches(rl.prompts_per_step, rl.micro_prompts, "rl.prompts_per_step")

@@ -67,6 +67,18 @@ def test_weight_of_rarls_own_reward_retrains_rarl_only(project):
     assert project.stages_run() == {"check", "rarl"} | evaluation("rarl")
 
 
+def test_a_judge_retrains_rarl_only_if_it_makes_its_reward(project):
+    project.change("judge.gpt_4o_mini.base_url", "http://127.0.0.1:9/v1")
+    project.change("judge.gpt_4o_mini.api_key_env", None)
+    project.change("reward.judge", "gpt_4o_mini")
+    project.change("reward.reasoning", "judge")
+    assert project.stages_run() & TRAINED == {"grpo", "rarl"}, "both depend on the block `reward`"
+    project.change("judge.gpt_4o_mini.max_cost_usd", 30.0)
+    assert not project.stages_run() & TRAINED, "a larger budget"
+    project.change("judge.gpt_4o_mini.model", "another")
+    assert project.stages_run() & TRAINED == {"rarl"}
+
+
 def test_settings_of_a_judge_run_judges_scores_and_the_report(project):
     project.change("judge.semantic.threshold", 0.35)
     assert project.stages_run() == {
@@ -132,6 +144,8 @@ REACH = [
         "rarl/encoding.py": {"encode", "encode_benchmarks"},
         "rarl/training/sft.py": {"sft"},
         "rarl/training/rl.py": {"grpo", "rarl"},
+        # Its code is in a file that `check` writes for trainings whose reward is a judge's.
+        "rarl/training/judged.py": {"check"},
         "rarl/training/run.py": TRAINED,
         "rarl/rewards/format.py": {"grpo", "rarl"},
         "rarl/prompts/short.txt": {"grpo", "rarl"} | INFER,

@@ -43,6 +43,13 @@ def test_what_params_do_not_list_or_what_starts_from_this_training_is_left(param
     assert work("sft", few, work_after_last) == ["ask sft", "judge sft"]
 
 
+def test_no_judge_is_asked_ahead(params):
+    """It may cost money, for a training that is then not run."""
+    params = params.model_copy(deep=True)
+    params.reward.reasoning, params.reward.judge = "judge", "gpt_4o_mini"
+    assert work("sft", params) == ["train grpo", "ask base", "judge base"]
+
+
 def test_what_has_no_room_in_memory_is_left(project, params, monkeypatch):
     """A large rival is left out beside the last training, small models are asked."""
     write_json("data/models/seed_11/base.json", {"source": "qwen2_vl_2b", "revision": None, "sha256": None})

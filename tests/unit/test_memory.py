@@ -25,7 +25,7 @@ from rarl.memory_plan import (
 from rarl.models.patching import vision_modules, without_peft
 from rarl.models.shared_prefix.layers import patch_layers
 from rarl.models.shared_prefix.layout import Prefix
-from rarl.params import Params, load_params
+from rarl.params import Judge, Params, load_params
 from rarl.profiles import apply
 from rarl.records import write_json
 from rarl.rehearsal.bases import config_json, parse, published, slugs
@@ -213,6 +213,15 @@ def test_full_weights_need_gradients_optimizer_and_a_reference_policy(paper):
     assert full.total > lora.total + 30
     paper.rl.beta = 0.0
     assert "reference policy" not in estimate(qwen2_vl_2b(), paper).resident
+
+
+def test_a_local_judge_of_the_reward_stays_in_memory(paper, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(3_000_000))
+    before = {name: estimate(small(), paper, name).total for name in ("grpo", "rarl")}
+    paper.judge["own"] = Judge(kind="local", model=str(tmp_path))
+    paper.reward.reasoning, paper.reward.judge = "judge", "own"
+    assert estimate(small(), paper, "rarl").total - before["rarl"] == pytest.approx(0.003)
+    assert estimate(small(), paper, "grpo").total == before["grpo"]
 
 
 def test_more_processes_share_a_steps_rows(paper):

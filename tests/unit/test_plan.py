@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from rarl import cost, run_plan
 from rarl.cli.plan import main
 from rarl.errors import UserError
-from rarl.params import Params, load_params
+from rarl.params import Params, Reward, load_params
 from rarl.profiles import apply
 from rarl.records import write_json
 from rarl.rehearsal.bases import config_json, parse
@@ -112,6 +112,10 @@ def test_the_disk_and_the_judges_bill(config, paper):
     assert f"at most {calls:,} calls" in priced and "(max_cost_usd: 20)" in priced
     price = float(priced.split(" USD")[0].rsplit(" ", 1)[1])
     assert 0.15 * 200 * calls / 1e6 < price < 0.15 * 5000 * calls / 1e6 + 0.6 * 80 * calls / 1e6
+    judged = {"reasoning": "judge", "judge": "gpt_4o_mini"}
+    asked = paper.model_copy(update={"judges": ["lexical"], "reward": Reward(**judged)})
+    calls = COUNTS.train * paper.rl.epochs * paper.rl.group_size
+    assert f"gpt_4o_mini, reasoning reward of rarl: at most {calls:,.0f} calls" in run_plan.judges(asked, COUNTS)[1]
 
 
 def test_stages_without_a_model_take_what_was_measured_per_row(paper):
