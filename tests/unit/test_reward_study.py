@@ -201,3 +201,47 @@ def test_findings_are_those_of_the_phantoms():
     assert all(isinstance(one, Finding) for case in cases() for one in case.findings)
     share = np.mean([bool(case.findings) for case in cases()])
     assert 0.4 < share < 0.7
+
+
+def test_a_judge_is_a_fourth_measure():
+    """The stand-in calls a text right if it is the annotation; of some texts it says nothing usable."""
+
+    def grade(items):
+        return [None if text.startswith("No") else float(text == annotation) for _, _, annotation, text in items]
+
+    report = reasoning_reward.study(cases(count=40), Overlap(), 0.5, 1, grade, "a stand-in")
+    found = report["measures"]["judge"]
+    told = [text for case in cases(count=40) for text in case.texts.values()]
+    assert report["judge"] == {
+        "is": "a stand-in",
+        "texts": len(told),
+        "usable": sum(not text.startswith("No") for text in told),
+    }
+    assert 0 < report["judge"]["usable"] < len(told) and found["mean/listed"] == 0
+    assert found["first"][0] < 0.05 and "judge" in report["gain_over_bertscore"]
+    text = reasoning_reward.as_markdown(json.loads(json.dumps(report)), "the command", "an encoder")
+    assert "`judge` is a stand-in" in text and "| `mix` | `judge` |" in text and "nan" not in text
+
+
+def test_the_truth_rater_reads_the_findings():
+    rated = reasoning_reward.truth_ratings(cases()).reshape(len(KINDS), -1)
+    mean = {kind: np.nanmean(row) for kind, row in zip(KINDS, rated)}
+    assert mean["reordered"] > 0.95 and mean["repeated"] > 0.95 and mean["other_place"] > 0.95
+    assert mean["denied"] < 0.05 and mean["other_finding"] < 0.05 and mean["vague"] < 0.05
+
+
+def test_agreement_is_that_of_the_statistics_libraries():
+    from scipy.stats import spearmanr
+    from sklearn.metrics import roc_auc_score
+
+    rated, scores = np.array([0, 1, 1, np.nan, 0]), np.array([0.2, 0.9, 0.1, 0.8, 0.1])
+    there = [0, 1, 2, 4]
+    found = reasoning_reward.agreement(scores, rated)
+    assert found["auc"] == pytest.approx(roc_auc_score(rated[there], scores[there]), abs=1e-3)
+    assert found["spearman"] == pytest.approx(spearmanr(rated[there], scores[there]).statistic, abs=1e-3)
+
+
+def test_a_judge_that_grades_no_reasoning_is_refused(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    result = CliRunner().invoke(main, ["--judge", "semantic", "--output", str(tmp_path / "study.json")])
+    assert result.exit_code == 1 and "a judge of kind llm or local" in result.output
