@@ -26,9 +26,9 @@ def encode(files: list[Path], output: Path, params: Params) -> None:
     from safetensors.torch import save as to_bytes
     from tqdm import tqdm
 
-    from rarl.forks import cores, in_forks
     from rarl.models.features import FeatureStore, content, describe
     from rarl.models.loading import load
+    from rarl.processes.forks import cores, in_forks
 
     started = time.perf_counter()
     samples = [sample for file in files for sample in read_records(file, Sample)]

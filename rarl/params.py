@@ -177,7 +177,7 @@ class Model(Block):
     """CPU threads of PyTorch. Another number of threads splits sums differently, which changes the rounding. On a busy
     machine two threads wait for each other most of the time (`rarl portable --price`)."""
     portable: bool = False
-    """Compute the same bits on every x86-64 processor with AVX2 (`rarl/pinning.py`); `device: cpu` only."""
+    """Compute the same bits on every x86-64 processor with AVX2 (`rarl/processes/pinning.py`); `device: cpu` only."""
     min_pixels: Annotated[int, Field(gt=0, le=2**24)] = 3136
     max_pixels: Annotated[int, Field(ge=28 * 28, le=2**24)] = 12544
     """Images are scaled down to this many pixels, 28 x 28 per image token (ours; the paper profile has 401,408, the

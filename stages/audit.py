@@ -4,7 +4,7 @@ Writes `metrics/audit.json` and, in `data/audit/`, `{shared_images,near_duplicat
 `data_card.{html,md}`; then stops if a release is not as declared, unless `data.deviation` is `report`.
 """
 
-from rarl.entry import stage
+from rarl.running.entry import stage
 
 
 @stage

@@ -2,9 +2,9 @@
 
 import click
 
-from rarl.entry import stage
 from rarl.models.base_files import base_pointer
 from rarl.records import write_json
+from rarl.running.entry import stage
 
 
 @stage

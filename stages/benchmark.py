@@ -3,8 +3,8 @@
 import click
 
 from rarl.data.benchmarks import read_benchmark
-from rarl.entry import stage
 from rarl.registry import BENCHMARKS
+from rarl.running.entry import stage
 
 
 @stage

@@ -6,8 +6,8 @@ disk that it asks for; deletes nothing. Writes a constant (`data/check.json`), s
 all that the judge's grades depend on.
 """
 
-from rarl.entry import stage
-from rarl.preflight import check
+from rarl.running.entry import stage
+from rarl.running.preflight import check
 
 
 @stage

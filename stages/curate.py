@@ -1,7 +1,7 @@
 """Read the training source's train, development and test rows: see `rarl/data/curation.py` for the outputs."""
 
 from rarl.data.curation import curate
-from rarl.entry import stage
+from rarl.running.entry import stage
 
 
 @stage

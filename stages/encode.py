@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from rarl.encoding import encode
-from rarl.entry import stage
+from rarl.running.entry import stage
 
 PATH = click.Path(path_type=Path)
 

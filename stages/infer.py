@@ -6,9 +6,9 @@ cores share the test sets.
 
 import click
 
-from rarl.entry import stage
-from rarl.launch import on_several_processes
-from rarl.predictions import infer
+from rarl.inference.predictions import infer
+from rarl.processes.launch import on_several_processes
+from rarl.running.entry import stage
 
 
 @stage

@@ -6,8 +6,8 @@ Reads `data/predictions/<model>/<mode>/<set>.jsonl` and the set's samples, and w
 
 import click
 
-from rarl.entry import stage
 from rarl.judges.verdicts import judge_model
+from rarl.running.entry import stage
 
 
 @stage

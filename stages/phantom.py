@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import stage
+from rarl.running.entry import stage
 
 
 @stage

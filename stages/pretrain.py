@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import stage_main
+from rarl.running.entry import stage_main
 
 
 @click.command()

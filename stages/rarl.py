@@ -1,8 +1,8 @@
 """Stage `rarl`: GRPO with the reasoning reward added, and with diverse prompts (paper, 3.3)."""
 
-from rarl.ahead import ahead_of_later_stages
-from rarl.entry import stage
-from rarl.launch import on_several_processes
+from rarl.processes.launch import on_several_processes
+from rarl.running.ahead import ahead_of_later_stages
+from rarl.running.entry import stage
 
 
 @stage

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import click
 
-from rarl.cost import note
-from rarl.entry import stage
+from rarl.processes.cost import note
 from rarl.records import atomic_file, write_json
+from rarl.running.entry import stage
 from rarl.spreadsheet import write_frame
 
 REPORT = Path("data/report")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import stage
 from rarl.rivals import write_folder
+from rarl.running.entry import stage
 
 
 @stage

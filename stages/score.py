@@ -2,8 +2,8 @@
 
 import click
 
-from rarl.entry import stage
 from rarl.records import write_json
+from rarl.running.entry import stage
 from rarl.spreadsheet import write_frame
 
 

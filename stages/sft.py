@@ -1,8 +1,8 @@
 """Stage `sft`: supervised fine-tuning, the first baseline."""
 
-from rarl.ahead import ahead_of_later_stages
-from rarl.entry import stage
-from rarl.launch import on_several_processes
+from rarl.processes.launch import on_several_processes
+from rarl.running.ahead import ahead_of_later_stages
+from rarl.running.entry import stage
 
 
 @stage

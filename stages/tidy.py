@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import stage
-from rarl.leftovers import remove_leftovers
 from rarl.records import write_json
+from rarl.running.entry import stage
+from rarl.running.leftovers import remove_leftovers
 
 
 @stage

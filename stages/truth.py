@@ -6,8 +6,8 @@ Empty for real data, whose judges therefore do not depend on the phantoms' param
 import json
 from pathlib import Path
 
-from rarl.entry import stage
 from rarl.records import Sample, atomic_file, read_records
+from rarl.running.entry import stage
 
 
 @stage

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rarl.params import load_params
-from rarl.pinning import pin
+from rarl.processes.pinning import pin
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,9 +12,9 @@ from rarl.annotating.agreement import agreement, overlaps, reason
 from rarl.annotating.session import Annotations, Item, Proposal, Session, annotations_file, read_annotations
 from rarl.data.annotations import content_key, folder, left_out_file
 from rarl.errors import UserError
-from rarl.model_card import NOT_CLINICAL
 from rarl.params import Params
 from rarl.records import Sample, read_records, write_json
+from rarl.sharing.model_card import NOT_CLINICAL
 
 AGREEMENT = "agreement.json"
 

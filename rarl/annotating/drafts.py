@@ -50,8 +50,8 @@ def made(model: str, params: Params, samples: Iterable[Sample]) -> dict[str, Pre
 
 def ask(model: str, params: Params, samples: Iterable[Sample]) -> dict[str, Prediction]:
     """Content -> prediction, asked for unless an earlier call has. Kept by content: ids change with a table's rows."""
-    from rarl.model_folder import find, open_model
-    from rarl.predictions import Task, decoding_of
+    from rarl.inference.predictions import Task, decoding_of
+    from rarl.sharing.model_folder import find, open_model
 
     rival, mode = params.rival.get(model), params.mode[params.main_mode]
     remote, decoding = rival is not None and rival.base_url is not None, decoding_of(params, rival)
@@ -66,11 +66,11 @@ def ask(model: str, params: Params, samples: Iterable[Sample]) -> dict[str, Pred
     kept, rows = KEPT / model / f"{key}.jsonl", [s.model_copy(update={"id": content_key(s)}) for s in samples]
     left = [row for row in rows if row.id not in answered(kept)]
     if left and remote:
-        from rarl.endpoint_inference import ask_endpoint
+        from rarl.inference.endpoint import ask_endpoint
 
         ask_endpoint(model, params, [Task(params.main_mode, "drafts", left, kept)])
     elif left:
-        from rarl.inference import predict
+        from rarl.inference.local import predict
 
         click.echo(f"Drafts: {model} is asked about {len(left)} rows, once.")
         root = Path(params.data.root)

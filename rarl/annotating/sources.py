@@ -16,8 +16,8 @@ import click
 from rarl.cache import CACHE
 from rarl.data.dicom import to_png
 from rarl.data.release import is_dicom
+from rarl.processes.status import publish
 from rarl.records import UNPACKED, read_json
-from rarl.status import publish
 
 KEPT = CACHE / "annotating/dicom.json"
 

@@ -1,7 +1,7 @@
 """The command `rarl`: what people type in addition to `dvc repro`.
 
 A command's module is imported when the command is called. `rarl --help` therefore starts at once, and
-`rarl/pinning.py` can pin numeric libraries before anything loads them.
+`rarl/processes/pinning.py` can pin numeric libraries before anything loads them.
 """
 
 from importlib import import_module

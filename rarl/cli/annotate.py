@@ -17,9 +17,9 @@ machine only, and opens only with the token in its address, which is new at each
 
 import click
 
-from rarl.entry import explained, ignore_warnings_between_libraries
 from rarl.params import load_params
-from rarl.pinning import pin
+from rarl.processes.pinning import pin
+from rarl.running.entry import explained, ignore_warnings_between_libraries
 
 
 def names(_context, _option, value: str | None) -> tuple[str, ...] | None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from rarl.asking import ask_once
-from rarl.entry import ignore_warnings_between_libraries
-from rarl.model_card import NOT_CLINICAL
+from rarl.inference.asking import ask_once
 from rarl.params import load_params
-from rarl.pinning import pin
+from rarl.processes.pinning import pin
+from rarl.running.entry import ignore_warnings_between_libraries
+from rarl.sharing.model_card import NOT_CLINICAL
 
 
 @click.command(help=__doc__)

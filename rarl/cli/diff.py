@@ -13,8 +13,8 @@ import os
 
 import click
 
-from rarl.entry import ignore_warnings_between_libraries
 from rarl.errors import UserError
+from rarl.running.entry import ignore_warnings_between_libraries
 
 
 @click.command(help=__doc__, epilog="`dvc metrics diff` shows every metric that moved, without a test.")

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import click
 
-from rarl.entry import explained, ignore_warnings_between_libraries
+from rarl.running.entry import explained, ignore_warnings_between_libraries
 
 HELP = """
 

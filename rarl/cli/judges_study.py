@@ -17,9 +17,9 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import stage_main
 from rarl.params import load_params
 from rarl.records import atomic_file, write_json
+from rarl.running.entry import stage_main
 from rarl.spreadsheet import write_csv
 
 FILE = click.Path(path_type=Path)

@@ -2,11 +2,11 @@
 
 import click
 
-from rarl.entry import ignore_warnings_between_libraries
 from rarl.errors import UserError
 from rarl.params import load_params
 from rarl.registry import METHODS
 from rarl.rehearsal.bases import config_json, parse
+from rarl.running.entry import ignore_warnings_between_libraries
 
 
 @click.command(help=__doc__)
@@ -18,7 +18,7 @@ from rarl.rehearsal.bases import config_json, parse
 def main(sizes: tuple[float, ...], device: str, base: str | None, quantization: str | None) -> None:
     """Run the command."""
     ignore_warnings_between_libraries()
-    from rarl.memory_plan import configuration, estimate, relief
+    from rarl.planning.memory import configuration, estimate, relief
     from rarl.reporting.formats import markdown_table
 
     params = load_params()

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import explained, ignore_warnings_between_libraries
 from rarl.errors import UserError
-from rarl.model_folder import find, measured, merge
-from rarl.model_index import eval_results
 from rarl.params import load_params
-from rarl.pinning import pin
+from rarl.processes.pinning import pin
+from rarl.running.entry import explained, ignore_warnings_between_libraries
+from rarl.sharing.model_folder import find, measured, merge
+from rarl.sharing.model_index import eval_results
 
 
 @click.command(help=__doc__)

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from rarl.entry import explained, ignore_warnings_between_libraries
 from rarl.params import load_params
-from rarl.pinning import pin
-from rarl.publishing import check_repository, describe, prepare, push
+from rarl.processes.pinning import pin
+from rarl.running.entry import explained, ignore_warnings_between_libraries
+from rarl.sharing.publishing import check_repository, describe, prepare, push
 
 
 @click.command(help=__doc__)

@@ -9,8 +9,8 @@ import json
 
 import click
 
-from rarl.entry import explained, ignore_warnings_between_libraries
 from rarl.params import load_params
+from rarl.running.entry import explained, ignore_warnings_between_libraries
 
 
 @click.command(help=__doc__)

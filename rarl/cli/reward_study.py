@@ -16,11 +16,11 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import stage_main
 from rarl.errors import UserError
 from rarl.params import Params, load_params
 from rarl.records import write_json
 from rarl.registry import JUDGE_KINDS
+from rarl.running.entry import stage_main
 
 OUTPUT = Path("metrics/studies/reasoning_reward.json")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import explained
 from rarl.errors import UserError
 from rarl.params import load_params
 from rarl.profiles import round_trip, write_params
+from rarl.running.entry import explained
 
 SHIPPED = Path(__file__).parents[1] / "rivals.yaml"
 

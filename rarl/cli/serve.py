@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from rarl.entry import explained
 from rarl.errors import UserError
 from rarl.params import Params, load_params
 from rarl.records import read_json
+from rarl.running.entry import explained
 
 FOLDER = Path(".cache/vllm")
 #: Values of vLLM's `--max-lora-rank`.
@@ -48,9 +48,9 @@ def arguments(names: tuple[str, ...], params: Params) -> list[str]:
     Raises:
         UserError: a model is unknown, of another base than the first, or trained with full weights.
     """
-    from rarl.hub_layout import link_base
-    from rarl.model_folder import find
     from rarl.models.processor import load_processor
+    from rarl.sharing.hub_layout import link_base
+    from rarl.sharing.model_folder import find
 
     folders = {name: find(name) for name in names}
     for name, folder in folders.items():

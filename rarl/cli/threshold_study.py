@@ -12,10 +12,10 @@ from pathlib import Path
 import click
 
 from rarl.cache import hash_path
-from rarl.entry import stage_main
 from rarl.errors import UserError
 from rarl.params import load_params
 from rarl.records import Sample, atomic_file, read_records, write_json
+from rarl.running.entry import stage_main
 from rarl.spreadsheet import write_csv
 
 ROWS = Path("data/curated/dev.jsonl")

@@ -14,7 +14,7 @@ def main(once: bool, seconds: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from rarl.watching import render, take_snapshot
+    from rarl.running.watching import render, take_snapshot
 
     console = Console(highlight=False)
     if once or not sys.stdout.isatty():

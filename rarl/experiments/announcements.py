@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 
-from rarl.cost import COSTS, EXPERIMENTS, read, slug_of
 from rarl.experiments.designs import PARAMS, Combination, Design, key_of
 from rarl.experiments.power import detectable
 from rarl.experiments.progress import duration
 from rarl.experiments.revisions import HERE, Experiment, git
+from rarl.processes.cost import COSTS, EXPERIMENTS, read, slug_of
 from rarl.registry import METHODS
 from rarl.reporting.tables import SETS
 

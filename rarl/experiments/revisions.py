@@ -18,9 +18,9 @@ from pathlib import Path
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 
-from rarl.cost import read_cost
 from rarl.errors import UserError
 from rarl.params import Params
+from rarl.processes.cost import read_cost
 from rarl.spreadsheet import restore
 
 HERE = "(this commit)"

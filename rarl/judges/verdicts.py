@@ -15,10 +15,10 @@ import click
 
 from rarl.cache import code_key, keep, kept, key_of
 from rarl.errors import UserError
-from rarl.forks import cores, in_forks
 from rarl.judges import judge_of
 from rarl.judges.human import ratings_files
 from rarl.params import Params
+from rarl.processes.forks import cores, in_forks
 from rarl.records import (
     PREDICTIONS,
     Prediction,

@@ -26,7 +26,7 @@ import click
 
 from rarl.errors import UserError
 from rarl.params import Params, Rewards, load_params
-from rarl.pinning import ENVIRONMENT, pin
+from rarl.processes.pinning import ENVIRONMENT, pin
 from rarl.records import Prediction, Sample, atomic_file, read_records, write_json, write_records
 
 EMULATOR = "qemu-x86_64"
@@ -71,7 +71,7 @@ def digests(params: Params, short: bool) -> dict[str, str]:
     train, dev, test = (read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "dev", "test"))
 
     from rarl.images import open_rgb
-    from rarl.inference import predict
+    from rarl.inference.local import predict
     from rarl.models.features import FeatureStore
     from rarl.models.loading import load
     from rarl.rewards.bertscore import BertScorer

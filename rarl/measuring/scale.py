@@ -27,9 +27,9 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from rarl.cache import CACHE, ROOT
-from rarl.cost import COSTS, hardware
 from rarl.errors import UserError
 from rarl.params import Params, load_params
+from rarl.processes.cost import COSTS, hardware
 from rarl.profiles import PROFILES
 from rarl.records import (
     Prediction,

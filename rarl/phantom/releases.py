@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from rarl.errors import UserError
-from rarl.forks import cores, in_forks
 from rarl.params import Phantom
 from rarl.phantom import medical, microscopy
 from rarl.phantom.medical import Finding, Scene, Style
@@ -32,6 +31,7 @@ from rarl.phantom.questions import (
     yes_no,
 )
 from rarl.phantom.words import DISEASES, MODALITIES
+from rarl.processes.forks import cores, in_forks
 from rarl.records import atomic_file, write_json
 
 #: SLAKE's Abnormality rows in English: images and rows by modality, as in the real splits.

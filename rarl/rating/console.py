@@ -7,11 +7,11 @@ import click
 
 from rarl.errors import UserError
 from rarl.judges.human import folder, ratings_file, read_ratings
-from rarl.model_card import NOT_CLINICAL
 from rarl.params import Params, load_params
 from rarl.rating import blinding, worklist
 from rarl.rating.access import LOCAL, hosts_of
 from rarl.rating.export import export, present_answers
+from rarl.sharing.model_card import NOT_CLINICAL
 
 
 def start() -> Params:

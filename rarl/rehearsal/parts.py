@@ -10,10 +10,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-from rarl.entry import ignore_warnings_between_libraries
 from rarl.params import Params, load_params
 from rarl.records import write_json
 from rarl.registry import METHODS
+from rarl.running.entry import ignore_warnings_between_libraries
 
 
 def base(params: Params) -> None:
@@ -63,7 +63,7 @@ def _one_rl_step(method: str, params: Params) -> None:
 
 def infer(params: Params, model: str) -> None:
     """One batch of a model."""
-    from rarl.predictions import infer
+    from rarl.inference.predictions import infer
 
     infer(model, params)
 

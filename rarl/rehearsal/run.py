@@ -17,19 +17,19 @@ from pathlib import Path
 import click
 
 from rarl.cache import CACHE, ROOT
-from rarl.cost import hardware
 from rarl.errors import UserError, warn
-from rarl.memory_plan import FIXED_WITHOUT_TRAINING, GB, available, compute_device, count_parameters, estimate
 from rarl.models.families import FAMILIES
 from rarl.models.quantization import require_bitsandbytes
 from rarl.params import Params
-from rarl.preflight import RESOURCES
+from rarl.planning.memory import FIXED_WITHOUT_TRAINING, GB, available, compute_device, count_parameters, estimate
+from rarl.processes.cost import hardware
 from rarl.records import atomic_file, read_json, write_json
 from rarl.rehearsal.bases import config_json, parse
 from rarl.rehearsal.parts import PARTS
 from rarl.rehearsal.project import rehearsal_params, write_project
 from rarl.rehearsal.weights import SHARD_BYTES
 from rarl.reporting.formats import markdown_table
+from rarl.running.preflight import RESOURCES
 
 RESULTS = Path("metrics/bench/rehearsal.json")
 #: GB beside the weights: images, features and checkpoints.

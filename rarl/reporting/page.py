@@ -17,9 +17,9 @@ from urllib.parse import urlencode
 import pandas as pd
 
 from rarl.cache import hash_path
-from rarl.cost import COSTS
 from rarl.images import thumbnail
 from rarl.params import Params
+from rarl.processes.cost import COSTS
 from rarl.profiles import PROFILES, leaves
 from rarl.records import image_file, read_json
 from rarl.registry import JUDGE_KINDS, METHODS, MODELS, REWARDS, Model
@@ -270,7 +270,8 @@ def costs(params: Params) -> list[dict]:
     """Return the rows of the table of times and memory, in the order of the pipeline.
 
     They come from the parameters, not from the files in `metrics/cost/`, so that the page is the same on every
-    machine. A row has the `names` of its cost files (`rarl/cost.py`): the sum of their times and the largest memory.
+    machine. A row has the `names` of its cost files (`rarl/processes/cost.py`): the sum of their times and the largest
+    memory.
     """
     rows = [(stage, "", [stage]) for stage in ("tidy", "check", "phantom", "curate")]
     rows.append(("benchmark", "", [f"benchmark_{name}" for name in params.benchmarks]))

@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from rarl.errors import UserError
+from rarl.processes.stopping import StopRequest
 from rarl.records import write_json
-from rarl.stopping import StopRequest
 
 #: Written into a checkpoint after everything else: file names and sizes.
 COMPLETE = "whole.json"

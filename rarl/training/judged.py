@@ -27,8 +27,8 @@ from rarl.chat.journal import Messages, cost
 from rarl.chat.remote import Remote, is_private
 from rarl.errors import UserError
 from rarl.judges import judge_of, llm, local, rubric
-from rarl.launch import is_main_process
 from rarl.params import Judge, Params
+from rarl.processes.launch import is_main_process
 from rarl.records import Prediction, Sample
 
 #: Question, reference answers, annotated reasoning, think text.

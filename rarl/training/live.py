@@ -22,9 +22,9 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-from rarl.cost import note, peak_memory_mb
 from rarl.errors import UserError
-from rarl.status import LIVE, publish, write_status
+from rarl.processes.cost import note, peak_memory_mb
+from rarl.processes.status import LIVE, publish, write_status
 from rarl.training import groups
 from rarl.training.rows import named, write_csv
 

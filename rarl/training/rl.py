@@ -10,7 +10,6 @@ from pathlib import Path
 
 from trl import GRPOConfig, GRPOTrainer
 
-from rarl.hub_layout import link_base
 from rarl.models.features import FeatureStore
 from rarl.models.generation import vision_tokens
 from rarl.models.loading import Loaded, choose_device
@@ -19,6 +18,7 @@ from rarl.models.quantization import Float32AdapterMixin
 from rarl.params import Method, Params, Rl
 from rarl.rewards import reward_functions
 from rarl.rewards.bertscore import BertScorer
+from rarl.sharing.hub_layout import link_base
 from rarl.training.checkpoints import FiniteLossMixin
 from rarl.training.data import choose, schedule, user_message, with_images
 from rarl.training.grpo_trainer import SharedPrefixMixin
@@ -46,7 +46,7 @@ def train_rl(name: str, params: Params) -> dict:
 
 
 def work_ahead(name: str, params: Params) -> None:
-    """Train what `train_rl` will write, as far as time allows (`rarl/ahead.py`)."""
+    """Train what `train_rl` will write, as far as time allows (`rarl/running/ahead.py`)."""
     run, trainer, loaded = prepare(name, params)
     run.train_ahead(trainer, loaded)
 

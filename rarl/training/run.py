@@ -23,20 +23,20 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from rarl.answers.completion import read_completion
 from rarl.answers.matching import is_right
 from rarl.cache import CACHE, ROOT, announce_format, code_key, hash_code, key_of, packages
-from rarl.cost import note, processor_seconds
 from rarl.errors import UserError
-from rarl.launch import is_main_process
-from rarl.memory_plan import log_plan, recomputes
-from rarl.model_card import counts, make_portable, write_card
 from rarl.models.families import FAMILIES
 from rarl.models.features import FeatureStore, offload
 from rarl.models.generation import Request, ask_all
 from rarl.models.loading import Loaded, choose_device, load
 from rarl.models.patching import vision_modules
 from rarl.params import Params, Rl, Sft
+from rarl.planning.memory import log_plan, recomputes
+from rarl.processes.cost import note, processor_seconds
+from rarl.processes.launch import is_main_process
+from rarl.processes.stopping import Stopped, StopRequest
 from rarl.prompts import render, template
 from rarl.records import Sample, image_file, read_json, read_records, write_json
-from rarl.stopping import Stopped, StopRequest
+from rarl.sharing.model_card import counts, make_portable, write_card
 from rarl.training.checkpoints import CheckpointGuard, StopAfterStep, check_weights, digests, last_complete_checkpoint
 from rarl.training.data import choose, with_share
 from rarl.training.health import HealthCallback

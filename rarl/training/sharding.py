@@ -7,7 +7,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from trl.distributed import DistributedBackend
 
-from rarl.launch import is_main_process
+from rarl.processes.launch import is_main_process
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from rarl.cost import write_cost
+from rarl.processes.cost import write_cost
 
 
 def load(path: str) -> dict:

@@ -127,14 +127,14 @@ INFER = {f"infer@{model}" for model in MODELS}
 REACH = [
     {
         # What people type and read, and how a stage is started
-        "rarl/model_card.py": set(),
-        "rarl/memory_plan.py": set(),
+        "rarl/sharing/model_card.py": set(),
+        "rarl/planning/memory.py": set(),
         "rarl/rehearsal/bases.py": set(),
         "rarl/cli/ask.py": set(),
         "rarl/params.py": set(),
         "rarl/cache.py": set(),
-        "rarl/cost.py": set(),
-        "rarl/entry.py": set(),
+        "rarl/processes/cost.py": set(),
+        "rarl/running/entry.py": set(),
         "rarl/data/download/sources.py": set(),
         "rarl/data/data_card.html": {"audit"},
         "rarl/reporting/page.py": {"report"},
@@ -149,7 +149,7 @@ REACH = [
         "rarl/training/run.py": TRAINED,
         "rarl/rewards/format.py": {"grpo", "rarl"},
         "rarl/prompts/short.txt": {"grpo", "rarl"} | INFER,
-        "rarl/inference.py": INFER,
+        "rarl/inference/local.py": INFER,
         # The start-up check looks at the judges too; its output stays what it was.
         "rarl/judges/lexical.py": {"check"} | {f"judge@{model}" for model in MODELS},
         "stages/truth.py": {"truth"},

@@ -60,7 +60,8 @@ CODE_KEY = functools.cache(code_key)
 @pytest.fixture(scope="module", autouse=True)
 def code_read_once():
     """The code does not change while tests run, so each stage's is read and hashed once."""
-    from rarl import encoding, predictions
+    from rarl import encoding
+    from rarl.inference import predictions
     from rarl.training import run
 
     with pytest.MonkeyPatch.context() as patch:

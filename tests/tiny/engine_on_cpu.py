@@ -17,8 +17,8 @@ from accelerate.utils.other import get_free_port
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from rarl import launch
 from rarl.params import load_params
+from rarl.processes import launch
 from rarl.training import rl, sft
 
 

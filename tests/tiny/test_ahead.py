@@ -12,11 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rarl import ahead, memory_plan, predictions
-from rarl.ahead import ahead_of_later_stages, later_work, work_after_last
+from rarl.inference import predictions
 from rarl.judges import verdicts
 from rarl.models.features import FeatureStore
+from rarl.planning import memory as memory_plan
 from rarl.records import write_json
+from rarl.running import ahead
+from rarl.running.ahead import ahead_of_later_stages, later_work, work_after_last
 from rarl.training.groups import spreads
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")

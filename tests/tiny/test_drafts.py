@@ -10,7 +10,7 @@ def test_a_model_drafts_once_and_again_only_after_a_change(project, params, monk
     made = drafts.ask("base", params, rows[:3])
     assert made.keys() == {content_key(row) for row in rows[:3]} and all(one.tokens for one in made.values())
     assert len(drafts.ask("base", params, rows)) == 4, "the fourth is added"
-    monkeypatch.setattr("rarl.model_folder.open_model", None)
+    monkeypatch.setattr("rarl.sharing.model_folder.open_model", None)
     renamed = [row.model_copy(update={"id": f"renamed/{row.id}"}) for row in rows]
     assert drafts.ask("base", params, renamed).items() >= made.items()
     assert sum(map(len, drafts.answered_by(params, rows).values())) == 4

@@ -15,10 +15,10 @@ from tiny_bases import CONFIGS, make_base
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from rarl import encoding, forks
-from rarl.asking import ask_once
+from rarl import encoding
 from rarl.errors import UserError
-from rarl.model_folder import merge
+from rarl.inference.asking import ask_once
+from rarl.inference.predictions import infer
 from rarl.models import features
 from rarl.models.base_files import base_pointer
 from rarl.models.families import FAMILIES, image_tokens
@@ -28,8 +28,9 @@ from rarl.models.loading import load
 from rarl.models.patching import vision_modules, without_peft
 from rarl.models.processor import chat
 from rarl.params import Base, Rewards
-from rarl.predictions import infer
+from rarl.processes import forks
 from rarl.records import Prediction, Sample, predictions_file, read_json, read_records, write_json, write_records
+from rarl.sharing.model_folder import merge
 from rarl.training import rl, run
 from rarl.training.sft import train_sft
 

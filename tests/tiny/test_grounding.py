@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from rarl import inference
-from rarl.inference import predict, shuffled, vote
+from rarl.inference import local as inference
+from rarl.inference.local import predict, shuffled, vote
 from rarl.models.generation import Response
 from rarl.params import Decoding, Mode
 from rarl.records import Prediction, Sample

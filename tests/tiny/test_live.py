@@ -17,9 +17,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from rarl.errors import UserError
+from rarl.processes.status import STAGE, read_status
+from rarl.processes.stopping import Stopped
 from rarl.records import Sample, read_records
-from rarl.status import STAGE, read_status
-from rarl.stopping import Stopped
 from rarl.training.groups import row_key, spreads
 from rarl.training.live import LIVE, Live, trackers
 

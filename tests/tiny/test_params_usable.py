@@ -4,8 +4,8 @@ import pytest
 
 from rarl.errors import UserError
 from rarl.params import Params
-from rarl.preflight import check_adapter, check_context
 from rarl.profiles import put
+from rarl.running.preflight import check_adapter, check_context
 
 
 @pytest.mark.parametrize(

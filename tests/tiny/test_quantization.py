@@ -151,7 +151,7 @@ def test_rl_starts_from_the_sft_adapter_as_it_is(encoded, nf4):
 
 
 def test_merging_goes_into_the_base_as_it_was_before(encoded, params, nf4):
-    from rarl.model_folder import merge
+    from rarl.sharing.model_folder import merge
     from rarl.training.sft import train_sft
 
     train_sft(nf4)
@@ -166,7 +166,8 @@ def test_merging_goes_into_the_base_as_it_was_before(encoded, params, nf4):
 
 def test_two_runs_of_inference_are_equal_and_none_is_taken_for_one_without(encoded, nf4, monkeypatch):
     """On two processes, which share the test sets."""
-    from rarl import forks, predictions
+    from rarl.inference import predictions
+    from rarl.processes import forks
 
     monkeypatch.setattr(forks, "cores", lambda threads: 2)
     FeatureStore().save("data/features/benchmarks")

@@ -18,11 +18,13 @@ from PIL import Image
 from ruamel.yaml import YAML
 from tiny_bases import make_base
 
-from rarl import endpoint_inference, predictions, rivals
-from rarl.asking import ask_once
+from rarl import rivals
 from rarl.chat import endpoint
 from rarl.errors import UserError
 from rarl.images import open_rgb
+from rarl.inference import endpoint as endpoint_inference
+from rarl.inference import predictions
+from rarl.inference.asking import ask_once
 from rarl.models.features import FeatureStore, describe
 from rarl.models.loading import load
 from rarl.params import Rival, load_params

@@ -26,10 +26,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from rarl import asking
 from rarl.cli import ask, merge, publish
-from rarl.model_card import counts, make_portable, write_card
-from rarl.model_folder import merge as merge_folder
+from rarl.inference import asking
 from rarl.models.base_files import base_pointer
 from rarl.models.families import FAMILIES
 from rarl.models.generation import Response
@@ -38,6 +36,8 @@ from rarl.models.processor import chat
 from rarl.params import Base, Model
 from rarl.prompts import render
 from rarl.records import Sample, read_json, read_records, write_json
+from rarl.sharing.model_card import counts, make_portable, write_card
+from rarl.sharing.model_folder import merge as merge_folder
 
 METRICS = {
     "steps": 4,
@@ -355,7 +355,7 @@ def test_merging_overwrites_nothing_and_needs_something_trained(trained):
 FULL = """
 import torch
 from safetensors.torch import save_file
-from rarl.entry import explained
+from rarl.running.entry import explained
 from rarl.errors import UserError
 
 for save in (lambda w: torch.save(w, "w.pt"), lambda w: save_file(w, "w.safetensors")):

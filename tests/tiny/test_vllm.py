@@ -16,15 +16,16 @@ from one_step import first_batch
 from trl.generation import vllm_client, vllm_generation
 from trl.trainer import grpo_trainer
 
-from rarl import predictions, rivals
+from rarl import rivals
 from rarl.cli.serve import ROLLOUTS, arguments
 from rarl.cli.serve import main as serve
-from rarl.model_folder import merge
+from rarl.inference import predictions
 from rarl.models.base_files import base_pointer
 from rarl.models.loading import load
 from rarl.params import Rival, load_params
 from rarl.pretraining.training import save_base
 from rarl.records import Prediction, predictions_file, read_json, read_records, write_json
+from rarl.sharing.model_folder import merge
 from rarl.training.rl import prepare, train_rl
 from rarl.training.vllm import check_server
 

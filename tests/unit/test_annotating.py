@@ -396,7 +396,7 @@ def test_an_endpoint_is_asked_once_and_by_what_asks_for_consent(project, monkeyp
         answers = [Prediction(id=sample.id, completion="", think="A mass.", answer="no") for sample in task.samples]
         write_records(task.kept, answers)
 
-    monkeypatch.setitem(sys.modules, "rarl.endpoint_inference", SimpleNamespace(ask_endpoint=ask_endpoint))
+    monkeypatch.setitem(sys.modules, "rarl.inference.endpoint", SimpleNamespace(ask_endpoint=ask_endpoint))
     for _ in range(2):
         [draft] = drafts.proposals("far", load_params(), [a_sample(4)])[content_key(a_sample(4))]
     assert draft == Proposal("far", "A mass.", ("mass",), answer="no")

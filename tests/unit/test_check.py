@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from rarl import preflight
 from rarl.errors import UserError
 from rarl.models.families import FAMILIES
 from rarl.params import load_params
 from rarl.profiles import apply, put, round_trip
+from rarl.running import preflight
 from rarl.training.vllm import check_server
 from stages.check import main as check_stage
 from stages.tidy import main as tidy_stage
@@ -163,7 +163,7 @@ def test_stages_hide_bitsandbytes_from_peft_if_they_do_not_need_it(project, opti
     with open("params.yaml", "w", encoding="utf-8") as file:
         yaml.dump(params, file)
     Path("any.py").write_text(
-        "import sys\nfrom rarl.entry import stage\n"
+        "import sys\nfrom rarl.running.entry import stage\n"
         "main = stage(lambda params: print(sys.modules.get('bitsandbytes', 'not hidden')))\nmain()"
     )
     command = [sys.executable, "any.py"]

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from rarl.cli import compare
-from rarl.cost import COSTS, EXPERIMENTS
 from rarl.experiments import runs, sweeps
 from rarl.experiments.revisions import experiments
+from rarl.processes.cost import COSTS, EXPERIMENTS
 from rarl.reporting.tables import paper
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"

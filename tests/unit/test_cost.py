@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from rarl import cost
-from rarl.entry import stage_main
 from rarl.errors import UserError
+from rarl.processes import cost
+from rarl.running.entry import stage_main
 
 BASELINE = "0123456789" * 4
 
@@ -160,7 +160,7 @@ def test_plain_repro_is_no_experiment(folder, monkeypatch):
 
 def test_no_stage_writes_what_a_machine_measured():
     """Studies and benchmarks hold times, and are written only when a person runs them."""
-    text = (Path(cost.__file__).parents[1] / "dvc.yaml").read_text(encoding="utf-8")
+    text = (Path(cost.__file__).parents[2] / "dvc.yaml").read_text(encoding="utf-8")
     for stage in YAML(typ="safe").load(text)["stages"].values():
         for kind in ("outs", "metrics", "plots"):
             for out in stage.get(kind, []):

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from rarl.errors import UserError
-from rarl.forks import cores, in_forks
+from rarl.processes.forks import cores, in_forks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 
@@ -63,7 +63,7 @@ def test_a_killed_process_is_an_error():
 def test_processes_end_with_a_killed_parent(tmp_path):
     code = (
         "import os, time\n"
-        "from rarl.forks import in_forks\n"
+        "from rarl.processes.forks import in_forks\n"
         f"note = lambda task, advance: (open(r'{tmp_path}/' + str(os.getpid()), 'x'), time.sleep(60))\n"
         "in_forks(note, [0, 1], 2, lambda count: None)\n"
     )

@@ -13,14 +13,15 @@ from PIL import Image
 from test_dicom import make
 
 import rarl
-from rarl import asking, model_folder
 from rarl.cli import ask
 from rarl.data.dicom import to_png
 from rarl.data.release import Images, decode
 from rarl.errors import UserError
 from rarl.images import open_rgb, thumbnail
+from rarl.inference import asking
 from rarl.rating.page import image_html
 from rarl.records import image_file, write_json
+from rarl.sharing import model_folder
 
 ORIENTATION = 0x0112
 #: EXIF orientation -> what a camera that writes it has done to the image.

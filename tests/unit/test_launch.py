@@ -7,9 +7,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 
-from rarl import launch
 from rarl.errors import UserError
 from rarl.params import load_params
+from rarl.processes import launch
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_what_could_not_be_saved_or_would_not_be_done_is_refused_at_once(
     Path("ds.json").write_text("{", encoding="utf-8")
     Path("engine.yaml").write_text(file, encoding="utf-8")
     params.accelerate.config = "engine.yaml"
-    from rarl import preflight
+    from rarl.running import preflight
 
     for refuse in (preflight.check_config, lambda p: launch.on_several_processes(p, "stages.sft")):
         with pytest.raises(UserError, match=reason) as refused:

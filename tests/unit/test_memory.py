@@ -12,7 +12,11 @@ from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
 from rarl.cli.memory import main
 from rarl.errors import UserError
-from rarl.memory_plan import (
+from rarl.models.patching import vision_modules, without_peft
+from rarl.models.shared_prefix.layers import patch_layers
+from rarl.models.shared_prefix.layout import Prefix
+from rarl.params import Judge, Params, load_params
+from rarl.planning.memory import (
     Layout,
     configuration,
     count_parameters,
@@ -22,10 +26,6 @@ from rarl.memory_plan import (
     recomputes,
     relief,
 )
-from rarl.models.patching import vision_modules, without_peft
-from rarl.models.shared_prefix.layers import patch_layers
-from rarl.models.shared_prefix.layout import Prefix
-from rarl.params import Judge, Params, load_params
 from rarl.profiles import apply
 from rarl.records import write_json
 from rarl.rehearsal.bases import config_json, parse, published, slugs
@@ -337,7 +337,7 @@ def test_formula_keeps_what_autograd_keeps_of_other_families(paper, family, dtyp
 
 
 def test_log_plan_returns_the_plan_and_a_warning(paper, tmp_path, monkeypatch):
-    import rarl.memory_plan as memory
+    import rarl.planning.memory as memory
 
     qwen2_vl_2b().save_pretrained(tmp_path / "base")
     write_json(tmp_path / "base.json", {"source": str(tmp_path / "base"), "revision": None, "sha256": "0"})

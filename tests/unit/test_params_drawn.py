@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from rarl import preflight
 from rarl.errors import UserError
 from rarl.params import load_params
 from rarl.profiles import apply, leaves, put
 from rarl.rewards import reward_functions
+from rarl.running import preflight
 from stages.check import main as check_stage
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from rarl import pinning, preflight
 from rarl.params import load_params
+from rarl.processes import pinning
+from rarl.running import preflight
 
 ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -33,8 +34,8 @@ def test_no_stage_loads_a_numeric_library_before_it_is_pinned():
 
 PROGRAM = """
 from rarl.params import load_params
-from rarl import pinning
-from rarl.pinning import pin
+from rarl.processes import pinning
+from rarl.processes.pinning import pin
 {before}
 params = load_params()
 {change}

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from rarl import cost, run_plan
 from rarl.cli.plan import main
 from rarl.errors import UserError
 from rarl.params import Params, Reward, load_params
+from rarl.planning import run as run_plan
+from rarl.planning.run import Clock, Counts, Machine
+from rarl.processes import cost
 from rarl.profiles import apply
 from rarl.records import write_json
 from rarl.rehearsal.bases import config_json, parse
-from rarl.run_plan import Clock, Counts, Machine
 
 COUNTS = Counts(train=716, dev=132, test={"silvar_med": 150, "slake": 1061}, images=365, test_images=400)
 #: Reaches 1 TFLOPS of products; decoding is never bound by memory.

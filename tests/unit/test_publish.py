@@ -14,10 +14,10 @@ from huggingface_hub import ModelCard, constants, metadata_load
 
 from rarl.cli.publish import main
 from rarl.errors import UserError
-from rarl.model_folder import measured
-from rarl.model_index import eval_results, with_results
 from rarl.params import load_params
 from rarl.records import read_json, write_json
+from rarl.sharing.model_folder import measured
+from rarl.sharing.model_index import eval_results, with_results
 
 ROOT = Path(__file__).parents[2]
 CARD = "---\nbase_model: {base}\nlibrary_name: peft\nlicense: {licence}\ntags: [phantom]\n---\n\n# rarl\n"
@@ -44,7 +44,7 @@ def project(tmp_path, monkeypatch):
     write_model("Qwen/Qwen2-VL-2B-Instruct", None, "apache-2.0")
     Path("metrics/scores").mkdir(parents=True)
     shutil.copy(ROOT / "metrics/scores/rarl.json", "metrics/scores/rarl.json")
-    monkeypatch.setattr("rarl.publishing.measured", lambda folder: read_json("metrics/scores/rarl.json"))
+    monkeypatch.setattr("rarl.sharing.publishing.measured", lambda folder: read_json("metrics/scores/rarl.json"))
     return tmp_path
 
 

@@ -16,9 +16,9 @@ import pytest
 from ruamel.yaml import YAML
 from test_report import OWN_TEST, SKILL, make_run, score_and_report
 
-from rarl.cost import slug_of
 from rarl.judges import lexical
 from rarl.params import load_params
+from rarl.processes.cost import slug_of
 from rarl.records import Prediction, Sample, Verdict, read_records, write_records
 from rarl.registry import MODELS
 from rarl.reporting import cases, examples, formats, page, study_plots, study_tables, tables

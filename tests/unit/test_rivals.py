@@ -14,10 +14,10 @@ from rarl import rivals
 from rarl.cli.rival import main as add_rival
 from rarl.errors import UserError
 from rarl.forms import read
-from rarl.leftovers import remove_leftovers
 from rarl.params import Rival, load_params, parse_params
 from rarl.records import read_json, write_json
 from rarl.registry import MODELS, RIVAL_COLOURS
+from rarl.running.leftovers import remove_leftovers
 from stages.rival import main
 
 ROOT = Path(__file__).parents[2]

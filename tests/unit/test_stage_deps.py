@@ -17,27 +17,27 @@ PLUMBING = {
     "rarl/__init__.py",
     "stages/__init__.py",
     "rarl/errors.py",
-    "rarl/entry.py",
-    "rarl/cost.py",
+    "rarl/running/entry.py",
+    "rarl/processes/cost.py",
     "rarl/params.py",
-    "rarl/pinning.py",  # named by the stages whose bits depend on it: those that run a model
+    "rarl/processes/pinning.py",  # named by the stages whose bits depend on it: those that run a model
     "rarl/cache.py",
     # Where and when work is done, and not what: what runs ahead is kept under keys of its own.
-    "rarl/ahead.py",
-    "rarl/forks.py",
+    "rarl/running/ahead.py",
+    "rarl/processes/forks.py",
     "rarl/registry.py",  # names; the stages of `SHOWN` depend on its labels
-    "rarl/launch.py",
+    "rarl/processes/launch.py",
     # A text beside the weights, and a text before the training: no weight depends on them.
-    "rarl/model_card.py",
-    "rarl/memory_plan.py",
+    "rarl/sharing/model_card.py",
+    "rarl/planning/memory.py",
     # Warnings. They can change weights only with `train.stop_when`, and then a training's key has this file's code.
     "rarl/health.py",
     "rarl/rehearsal/bases.py",
     # The folder that vLLM loads, whose weights the training's replace.
-    "rarl/hub_layout.py",
+    "rarl/sharing/hub_layout.py",
     # What is shown while a stage runs, and how it ends early.
-    "rarl/status.py",
-    "rarl/stopping.py",
+    "rarl/processes/status.py",
+    "rarl/processes/stopping.py",
     "rarl/training/groups.py",
     "rarl/training/live.py",
     *CUDA_ONLY,

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rarl.stopping import Stopped, StopRequest
+from rarl.processes.stopping import Stopped, StopRequest
 
 
 def test_the_first_signal_is_noted_and_the_second_ctrl_c_ends_at_once(capfd):
@@ -57,7 +57,7 @@ while True:
 """
 PARENT = """
 import os, sys
-from rarl.stopping import Stopped, run_launcher
+from rarl.processes.stopping import Stopped, run_launcher
 try:
     run_launcher([sys.executable, "-c", sys.argv[1], sys.argv[2]], dict(os.environ))
 except Stopped as stopped:

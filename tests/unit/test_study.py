@@ -9,12 +9,12 @@ from test_compare import repository, write  # noqa: F401
 from test_diff import commit, measured  # noqa: F401
 
 from rarl.cli.study import main
-from rarl.cost import COSTS, EXPERIMENTS
 from rarl.errors import UserError
 from rarl.experiments import announcements, running, sweeps
 from rarl.experiments.designs import Design
 from rarl.experiments.progress import Progress
 from rarl.experiments.revisions import Experiment, experiments
+from rarl.processes.cost import COSTS, EXPERIMENTS
 
 
 def dry_run(*arguments: str):

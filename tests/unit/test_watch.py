@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from rarl.cli.watch import main
-from rarl.status import LIVE, read_status, running, write_status
-from rarl.stopping import Stopped
+from rarl.processes.status import LIVE, read_status, running, write_status
+from rarl.processes.stopping import Stopped
 
 TRAINING = {
     "pid": os.getpid(), "started": time.time(), "updated": time.time(), "outcome": "running",

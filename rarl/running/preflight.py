@@ -16,7 +16,6 @@ from ruamel.yaml import YAML
 
 from rarl.chat.remote import is_private
 from rarl.errors import UserError, no_cuda, warn
-from rarl.launch import check_config
 from rarl.models.base_files import (
     DOWNLOAD_WHOLE,
     cached_config,
@@ -30,7 +29,8 @@ from rarl.models.base_files import (
 from rarl.models.families import FAMILIES, Family, image_tokens
 from rarl.models.quantization import require_bitsandbytes
 from rarl.params import Params
-from rarl.pinning import applies, unportable
+from rarl.processes.launch import check_config
+from rarl.processes.pinning import applies, unportable
 from rarl.records import write_json
 from rarl.registry import DATA_SETS, METHODS
 from rarl.training import judged

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import click
 
-from rarl.cost import write_cost
 from rarl.errors import UserError
-from rarl.launch import is_main_process
 from rarl.params import load_params
-from rarl.pinning import pin
-from rarl.status import running
-from rarl.stopping import HOW_TO_GO_ON, Stopped
+from rarl.processes.cost import write_cost
+from rarl.processes.launch import is_main_process
+from rarl.processes.pinning import pin
+from rarl.processes.status import running
+from rarl.processes.stopping import HOW_TO_GO_ON, Stopped
 
 _ACCESS = "give this user access to it"
 #: System errors that the user can put right: a full disk or quota, a limit, a place without access.
@@ -76,8 +76,8 @@ def _system_error(error: Exception) -> int | None:
 def stage_main(function):
     """Wrap a stage's `main`: a user's mistake or a full disk ends it with one message, Ctrl-C with one line.
 
-    Numeric libraries are pinned before the stage imports them (`rarl/pinning.py`). A stage that finishes writes its
-    time and memory to `metrics/cost/` (`rarl/cost.py`), which git ignores.
+    Numeric libraries are pinned before the stage imports them (`rarl/processes/pinning.py`). A stage that finishes
+    writes its time and memory to `metrics/cost/` (`rarl/processes/cost.py`), which git ignores.
     """
 
     @functools.wraps(function)

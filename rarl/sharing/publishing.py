@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rarl.errors import UserError
-from rarl.model_card import NOT_CLINICAL, base_name
-from rarl.model_folder import find, is_adapter, measured, merge
-from rarl.model_index import eval_results, with_results
 from rarl.params import Params
 from rarl.records import read_json, write_json
 from rarl.rivals import FILE as RIVAL
+from rarl.sharing.model_card import NOT_CLINICAL, base_name
+from rarl.sharing.model_folder import find, is_adapter, measured, merge
+from rarl.sharing.model_index import eval_results, with_results
 
 #: What an adapter's folder has, and nothing else is copied from it.
 ADAPTER_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")

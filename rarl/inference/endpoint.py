@@ -22,7 +22,7 @@ from rarl.chat.client import BYTES_PER_TOKEN, IMAGE_TOKENS, Client
 from rarl.chat.journal import TOO_LONG, Answer, Journal, Messages, key_of
 from rarl.chat.remote import Remote, address
 from rarl.images import open_rgb
-from rarl.inference import requests_for, to_prediction
+from rarl.inference.local import requests_for, to_prediction
 from rarl.models.generation import Request, Response
 from rarl.params import Params, Rival
 from rarl.rivals import ROLE
@@ -45,7 +45,7 @@ class Question:
 
 
 def ask_endpoint(slug: str, params: Params, tasks: list) -> None:
-    """Append the predictions to the file `kept` of each task (`rarl.predictions.Task`).
+    """Append the predictions to the file `kept` of each task (`rarl.inference.predictions.Task`).
 
     Raises:
         UserError: consent, key or budget are missing, or the endpoint cannot be asked.

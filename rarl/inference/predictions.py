@@ -10,8 +10,8 @@ import click
 
 from rarl.cache import CACHE, announce_format, answered, code_key, key_of, packages
 from rarl.errors import warn
-from rarl.launch import is_main_process
 from rarl.params import Decoding, Params, Rival
+from rarl.processes.launch import is_main_process
 from rarl.prompts import template
 from rarl.records import (
     PREDICTIONS,
@@ -24,9 +24,9 @@ from rarl.records import (
 from rarl.rivals import ASKED, FILE, check_written, named
 
 #: Decides where and when predictions are made, and not what they are.
-SHARING = "rarl/predictions.py"
+SHARING = "rarl/inference/predictions.py"
 #: What asks models at endpoints only.
-ENDPOINTS = ("rarl/chat/", "rarl/endpoint_inference.py")
+ENDPOINTS = ("rarl/chat/", "rarl/inference/endpoint.py")
 
 
 class Task(NamedTuple):
@@ -82,7 +82,7 @@ def finish(model: str, params: Params, forks: int | None = None) -> list[Task]:
     ]
     if left := [task for task in tasks if not task.is_done()]:
         if rival and rival.base_url:
-            from rarl.endpoint_inference import ask_endpoint
+            from rarl.inference.endpoint import ask_endpoint
 
             ask_endpoint(model, params, left)
         else:
@@ -128,10 +128,10 @@ def ask_sets(model: str, params: Params, tasks: list[Task], forks: int | None = 
     """Fill the files of `tasks`; without a GPU the cores share them, at most `forks` if given."""
     from tqdm import tqdm
 
-    from rarl.forks import cores, in_forks
-    from rarl.inference import predict
+    from rarl.inference.local import predict
     from rarl.models.features import FeatureStore, offload
     from rarl.models.loading import load
+    from rarl.processes.forks import cores, in_forks
 
     folder, rival = Path("data/models") / model, params.rival.get(model)
     if rival:

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from rarl.errors import UserError
 from rarl.params import Params
-from rarl.stopping import run_launcher
+from rarl.processes.stopping import run_launcher
 
 #: Set in the processes that this module starts.
 STARTED = "RARL_LAUNCHED"

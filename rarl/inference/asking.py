@@ -4,10 +4,10 @@ import io
 from pathlib import Path
 
 from rarl.errors import UserError
-from rarl.model_card import EMBEDDED
-from rarl.model_folder import base_of, find, open_model
 from rarl.params import Params
 from rarl.records import Prediction
+from rarl.sharing.model_card import EMBEDDED
+from rarl.sharing.model_folder import base_of, find, open_model
 
 
 def ask_once(
@@ -29,9 +29,9 @@ def ask_once(
 
     from transformers.utils import logging
 
-    from rarl.inference import to_prediction
+    from rarl.inference.local import to_prediction
+    from rarl.inference.predictions import decoding_of
     from rarl.models.generation import Request, ask
-    from rarl.predictions import decoding_of
     from rarl.prompts import template
 
     mode, decoding = params.mode[slug], decoding_of(params, rival)

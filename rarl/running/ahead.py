@@ -26,9 +26,9 @@ from multiprocessing.synchronize import Event
 import click
 
 from rarl.cache import CACHE
-from rarl.forks import cores, end_with_parent
-from rarl.launch import on_one_cpu_process
 from rarl.params import Params
+from rarl.processes.forks import cores, end_with_parent
+from rarl.processes.launch import on_one_cpu_process
 from rarl.registry import METHODS
 
 #: What the processes print.
@@ -98,7 +98,7 @@ def work_after_last(method: str, params: Params) -> list[partial]:
 
 def with_room(tasks: list[partial], method: str, params: Params) -> list[partial]:
     """The tasks that fit into free memory beside the training of `method`, by the memory plan."""
-    plan = import_module("rarl.memory_plan")
+    plan = import_module("rarl.planning.memory")
     room = plan.available("cpu") - plan.needed("base", params, method)
 
     def fits(do, name: str, *_) -> bool:
@@ -117,14 +117,14 @@ def train(name: str, params: Params) -> None:
 
 def ask(name: str, params: Params, forks: int | None = None) -> None:
     """Ask what the stage `infer` will need."""
-    import_module("rarl.predictions").finish(name, params, forks)
+    import_module("rarl.inference.predictions").finish(name, params, forks)
 
 
 def judge(name: str, params: Params, forks: int | None = None) -> None:
     """Judge what the stage `judge` will need, if it takes a text encoder."""
     if not any(params.judge[judge].kind == "semantic" for judge in params.judges):
         return
-    predictions = import_module("rarl.predictions")
+    predictions = import_module("rarl.inference.predictions")
     predictions.write(name, predictions.finish(name, params, forks), SCRATCH)
     import_module("rarl.judges.verdicts").work_ahead(name, params, SCRATCH, forks)
 

@@ -6,8 +6,8 @@ A training writes its card before there are scores. They are added where a folde
 
 from collections.abc import Iterator
 
-from rarl.model_card import is_phantom
 from rarl.params import Params
+from rarl.sharing.model_card import is_phantom
 
 #: Score of a cell -> the metric's identifier.
 METRICS = {"final": "accuracy", "reasoning": "reasoning"}

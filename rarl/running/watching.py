@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rarl.experiments.progress import duration
+from rarl.processes.status import LIVE, STAGE, read_status
 from rarl.registry import METHODS, REWARDS
-from rarl.status import LIVE, STAGE, read_status
 
 #: Columns of the log, in the order of the view, with what they are called there. Shares are shown in percent.
 SHOWN = {

@@ -46,7 +46,7 @@ def pin(params: Params) -> None:
     if _pinned or not applies(params):
         return
     if loaded := [name for name in ("numpy", "torch") if name in sys.modules]:
-        raise RuntimeError(f"{' and '.join(loaded)} must be imported after rarl.pinning.pin()")
+        raise RuntimeError(f"{' and '.join(loaded)} must be imported after rarl.processes.pinning.pin()")
     os.environ |= {**ENVIRONMENT, "OMP_NUM_THREADS": str(params.model.threads)}
     sys.meta_path.insert(0, _TorchFinder())
     _pinned = True

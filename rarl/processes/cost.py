@@ -51,8 +51,8 @@ def slug_of(name: list[str]) -> str:
 def write_cost(name: list[str], seconds: float) -> None:
     """Write the cost of a stage that has just finished in this process, named by its items too (`slug_of`).
 
-    A process that `rarl.launch` has started leaves its own record to the process that started it, which keeps the
-    largest memory of all.
+    A process that `rarl.processes.launch` has started leaves its own record to the process that started it, which
+    keeps the largest memory of all.
     """
     slug, now = slug_of(name), datetime.now(UTC)
     cost = {"seconds": seconds, "processor_seconds": processor_seconds(), "peak_memory_mb": peak_memory_mb()}
@@ -61,7 +61,7 @@ def write_cost(name: list[str], seconds: float) -> None:
     cost |= {"python": python_version(), "torch": version("torch")} | code() | hardware() | _noted
     _noted.clear()
     if rank := os.environ.get("RANK"):
-        from rarl.launch import STARTED
+        from rarl.processes.launch import STARTED
 
         if os.environ.get(STARTED):
             write_json(COSTS / f"{slug}.{rank}.process", cost)

@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rarl.errors import UserError
-from rarl.hub_layout import save_settings
-from rarl.model_card import base_name, merged_card
-from rarl.model_index import with_results
 from rarl.params import Params
 from rarl.records import read_json, write_json
+from rarl.sharing.hub_layout import save_settings
+from rarl.sharing.model_card import base_name, merged_card
+from rarl.sharing.model_index import with_results
 
 MODELS = Path("data/models")
 

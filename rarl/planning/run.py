@@ -1,6 +1,6 @@
 """Estimate the time, disk and judges' cost of a run before it starts, from the base's configuration and parameters.
 
-`rarl plan` prints it beside the memory of `rarl/memory_plan.py`, whose sizes it uses. Memory is planned for the
+`rarl plan` prints it beside the memory of `rarl/planning/memory.py`, whose sizes it uses. Memory is planned for the
 longest rows, time for usual ones: images have `model.max_pixels`, questions `QUESTION` tokens and completions `SHARE`
 of their limit, but a batch is decoded until its longest completion ends, at the limit. A stage's seconds are those of
 
@@ -12,9 +12,9 @@ of their limit, but a batch is decoded until its longest completion ends, at the
 * its start: imports, and the weights from disk.
 
 A card's peak figures are published ones (`cards.yaml`), those of this machine are measured in a second, and a run is
-taken to reach `EFFICIENCY` of both. Where a run has finished in this folder, its measured seconds (`rarl/cost.py`)
-correct the plan for this machine: all stages are scaled by their sum, measured over planned, because on a CPU later
-stages run ahead of their turn, during a training.
+taken to reach `EFFICIENCY` of both. Where a run has finished in this folder, its measured seconds
+(`rarl/processes/cost.py`) correct the plan for this machine: all stages are scaled by their sum, measured over
+planned, because on a CPU later stages run ahead of their turn, during a training.
 """
 
 import io
@@ -28,11 +28,11 @@ from time import perf_counter, process_time
 from ruamel.yaml import YAML
 from transformers import PreTrainedConfig
 
-from rarl.cost import COSTS, read_cost
 from rarl.data.adapters import load_adapter
 from rarl.errors import UserError
 from rarl.judges import rubric
-from rarl.memory_plan import (
+from rarl.params import Params, load_params, parse_params
+from rarl.planning.memory import (
     BYTES,
     CHARACTERS_A_TOKEN,
     GB,
@@ -43,7 +43,7 @@ from rarl.memory_plan import (
     configuration,
     estimate,
 )
-from rarl.params import Params, load_params, parse_params
+from rarl.processes.cost import COSTS, read_cost
 from rarl.profiles import put
 from rarl.records import Prediction, Sample, batches, read_json
 from rarl.registry import JUDGE_KINDS, METHODS
@@ -400,7 +400,7 @@ def report(base: str | None, card: str | None, gpus: int, rows: int | None, chan
     """
     params, known = changed_params(changes), cards()
     if card and card not in known:
-        raise UserError(f"--card {card}", "no card of rarl/cards.yaml", ", ".join(known), "correct the name")
+        raise UserError(f"--card {card}", "no card of rarl/planning/cards.yaml", ", ".join(known), "correct the name")
     machine = known[card] if card else this_machine(params)
     if card:  # the figures are those of bfloat16
         params.model.dtype, params.model.device = "bfloat16", "auto"

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rarl.cache import CACHE
-from rarl.launch import STARTED
-from rarl.stopping import Stopped
+from rarl.processes.launch import STARTED
+from rarl.processes.stopping import Stopped
 
 LIVE = CACHE / "live"
 #: Name of the file about the stage that runs, or ran last. Each training has a file of its own name.

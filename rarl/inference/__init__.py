@@ -1,0 +1,1 @@
+"""Asking models: predictions on the test sets, on this machine or at an endpoint, and single questions."""
