@@ -7,7 +7,7 @@
     g: "in-text", e: "edit-0", r: "reject",
   };
   const LIGHT = { b: ["brightness", 1], d: ["brightness", -1], k: ["contrast", 1], l: ["contrast", -1] };
-  let row = null, pending = {}, unanswered = null, sending = null, timer = null, moving = false, since = performance.now(), visible = true, seconds = 0, saying = null;
+  let row = null, pending = {}, unanswered = null, sending = null, conflict = false, timer = null, moving = false, since = performance.now(), visible = true, seconds = 0, saying = null;
 
   // What is typed and not saved yet survives a reload of this tab.
   const store = () => document.body.dataset.rater + " " + row.content;
@@ -63,8 +63,12 @@
     body: JSON.stringify({ ...changes, revision: row.annotation.revision, seconds }), ...options,
   });
 
-  // One request at a time; true once everything is saved.
+  // One request at a time, and none while a conflict is open; true once everything is saved.
   function save() {
+    if (conflict) {
+      byId("status").textContent = "Not saved.";
+      return Promise.resolve(false);
+    }
     sending ??= send().finally(() => { sending = null; });
     return sending;
   }
@@ -104,8 +108,9 @@
       } else if (response?.status === 409) {
         pending = { ...changes, ...pending };
         byId("status").textContent = "Not saved.";
-        const keep = async () => { await sending; row.annotation.revision = state.annotation.revision; save(); };
-        const other = async () => { await sending; pending = {}; sessionStorage.removeItem(store()); row = { ...row, ...state }; complain(""); show(true); };
+        conflict = true;
+        const keep = () => { conflict = false; row.annotation.revision = state.annotation.revision; save(); };
+        const other = () => { conflict = false; pending = {}; sessionStorage.removeItem(store()); row = { ...row, ...state }; complain(""); show(true); };
         complain(state.error, button("Keep what is here", "", keep), button("Show the other", "", other));
         return false;
       } else {

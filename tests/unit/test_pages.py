@@ -423,7 +423,7 @@ def test_two_windows_of_one_row_are_reported(annotated, opened, choice, text):
     own.save(0, 0, {"text": "Other."})
     page.keyboard.press("t")
     page.keyboard.type("Here.")
-    page.click(f"#alert button:has-text('{choice}')")
+    page.click(f"#alert button:has-text('{choice}')", delay=300)  # leaving the text saves nothing before the choice
     is_saved(page)
     assert page.input_value("#text") == text and page.locator("#alert").is_hidden()
     own.reload()
