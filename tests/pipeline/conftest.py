@@ -7,7 +7,7 @@ from project import Project, build, reproduce
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory) -> Project:
     """A reproduced project; copy it, and leave it as it is."""
-    return reproduce(tmp_path_factory.mktemp("pipeline") / "project")
+    return reproduce(tmp_path_factory.mktemp("pipeline") / "project", "base", "rarl")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from rarl.experiments.revisions import experiments
 from rarl.profiles import leaves
 
 TRAINED = {"sft", "grpo", "rarl"}
-MODELS = {"base", "sft", "rarl"}
+MODELS = {"base", "rarl"}
 
 
 def evaluation(*models: str) -> set[str]:
@@ -47,7 +47,7 @@ def test_nothing_changed_runs_nothing_and_says_so_fast(project):
 def test_lora_rank_retrains_and_leaves_data_and_base_alone(project):
     """As a researcher does it: `dvc exp run -S`, then `dvc metrics diff`."""
     run = project.stages_run("exp", "run", "-S", "lora.r=16")
-    assert run == {"check"} | TRAINED | evaluation("sft", "rarl")
+    assert run == {"check"} | TRAINED | evaluation("rarl")
 
     changed = json.loads(project.dvc("metrics", "diff", "--json"))
     assert set(changed) == {"metrics/summary.json", *(f"metrics/train/{method}.json" for method in TRAINED)}
@@ -103,7 +103,7 @@ def test_rivals_from_a_folder_and_an_endpoint_are_one_block_each(project):
     }
     shutil.copytree(project.folder / "data/base", project.folder / "data/near")
     project.change("rival", found)
-    project.change("models", ["base", "sft", "rarl", *found])
+    project.change("models", ["base", "rarl", *found])
     pointers = {f"rival@{slug}" for slug in found}
     assert project.stages_run() == {"tidy", "check"} | pointers | evaluation(*found)
     # A larger budget asks nothing again, another model does.
@@ -111,7 +111,7 @@ def test_rivals_from_a_folder_and_an_endpoint_are_one_block_each(project):
     assert project.stages_run() == {"check", "rival@served", "report"}
     project.change("rival.served.model", "n")
     assert project.stages_run() == {"check", "rival@served"} | evaluation("served")
-    project.change("models", ["base", "sft", "rarl"])
+    project.change("models", ["base", "rarl"])
     project.change("rival", {})
     assert project.stages_run() == {"tidy", "check", "report"}
     assert not (project.folder / "data/predictions/near").exists()
@@ -195,7 +195,7 @@ def test_shorter_list_leaves_nothing_that_a_second_clone_would_lack(project, tmp
 
 def test_a_model_off_the_list_and_back_is_not_asked_again(project, tmp_path):
     """`tidy` removes its predictions, so that the report's folders are those of a clone; DVC's cache keeps them."""
-    listed = ["base", "sft", "rarl"]
+    listed = ["base", "rarl"]
     project.change("models", listed[:-1])
     assert project.stages_run() == {"tidy", "check", "report"}
     assert not (project.folder / "data/predictions/rarl").exists()
