@@ -26,11 +26,26 @@ ILL = {
         {"length", "truncated", "no_signal"},
     ),
     "grpo_ill_format": (
-        "grpo.rewards.format=10 grpo.rewards.accuracy=0.001 grpo.rewards.length=0 rl.prompts_per_step=1 "
-        "rl.micro_prompts=1 rl.group_size=6 rl.max_steps=48 train.dev_samples=4 train.eval_steps=1000",
+        "grpo.rewards.format=10 grpo.rewards.accuracy=0.001 grpo.rewards.length=0 rl.beta=0 rl.prompts_per_step=2 "
+        "rl.micro_prompts=2 rl.max_steps=60 train.eval_steps=20",
         {"format_only"},
     ),
+    "grpo_ill_late_rate": (
+        "rl.learning_rate=0.02 rl.warmup_ratio=0.95 rl.max_steps=100 train.eval_steps=10 train.dev_samples=66",
+        {"kl", "format_only", "learning_rate", "truncated", "length"},
+    ),
     "sft_ill_rate": ("sft.learning_rate=0.06 sft.epochs=3", {"learning_rate"}),
+    "sft_ill_late_rate": (
+        "sft.learning_rate=0.04 sft.warmup_ratio=0.95 sft.epochs=4 train.eval_steps=20",
+        {"learning_rate"},
+    ),
+}
+#: What shows that the learning rate is too high: one that is from the start, or becomes so after a good one.
+SHOWN_BY = {
+    "grpo_ill_rate": "the reward went from 0.65 to 0.29",
+    "grpo_ill_late_rate": "the development score went from 53.0% to 37.9% and 36.4%",
+    "sft_ill_rate": "the loss went from 4.12 to 6.40",
+    "sft_ill_late_rate": "the development score went from 46.2% to 27.3% and 6.1%",
 }
 
 
@@ -76,20 +91,24 @@ def test_format_alone(rise, gain):
 
 
 @pytest.mark.parametrize(
-    "scores, step",
+    "scores, rise, step",
     [
-        ((40, 40, 40), 60),
-        ((40, 44.9, 40), 60),
-        ((40, 45.1, 40), 90),
-        ((48, 49.9, 49.9), 60),
-        ((48, 50.1, 50.1), None),
-        ((40, None, 40), 90),
-        ((None, None, None), 50),
+        ((40, 40, 40), 0, 60),
+        ((40, 42.9, 40), 0, 60),
+        ((40, 43.1, 40), 0, 90),
+        ((48, 47.9, 47.9), 0, 60),
+        ((48, 48.1, 48.1), 0, None),
+        ((40, None, 40), 0, 90),
+        ((None, None, None), 0, 50),
+        ((40, 41, 41), 0.021, None),
+        ((40, 39, 39), 0.039, 60),
+        ((None, None, None), 0.031, None),
     ],
 )
-def test_a_development_score_can_show_a_rise_that_rewards_do_not(scores, step):
+def test_the_rises_of_accuracy_and_of_the_development_score_are_added(scores, rise, step):
     """Accuracy is 0.45 at the start; scores are of steps 30, 60 and 90. One score alone tells nothing."""
-    rows = log(reward_format=grows(0.5, 0.9, at=20), reward_accuracy=0.45, reward=1.0)
+    accuracy = grows(0.45, 0.45 + rise, at=20)
+    rows = log(reward_format=grows(0.5, 0.9, at=20), reward_accuracy=accuracy, reward=1.0)
     for row, score in zip(rows[29::30], scores):
         row["dev_score"] = score
     assert [x.step for x in review(rows, 100) if x.rule == "format_only"] == ([step] if step else [])
@@ -203,6 +222,12 @@ def read(path: Path) -> list[dict]:
 def test_trainings_of_the_default_base_that_were_ill_on_purpose(name):
     rows = read(LOGS / f"{name}.csv")
     assert found(rows, rows[-1]["step"]) == ILL[name][1]
+
+
+@pytest.mark.parametrize("name", SHOWN_BY)
+def test_what_shows_that_the_learning_rate_is_too_high(name):
+    rows = read(LOGS / f"{name}.csv")
+    assert [x.text for x in review(rows, rows[-1]["step"]) if x.rule == "learning_rate"] == [SHOWN_BY[name]]
 
 
 @pytest.mark.parametrize("path", sorted(LOGS.glob("*_seed_*.csv")), ids=lambda path: path.stem)
