@@ -10,6 +10,7 @@ import pytest
 from rarl.params import load_params
 from rarl.processes.pinning import pin
 
+gc.disable()  # until everything is collected: imports make a million objects that stay
 ROOT = Path(__file__).parent.parent
 
 # Processes that tests start run the code beside them, wherever they work.
@@ -35,6 +36,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """What collection has imported stays, so no garbage collection looks through it again."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item):

@@ -1,7 +1,8 @@
-"""Trains on two processes with FSDP 2 or DeepSpeed, without a GPU: `python -m engine_on_cpu <method> ...`.
+"""Trains on two processes with FSDP 2 or DeepSpeed, without a GPU: `main`, with the arguments <step> <method> ...
 
-`accelerate launch` reads the config file. Two things differ from a run on GPUs: Accelerate takes a CPU for a GPU,
-since it shards weights among GPUs only; and the processes are forked, to import the libraries once.
+Both processes are killed at this step of the first method, and started again. `accelerate launch` reads the config
+file. Two things differ from a run on GPUs: Accelerate takes a CPU for a GPU, since it shards weights among GPUs only;
+and the processes are forked, to import the libraries once.
 """
 
 import multiprocessing
@@ -34,7 +35,7 @@ def shard_on_cpu() -> None:
     AcceleratorState.__init__ = prepare_and_shard
 
 
-def train(rank: int, methods: list[str]) -> None:
+def train(rank: int, methods: list[str], kill_at: int | None) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     params = load_params()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED"):
@@ -47,7 +48,7 @@ def train(rank: int, methods: list[str]) -> None:
             weights = list(model.parameters())
             assert weights and all(isinstance(weight, DTensor) for weight in weights) == trainer.is_fsdp_enabled
             assert trainer.is_fsdp_enabled != trainer.is_deepspeed_enabled
-            if state.global_step == int(os.environ.get("KILL_AFTER", "-1")):
+            if state.global_step == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     for method in methods:
@@ -58,10 +59,18 @@ def train(rank: int, methods: list[str]) -> None:
 
 def run(args) -> None:
     """Instead of `torch.distributed.run.run`."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", launch.STARTED: "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    os.environ[launch.STARTED] = "1"
+    step, *methods = args.training_script_args
+    assert not on_two_processes(methods[:1], int(step)), "killed"
+    sys.exit(not on_two_processes(methods, None))
+
+
+def on_two_processes(methods: list[str], kill_at: int | None) -> bool:
+    """Whether both have ended without an error."""
+    os.environ["MASTER_PORT"] = str(get_free_port())
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=train, args=(rank, args.training_script_args)) for rank in (0, 1)]
+    processes = [context.Process(target=train, args=(rank, methods, kill_at)) for rank in (0, 1)]
     for process in processes:
         process.start()
     left = {process.sentinel: process for process in processes}
@@ -72,10 +81,12 @@ def run(args) -> None:
             if ended.exitcode:
                 for process in left.values():
                     process.kill()
-                sys.exit(1)
+                    process.join()
+                return False
+    return True
 
 
-if __name__ == "__main__":
+def main() -> None:
     launch._cuda = lambda: True
     launch.check_config(load_params())
     shard_on_cpu()

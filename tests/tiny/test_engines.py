@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from transformers import Qwen2VLForConditionalGeneration
 
 ROOT = Path(__file__).parents[2]
 without_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+#: As in a stage, PEFT does not import bitsandbytes, which takes seconds.
+MAIN = "import sys; sys.modules['bitsandbytes'] = None; import engine_on_cpu; engine_on_cpu.main()"
 _one_process = {}
 
 
@@ -32,16 +35,13 @@ def sharded(params, engine, trainable):
     return params
 
 
-def train(params, *methods, **environment):
+def train(params, *arguments):
     """The trainings' exit code and output; `engine_on_cpu` asserts in each step that the weights are sharded."""
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params.model_dump(), file)
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *sys.path])
-    environment |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "engine_on_cpu", *methods],
-        env={**os.environ, **environment}, capture_output=True, text=True,
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", MAIN, *arguments], env=environment, capture_output=True, text=True)
     print(done.stdout, done.stderr)
     return done.returncode, done.stdout + done.stderr
 
@@ -80,12 +80,9 @@ def one_process(encoded, params):
 def test_an_engine_trains_as_one_process_does(one_process, params, engine, trainable):
     rows, metrics, weights = one_process(trainable)
     params = sharded(params, engine, trainable)
-    code, output = train(params, "sft", KILL_AFTER="3")
-    assert code
-    (checkpoint,) = Path(".cache/training").glob("*/checkpoint-*/whole.json")
-    assert checkpoint.parent.name == "checkpoint-2"
-    code, output = train(params, "sft", "grpo")
-    assert code == 0 and "resuming from" in output and "stock TRL" not in output
+    code, output = train(params, "3", "sft", "grpo")
+    assert code == 0 and "stock TRL" not in output
+    assert set(re.findall(r"resuming from .*/(checkpoint-\d+)", output)) == {"checkpoint-2"}
     sft_rows, sft_metrics, sft_weights = result("sft")
     torch.testing.assert_close(sft_rows, rows, rtol=1e-4, atol=1e-5, equal_nan=True)
     assert sft_metrics == metrics and metrics["steps"] == 4
