@@ -53,6 +53,7 @@ def job(tmp_path):
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
     start.calls, start.checkpoint, start.project = files["CALLS"], files["CHECKPOINT"], project
+    start.environment = environment
     return start
 
 
@@ -76,6 +77,18 @@ def test_a_job_that_fails_is_not_queued_again(job):
     job.checkpoint.write_text("3")
     assert job().wait(20) == 3
     assert "scontrol" not in job.calls.read_text() and "exp push" not in job.calls.read_text()
+
+
+def test_a_clone_of_another_commit_is_not_run_under_the_same_name(job, capfd):
+    job.checkpoint.write_text("0")
+    assert job().wait(20) == 0
+    job.calls.unlink()
+    commit = ["git", "-C", str(job.project), "-c", "user.name=a", "-c", "user.email=a@localhost", "commit", "-q"]
+    subprocess.run([*commit, "--allow-empty", "-m", "next"], check=True)
+    assert job().wait(20) == 1 and "tmp/slurm/r16 is of another commit" in capfd.readouterr().err
+    assert not job.calls.exists()
+    job.environment["SLURM_RESTART_COUNT"] = "1"
+    assert job().wait(20) == 0
 
 
 def test_the_options_of_the_job_are_before_its_first_command():
