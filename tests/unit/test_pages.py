@@ -100,10 +100,7 @@ def opened(chromium):
     contexts, errors = [], []
 
     def open_page(address: str | Path, theme: str = "light", width: int = 1280, **options):
-        # For axe; the pages allow no script but their own.
-        context = chromium.new_context(
-            color_scheme=theme, viewport={"width": width, "height": 900}, bypass_csp=True, **options
-        )
+        context = chromium.new_context(color_scheme=theme, viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
         if isinstance(address, Path):
@@ -175,11 +172,11 @@ def test_the_rating_page_saves_and_goes_on_by_keys_alone(served, opened, empty_f
 
 
 def shows_row(page, number: int) -> None:
-    page.wait_for_function(f"document.querySelector('#place').textContent.startsWith('{number} of')")
+    page.wait_for_function(f"() => document.querySelector('#place').textContent.startsWith('{number} of')")
 
 
 def is_saved(page) -> None:
-    page.wait_for_function("document.querySelector('#status').textContent.includes('Saved.')")
+    page.wait_for_function("() => document.querySelector('#status').textContent.includes('Saved.')")
 
 
 @pytest.mark.parametrize(("theme", "width"), LOOKS)
@@ -211,7 +208,7 @@ def test_rows_are_annotated_by_keys_alone(annotated, opened):
         keys.press(press)
     shows_row(page, 4)
     keys.press("r")
-    page.wait_for_function("document.activeElement.id === 'text'")
+    page.wait_for_function("() => document.activeElement.id === 'text'")
     long = HOSTILE + " x" * 25_000
     keys.insert_text(long)
     is_saved(page)
@@ -282,7 +279,7 @@ def test_an_answer_that_was_lost_is_no_conflict(annotated, opened):
     page.wait_for_selector("#alert:not([hidden])")
     page.keyboard.type("Second.")
     page.unroute_all()
-    page.wait_for_function("document.querySelector('#alert').hidden")
+    page.wait_for_function("() => document.querySelector('#alert').hidden")
     is_saved(page)
     own.reload()
     assert own.annotation(0).text == "First. Second."
@@ -346,10 +343,10 @@ def test_two_raters_annotate_by_keys_alone_while_pages_are_reloaded_and_the_serv
                 page.wait_for_selector("#alert:not([hidden])")
                 process, address = started("--rater", rater, port=int(re.search(r":(\d+)/", address)[1]))
                 page.context.new_page().goto(address)  # as the page asks for
-                page.wait_for_function("document.querySelector('#alert').hidden")
+                page.wait_for_function("() => document.querySelector('#alert').hidden")
                 is_saved(page)
             keys.press("Control+Enter")
-        page.wait_for_function("document.querySelector('#said').textContent.includes('last row')")
+        page.wait_for_function("() => document.querySelector('#said').textContent.includes('last row')")
         assert "All 20 rows are finished" in page.inner_text("#status")
         process.kill()
     for rater, own in read_annotations().items():
@@ -383,12 +380,12 @@ def test_a_dicom_image_is_windowed_by_keys_by_the_mouse_and_by_sliders(scans, op
 
         assert image().startswith("data:") and window() == (40, 80), "as the model sees it"
         page.keyboard.press("p")
-        page.wait_for_function("document.querySelector('#frame img').src.includes('centre=400&width=1800')")
+        page.wait_for_function("() => document.querySelector('#frame img').src.includes('centre=400&width=1800')")
         assert window() == (400, 1800)
         page.keyboard.press("b")
         assert window() == (310, 1800)
         page.keyboard.press("k")
-        page.wait_for_function("document.querySelector('#frame img').src.includes('centre=310&width=1620')")
+        page.wait_for_function("() => document.querySelector('#frame img').src.includes('centre=310&width=1620')")
         frame = page.locator("#frame").bounding_box()
         page.mouse.move(frame["x"] + 100, frame["y"] + 100)
         page.mouse.down()
@@ -398,9 +395,9 @@ def test_a_dicom_image_is_windowed_by_keys_by_the_mouse_and_by_sliders(scans, op
         centre, width = window()
         assert centre < 310 and width > 1620
         page.get_by_label("Window centre").fill("500")
-        page.wait_for_function("document.querySelector('#frame img').src.includes('centre=500&')")
+        page.wait_for_function("() => document.querySelector('#frame img').src.includes('centre=500&')")
         page.get_by_role("button", name="Lung").click()
-        page.wait_for_function("document.querySelector('#frame img').src.includes('centre=-600&width=1500')")
+        page.wait_for_function("() => document.querySelector('#frame img').src.includes('centre=-600&width=1500')")
         assert page.evaluate("document.querySelector('#frame img').naturalWidth") == 64
         assert faults(page) == []
         page.keyboard.press("n")
