@@ -284,7 +284,7 @@
   function nudge(what, by) {
     if (!dicom) return look(what, Number(byId(what).value) + by * 0.1);
     const [centre, width] = ["centre", "width"].map((id) => Number(byId(id).value));
-    if (what === "brightness") see(centre - by * width / 20, width);
+    if (what === "brightness") see(centre + (dicom.inverted ? by : -by) * width / 20, width);
     else see(centre, width * 0.9 ** by);
   }
 

@@ -96,7 +96,8 @@ class Page:
         presets = {f"Header {number}": window for number, window in enumerate(header, 1)}
         usual = CT if sample.modality == "ct" and values.low < AIR else {}
         presets |= {name: window for name, window in usual.items() if window not in header}
-        return {"low": values.low, "high": values.high, "presets": [*(presets | {"All": whole}).items()]}
+        presets |= {"All": whole}
+        return {"low": values.low, "high": values.high, "inverted": values.inverted, "presets": [*presets.items()]}
 
     def windowed(self, request):
         """A DICOM image in a window; 404 if there is none, 422 if the window is not possible."""

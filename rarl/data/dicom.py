@@ -58,6 +58,8 @@ class Values:
     high: float
     windows: list[Window]
     """Those of the header, if it has any, and the whole range."""
+    inverted: bool
+    """Whether the lowest value is white (MONOCHROME1)."""
 
 
 def to_png(path: str | Path) -> bytes:
@@ -161,7 +163,8 @@ def _values_of(data) -> Values | None:
     low, high = _range(values, padding)
     header = [np.atleast_1d(data.get(name, [])) for name in ("WindowCenter", "WindowWidth")]
     windows = [(float(centre), float(width)) for centre, width in zip(*header)]
-    return Values(low, high, [*windows, ((low + high + 1) / 2, high - low + 1)])
+    windows.append(((low + high + 1) / 2, high - low + 1))
+    return Values(low, high, windows, data.PhotometricInterpretation == "MONOCHROME1")
 
 
 def _rescaled(data, pixels):

@@ -3,6 +3,7 @@
 Debian and Ubuntu: `chromium`. The browser runs without a window and reaches nothing but this machine.
 """
 
+import io
 import re
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageStat
 from sample_images import draw_bars
-from test_annotating import HOSTILE, a_sample, annotated, scans
+from test_annotating import HOSTILE, a_ct, a_sample, annotated, scans
 from test_audit import project as releases
 from test_audit import run as run_audit
 from test_rating import empty_folder, served
@@ -407,6 +409,31 @@ def test_a_dicom_image_is_windowed_by_keys_by_the_mouse_and_by_sliders(scans, op
         assert page.input_value("#brightness") == "1.1"
         page.keyboard.press("p")
         assert page.input_value("#brightness") == "1"
+    finally:
+        served.stop()
+        thread.join()
+
+
+@pytest.mark.parametrize("interpretation", ["MONOCHROME1", "MONOCHROME2"])
+def test_b_makes_a_dicom_image_brighter_also_where_low_values_are_white(interpretation, empty_folder, opened):
+    from rarl.annotating.page import Page, Served
+
+    a_ct(empty_folder / "a.dcm", interpretation)
+    draw_bars(empty_folder / "0.png", 0)
+    served = Served(Page(Session("anna", [Item(a_sample())]), ".", dicom={"0.png": empty_folder / "a.dcm"}), 0)
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    try:
+        page = opened(served.address)
+        shows_row(page, 1)
+        means = []
+        for key in "pb":
+            before = page.get_attribute("#frame img", "src")
+            page.keyboard.press(key)
+            page.wait_for_function(f"() => document.querySelector('#frame img').src !== {before!r}")
+            with Image.open(io.BytesIO(page.locator("#frame img").screenshot())) as shown:
+                means.append(ImageStat.Stat(shown.convert("L")).mean[0])
+        assert means[1] > means[0] + 1
     finally:
         served.stop()
         thread.join()
