@@ -41,7 +41,7 @@ class Overlap:
 def overlaps(raters: Mapping[str, Annotations], images: Mapping[str, str]) -> list[Overlap]:
     """The rows that several raters have finished, adjudications not counted; `images` maps contents to images."""
     found = []
-    for content, image in images.items():
+    for content, image in sorted(images.items()):  # or a bootstrap depends on the rows' order in their files
         done = {rater: own[content] for rater, own in raters.items() if content in own}
         done = {rater: one for rater, one in done.items() if one.verdict and not one.adjudicates}
         if len(done) > 1:

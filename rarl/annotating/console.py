@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -31,7 +32,7 @@ def planned(params: Params, rater: str, options: Mapping[str, object], ask: tupl
     For a new plan in the order `useful`, the models `ask` are asked about all rows.
 
     Raises:
-        UserError: an option is not what the plan has.
+        UserError: an option is not what the plan has, or the rater is not among those of a new plan.
     """
     given = {key: value for key, value in options.items() if value is not None}
     known = plan.read()
@@ -46,6 +47,9 @@ def planned(params: Params, rater: str, options: Mapping[str, object], ask: tupl
 
     defaults = {"raters": (rater,), "overlap": 0.2, "order": "random", "seed": params.seed}
     wanted = plan.Plan(**defaults | given)
+    if rater not in wanted.raters:
+        found, fix = f"not among --raters {','.join(wanted.raters)}", "correct the name, or add it to --raters"
+        raise UserError(f"--rater {rater}", found, "one of those who share the rows", fix)
     if ask and wanted.order != "useful":
         found, fix = "the order is random", "add --order useful, or leave --ask out"
         raise UserError(f"--ask {','.join(ask)}", found, "an order that depends on the models' answers", fix)
@@ -97,8 +101,19 @@ def disputed(rater: str, made: plan.Plan, raters: Mapping[str, Annotations]) -> 
 def annotate(
     params: Params, rater: str, drafts: str | None, adjudicate: bool, port: int, ask: tuple[str, ...] = (), **options
 ) -> None:
-    """Serve the page until Ctrl-C; the arguments are the options of `rarl annotate`."""
+    """Serve the page until Ctrl-C; the arguments are the options of `rarl annotate`.
+
+    Raises:
+        UserError: a package or a model is missing, or a name or an option cannot be right.
+    """
     annotations_file(rater)
+    if missing := [name for name in ("starlette", "uvicorn") if not find_spec(name)]:
+        fix = "pip install -c constraints.txt -e '.[annotate]'"
+        raise UserError("rarl annotate", f"not installed: {', '.join(missing)}", "the packages of the page", fix)
+    for option, model in [*(("--ask", model) for model in ask), *([("--drafts", drafts)] if drafts else [])]:
+        if model not in params.all_models:
+            known = f"one of {', '.join(params.all_models)}"
+            raise UserError(f"{option} {model}", "no such model in params.yaml", known, "name one of these")
     click.echo(NOT_CLINICAL)
     made = plan.read() if adjudicate else planned(params, rater, options, ask)
     if adjudicate:
@@ -163,7 +178,11 @@ def export_annotations() -> None:
     """Write the table and name it in `params.yaml`."""
     from rarl.annotating.export import export
 
-    digest, rows, disputed_rows = export(read_annotations())
+    made, raters = plan.read(), read_annotations()
+    for name in dict.fromkeys([*(made.raters if made else ()), *raters]):
+        count = sum(one.verdict is not None for one in raters.get(name, {}).values())
+        click.echo(f"{name}: {count} finished rows")
+    digest, rows, disputed_rows = export(raters)
     click.echo(f"{folder() / digest}.jsonl: {rows} rows. params.yaml names it; now run `dvc repro`.")
     if disputed_rows:
         click.echo(f"{disputed_rows} disputed rows are left out: `rarl annotate --adjudicate` decides.")

@@ -13,7 +13,6 @@ import click
 from rarl.annotating.session import Proposal, tags
 from rarl.cache import CACHE, answered, key_of
 from rarl.data.annotations import content_key
-from rarl.errors import UserError
 from rarl.params import Params
 from rarl.prompts import template
 from rarl.records import Prediction, Sample, predictions_file, read_records
@@ -25,11 +24,8 @@ def proposals(model: str, params: Params, samples: Sequence[Sample]) -> dict[str
     """Content -> the model's draft; none where its completion has no think text, or it could not be asked.
 
     Raises:
-        UserError: there is no such model, or the endpoint may not be asked.
+        UserError: the model has not been made yet, or the endpoint may not be asked.
     """
-    if model not in params.all_models:
-        known = ", ".join(params.all_models)
-        raise UserError(f"--drafts {model}", "no such model in params.yaml", f"one of {known}", "name one of these")
     found = made(model, params, samples)
     left = [sample for sample in samples if content_key(sample) not in found]
     if left:

@@ -193,6 +193,9 @@ def test_a_new_useful_plan_asks_models_about_all_rows_first(project, monkeypatch
 
 def test_a_plan_is_followed_and_other_options_are_refused(project):
     params = load_params()
+    with pytest.raises(UserError, match="not among --raters anna,ben"):
+        console.planned(params, "ana", {"raters": ("anna", "ben")})
+    assert plan.read() is None, "a misspelt rater plans nothing"
     made = console.planned(params, "anna", {"raters": ("anna", "ben"), "overlap": 0.5, "order": None})
     assert console.planned(params, "ben", {"raters": None}) == made
     with pytest.raises(UserError, match=r"--overlap(.|\n)*plan.json"):
@@ -406,9 +409,11 @@ def test_an_endpoint_is_asked_once_and_by_what_asks_for_consent(project, monkeyp
 
 
 def test_an_unknown_model_is_refused(project):
-    for name in ("gpt", "../base", "/etc"):
-        with pytest.raises(UserError, match="no such model"):
-            drafts.proposals(name, load_params(), [a_sample(4)])
+    for option in ("--drafts", "--ask"):
+        for name in ("gpt", "../base", "/etc"):
+            result = CliRunner().invoke(annotate, ["--rater", "anna", "--order", "useful", option, name])
+            assert result.exit_code == 1 and f"{option} {name}\n  found:    no such model" in result.output
+    assert plan.read() is None
     with pytest.raises(UserError, match="data/models"):
         drafts.proposals("sft", load_params(), [a_sample(4)])
 
@@ -456,7 +461,8 @@ def test_agreement_counts_common_rows_with_intervals_by_image(empty_folder):
     assert found["verdict_kappa"][0] is None, "all explained"
     assert found["text_f1"][0] == pytest.approx(2 / 3)
     assert found["disagreements"] == {"opposite findings": 2}
-    assert agreement.agreement(rows, seed=1) == [found]
+    again = agreement.overlaps(read_annotations(), images_of(samples[::-1]))
+    assert agreement.agreement(again, seed=1) == [found], "whatever the order of the rows in their files"
     for sample in samples:
         finished("cara", sample, findings=("nodule",))
     [three] = agreement.agreement(agreement.overlaps(read_annotations(), images_of(samples)))
@@ -584,7 +590,7 @@ def test_curate_joins_the_annotations_and_counts_them(releases):
     finished("ben", a_sample(99), text="Of a row that is gone.")
     assert CliRunner().invoke(annotate, ["--export"]).exit_code == 0
     result = run(curate)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0 and "1 annotations are of no row here" in result.output, result.output
     joined = {split: read_records(f"data/curated/{split}.jsonl", Sample) for split in ("train", "test")}
     assert joined["train"][0].reasoning == "The crop is even.", "without the tags that would end it in SFT"
     assert joined["test"][0].reasoning == "It is even."
@@ -623,7 +629,9 @@ def test_rows_that_physicians_doubt_are_not_trained_on_and_are_accounted_for(rel
     assert "1 test rows are scored, though annotated as" in result.output
     assert len(console.samples_of("train")) == len(before["train"]), "the raters can still open them"
     finished("anna", before["train"][1], verdict="wrong_question", text="")
-    assert CliRunner().invoke(annotate, ["--export"]).exit_code == 0
+    finished("ben", a_sample(99))
+    result = CliRunner().invoke(annotate, ["--export"])
+    assert result.exit_code == 0 and "anna: 4 finished rows\nben: 1 finished rows\n" in result.output
     result = run(curate)
     assert result.exit_code == 1 and "every training row as not_visible or wrong_question" in result.output
 
@@ -700,11 +708,12 @@ def test_the_server_says_why_it_has_not_saved(annotated, monkeypatch):
     assert shown["proposals"][0]["title"] == "Draft by sft: nobody has checked it"
 
 
-def a_ct(path: Path) -> Path:
+def a_ct(path: Path, interpretation: str = "MONOCHROME2") -> Path:
     """A CT image in 12 bits, air to bone, with two windows in its header."""
     values = np.linspace(0, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
     windows = {"WindowCenter": [40, 400], "WindowWidth": [80, 1800]}
-    return make(path, values, BitsStored=12, HighBit=11, RescaleSlope=1, RescaleIntercept=-1024, **windows)
+    bits = {"BitsStored": 12, "HighBit": 11, "RescaleSlope": 1, "RescaleIntercept": -1024}
+    return make(path, values, interpretation, **bits, **windows)
 
 
 @pytest.fixture
@@ -793,8 +802,13 @@ def test_the_page_loads_nothing_from_elsewhere():
         assert "https://" not in text and "http://" not in text and "innerHTML" not in text, path
 
 
-def test_the_command_needs_a_rater_and_a_free_port(project):
+def test_the_command_needs_a_rater_its_packages_and_a_free_port(project, monkeypatch):
     assert "--rater is needed" in CliRunner().invoke(annotate, []).output
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "uvicorn", None)
+        result = CliRunner().invoke(annotate, ["--rater", "anna"])
+    assert result.exit_code == 1 and "not installed: uvicorn" in result.output and "[annotate]" in result.output
+    assert plan.read() is None
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
