@@ -83,6 +83,8 @@ def shares(_context, _option, value: str) -> str:
         found = sorted({0.0, *map(float, value.split(","))})
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of numbers from 0 to 1, such as 0,0.25,1") from None
+    if len(found) == 1:
+        raise click.BadParameter(f"{value!r} leaves nothing to compare with the share 0; add another, such as 1")
     return ",".join(f"{share:g}" for share in found)
 
 

@@ -130,6 +130,7 @@ def test_the_annotation_study_trains_nothing_twice(repository):  # noqa: F811
     shown = dry_run("annotation", "--share", "1,0.25", "--seeds", "7,8").output
     assert "study annotation: 6 experiments" in shown and "train.annotated_share=0.25" in shown
     assert "numbers from 0 to 1" in dry_run("annotation", "--share", "all").output
+    assert "nothing to compare" in dry_run("annotation", "--share", "0").output
     assert "train.annotated_share" in dry_run("annotation", "--share", "2").output
 
 
