@@ -94,12 +94,14 @@ def _report(params: Params, counts: dict, more: dict, unmatched: list) -> None:
 
 
 def _report_doubts(left_out: dict[str, list[Sample]], annotations: dict) -> None:
-    """Print how many rows physicians call not visible or wrong, and what has become of them."""
+    """Print how many rows physicians call not visible or wrong, what has become of them, and annotations of no row."""
     for split, samples in left_out.items():
         if samples:
             click.echo(f"  NOTE: {len(samples)} {split} rows are left out by annotation: {left_out_file(split)}")
     if kept := sum(annotations.get("kept_in_test", {}).values()):
         click.echo(f"  NOTE: {kept} test rows are scored, though annotated as not visible or wrong question")
+    if lost := annotations.get("without_a_row"):
+        click.echo(f"  NOTE: {lost} annotations are of no row here: its image, question or answers were others")
 
 
 def _shown(name: str, value: int | str | dict) -> str:
