@@ -173,7 +173,7 @@ def test_processes_end_with_a_killed_stage(tmp_path):
     code = (
         "import os, time\n"
         "from pathlib import Path\n"
-        "from rarl import ahead\n"
+        "from rarl.running import ahead\n"
         "from rarl.params import load_params\n"
         "ahead.cores = lambda threads: 2\n"
         "ahead.later_work = lambda *_: [lambda: (Path(str(os.getpid())).touch(), time.sleep(60))]\n"

@@ -58,7 +58,7 @@ def test_pinning_counts_only_before_the_libraries_are_loaded():
 )
 def test_kernels_are_replaced_whoever_imports_torch(first):
     """Libraries ask for torch's spec before they import it; `PROGRAM` above imports it directly."""
-    program = "from rarl import params, pinning; pinning.pin(params.load_params())\n"
+    program = "from rarl import params; from rarl.processes import pinning; pinning.pin(params.load_params())\n"
     program += f"{first}\nimport torch, sys; print('replaced:', pinning._library is not None)"
     assert "replaced: True" in run(program)  # among what libraries print
 
