@@ -230,7 +230,7 @@ def work(short: bool = False, portable: bool = True, threads: int = 1, method: s
     params = load_params(ROOT / "params.yaml")
     params.model.portable, params.model.threads = portable, threads
     pin(params)
-    sys.modules["bitsandbytes"] = None  # as in a stage: PEFT would import it, in seconds, and in the emulator in ten
+    sys.modules["bitsandbytes"] = None  # as in a stage: PEFT would import it, in seconds
     if method:
         return step_seconds(params, method, steps)
     with TemporaryDirectory() as folder:

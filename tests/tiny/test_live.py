@@ -40,9 +40,13 @@ def groups_files() -> list[bytes]:
     return [path.read_bytes() for path in Path(".cache/training").glob("*/groups.jsonl")]
 
 
-def steps(method: str) -> list[int]:
+def column(method: str, name: str) -> list[float]:
     with open(f"metrics/train/{method}.csv", encoding="utf-8") as file:
-        return [int(row["step"]) for row in csv.DictReader(file)]
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+def steps(method: str) -> list[int]:
+    return [int(step) for step in column(method, "step")]
 
 
 @pytest.fixture
@@ -364,8 +368,12 @@ def test_sigterm_of_a_whole_job_ends_it_in_order(as_stage):
     assert f"sft: stopped after {last} of 24 steps; {saved}." in text and "Traceback" not in text
 
 
-def test_two_processes_stop_after_the_same_step(as_stage, short):
+def test_two_processes_have_the_losses_of_one_and_stop_after_the_same_step(as_stage, short):
     """Ctrl-C reaches them one after the other, by way of the launcher."""
+    train("sft", short)
+    one = column("sft", "loss")
+    for folder in (".cache", "metrics"):
+        shutil.rmtree(folder)
     short.accelerate.processes = 2
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(short.model_dump(), file)
@@ -375,6 +383,7 @@ def test_two_processes_stop_after_the_same_step(as_stage, short):
     assert stage.wait(60) == 130
     assert Path("log").read_text().count("ends after this step") == 1
     last = steps("sft")[-1]
+    assert column("sft", "loss") == pytest.approx(one[:last], rel=1e-4)
     (mark,) = Path(".cache/training").glob(f"*/checkpoint-{last}/whole.json")
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= json.loads(mark.read_text()).keys()
     assert last < 24 and read_status("sft")["outcome"] == "stopped" and read_status(STAGE)["outcome"] == "stopped"
