@@ -49,8 +49,8 @@ def usefulness(params: Params, ask: Sequence[str], rows: Mapping[str, Sample]) -
         "judges_unsure": judges_unsure(params, rows, answers),
         "rare_finding": rare_finding(rows),
     }
-    known = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
-    click.echo(f"Usefulness, known of so many of {len(rows)} rows: {known}.")
+    known = ", ".join(f"{name} of {len(part)}" for name, part in parts.items())
+    click.echo(f"Usefulness of {len(rows)} rows. Known parts: {known}.")
     return {content: {name: part.get(content, 0.0) for name, part in parts.items()} for content in rows}
 
 

@@ -186,7 +186,10 @@ def test_a_new_useful_plan_asks_models_about_all_rows_first(project, monkeypatch
     monkeypatch.setattr("rarl.annotating.page.Served.run", lambda self: None)
     result = CliRunner().invoke(annotate, [*options, "--port", "0"])
     assert result.exit_code == 0, result.output
-    assert asked == [("base", 16), ("sft", 16)] and "known of so many of 16 rows" in result.output
+    assert (
+        asked == [("base", 16), ("sft", 16)]
+        and "Usefulness of 16 rows. Known parts: no_signal of 0, " in result.output
+    )
     CliRunner().invoke(annotate, [*options, "--port", "0"])
     assert len(asked) == 2, "the plan is there"
 
