@@ -93,6 +93,8 @@ def shares(_context, _option, value: str) -> str:
 @click.option("--seeds", default="7,8,9", show_default=True, help="The seeds, separated by commas.")
 def annotation(shares: str, seeds: str, settings: tuple[str, ...], **options) -> None:
     """Run the command."""
+    if any(setting.startswith("train.annotated_share=") for setting in settings):
+        raise click.UsageError("Give the shares as --share, which adds 0: what the others are compared with.")
     run("annotation", [f"train.annotated_share={shares}", f"seed={seeds}", *settings], **options)
 
 

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -88,11 +88,12 @@ class Design:
         named = {*self.varied, *given}
         self.combinations: list[Combination] = []
         self.left_out: list[str] = []
-        for sweep in found:
-            params = with_settings(sweep)
+        every = [with_settings(sweep) for sweep in found]
+        weights = {params.rarl.rewards.reasoning for params in every}
+        for sweep, params in zip(found, every):
             if study == "table2" and "train.samples" not in chosen and too_few_rows(params):
                 self.left_out += [one for one in sweep if key_of(one) == "train.samples" and one not in self.left_out]
-            elif study == "annotation" and trained_elsewhere(params):
+            elif study == "annotation" and trained_elsewhere(params, weights):
                 continue
             elif params not in (one.params for one in self.combinations):
                 name = name_of(study, [one for one in sweep if key_of(one) in named])
@@ -169,14 +170,16 @@ def too_few_rows(params: Params) -> bool:
     return Path(params.data.root) == Path(Data().root) and params.phantom.sat_rows < (params.train.samples or 0)
 
 
-def trained_elsewhere(params: Params) -> bool:
+def trained_elsewhere(params: Params, weights: Collection[float]) -> bool:
     """Return whether another cell of the annotation study trains the same models.
 
     Without annotations the reasoning reward has nothing to compare with. Without the reasoning reward RARL reads no
-    annotation, unless it starts from the SFT adapter.
+    annotation, unless it starts from the SFT adapter. `weights` are those of the reasoning reward in the study: with
+    one of them there is no other cell.
     """
-    share, reward = params.train.annotated_share, params.rarl.rewards.reasoning
-    return bool(reward) if share == 0 else not reward and params.train.start == "base"
+    if params.rarl.rewards.reasoning:
+        return params.train.annotated_share == 0 and 0 in weights
+    return params.train.annotated_share > 0 and params.train.start == "base" and len(weights) > 1
 
 
 def name_of(study: str, settings: Sequence[str]) -> str:

@@ -343,7 +343,8 @@ def annotation(settings: Settings) -> pd.DataFrame:
     is by the main judge and, where it is asked, by the truth rater. RARL without its reasoning reward reads no
     annotation, so it has one row, the share 0, unless it starts from the SFT adapter.
     """
-    first, lines, seen = settings[0][1], [], set()
+    none = [found for _, found in settings if not found[0].params["train"]["annotated_share"]]
+    first, lines, seen = none[0] if none else settings[0][1], [], set()
     main, confidence = runs.main_judge(first[0]), first[0].params["report"]["confidence"]
     truth = [name for name in first[0].params["judges"] if first[0].params["judge"][name]["kind"] == "truth"]
     scores = dict.fromkeys([("final", main), ("reasoning", main), *(("reasoning", judge) for judge in truth)])
@@ -361,7 +362,9 @@ def annotation(settings: Settings) -> pd.DataFrame:
             cells = [runs.cells(run, model, judge).get(place[1:], {}) for run in found]
             means, sd = mean_of_seeds(cells, score)
             same = runs.status((first, found), model, judge, judge)
-            test = runs.compared((first, found), place, judge, same, images, confidence, score)
+            test = {"test": "no training without annotations"}
+            if none:
+                test = runs.compared((first, found), place, judge, same, images, confidence, score)
             mean = {"mean": means[score], "mean_low": means[f"{score}_low"], "mean_high": means[f"{score}_high"]}
             rows = {"rows": round(share * curated.get("annotated", 0)), "seeds": len(found)}
             lines.append(test | key | rows | mean | {"mean_sd": sd})

@@ -127,6 +127,10 @@ def test_the_annotation_study_trains_nothing_twice(repository):  # noqa: F811
 
     assert cells("train.annotated_share=0,0.5,1") == [(0, 0), (0.5, 1), (1, 1)]
     assert cells("train.annotated_share=0,1", "train.start=sft") == [(0, 0), (1, 0), (1, 1)], "SFT has read them"
+    shares = "train.annotated_share=0,1"
+    assert cells(shares, "rarl.rewards.reasoning=0.5") == [(0, 0.5), (1, 0.5)], "none is what others are compared with"
+    assert cells(shares, "rarl.rewards.reasoning=0") == [(0, 0), (1, 0)], "SFT reads them"
+    assert "as --share" in dry_run("annotation", "-S", "train.annotated_share=0.5,1").output
     shown = dry_run("annotation", "--share", "1,0.25", "--seeds", "7,8").output
     assert "study annotation: 6 experiments" in shown and "train.annotated_share=0.25" in shown
     assert "numbers from 0 to 1" in dry_run("annotation", "--share", "all").output
@@ -148,6 +152,9 @@ def test_the_annotation_study_compares_each_share_with_none(measured):  # noqa: 
     assert rarl.loc[1, "difference"] == 30.0 and rarl.loc[1, "differs"]
     assert frame["difference"].count() == 1, "no verdict of SFT, and none has a reasoning score"
     assert (frame["model"] == "sft").sum() == 6, "no second time for another reward of RARL"
+    assert sweeps.annotation(groups[::-1])["difference"].max() == 30.0, "whatever comes first"
+    alone = sweeps.annotation(groups[1:])
+    assert not alone["difference"].count() and {*alone["test"]} == {"no training without annotations"}
     text = sweeps.write("annotation", frame)
     page = Path("metrics/studies/annotation.md").read_text(encoding="utf-8")
     assert "- 1 of 1 differences" in page and "RARL, 100 % annotated (358 rows), final score, lexical: +30.0" in page
