@@ -116,10 +116,10 @@ def annotate(
             raise UserError(f"{option} {model}", "no such model in params.yaml", known, "name one of these")
     click.echo(NOT_CLINICAL)
     made = plan.read() if adjudicate else planned(params, rater, options, ask)
-    if adjudicate:
-        items = disputed(rater, made, read_annotations()) if made else []
-    else:
-        items = queue_of(params, rater, made, drafts)
+    if made is None:
+        fix = "plan again, as in `rarl annotate --rater anna --raters anna,ben`; annotations stay"
+        raise UserError(str(plan.file()), "no such file", "the plan of the rows that others have annotated", fix)
+    items = disputed(rater, made, read_annotations()) if adjudicate else queue_of(params, rater, made, drafts)
     if not items:
         click.echo("There is nothing to decide." if adjudicate else f"There are no rows for {rater}.")
         return

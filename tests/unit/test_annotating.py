@@ -817,6 +817,8 @@ def test_the_command_needs_a_rater_its_packages_and_a_free_port(project, monkeyp
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = CliRunner().invoke(annotate, ["--rater", "anna", "--port", str(taken.getsockname()[1])])
     assert result.exit_code == 1 and "the port is taken" in result.output
-    plan.file().unlink()
     assert "nothing to decide" in CliRunner().invoke(annotate, ["--rater", "cara", "--adjudicate"]).output
+    plan.file().unlink()
+    result = CliRunner().invoke(annotate, ["--rater", "cara", "--adjudicate"])
+    assert result.exit_code == 1 and "plan.json\n  found:    no such file" in result.output
     assert plan.read() is None, "the third reader plans nothing"
