@@ -166,9 +166,9 @@ def test_the_rating_page_saves_and_goes_on_by_keys_alone(served, opened, empty_f
     page.keyboard.press("q")
     page.wait_for_selector("#reasoning-1.primary")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#top h1')?.textContent.startsWith('Answer 2 of')")
+    page.wait_for_function("() => document.querySelector('#top h1')?.textContent.startsWith('Answer 2 of')")
     page.reload()
-    page.wait_for_function("document.querySelector('#top')?.textContent.includes('1 rated')")
+    page.wait_for_function("() => document.querySelector('#top')?.textContent.includes('1 rated')")
     assert len((empty_folder / "data/ratings/anna.jsonl").read_text().splitlines()) == 2
     assert not refused
 
@@ -527,7 +527,7 @@ def test_parts_are_unpacked_as_they_are_needed(in_parts):
     assert tab.evaluate("[parts, found.length, document.querySelectorAll('#list .row').length]") == [7, 70, 60]
     assert "70 of the first 70 questions (80 in all)" in tab.inner_text("#count")
     tab.click("#more")
-    tab.wait_for_function("parts === 8")
+    tab.wait_for_function("() => parts === 8")
     assert tab.locator("#list .row").count() == 80 and tab.locator("#more").is_hidden()
     assert "80 of 80 questions" in tab.inner_text("#count")
 
@@ -541,7 +541,7 @@ def test_a_link_opens_a_case_of_a_later_part(in_parts):
 def test_a_search_reads_the_parts_until_it_has_found_enough(in_parts):
     tab = in_parts("#set=vqa_rad")
     tab.fill("#text", "vqa_rad/test/57")
-    tab.wait_for_function("found.length === 1 && !part()")
+    tab.wait_for_function("() => found.length === 1 && !part()")
     assert tab.inner_text("#case code") == "vqa_rad/test/57" and "1 of 60" in tab.inner_text("#count")
 
 
