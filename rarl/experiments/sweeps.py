@@ -368,7 +368,8 @@ def annotation(settings: Settings) -> pd.DataFrame:
             mean = {"mean": means[score], "mean_low": means[f"{score}_low"], "mean_high": means[f"{score}_high"]}
             rows = {"rows": round(share * curated.get("annotated", 0)), "seeds": len(found)}
             lines.append(test | key | rows | mean | {"mean_sd": sd})
-    return tested(lines, ANNOTATION, first[0])
+    order = ["model", "score", "judge", "share", "reasoning_reward"]
+    return tested(lines, ANNOTATION, first[0]).sort_values(order, ignore_index=True)
 
 
 #: Studies whose tables take `Settings`.

@@ -138,5 +138,5 @@ def annotation_notes(rows: list[dict]) -> list[str]:
         "Smaller effects do not show, so a flat curve is no proof that annotations are of no use.",
         "On phantoms the annotations are made from what the image shows, without errors and in one style; those of "
         "physicians may need more rows, or fewer.",
-        "The annotated rows are a random share. The order of `rarl annotate --order useful` is not tested here.",
+        "The annotated rows are a random share: an order by usefulness is not tested here.",
     ]
