@@ -133,7 +133,6 @@ def shorten(path: Path) -> None:
         gone += [out if isinstance(out, str) else next(iter(out)) for out in stages.pop(name).get("outs", [])]
     for stage in stages.values():
         stage["deps"] = [dep for dep in stage.get("deps", []) if not dep.startswith(tuple(gone))]
-    stages["check"]["params"] = ["lora"]  # of all parameters; no score comes from this stage
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(pipeline, file)
 
