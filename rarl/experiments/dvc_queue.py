@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from rarl.processes.forks import AHEAD
 from rarl.records import read_json
 
 #: What the last DVC command has printed.
@@ -89,7 +90,7 @@ def dvc(*arguments: str, lock: int | None = None, marker: Path | None = None) ->
         marker: A file that is deleted when it ends, unless it was killed.
     """
     folder = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}", AHEAD: "0"}
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
     if marker:
         script = '"$@"; code=$?; [ $code -gt 128 ] || rm -f "$0"; exit $code'

@@ -14,6 +14,9 @@ from multiprocessing.connection import wait
 
 from rarl.errors import UserError
 
+#: Environment variable: with 0, no stage does work of later stages (`rarl/running/ahead.py`).
+AHEAD = "RARL_AHEAD"
+
 
 def cores(threads: int) -> int:
     """Processes of `threads` threads that this machine's cores can run at once; 1 where forking is not safe."""

@@ -5,8 +5,8 @@ later stages will need: the next trainings, and the predictions and verdicts of 
 `.cache/` under keys of all that they depend on, so a later stage takes what is there and does the rest itself, to the
 same bits. The stage of the last training also asks and judges its own model at the end, because it has imported what
 those stages would have to import. Whatever DVC then does not run was done in vain, but at the lowest priority. Nothing
-runs ahead on a machine with one core, with a GPU, or in several processes, nor what, by the memory plan, has no room
-beside the training.
+runs ahead in a study, whose experiments share the cores and are compared by their costs, on a machine with one core,
+with a GPU, or in several processes, nor what, by the memory plan, has no room beside the training.
 """
 
 import gc
@@ -27,7 +27,7 @@ import click
 
 from rarl.cache import CACHE
 from rarl.params import Params
-from rarl.processes.forks import cores, end_with_parent
+from rarl.processes.forks import AHEAD, cores, end_with_parent
 from rarl.processes.launch import on_one_cpu_process
 from rarl.registry import METHODS
 
@@ -49,7 +49,7 @@ def ahead_of_later_stages(method: str, params: Params) -> Iterator[None]:
     Enter it after heavy imports, which the forked processes share, and before anything else: each of them has to start
     as a new process does.
     """
-    alone = not on_one_cpu_process(params) or cores(params.model.threads) == 1
+    alone = not on_one_cpu_process(params) or cores(params.model.threads) == 1 or os.environ.get(AHEAD) == "0"
     tasks = [] if alone else later_work(method, params)
     at_end = [] if alone else work_after_last(method, params)
     if not tasks and not at_end:

@@ -144,9 +144,11 @@ def test_two_processes_do_not_train_in_one_folder(encoded, params):
     assert not list(run.folder.glob("checkpoint-*"))
 
 
-def test_nothing_runs_ahead_on_one_core(tmp_path, params, monkeypatch):
+@pytest.mark.parametrize(("count", "switch"), [(1, "1"), (2, "0")])
+def test_nothing_runs_ahead_on_one_core_or_in_a_study(tmp_path, params, monkeypatch, count, switch):
+    monkeypatch.setenv("RARL_AHEAD", switch)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ahead, "cores", lambda threads: 1)
+    monkeypatch.setattr(ahead, "cores", lambda threads: count)
     with ahead_of_later_stages("sft", params):
         assert not psutil.Process().children()
     assert not ahead.LOG.exists()
