@@ -17,7 +17,7 @@ from rarl.models.features import FeatureStore
 from rarl.models.loading import load
 from rarl.params import Rewards
 from rarl.records import Prediction, Sample, read_records, write_records
-from rarl.training.data import prompt_of, schedule, target
+from rarl.training.data import prompt_of, schedule, target, with_share
 
 
 def test_sft_writes_an_adapter_on_the_language_model_only(encoded, params):
@@ -130,6 +130,26 @@ def test_more_annotations_change_the_key_of_the_trainings_that_read_them(encoded
     assert [old == new for old, new in zip(before, keys())] == [False, True, False]
     write_records(path, rows[1:])
     assert not {*before} & {*keys()}
+
+
+def test_a_share_of_the_annotations_is_a_key_of_the_trainings_that_read_them(encoded, params):
+    from rarl.training.run import CURATED, Run
+
+    def keys(share):
+        changed = params.model_copy(update={"train": params.train.model_copy(update={"annotated_share": share})})
+        return [Run(name, changed, getattr(changed, name).model_dump()).folder for name in ("sft", "grpo", "rarl")]
+
+    rows = [
+        row.model_copy(update={"reasoning": "A mass is seen."})
+        for row in read_records(CURATED / "train.jsonl", Sample)
+    ]
+    write_records(CURATED / "train.jsonl", rows)
+    assert [old == new for old, new in zip(keys(1.0), keys(0.0))] == [False, True, False]
+    used = [{row.id for row in with_share(rows, share, 7) if row.reasoning} for share in (0, 0.25, 0.5, 1)]
+    assert [len(ids) for ids in used] == [round(share * len(rows)) for share in (0, 0.25, 0.5, 1)]
+    assert used[0] < used[1] < used[2] < used[3] and used[2] != {
+        row.id for row in with_share(rows, 0.5, 8) if row.reasoning
+    }
 
 
 def test_full_training_in_float32_takes_no_features_that_were_computed_in_bfloat16(project, params):
