@@ -5,6 +5,7 @@ Each function returns the SVG's text, or an empty string if the run has no data 
 
 import io
 import re
+from collections.abc import Iterable
 from html import escape
 
 from rarl.registry import MODELS, Model
@@ -113,6 +114,11 @@ def panels(logs: Logs, columns: dict[str, str], name: str, labels: dict[str, str
     return _svg(figure, f"panels-{name}", f"{', '.join(there.values())} over the optimizer steps")
 
 
+def _errors(values: Iterable[float], low: Iterable[float], high: Iterable[float]) -> list[list[float]]:
+    """Return the lengths of error bars below and above values with these ends, as matplotlib takes them."""
+    return [[a - b for a, b in zip(values, low)], [b - a for a, b in zip(values, high)]]
+
+
 def bars(rows: list[dict], lines: dict[str, float], title: str, name: str = "bars") -> str:
     """Plot final scores as horizontal bars with intervals.
 
@@ -165,7 +171,7 @@ def dots(
         shift = min(0.17, 0.85 / len(models)) * (rank - (len(models) - 1) / 2)
         points = [(i + shift, *cells[model]) for i, cells in enumerate(rows.values()) if model in cells]
         y, x, low, high = zip(*points)
-        ends = [[a - b for a, b in zip(x, low)], [b - a for a, b in zip(x, high)]]
+        ends = _errors(x, low, high)
         style = {"color": known[model].colour, "linewidth": 1.3, "label": known[model].label}
         axis.errorbar(x, y, xerr=ends, fmt="o", markersize=4, **style)
     axis.set_yticks(range(len(rows)), list(rows))
@@ -202,7 +208,7 @@ def by_samples(
         samples, score, low, high = zip(*points)
         # Side by side, so that the intervals of one number of samples can be told apart.
         x = [count * 1.035 ** (rank - (len(lines) - 1) / 2) for count in samples]
-        ends = [[a - b for a, b in zip(score, low)], [b - a for a, b in zip(score, high)]]
+        ends = _errors(score, low, high)
         model, dashed = styles[method]
         style = {"color": COLOURS[model], "linestyle": "--" if dashed else "-", "linewidth": 1.3, "elinewidth": 1}
         axis.errorbar(x, score, yerr=ends, fmt="o", markersize=4, label=method, **style)
@@ -232,7 +238,7 @@ def by_share(panels: dict[str, dict[str, list[tuple[float, ...]]]], styles: dict
                 continue
             share, score, low, high = zip(*points)
             x = [value + 0.8 * (rank - (len(lines) - 1) / 2) for value in share]  # side by side
-            ends = [[a - b for a, b in zip(score, low)], [b - a for a, b in zip(score, high)]]
+            ends = _errors(score, low, high)
             axis.errorbar(x, score, yerr=ends, fmt="o", markersize=4, elinewidth=1, **style)
         axis.set(title=title, ylim=(0, 100), ylabel="percent")
         axis.set_xticks(sorted({point[0] for points in lines.values() for point in points}))
